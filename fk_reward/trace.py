@@ -1,0 +1,261 @@
+"""What happened in a steered run: rewards, weights and ancestors of every particle at every scoring step.
+
+Letters of shapes: G prompts, K particles a prompt, S recorded steps (the last holds the finished images),
+n returned images a prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fk_reward import trace_json
+from fk_reward.trace_fields import STEP_DTYPES, TRACE_DTYPES, check_indices, check_shape, check_tensors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class TraceStep:
+    """One scoring step. All tensors are on the CPU and finite.
+
+    Attributes:
+        step: 0-based index of the scheduler step; the number of scheduler steps for the finished images.
+        timestep: the scheduler's timestep; 0.0 for the finished images.
+        rewards: (G, K) float32, reward of the predicted (or finished) image, before resampling.
+        log_weights: (G, K) float64, un-normalised log-weights after weighing, before resampling.
+        ess: (G,) float64 in [1, K], the effective sample size of these weights.
+        ancestors: (G, K) int64, the slot within its prompt that each particle continues from; None where
+            nothing was resampled.
+        decode_seconds: wall clock spent in decoding the predicted images.
+        reward_seconds: wall clock spent in the reward.
+        thumbnails: (G, K, 3, h, w) uint8, the predicted images before resampling, or None.
+        final: True for the finished images only.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: a shape, a value or an index that does not fit.
+
+    Example:
+        >>> ess = torch.tensor([2.0], dtype=torch.float64)
+        >>> log_weights = torch.zeros(1, 2, dtype=torch.float64)
+        >>> TraceStep(3, 801.0, torch.ones(1, 2), log_weights, ess, torch.tensor([[0, 0]])).num_particles
+        2
+    """
+
+    step: int
+    timestep: float
+    rewards: Tensor
+    log_weights: Tensor
+    ess: Tensor
+    ancestors: Tensor | None
+    decode_seconds: float = 0.0
+    reward_seconds: float = 0.0
+    thumbnails: Tensor | None = None
+    final: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate types, shapes and indices."""
+        tensors = {name: getattr(self, name) for name in STEP_DTYPES if getattr(self, name) is not None}
+        check_tensors(tensors, STEP_DTYPES)
+        check_shape("rewards", self.rewards, (-1, -1))
+        particles = (self.num_prompts, self.num_particles)
+        shapes = {"ess": particles[:1], "thumbnails": (*particles, 3, -1, -1)}
+        for name, tensor in tensors.items():
+            check_shape(name, tensor, shapes.get(name, particles))
+        self._check_values()
+
+    def _check_values(self) -> None:
+        num_particles = self.num_particles
+        if self.ess.min() < 1 - 1e-6 or self.ess.max() > num_particles + 1e-6:
+            raise ValueError(f"ess: expected values in [1, {num_particles}], got {self.ess.tolist()}.")
+        if self.ancestors is not None:
+            check_indices("ancestors", self.ancestors, num_particles)
+            if self.final:
+                raise ValueError("ancestors: the finished images are not resampled; the final entry takes None.")
+
+    @property
+    def num_prompts(self) -> int:
+        """G."""
+        return self.rewards.shape[0]
+
+    @property
+    def num_particles(self) -> int:
+        """K."""
+        return self.rewards.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringTrace:
+    """The whole run. It can be saved, read back exactly, and drawn.
+
+    Attributes:
+        prompts: the G prompts.
+        config: `FKSteeringConfig.to_dict()` of the run.
+        reward_name: name on the reward's card.
+        reward_scale: (G,) float64, the lambda that was used (found by bisection if the config says "auto").
+        steps: S records in the order of time; the last one, and only it, holds the finished images.
+        log_evidence: (G,) float64, log of the estimated normalising constant E[exp(lambda r)].
+        selected: (G, n) int64, slots of the returned images, best first.
+        num_steps: steps of the scheduler.
+        num_model_calls: forward passes of the denoiser.
+        num_model_rows: rows of the batches of these passes (guidance doubles them).
+        num_decode_calls: images decoded.
+        num_reward_calls: images scored.
+        seconds: wall clock of the whole call.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: records that do not fit together.
+
+    Example:
+        >>> from fk_reward.trace import SteeringTrace, TraceStep
+        >>> ess, weights = torch.tensor([1.5], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+        >>> early = TraceStep(4, 601.0, torch.tensor([[0.1, 0.4]]), weights, ess, torch.tensor([[1, 1]]))
+        >>> last = TraceStep(10, 0.0, torch.tensor([[0.3, 0.7]]), weights, ess, None, final=True)
+        >>> trace = SteeringTrace(("a star",), {}, "clipscore", ess, (early, last), log_evidence=ess,
+        ...     selected=torch.tensor([[1]]), num_steps=10, num_model_calls=10, num_model_rows=20,
+        ...     num_decode_calls=4, num_reward_calls=4, seconds=1.0)
+        >>> trace.lineage().tolist()
+        [[1, 1], [0, 1]]
+        >>> SteeringTrace.from_json(trace.to_json()).best_so_far.tolist() == trace.best_so_far.tolist()
+        True
+    """
+
+    prompts: tuple[str, ...]
+    config: dict[str, Any]
+    reward_name: str
+    reward_scale: Tensor
+    steps: tuple[TraceStep, ...]
+    log_evidence: Tensor
+    selected: Tensor
+    num_steps: int
+    num_model_calls: int
+    num_model_rows: int
+    num_decode_calls: int
+    num_reward_calls: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        """Validate that the records fit together."""
+        check_tensors({name: getattr(self, name) for name in TRACE_DTYPES}, TRACE_DTYPES)
+        self._check_order()
+        for step in self.steps:
+            check_shape(f"rewards of step {step.step}", step.rewards, (len(self.prompts), self.num_particles))
+        for name, shape in (("reward_scale", ()), ("log_evidence", ()), ("selected", (-1,))):
+            check_shape(name, getattr(self, name), (len(self.prompts), *shape))
+        check_indices("selected", self.selected, self.num_particles)
+
+    def _check_order(self) -> None:
+        final = [step.final for step in self.steps]
+        if sum(final) != 1 or not final[-1]:
+            raise ValueError(f"steps: the last entry, and only it, must be final; got final={final}.")
+        indices = [step.step for step in self.steps]
+        if indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] != self.num_steps:
+            expected = f"increasing indices that end in num_steps={self.num_steps}"
+            raise ValueError(f"steps: expected {expected}, got {indices}.")
+
+    @property
+    def num_particles(self) -> int:
+        """K."""
+        return self.steps[-1].num_particles
+
+    @property
+    def best_so_far(self) -> Tensor:
+        """(G, S) float32: running maximum over the recorded steps of the best reward of each prompt."""
+        best = torch.stack([step.rewards.amax(dim=1) for step in self.steps], dim=1)
+        return best.cummax(dim=1).values
+
+    def lineage(self, prompt_index: int = 0) -> Tensor:
+        """Follow every finished image back through the resampling steps.
+
+        Args:
+            prompt_index: which prompt.
+
+        Returns:
+            (S, K) int64: entry [s, k] is the slot, at recorded step s, of the ancestor of finished image k.
+            The last row is 0..K-1.
+
+        Raises:
+            IndexError: no such prompt.
+        """
+        self._check_prompt(prompt_index)
+        slots = [torch.arange(self.num_particles)]
+        for step in reversed(self.steps[:-1]):
+            ancestors = slots[0] if step.ancestors is None else step.ancestors[prompt_index, slots[0]]
+            slots.insert(0, ancestors)
+        return torch.stack(slots)
+
+    def summary(self) -> str:
+        """Describe the run in one paragraph of plain text: size, cost, resampling and rewards."""
+        final = self.steps[-1].rewards
+        resampled = sum(step.ancestors is not None for step in self.steps)
+        survivors = [len(self.lineage(g)[0].unique()) for g in range(len(self.prompts))]
+        return (
+            f"{len(self.prompts)} prompt(s) with {self.num_particles} particles each, {self.num_steps} "
+            f"steps, steered by {self.reward_name}: scored {len(self.steps) - 1} times before the end, "
+            f"resampled {resampled} times; on average {sum(survivors) / len(survivors):.1f} of the first "
+            f"scored particles have descendants. Finished images: mean reward {float(final.mean()):.4g}, "
+            f"best of each prompt {float(final.amax(dim=1).mean()):.4g}. {self.num_model_calls} model calls "
+            f"({self.num_model_rows} rows), {self.num_decode_calls} images decoded, {self.num_reward_calls} "
+            f"scored, {self.seconds:.1f} s."
+        )
+
+    def to_json(self, path: str | Path | None = None, *, thumbnails: bool = False) -> str:
+        """Write the trace as JSON. Every number comes back bit for bit.
+
+        Args:
+            path: a file to write as well, or None.
+            thumbnails: include the thumbnails, as PNG in base64 (lossless).
+
+        Returns:
+            The JSON text.
+        """
+        text = trace_json.dumps(self, thumbnails=thumbnails)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, text_or_path: str | Path) -> SteeringTrace:
+        """Read what `to_json` wrote.
+
+        Args:
+            text_or_path: the JSON text, or the path of a file with it.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not JSON, not a trace, another version, or a missing, unknown or malformed field.
+        """
+        fields = trace_json.loads(text_or_path, {"trace": cls, "step": TraceStep})
+        return cls(**{**fields, "steps": tuple(TraceStep(**step) for step in fields["steps"])})
+
+    def plot(self, path: str | Path | None = None, *, prompt_index: int = 0) -> Figure:
+        """Draw who descended from whom, and the curves of reward and effective sample size below.
+
+        Args:
+            path: a file to write as well (the ending chooses the format), or None.
+            prompt_index: which prompt.
+
+        Returns:
+            The matplotlib figure, which belongs to no window; in a notebook it shows itself.
+
+        Raises:
+            IndexError: no such prompt.
+        """
+        from fk_reward.trace_plot import plot_trace
+
+        self._check_prompt(prompt_index)
+        figure = plot_trace(self, prompt_index)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def _check_prompt(self, prompt_index: int) -> None:
+        if not 0 <= prompt_index < len(self.prompts):
+            raise IndexError(f"prompt_index: expected 0 to {len(self.prompts) - 1}, got {prompt_index}.")

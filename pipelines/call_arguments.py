@@ -1,0 +1,93 @@
+"""Sorts the arguments of a steered call into settings of the sampler and arguments of the wrapped pipeline."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fk_reward.config import FKSteeringConfig, config_fields
+from fk_reward.stochasticity import require_stochastic, takes_argument
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def split_arguments(
+    pipe: Any, steering: FKSteeringConfig, arguments: Mapping[str, Any]
+) -> tuple[FKSteeringConfig, dict[str, Any]]:
+    """Config with the fields given as keywords replaced, and the arguments of the wrapped pipeline.
+
+    Raises:
+        TypeError: for a name that is neither; the message suggests close ones.
+    """
+    fields = {name: value for name, value in arguments.items() if name in config_fields()}
+    rest = {name: value for name, value in arguments.items() if name not in fields}
+    parameters = inspect.signature(pipe.__call__).parameters
+    known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name != "self"]
+    for name in rest:
+        if name not in known:
+            close = difflib.get_close_matches(name, [*known, *config_fields()], n=3)
+            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            raise TypeError(f"{name!r} is an argument neither of {type(pipe).__name__} nor of FKSteeringConfig.{hint}")
+    if "num_images_per_prompt" not in known:
+        raise TypeError(f"{type(pipe).__name__} takes no num_images_per_prompt, so its particles cannot be batched.")
+    return replace(steering, **fields), rest
+
+
+def resolve_prompts(prompt: Any, arguments: Mapping[str, Any], reward_prompts: str | Sequence[str] | None) -> list[str]:
+    """The texts that the reward reads, one for each prompt of the batch.
+
+    Raises:
+        ValueError: when there is no text, or when the counts differ.
+    """
+    embeds = arguments.get("prompt_embeds")
+    if prompt is None and embeds is None:
+        raise ValueError("Pass a prompt (a string or a list of strings), or prompt_embeds with reward_prompts.")
+    texts = prompt if reward_prompts is None else reward_prompts
+    if texts is None:
+        raise ValueError("With prompt_embeds pass reward_prompts: the texts that the reward reads.")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    expected = 1 if isinstance(prompt, str) else len(embeds if prompt is None else prompt)
+    if not texts or len(texts) != expected:
+        raise ValueError(f"The reward should get {expected} texts, one for each prompt, got {len(texts)}.")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"Prompts should be strings, got {texts!r}.")
+    return texts
+
+
+def check_output(output_type: str, num_images_per_prompt: int, config: FKSteeringConfig) -> None:
+    """Raise for an output type that is not known, or when more images are asked for than there are particles."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type should be one of {list(OUTPUT_TYPES)}, got {output_type!r}.")
+    if not 1 <= num_images_per_prompt <= config.num_particles:
+        raise ValueError(
+            f"num_images_per_prompt should be in [1, num_particles = {config.num_particles}], "
+            f"got {num_images_per_prompt}; raise num_particles for more."
+        )
+
+
+def complete_eta(pipe: Any, config: FKSteeringConfig, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Set `eta=1.0` where the scheduler takes it and the caller gave none; refuse deterministic settings early.
+
+    Returns:
+        Defaults for `scheduler.step`, for pipelines that do not hand `eta` on.
+
+    Raises:
+        ValueError: for a deterministic scheduler, an explicit `eta=0.0` among them. Unless nothing is resampled.
+    """
+    scheduler = pipe.scheduler
+    if not takes_argument(scheduler, "eta"):
+        if config.resamples:
+            require_stochastic(scheduler)
+        return {}
+    eta = arguments.get("eta")
+    eta = 1.0 if eta is None else eta
+    if config.resamples:
+        require_stochastic(scheduler, eta=eta)
+    if "eta" in inspect.signature(pipe.__call__).parameters:
+        arguments["eta"] = eta
+        return {}
+    arguments.pop("eta", None)
+    return {"eta": eta}

@@ -1,0 +1,105 @@
+"""Latents to images, per family of autoencoders, as the final decode of each Diffusers pipeline does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DecodeFn = Callable[[Tensor], Tensor]
+"""Latents `(B, ...)` as the scheduler sees them, to images `(B, 3, H, W)` in [0, 1]."""
+
+
+class LatentDecoder:
+    """Decodes the latents of one pipeline call.
+
+    Families: `AutoencoderKL` and whatever shares its configuration (a `scaling_factor`, an optional `shift_factor`,
+        or a mean and a standard
+    deviation per channel), with the float32 upcast that SDXL's autoencoder asks for; packed latents (Flux); and
+    pipelines without an autoencoder, whose samples are the pictures.
+
+    Args:
+        pipe: the wrapped pipeline.
+        height: height of the picture in pixels, None for the pipeline's default. Only packed latents need it.
+        width: the same for the width.
+
+    Raises:
+        ValueError: when called on latents that it cannot decode; pass `decode_fn` to `FKSteeringPipeline` for these.
+    """
+
+    def __init__(self, pipe: Any, *, height: int | None = None, width: int | None = None) -> None:
+        self._pipe = pipe
+        self._size = (height, width)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Latents `(B, ...)` to images `(B, 3, H, W)` float32 in [0, 1]. Values that are not finite stay so."""
+        vae = getattr(self._pipe, "vae", None)
+        if vae is None:
+            return to_unit_range(latents)
+        with float32_if_asked(vae):
+            scaled = unscale_latents(vae, self._unpack(latents)).to(vae.dtype)
+            return to_unit_range(vae.decode(scaled, return_dict=False)[0])
+
+    def _unpack(self, latents: Tensor) -> Tensor:
+        if latents.ndim == 4:
+            return latents
+        if latents.ndim != 3 or not hasattr(self._pipe, "_unpack_latents"):
+            raise ValueError(
+                f"{type(self._pipe).__name__} has latents of shape {tuple(latents.shape)}, which are not known here; "
+                "pass FKSteeringPipeline(pipe, reward=..., decode_fn=...), a function of these latents to images in "
+                "[0, 1]."
+            )
+        default = self._pipe.default_sample_size * self._pipe.vae_scale_factor
+        height, width = (side or default for side in self._size)
+        return self._pipe._unpack_latents(latents, height, width, self._pipe.vae_scale_factor)
+
+
+def unscale_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Undo the normalisation of the latents that the autoencoder's configuration states.
+
+    Args:
+        vae: autoencoder with `config.scaling_factor`, and optionally `shift_factor` or `latents_mean` and
+            `latents_std`.
+        latents: `(B, C, H, W)`.
+
+    Returns:
+        `(B, C, H, W)`, what `vae.decode` takes.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=0.5, shift_factor=1.0))
+        >>> float(unscale_latents(vae, torch.ones(1, 1, 1, 1)))
+        3.0
+    """
+    scale = getattr(vae.config, "scaling_factor", None) or 1.0
+    mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1).to(latents.device, latents.dtype) for values in (mean, std))
+        return latents * std / scale + mean
+    return latents / scale + (getattr(vae.config, "shift_factor", None) or 0.0)
+
+
+@contextmanager
+def float32_if_asked(vae: Any) -> Iterator[None]:
+    """Run a float16 autoencoder that overflows in float16 (`config.force_upcast`) in float32, and put it back."""
+    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if upcast:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if upcast:
+            vae.to(torch.float16)
+
+
+def to_unit_range(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] to float32 in [0, 1], clamped.
+
+    Example:
+        >>> to_unit_range(torch.tensor([-1.0, 0.0, 3.0]))
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    return (pixels.float() / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,214 @@
+"""`FKSteeringPipeline`: a Diffusers text-to-image pipeline, steered by a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from fk_reward.config import FKSteeringConfig
+from fk_reward.models import resolve_model
+from fk_reward.particle_filter import ParticleFilter
+from fk_reward.pipelines.call_arguments import check_output, complete_eta, resolve_prompts, split_arguments
+from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
+from fk_reward.pipelines.default_scheduler import stochastic_scheduler
+from fk_reward.pipelines.output import FKSteeringOutput
+from fk_reward.pipelines.seeds import resampling_generators
+from fk_reward.pipelines.steered_run import SteeredRun
+from fk_reward.rewards import Reward, load_reward
+from fk_reward.steering import steer
+
+_OWN_ATTRIBUTES = ("pipe", "reward", "steering", "decode_fn")
+
+
+class FKSteeringPipeline:
+    """Any Diffusers text-to-image pipeline, steered by a reward with the Feynman-Kac sampler of Singhal et al. (2025).
+
+    The wrapped pipeline runs its own `__call__` on K particles a prompt; its scheduler's `step` is intercepted for
+    the time of the call (`fk_reward.steer`). With one particle, or with `reward_scale=0`, the images are those of the
+    wrapped pipeline bit for bit.
+
+    Every attribute that is not named here (`unet`, `scheduler`, `load_lora_weights`, `enable_model_cpu_offload`, ...)
+    is read from and written to the wrapped pipeline.
+
+    Args:
+        pipe: a pipeline in memory, whose scheduler is kept: a deterministic one is refused when the pipeline is called.
+        reward: name, `Reward`, or a function `(images, prompts) -> (B,) tensor`.
+        steering: default settings of the calls.
+        decode_fn: predicted latents to images `(B, 3, H, W)` in [0, 1], for pipelines whose latents are not known
+            here, or for a cheaper decoder at the scoring steps. The finished images are always decoded by the wrapped
+            pipeline.
+
+    Example:
+        >>> pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward="shapes-clipscore")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> out = pipe("a photo of a red circle", num_particles=2, num_inference_steps=4)
+        >>> out.images[0].size, tuple(out.rewards.shape)
+        ((64, 64), (1, 1))
+    """
+
+    pipe: Any
+    reward: Reward
+    steering: FKSteeringConfig
+    decode_fn: DecodeFn | None
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        *,
+        reward: str | Reward | Callable[[Tensor, list[str]], Tensor],
+        steering: FKSteeringConfig | None = None,
+        decode_fn: DecodeFn | None = None,
+    ) -> None:
+        if not isinstance(pipe, DiffusionPipeline) or not hasattr(pipe, "scheduler"):
+            raise TypeError(f"pipe should be a Diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
+        self.pipe = pipe
+        self.reward = load_reward(reward)
+        self.steering = steering or FKSteeringConfig()
+        self.decode_fn = decode_fn
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        reward: str | Reward | Callable[[Tensor, list[str]], Tensor],
+        steering: FKSteeringConfig | None = None,
+        decode_fn: DecodeFn | None = None,
+        **diffusers_arguments: Any,
+    ) -> FKSteeringPipeline:
+        """Load a pipeline as `DiffusionPipeline.from_pretrained` does, and wrap it.
+
+        Where no `scheduler` is given and the repository's own is deterministic, it is replaced by a stochastic one,
+        which is said in one log line: DDIM with eta 1, or its counterpart for flow-matching and EDM models.
+
+        Args:
+            name_or_path: hub id, folder, embedded model (`"shapes-sd"`) or alias (`"sd-2.1"`, `"sdxl"`).
+            reward: see the class.
+            steering: see the class.
+            decode_fn: see the class.
+            **diffusers_arguments: go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, `scheduler`,
+            ...).
+        """
+        loaded_reward = load_reward(reward)
+        pipe = DiffusionPipeline.from_pretrained(resolve_model(name_or_path), **diffusers_arguments)
+        if "scheduler" not in diffusers_arguments:
+            pipe.scheduler = stochastic_scheduler(pipe.scheduler)
+        return cls(pipe, reward=loaded_reward, steering=steering, decode_fn=decode_fn)
+
+    def to(self, *args: Any, **kwargs: Any) -> FKSteeringPipeline:
+        """Move the wrapped pipeline as `DiffusionPipeline.to` does, and the reward to the same device. Returns itself.
+
+        The reward keeps its own precision; `pipe.reward.to(dtype=...)` changes it.
+        """
+        self.pipe.to(*args, **kwargs)
+        self.reward.to(self.pipe.device)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        num_images_per_prompt: int = 1,
+        steering: FKSteeringConfig | None = None,
+        reward_prompts: str | Sequence[str] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **arguments: Any,
+    ) -> FKSteeringOutput | tuple[Any, ...]:
+        """Generate with K particles a prompt and return the best of them.
+
+        Args:
+            prompt: one prompt or a list; prompts never exchange particles.
+            num_images_per_prompt: n, how many of the K particles are returned, at most K.
+            steering: settings of this call, in place of the pipeline's.
+            reward_prompts: texts that the reward reads, where they should differ from `prompt` or where only
+                `prompt_embeds` are given.
+            output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict: False for a tuple (images, rewards, trace, nsfw flags).
+            **arguments: fields of `FKSteeringConfig` (`num_particles=8`) and arguments of the wrapped pipeline's
+            call; `generator` takes
+                one generator, or a list of one for each of the G * K particles. `eta` is 1.0 unless given.
+
+        Raises:
+            TypeError: for an unknown argument.
+            ValueError: for a deterministic scheduler, more images than particles, an image or a reward that is not
+                finite, ...
+        """
+        config, arguments = split_arguments(self.pipe, steering or self.steering, arguments)
+        check_output(output_type, num_images_per_prompt, config)
+        texts = resolve_prompts(prompt, arguments, reward_prompts)
+        step_defaults = complete_eta(self.pipe, config, arguments)
+        generator = arguments.get("generator")
+        if generator is not None:
+            step_defaults["generator"] = generator  # SD3 and Flux do not hand it on
+        run = SteeredRun(
+            reward=self.reward,
+            prompts=texts,
+            particle_filter=ParticleFilter(config, len(texts), resampling_generators(generator, len(texts))),
+            decode=self._decoder(arguments),
+        )
+        stock_type = "latent" if output_type == "latent" else "pt"
+        with (
+            run.watch(self.pipe),
+            steer(
+                self.pipe.scheduler, run.particle_filter, run.score, step_defaults=step_defaults, callback=run.record
+            ),
+        ):
+            out = self.pipe(
+                prompt=prompt, num_images_per_prompt=config.num_particles, output_type=stock_type, **arguments
+            )
+        return self._finish(run, out, (num_images_per_prompt, output_type, return_dict))
+
+    def _finish(self, run: SteeredRun, out: Any, request: tuple[int, str, bool]) -> FKSteeringOutput | tuple[Any, ...]:
+        num_images_per_prompt, output_type, return_dict = request
+        if output_type == "latent":
+            rewards = run.score(out.images)
+        else:
+            run.count_final_decode(len(out.images))
+            rewards = run.score_images(out.images.float())
+        run.finish(rewards, len(self.pipe.scheduler.timesteps))
+        selected = run.particle_filter.select(num_images_per_prompt)
+        offsets = run.particle_filter.num_particles * torch.arange(len(selected))[:, None]
+        indices = (selected + offsets).flatten()
+        flags = getattr(out, "nsfw_content_detected", None)
+        output = FKSteeringOutput(
+            images=self._converted(out.images[indices.to(out.images.device)], output_type),
+            rewards=rewards.detach().to("cpu", torch.float32)[indices].view(selected.shape),
+            trace=run.trace(selected),
+            nsfw_content_detected=None if flags is None else [bool(flags[i]) for i in indices.tolist()],
+        )
+        return output if return_dict else tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
+
+    def _converted(self, images: Tensor, output_type: str) -> Any:
+        if output_type in ("latent", "pt"):
+            return images
+        arrays = self.pipe.image_processor.pt_to_numpy(images)
+        return arrays if output_type == "np" else self.pipe.image_processor.numpy_to_pil(arrays)
+
+    def _decoder(self, arguments: dict[str, Any]) -> DecodeFn:
+        if self.decode_fn is not None:
+            return self.decode_fn
+        return LatentDecoder(self.pipe, height=arguments.get("height"), width=arguments.get("width"))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWN_ATTRIBUTES:  # not set yet: __init__ failed, or the object is being unpickled
+            raise AttributeError(name)
+        return getattr(self.pipe, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "reward" and not isinstance(value, Reward):
+            value = load_reward(value)
+        if name in _OWN_ATTRIBUTES:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.pipe, name, value)
+
+    def __repr__(self) -> str:
+        pipe, reward = type(self.pipe).__name__, self.reward.card.name
+        return f"FKSteeringPipeline({pipe}, reward={reward!r}, steering={self.steering})"

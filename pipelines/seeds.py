@@ -1,0 +1,42 @@
+"""Generators for the resampling, derived from the caller's generator without drawing from it.
+
+The sampler must not consume the caller's random numbers: with one particle, or with rewards that are all equal, the
+images are those of the stock pipeline, bit for bit. So the state of the generator is hashed into seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Generator
+
+
+def resampling_generators(generator: Generator | Sequence[Generator] | None, num_groups: int) -> list[Generator]:
+    """One generator on the CPU for each group, a function of the state of the caller's generators.
+
+    Args:
+        generator: as Diffusers pipelines take it: one, one for each image (prompt-major), or None for PyTorch's
+            global one.
+        num_groups: number of prompts.
+
+    Returns:
+        One generator a prompt. With a list, a prompt's generator depends only on the first one of its own images, so
+        that its result does not depend on the other prompts of the batch.
+
+    Example:
+        >>> first, second = resampling_generators(torch.Generator().manual_seed(0), 2)
+        >>> first.initial_seed() == second.initial_seed()
+        False
+    """
+    if isinstance(generator, list | tuple):
+        per_group = len(generator) // num_groups
+        return [_derived(generator[group * per_group].get_state(), 0) for group in range(num_groups)]
+    state = torch.get_rng_state() if generator is None else generator.get_state()
+    return [_derived(state, group) for group in range(num_groups)]
+
+
+def _derived(state: torch.Tensor, group: int) -> Generator:
+    digest = hashlib.sha256(state.cpu().numpy().tobytes() + group.to_bytes(8, "little")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,0 +1,162 @@
+"""One steered call: scores predicted images, counts the work and collects the trace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fk_reward.particle_filter import ParticleFilter
+from fk_reward.pipelines.decoding import DecodeFn
+from fk_reward.rewards import NonFiniteScoreError, Reward
+from fk_reward.steering import SteeringRecord
+from fk_reward.trace import SteeringTrace, TraceStep
+
+_THUMBNAIL_SIZE = 96
+
+
+@dataclass
+class SteeredRun:
+    """What one call of `FKSteeringPipeline` does besides calling the wrapped pipeline.
+
+    Attributes:
+        reward: the reward.
+        prompts: G texts that the reward reads.
+        particle_filter: the particle filter of this call.
+        decode: latents to images in [0, 1].
+    """
+
+    reward: Reward
+    prompts: list[str]
+    particle_filter: ParticleFilter
+    decode: DecodeFn
+    _steps: list[TraceStep] = field(default_factory=list)
+    _measured: dict[str, Any] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "scored"), 0))
+    _bar: Any = None
+    _started: float = field(default_factory=time.perf_counter)
+
+    def score(self, x0_pred: Tensor) -> Tensor:
+        """Rewards `(G * K,)` of the predicted clean samples; the `score` argument of `steer`."""
+        started = _clock(x0_pred)
+        images = self.decode(x0_pred)
+        self._counts["decoded"] += len(images)
+        return self.score_images(images, decode_seconds=_clock(images) - started)
+
+    def score_images(self, images: Tensor, *, decode_seconds: float = 0.0) -> Tensor:
+        """Rewards `(G * K,)` of images `(G * K, 3, H, W)`; names prompt and particle of one that is not finite."""
+        num_particles = self.particle_filter.num_particles
+        bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"The decoded image of {self._name(bad[0])} holds NaN or infinite pixels: the autoencoder or the "
+                "denoiser overflowed. Run the autoencoder in float32 (pipe.vae.to(torch.float32)) or bfloat16."
+            )
+        started = _clock(images)
+        prompts = [prompt for prompt in self.prompts for _ in range(num_particles)]
+        try:
+            rewards = self.reward(images, prompts)
+        except NonFiniteScoreError as error:
+            raise ValueError(f"The reward of {self._name(error.index)} is {error.score}: {error}") from error
+        self._counts["scored"] += len(images)
+        self._measured = {
+            "decode_seconds": decode_seconds,
+            "reward_seconds": _clock(rewards) - started,
+            "thumbnails": self._thumbnails(images),
+        }
+        return rewards
+
+    def record(self, record: SteeringRecord) -> None:
+        """Keep the record with what was measured, and show it in the progress bar; the callback of `steer`."""
+        self._steps.append(TraceStep(**vars(record), **self._measured))
+        if self._bar is not None:
+            best, ess = record.rewards.amax(1).mean(), record.ess.mean()
+            self._bar.set_postfix(reward=f"{best:.3f}", ess=f"{ess:.1f}", refresh=False)
+
+    def finish(self, rewards: Tensor, num_steps: int) -> None:
+        """Apply the terminal correction with the rewards `(G * K,)` of the finished images and close the record."""
+        self.particle_filter.weigh(rewards, final=True, step=num_steps)
+        shape = (self.particle_filter.num_groups, self.particle_filter.num_particles)
+        self._steps.append(
+            TraceStep(
+                step=num_steps,
+                timestep=0.0,
+                rewards=rewards.detach().to("cpu", torch.float32).view(shape),
+                log_weights=self.particle_filter.log_weights.clone(),
+                ess=self.particle_filter.ess,
+                ancestors=None,
+                final=True,
+                **self._measured,
+            )
+        )
+
+    def trace(self, selected: Tensor) -> SteeringTrace:
+        """The trace of the finished run; `selected` is `(G, n)`."""
+        return SteeringTrace(
+            prompts=tuple(self.prompts),
+            config=self.particle_filter.config.to_dict(),
+            reward_name=self.reward.card.name,
+            reward_scale=self.particle_filter.reward_scale.clone(),
+            steps=tuple(self._steps),
+            log_evidence=self.particle_filter.log_evidence.clone(),
+            selected=selected,
+            num_steps=self._steps[-1].step,
+            num_model_calls=self._counts["calls"],
+            num_model_rows=self._counts["rows"],
+            num_decode_calls=self._counts["decoded"],
+            num_reward_calls=self._counts["scored"],
+            seconds=time.perf_counter() - self._started,
+        )
+
+    @contextmanager
+    def watch(self, pipe: Any) -> Iterator[None]:
+        """Count the denoiser's forward passes and catch the progress bar of the wrapped pipeline, for one call."""
+        denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+        hook = None if denoiser is None else denoiser.register_forward_hook(self._count, with_kwargs=True)
+        stock_progress_bar = pipe.progress_bar
+
+        @wraps(stock_progress_bar)
+        def progress_bar(*args: Any, **kwargs: Any) -> Any:
+            self._bar = stock_progress_bar(*args, **kwargs)
+            return self._bar
+
+        pipe.progress_bar = progress_bar
+        try:
+            yield
+        finally:
+            del pipe.progress_bar
+            if hook is not None:
+                hook.remove()
+
+    def count_final_decode(self, num_images: int) -> None:
+        """Add the images that the wrapped pipeline decoded at its end."""
+        self._counts["decoded"] += num_images
+
+    def _count(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1]
+        self._counts["calls"] += 1
+        self._counts["rows"] += len(tensors[0]) if tensors else 0
+
+    def _name(self, index: int) -> str:
+        group, particle = divmod(index, self.particle_filter.num_particles)
+        return f"prompt {group}, particle {particle}"
+
+    def _thumbnails(self, images: Tensor) -> Tensor:
+        scale = min(1.0, _THUMBNAIL_SIZE / max(images.shape[-2:]))
+        if scale < 1.0:
+            images = torch.nn.functional.interpolate(images, scale_factor=scale, mode="area")
+        pixels = (images * 255).round().to("cpu", torch.uint8)
+        return pixels.view(self.particle_filter.num_groups, self.particle_filter.num_particles, *pixels.shape[1:])
+
+
+def _clock(after: Tensor) -> float:
+    """Seconds, once the work that made this tensor is done."""
+    if after.is_cuda:
+        torch.cuda.synchronize(after.device)
+    return time.perf_counter()

@@ -1,0 +1,33 @@
+"""Rewards: scores of images given prompts, their cards, and the names under which they are found."""
+
+from __future__ import annotations
+
+from fk_reward.rewards.base import NonFiniteScoreError, Reward
+from fk_reward.rewards.callable import CallableReward
+from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.clipscore import CLIPScore, clip_score
+from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.registry import (
+    REWARDS,
+    RewardEntry,
+    RewardLoadError,
+    available_rewards,
+    load_reward,
+    reward_card,
+)
+
+__all__ = [
+    "REWARDS",
+    "CLIPScore",
+    "CallableReward",
+    "ImagePreprocessing",
+    "NonFiniteScoreError",
+    "Reward",
+    "RewardCard",
+    "RewardEntry",
+    "RewardLoadError",
+    "available_rewards",
+    "clip_score",
+    "load_reward",
+    "reward_card",
+]

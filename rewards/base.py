@@ -1,0 +1,136 @@
+"""The base class of rewards: a subclass writes `score`, callers use the instance as a function."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.inputs import ImageGroup, Images, group_by_size, prompt_list
+
+RewardT = TypeVar("RewardT", bound="Reward")
+
+
+class NonFiniteScoreError(ValueError):
+    """A reward gave a score that is NaN or infinite.
+
+    Attributes:
+        score: the score.
+        index: place of the image in the caller's order.
+        prompt: its prompt.
+    """
+
+    def __init__(self, name: str, score: float, index: int, prompt: str) -> None:
+        super().__init__(f"Reward {name!r} gave {score} for image {index}, prompt {prompt!r}.")
+        self.score, self.index, self.prompt = score, index, prompt
+
+
+class Reward(abc.ABC):
+    """A score of images given prompts; higher is better unless the card says otherwise.
+
+    A subclass sets `card` and writes `score`, nothing else. Modules that it keeps as attributes are found by
+    `to` and `device`.
+
+    Attributes:
+        card: what a person should know about the reward.
+        batch_size: number of images that `score` sees at once; None for all images of one size.
+
+    Example:
+        >>> class Redness(Reward):
+        ...     card = RewardCard(name="redness", summary="mean of the red channel", differentiable=True)
+        ...
+        ...     def score(self, images, prompts):
+        ...         return images[:, 0].mean(dim=(1, 2))
+        >>> Redness()(torch.tensor([0.25, 0.75]).view(2, 1, 1, 1).expand(2, 3, 8, 8), "anything red")
+        tensor([0.2500, 0.7500])
+    """
+
+    card: RewardCard
+    batch_size: int | None = None
+
+    @abc.abstractmethod
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Score images that are already in one form.
+
+        The score of an image must not depend on the other images of the batch.
+
+        Args:
+            images: (B, 3, H, W) float32 in [0, 1], on the reward's device.
+            prompts: B strings.
+
+        Returns:
+            (B,) floating, finite.
+
+        B: number of images, H: height, W: width.
+        """
+
+    def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
+        """Check and convert the input, score it in batches, check the scores.
+
+        Args:
+            images: tensor (B, 3, H, W) in [0, 1], PIL images, arrays, or a list of them; `group_by_size` in
+                `inputs.py` has the rules.
+            prompts: B strings, or one string for all images.
+
+        Returns:
+            (B,) float32 in the order of the images, on the images' device (CPU for PIL images and arrays), with the
+            gradient to the images if the reward is differentiable and they ask for it.
+
+        Raises:
+            TypeError: for images, prompts or scores of the wrong type.
+            ValueError: for images of the wrong shape or range, unequal counts, and scores of the wrong shape.
+            NonFiniteScoreError: a ValueError, for a score that is not finite; it names image and prompt.
+        """
+        groups = group_by_size(images)
+        prompts = prompt_list(prompts, sum(len(group.indices) for group in groups))
+        batches = [batch for group in groups for batch in group.split(self._checked_batch_size())]
+        scores = torch.cat([self._score_batch(batch, [prompts[i] for i in batch.indices]) for batch in batches])
+        order = torch.tensor([i for batch in batches for i in batch.indices], device=scores.device)
+        return scores[order.argsort()]
+
+    @property
+    def device(self) -> torch.device | None:
+        """Device of the weights; None for a reward without weights, which scores images where they are."""
+        return next((tensor.device for module in self._held_modules() for tensor in _tensors(module)), None)
+
+    def to(self: RewardT, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> RewardT:
+        """Move the weights to a device, a floating dtype, or both, in place; return the reward itself."""
+        for module in self._held_modules():
+            module.to(device=device, dtype=dtype)
+        return self
+
+    def _held_modules(self) -> Iterator[nn.Module]:
+        return (value for value in vars(self).values() if isinstance(value, nn.Module))
+
+    def _checked_batch_size(self) -> int | None:
+        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            raise ValueError(f"batch_size must be None or an integer of at least 1, got {self.batch_size!r}.")
+        return self.batch_size
+
+    def _score_batch(self, batch: ImageGroup, prompts: list[str]) -> Tensor:
+        scores = self.score(batch.images.to(self.device), prompts)
+        self._check_scores(scores, batch.indices, prompts)
+        return scores.to(device=batch.images.device, dtype=torch.float32)
+
+    def _check_scores(self, scores: Tensor, indices: tuple[int, ...], prompts: list[str]) -> None:
+        name = self.card.name
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+            raise TypeError(f"Reward {name!r} must return a floating tensor, got {got}.")
+        if scores.shape != (len(indices),):
+            raise ValueError(
+                f"Reward {name!r} must return shape ({len(indices)},), one score an image, got {tuple(scores.shape)}."
+            )
+        finite = scores.detach().to(torch.float32).isfinite()
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            raise NonFiniteScoreError(name, scores[bad].item(), indices[bad], prompts[bad])
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()

@@ -1,0 +1,222 @@
+"""CLIPScore: cosine between the CLIP embeddings of image and prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fk_reward.models import resolve_model
+from fk_reward.rewards.base import Reward
+from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.registry import RewardEntry
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTokenizer
+
+logger = logging.getLogger(__name__)
+
+_CARD = RewardCard(
+    name="clipscore",
+    summary="cosine of CLIP ViT-L/14 image and text embeddings",
+    typical_range=(0.1, 0.35),
+    spread=0.02,  # as the range: an order of magnitude from common experience with ViT-L/14, not measured here
+    differentiable=True,
+    max_prompt_tokens=77,
+    licence="MIT (github.com/openai/CLIP)",
+    source="Hessel et al. 2021, arXiv 2104.08718, without its factor 2.5 and clipping at 0",
+    weights="openai/clip-vit-large-patch14",
+    memory="1.7 GB in float32, 0.9 GB in float16",
+)
+
+_OTHER_CARD = RewardCard(
+    name="clipscore",
+    summary="cosine of CLIP image and text embeddings",
+    typical_range=(-1.0, 1.0),
+    differentiable=True,
+    weights="given by the caller",
+    memory="that of the model",
+)
+
+_SHAPES_CARD = RewardCard(
+    name="shapes-clipscore",
+    summary="cosine of a small CLIP trained on 64x64 scenes of coloured shapes",
+    typical_range=(-1.0, 1.0),
+    differentiable=True,
+    licence="Apache-2.0",
+    source="trained by the scripts in examples/shapes",
+    weights="in the package",
+    memory="a few MB",
+)
+
+
+def clip_score(image_embeddings: Tensor, text_embeddings: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Cosine similarity of paired embeddings times `scale`, computed in float32.
+
+    Args:
+        image_embeddings: (B, D), any length.
+        text_embeddings: (B, D), any length.
+        scale: factor on the cosine.
+
+    Returns:
+        (B,) float32 in [-scale, scale].
+
+    Example:
+        >>> clip_score(torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 2.0], [3.0, 4.0]]), scale=100.0)
+        tensor([  0., 100.])
+
+    B: number of pairs, D: dimension of the embeddings.
+    """
+    image_embeddings, text_embeddings = (
+        functional.normalize(x.float(), dim=-1) for x in (image_embeddings, text_embeddings)
+    )
+    return scale * (image_embeddings * text_embeddings).sum(dim=-1)
+
+
+class CLIPScore(Reward):
+    """Cosine similarity of image and prompt under a CLIP model, times `scale`.
+
+    Plain cosine (`scale=1`) is the convention of Singhal et al. 2025 (arXiv 2501.06848) and the unit of the
+    cards; `scale=100` gives the figures that torchmetrics and many tables print. Differentiable with respect
+    to the images; the weights are frozen.
+
+    Args:
+        model: transformers' `CLIPModel`; put into evaluation mode and frozen, in place.
+        tokenizer: its tokenizer.
+        preprocessing: resizing, crop and normalisation of its image tower.
+        scale: factor on the cosine, positive; the card's range and spread are multiplied by it.
+        batch_size: number of images scored at once; None for all of one size.
+        card: facts about the weights, in the unit of the plain cosine.
+
+    Raises:
+        ValueError: when `scale` is not positive.
+
+    Example:
+        >>> reward = CLIPScore.from_pretrained("openai/clip-vit-base-patch32", scale=100.0)  # doctest: +SKIP
+        >>> scores = reward(images, "a photo of a cat")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        tokenizer: CLIPTokenizer,
+        *,
+        preprocessing: ImagePreprocessing,
+        scale: float = 1.0,
+        batch_size: int | None = None,
+        card: RewardCard | None = None,
+    ) -> None:
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}.")
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+        self.scale = scale
+        self.batch_size = batch_size
+        self.max_tokens: int = model.config.text_config.max_position_embeddings
+        self.card = _fit_card(card or _OTHER_CARD, scale=scale, max_tokens=self.max_tokens)
+        self._warned: set[str] = set()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+        scale: float = 1.0,
+        batch_size: int | None = None,
+        revision: str = "main",
+        card: RewardCard | None = None,
+    ) -> CLIPScore:
+        """Load model, tokenizer and preprocessing from a hub repository or folder in the layout of transformers.
+
+        Args:
+            model: hub id or folder.
+            torch_dtype: dtype of the weights; whatever the files have is converted.
+            scale: as for the class.
+            batch_size: as for the class.
+            revision: branch, tag or commit of the hub repository.
+            card: facts about the weights; by default a card that names the model and leaves its spread open.
+
+        Raises:
+            OSError: when files are missing.
+            ValueError: when the image processor does something that `ImagePreprocessing` does not reproduce.
+        """
+        from transformers import CLIPModel, CLIPTokenizer
+
+        return cls(
+            CLIPModel.from_pretrained(model, dtype=torch_dtype, revision=revision),
+            CLIPTokenizer.from_pretrained(model, revision=revision),
+            preprocessing=ImagePreprocessing.from_pretrained(model, revision=revision),
+            scale=scale,
+            batch_size=batch_size,
+            card=card or dataclasses.replace(_OTHER_CARD, weights=str(model)),
+        )
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Encode each image and each distinct prompt once; shapes as in `Reward.score`."""
+        distinct = list(dict.fromkeys(prompts))
+        rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=images.device)
+        return clip_score(self._embed_images(images), self._embed_prompts(distinct)[rows], scale=self.scale)
+
+    def _embed_images(self, images: Tensor) -> Tensor:
+        pixel_values = self.preprocessing(images).to(self.model.dtype)
+        return self.model.get_image_features(pixel_values=pixel_values).pooler_output
+
+    def _embed_prompts(self, prompts: list[str]) -> Tensor:
+        self._warn_of_truncation(prompts)
+        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        tokens = tokens.to(self.model.device)
+        return self.model.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+
+    def _warn_of_truncation(self, prompts: list[str]) -> None:
+        """Log once a prompt how many tokens the model does not read."""
+        fresh = [prompt for prompt in prompts if prompt not in self._warned]
+        if not fresh:
+            return
+        for prompt, tokens in zip(fresh, self.tokenizer(fresh, verbose=False)["input_ids"], strict=True):
+            if len(tokens) > self.max_tokens:
+                self._warned.add(prompt)
+                cut, name = len(tokens) - self.max_tokens, self.card.name
+                logger.warning("%s reads %d tokens; %d were cut from %r.", name, self.max_tokens, cut, prompt)
+
+
+def _fit_card(card: RewardCard, *, scale: float, max_tokens: int) -> RewardCard:
+    low, high = card.typical_range
+    spread = None if card.spread is None else card.spread * scale
+    return dataclasses.replace(
+        card, typical_range=(low * scale, high * scale), spread=spread, max_prompt_tokens=max_tokens
+    )
+
+
+def _build_clipscore(
+    *,
+    model: str = _CARD.weights,
+    torch_dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
+    batch_size: int | None = None,
+    revision: str = "main",
+) -> CLIPScore:
+    card = _CARD if model == _CARD.weights else dataclasses.replace(_CARD, weights=model)
+    return CLIPScore.from_pretrained(
+        model, torch_dtype=torch_dtype, scale=scale, batch_size=batch_size, revision=revision, card=card
+    )
+
+
+def _build_shapes_clipscore(
+    *, torch_dtype: torch.dtype = torch.float32, scale: float = 1.0, batch_size: int | None = None
+) -> CLIPScore:
+    model = resolve_model("shapes-clip")
+    return CLIPScore.from_pretrained(
+        model, torch_dtype=torch_dtype, scale=scale, batch_size=batch_size, card=_SHAPES_CARD
+    )
+
+
+CLIPSCORE = RewardEntry(_CARD, _build_clipscore)
+SHAPES_CLIPSCORE = RewardEntry(_SHAPES_CARD, _build_shapes_clipscore)

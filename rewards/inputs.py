@@ -1,0 +1,194 @@
+"""What a caller may pass to a reward, brought to one form: float tensors grouped by size, and a list of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Images: TypeAlias = "Tensor | np.ndarray | Image.Image | Sequence[Tensor | np.ndarray | Image.Image]"
+"""Images as `Reward.__call__` takes them, see `group_by_size`."""
+
+RANGE_TOLERANCE = 1e-3
+"""How far outside [0, 1] a pixel may lie: room for the rounding of half precision, not for another convention."""
+
+_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+
+
+@dataclass(frozen=True)
+class ImageGroup:
+    """Images of one size, with their places in the list that they came from.
+
+    Attributes:
+        images: (B, 3, H, W) float32 in [0, 1].
+        indices: B places in the caller's order.
+    """
+
+    images: Tensor
+    indices: tuple[int, ...]
+
+    def split(self, batch_size: int | None) -> Iterator[ImageGroup]:
+        """Yield consecutive groups of at most `batch_size` images; the whole group when it is None."""
+        size = batch_size or len(self.indices)
+        for start in range(0, len(self.indices), size):
+            yield ImageGroup(self.images[start : start + size], self.indices[start : start + size])
+
+
+def group_by_size(images: Images) -> list[ImageGroup]:
+    """Bring images to float32 in [0, 1] and put those of equal height and width together.
+
+    The type decides the range that is expected, never the values: floating tensors and arrays must lie in [0,
+    1], uint8 ones are divided by 255. Floating tensors are not rounded, stay on their device and keep their
+    graph. PIL pictures of any 8-bit mode become RGB; transparent ones are laid over white, as a viewer shows
+    them.
+
+    Args:
+        images: a tensor (B, 3, H, W) or (3, H, W); an array (B, H, W, 3) or (H, W, 3), channels last as NumPy
+            and PIL have it; a PIL image; or a list or tuple of single images of these kinds, whose sizes may
+            differ.
+
+    Returns:
+        Groups in the order in which their sizes first appear. A tensor or array gives exactly one group.
+
+    Raises:
+        TypeError: for another type or dtype.
+        ValueError: for another shape, no images, values that are not finite or lie outside [0, 1] by more
+            than 1e-3, and tensors on several devices.
+
+    Example:
+        >>> groups = group_by_size([Image.new("L", (4, 2)), np.zeros((8, 8, 3), dtype=np.uint8), torch.ones(3, 2, 4)])
+        >>> [(tuple(group.images.shape), group.indices) for group in groups]
+        [((2, 3, 2, 4), (0, 2)), ((1, 3, 8, 8), (1,))]
+
+    B: number of images, H: height, W: width.
+    """
+    if isinstance(images, (list, tuple)):
+        groups = _stack_equal_sizes([_single(image, index) for index, image in enumerate(images)])
+    else:
+        batch = _batch(images)
+        groups = [ImageGroup(batch, tuple(range(len(batch))))] if len(batch) else []
+    if not groups:
+        raise ValueError("images is empty: expected at least one image.")
+    for group in groups:
+        _check_range(group)
+    return groups
+
+
+def prompt_list(prompts: str | Sequence[str], num_images: int) -> list[str]:
+    """Bring prompts to a list with one prompt for each image.
+
+    Args:
+        prompts: one string, used for all images, or a list or tuple of `num_images` strings.
+        num_images: number of images.
+
+    Raises:
+        TypeError: when a prompt is not a string.
+        ValueError: when the counts differ.
+
+    Example:
+        >>> prompt_list("a star", 2)
+        ['a star', 'a star']
+    """
+    if isinstance(prompts, str):
+        return [prompts] * num_images
+    if not isinstance(prompts, (list, tuple)):
+        raise TypeError(f"prompts must be a string or a list of strings, got {type(prompts).__name__}.")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompts[{index}] must be a string, got {type(prompt).__name__}.")
+    if len(prompts) != num_images:
+        raise ValueError(
+            f"Expected one prompt for each of {num_images} images, got {len(prompts)} prompts. "
+            "Give a plain string to score all images with the same prompt."
+        )
+    return list(prompts)
+
+
+def _single(image: object, index: int) -> Tensor:
+    if isinstance(image, (Tensor, np.ndarray)) and image.ndim != 3:
+        raise ValueError(
+            f"images[{index}] has shape {tuple(image.shape)}: the entries of a list must be single images; "
+            "pass a batch by itself."
+        )
+    return _batch(image)[0]
+
+
+def _batch(images: object) -> Tensor:
+    if isinstance(images, Image.Image):
+        return _from_array(_rgb_array(images))
+    if isinstance(images, np.ndarray):
+        return _from_array(images)
+    if isinstance(images, Tensor):
+        return _from_tensor(images)
+    raise TypeError(
+        "images must be a tensor (B, 3, H, W), an array (B, H, W, 3), a PIL image, or a list of single images, "
+        f"got {type(images).__name__}."
+    )
+
+
+def _from_tensor(images: Tensor) -> Tensor:
+    batch = images[None] if images.ndim == 3 else images
+    if batch.ndim != 4 or batch.shape[1] != 3 or 0 in batch.shape[2:]:
+        raise ValueError(f"A tensor of images must have shape (B, 3, H, W) or (3, H, W), got {tuple(images.shape)}.")
+    return _to_unit_float(batch)
+
+
+def _from_array(images: np.ndarray) -> Tensor:
+    batch = images[None] if images.ndim == 3 else images
+    if batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape[1:3]:
+        raise ValueError(
+            f"An array of images must have shape (B, H, W, 3) or (H, W, 3), got {images.shape}; "
+            "for channels first pass a torch tensor."
+        )
+    if batch.dtype != np.uint8 and not np.issubdtype(batch.dtype, np.floating):
+        raise TypeError(_dtype_message(batch.dtype))
+    return _to_unit_float(torch.from_numpy(np.array(batch)).permute(0, 3, 1, 2)).contiguous()
+
+
+def _to_unit_float(batch: Tensor) -> Tensor:
+    if batch.dtype == torch.uint8:
+        return batch.to(torch.float32) / 255
+    if not batch.is_floating_point():
+        raise TypeError(_dtype_message(batch.dtype))
+    return batch.to(torch.float32)
+
+
+def _dtype_message(dtype: object) -> str:
+    return f"images must be floating point in [0, 1] or uint8 in 0..255, got {dtype}."
+
+
+def _rgb_array(image: Image.Image) -> np.ndarray:
+    if image.mode not in _EIGHT_BIT_MODES:
+        raise TypeError(
+            f"A PIL image of mode {image.mode!r} has no agreed range; pass an array of floats in [0, 1] instead."
+        )
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _stack_equal_sizes(images: list[Tensor]) -> list[ImageGroup]:
+    if len({image.device for image in images}) > 1:
+        raise ValueError("images lie on several devices; move them to one.")
+    places: dict[torch.Size, list[int]] = {}
+    for index, image in enumerate(images):
+        places.setdefault(image.shape, []).append(index)
+    return [ImageGroup(torch.stack([images[i] for i in indices]), tuple(indices)) for indices in places.values()]
+
+
+def _check_range(group: ImageGroup) -> None:
+    low, high = torch.stack(torch.aminmax(group.images.detach())).tolist()
+    if not np.isfinite([low, high]).all():
+        bad = (~group.images.detach().isfinite().flatten(1).all(dim=1)).nonzero()[0].item()
+        raise ValueError(f"images[{group.indices[int(bad)]}] has values that are not finite.")
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise ValueError(
+            f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}. "
+            "Rescale first: images / 2 + 0.5 for a range of [-1, 1], images / 255 for 0..255."
+        )

@@ -1,0 +1,159 @@
+"""Names of rewards: one dict for those of the package, an entry-point group for everybody else's."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from fk_reward.rewards.base import Reward
+from fk_reward.rewards.callable import CallableReward
+from fk_reward.rewards.card import RewardCard
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "fk_reward.rewards"
+"""Entry-point group in which other packages register a `RewardEntry`."""
+
+REWARDS: dict[str, str] = {
+    "clipscore": "fk_reward.rewards.clipscore:CLIPSCORE",
+    "shapes-clipscore": "fk_reward.rewards.clipscore:SHAPES_CLIPSCORE",
+    "shapes-verifier": "fk_reward.rewards.shapes_verifier:SHAPES_VERIFIER",
+}
+"""Name -> "module:attribute" of a `RewardEntry`. The modules are imported only when their name is asked for."""
+
+
+class RewardLoadError(ImportError):
+    """A registered reward cannot be imported, or what it names is not a `RewardEntry`."""
+
+
+@dataclass(frozen=True)
+class RewardEntry:
+    """A registered reward.
+
+    Attributes:
+        card: readable without weights; keep heavy imports out of the module that holds the entry.
+        build: makes the reward. Its keyword parameters are the options of `load_reward`.
+
+    Example:
+        >>> def build(*, channel: int = 0) -> Reward:
+        ...     return CallableReward(lambda images, prompts: images[:, channel].mean(dim=(1, 2)), "channel")
+        >>> RewardEntry(RewardCard(name="channel", summary="mean of one channel"), build).build(channel=2).card.name
+        'channel'
+    """
+
+    card: RewardCard
+    build: Callable[..., Reward]
+
+
+def available_rewards() -> list[str]:
+    """List the names that `load_reward` knows, sorted, without importing any of them.
+
+    Example:
+        >>> "clipscore" in available_rewards()
+        True
+    """
+    return sorted(_entry_points())
+
+
+def reward_card(name: str) -> RewardCard:
+    """Read the card of a registered reward; nothing is downloaded and no weights are loaded.
+
+    Raises:
+        ValueError: for an unknown name.
+        RewardLoadError: when the registered reward cannot be imported.
+
+    Example:
+        >>> from fk_reward.rewards import reward_card
+        >>> reward_card("clipscore").weights
+        'openai/clip-vit-large-patch14'
+    """
+    return _find_entry(name).card
+
+
+def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Reward:
+    """Turn a name, a reward or a function into a reward.
+
+    Args:
+        reward: a registered name; a `Reward`, which is returned as it is; or a function `(images, prompts) ->
+            (B,) tensor`.
+        options: passed to the factory of a registered reward, whose signature decides what is accepted.
+
+    Raises:
+        TypeError: for an option that the factory does not have, options without a name, or something that is
+            no reward.
+        ValueError: for an unknown name.
+        RewardLoadError: when the registered reward cannot be imported.
+
+    Example:
+        >>> load_reward(lambda images, prompts: images.mean(dim=(1, 2, 3))).card.name
+        '<lambda>'
+    """
+    if isinstance(reward, str):
+        return _build(reward, options)
+    if options:
+        raise TypeError(
+            f"Options {sorted(options)} only go with a registered name; set up the reward before passing it."
+        )
+    if isinstance(reward, type):
+        raise TypeError(f"Got the class {reward.__name__}; pass an instance of it.")
+    if isinstance(reward, Reward):
+        if not isinstance(getattr(reward, "card", None), RewardCard):
+            raise TypeError(
+                f"{type(reward).__name__} has no card; set `card = RewardCard(name=..., summary=...)` in the class."
+            )
+        return reward
+    if callable(reward):
+        return CallableReward(reward)
+    raise TypeError(f"Expected the name of a reward, a Reward or a function, got {type(reward).__name__}.")
+
+
+def _build(name: str, options: dict[str, Any]) -> Reward:
+    entry = _find_entry(name)
+    signature = inspect.signature(entry.build)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        accepted = ", ".join(signature.parameters) or "none"
+        raise TypeError(f"Reward {name!r}: {error}. Options that it accepts: {accepted}.") from error
+    reward = entry.build(**options)
+    if not isinstance(reward, Reward):
+        raise TypeError(f"The factory of reward {name!r} must return a Reward, got {type(reward).__name__}.")
+    return reward
+
+
+def _find_entry(name: str) -> RewardEntry:
+    entry_points = _entry_points()
+    if name not in entry_points:
+        close = difflib.get_close_matches(name, entry_points, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"Unknown reward {name!r}.{hint} Known rewards: {', '.join(sorted(entry_points))}.")
+    return _import_entry(entry_points[name])
+
+
+def _import_entry(entry_point: metadata.EntryPoint) -> RewardEntry:
+    owner = f" of package {entry_point.dist.name!r}" if entry_point.dist else ""
+    where = f"Reward {entry_point.name!r}{owner} ({entry_point.value})"
+    try:
+        entry = entry_point.load()
+    except Exception as error:
+        raise RewardLoadError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(entry, RewardEntry):
+        raise RewardLoadError(f"{where} must be a RewardEntry, got {type(entry).__name__}.")
+    return entry
+
+
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    """Gather all registrations by name; the package's own win, and among others the first, with a warning."""
+    found = {name: metadata.EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in REWARDS.items()}
+    for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        kept = found.setdefault(entry_point.name, entry_point)
+        if kept.value != entry_point.value:
+            logger.warning(
+                "Two rewards are called %r: %s is used, %s is not.", entry_point.name, kept.value, entry_point.value
+            )
+    return found

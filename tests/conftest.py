@@ -1,0 +1,61 @@
+"""Settings and fixtures that all tests share: no network, one thread, fixed seeds, tiny pipelines."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_deterministic_thread() -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_global_seed() -> Iterator[None]:
+    """Schedulers that ignore the generator they are given (flow matching) draw from the global one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_sd() -> Callable[..., DiffusionPipeline]:
+    """Factory of tiny Stable Diffusion pipelines; each call returns a fresh one."""
+    return tiny.make_sd
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl() -> Callable[..., DiffusionPipeline]:
+    """Factory of tiny SDXL pipelines."""
+    return tiny.make_sdxl
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3() -> Callable[..., DiffusionPipeline]:
+    """Factory of tiny Stable Diffusion 3 pipelines."""
+    return tiny.make_sd3
+
+
+@pytest.fixture(scope="session")
+def tiny_pixart() -> Callable[..., DiffusionPipeline]:
+    """Factory of tiny PixArt-Sigma pipelines."""
+    return tiny.make_pixart
+
+
+@pytest.fixture(scope="session")
+def tiny_flux() -> Callable[..., DiffusionPipeline]:
+    """Factory of tiny Flux pipelines."""
+    return tiny.make_flux

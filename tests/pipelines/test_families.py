@@ -1,0 +1,149 @@
+"""Pipelines of every family: SD, SDXL, SD3, PixArt, Flux, steered without a line of their own code copied."""
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from fk_reward.pipelines import LatentDecoder, stochastic_scheduler
+from tests import tiny
+from tests.pipelines.calls import STEPS, BrightnessReward, generator, steered
+
+MAKERS = {
+    "sd": tiny.make_sd,
+    "sdxl": tiny.make_sdxl,
+    "sd3": tiny.make_sd3,
+    "pixart": tiny.make_pixart,
+    "flux": tiny.make_flux,
+}
+EXTRA = {"pixart": {"use_resolution_binning": False}}
+
+
+def make(family):
+    pipe = MAKERS[family]()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = stochastic_scheduler(pipe.scheduler)
+    return pipe
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_steering_raises_the_reward(family):
+    wrapped = steered(make(family))
+    arguments = {
+        "num_inference_steps": STEPS,
+        "num_particles": 6,
+        "num_images_per_prompt": 6,
+        "potential": "difference",
+        **EXTRA.get(family, {}),
+    }
+    plain = wrapped("a red circle", num_resamples=0, generator=generator(), **arguments)
+    out = wrapped("a red circle", reward_scale=1e4, ess_threshold=1.0, generator=generator(), **arguments)
+    assert len(out.images) == 6
+    assert out.rewards.mean() > plain.rewards.mean()
+    assert out.trace.num_model_rows == plain.trace.num_model_rows > 0
+    assert any(step.ancestors is not None for step in out.trace.steps)
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_scoring_step_decodes_as_the_pipeline_does_at_its_end(family):
+    """On the final latents, the decoder of the scoring steps gives the stock pipeline's picture."""
+    wrapped = steered(make(family))
+    arguments = {"num_inference_steps": 3, "num_particles": 2, "num_images_per_prompt": 2, **EXTRA.get(family, {})}
+    latents = wrapped("a red circle", generator=generator(), output_type="latent", **arguments)
+    images = wrapped("a red circle", generator=generator(), output_type="pt", **arguments)
+    decoded = wrapped._decoder({})(latents.images)
+    torch.testing.assert_close(decoded, images.images, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(latents.rewards, images.rewards, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_flow_matching_reproduces_from_the_generator_alone(family):
+    """The stock pipelines draw their step noise from the global generator; steered, from the one that was given."""
+    wrapped = steered(make(family))
+    images = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        out = wrapped("a red circle", num_inference_steps=STEPS, generator=generator(), output_type="pt")
+        images.append(out.images)
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_flow_matching_without_a_generator_equals_the_stock_pipeline(family):
+    pipe = make(family)
+    assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+    torch.manual_seed(3)
+    stock = pipe("a red circle", num_inference_steps=STEPS, output_type="pt").images
+    torch.manual_seed(3)
+    out = steered(pipe)("a red circle", num_particles=1, num_inference_steps=STEPS, output_type="pt")
+    assert torch.equal(out.images, stock)
+
+
+def test_flux_decodes_at_the_size_that_was_asked_for():
+    wrapped = steered(make("flux"))
+    out = wrapped("a red circle", height=64, width=32, num_particles=2, num_inference_steps=3, output_type="pt")
+    assert out.images.shape[-2:] == (64, 32)
+    assert out.trace.steps[0].thumbnails.shape[-2:] == (64, 32)
+
+
+def test_a_pipeline_whose_latents_are_unknown_asks_for_decode_fn():
+    wrapped = steered(make("sd"))
+    with pytest.raises(ValueError, match="decode_fn"):
+        wrapped._decoder({})(torch.zeros(1, 4, 1, 8, 8))
+    wrapped.decode_fn = lambda latents: torch.full((len(latents), 3, 8, 8), 0.5)
+    out = wrapped("a red circle", num_inference_steps=3, num_particles=2)
+    assert float(out.trace.steps[0].rewards.std()) == 0.0
+
+
+def test_sdxl_float16_autoencoder_is_upcast_and_put_back():
+    pipe = make("sdxl")
+    pipe.vae.register_to_config(force_upcast=True)
+    pipe.vae.to(torch.float16)
+    seen = []
+    hook = pipe.vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    steered(pipe)._decoder({})(torch.zeros(1, 4, 8, 8, dtype=torch.float16))
+    hook.remove()
+    assert seen == [torch.float32]
+    assert pipe.vae.dtype == torch.float16
+
+
+def test_a_decode_that_overflows_names_prompt_and_particle():
+    pipe = make("sd")
+    wrapped = steered(pipe)
+
+    def overflow(latents):
+        images = torch.full((len(latents), 3, 8, 8), 0.5)
+        images[5, 0, 0, 0] = torch.nan
+        return images
+
+    wrapped.decode_fn = overflow
+    with pytest.raises(ValueError, match="prompt 1, particle 1 holds NaN"):
+        wrapped(["a red circle", "a blue square"], num_inference_steps=STEPS)
+
+
+def test_a_reward_that_is_nan_names_prompt_particle_and_step():
+    class Broken(BrightnessReward):
+        def score(self, images, prompts):
+            scores = super().score(images, prompts)
+            scores[6] = torch.inf
+            return scores
+
+    with pytest.raises(ValueError, match="At step 1: The reward of prompt 1, particle 2 is inf"):
+        steered(make("sd"), Broken())(["a red circle", "a blue square"], num_inference_steps=STEPS)
+
+
+def test_pixel_space_pipelines_need_no_autoencoder():
+    images = LatentDecoder(object())(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4))
+    assert images[0].max() == 0
+    assert images[1].min() == 1
+
+
+def test_rewards_see_the_prompt_of_each_particle():
+    seen = []
+
+    class Listening(BrightnessReward):
+        def score(self, images, prompts):
+            seen.append(prompts)
+            return super().score(images, prompts)
+
+    steered(make("sd"), Listening())(["one", "two"], num_particles=2, num_inference_steps=3)
+    assert all(prompts == ["one", "one", "two", "two"] for prompts in seen)

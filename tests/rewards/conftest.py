@@ -1,0 +1,71 @@
+"""A tiny random CLIP in the layout of the official repositories, and two pictures that every reward can tell apart."""
+
+from __future__ import annotations
+
+import json
+import string
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+
+
+def write_tokenizer(folder) -> int:
+    """Write the files of a byte-level BPE with two merges; return the size of its vocabulary."""
+    letters = string.ascii_lowercase + string.digits
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "re", "red</w>", *SPECIAL]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
+    config = {"tokenizer_class": "CLIPTokenizer", "bos_token": SPECIAL[0], "eos_token": SPECIAL[1]}
+    config |= {"unk_token": SPECIAL[1], "pad_token": SPECIAL[1], "model_max_length": 32}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return len(tokens)
+
+
+def tiny_clip_config(vocab_size):
+    from transformers import CLIPConfig
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1, "pad_token_id": vocab_size - 1}
+    return CLIPConfig(
+        text_config={**tower, **ids, "vocab_size": vocab_size, "max_position_embeddings": 32, "projection_dim": 16},
+        vision_config={**tower, "image_size": 32, "patch_size": 8, "projection_dim": 16},
+        projection_dim=16,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory):
+    """Folder of a random CLIPModel for 32x32 images and 32 tokens, its preprocessor file in the hub's older form."""
+    from transformers import CLIPModel
+
+    folder = tmp_path_factory.mktemp("tiny-clip")
+    config = tiny_clip_config(write_tokenizer(folder))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPModel(config)
+        for parameter in model.parameters():  # the default initialisation is so small that all embeddings look alike
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    processor = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "resample": 3}
+    processor |= {"do_resize": True, "do_center_crop": True, "do_normalize": True}
+    processor |= {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """A red circle and a blue square, 64x64, as PIL images."""
+    circle, square = (Image.new("RGB", (64, 64), (244, 244, 240)) for _ in range(2))
+    ImageDraw.Draw(circle).ellipse((20, 20, 44, 44), fill=(220, 40, 40))
+    ImageDraw.Draw(square).rectangle((20, 20, 42, 42), fill=(50, 80, 220))
+    return [circle, square]
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    """What `pictures` show."""
+    return ["a photo of a red circle", "a photo of a blue square"]

@@ -1,0 +1,34 @@
+"""The tiny pipelines are worth testing with: repeatable, and with pictures that tell seeds and prompts apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests import tiny
+
+ARGUMENTS = {"make_pixart": {"use_resolution_binning": False, "clean_caption": False}}
+
+
+def _picture(pipe, name, *, seed=0, prompt="a red circle"):
+    torch.manual_seed(seed)  # flow matching draws from the global generator
+    generator = torch.Generator().manual_seed(seed)
+    arguments = {"num_inference_steps": 2, "output_type": "pt", **ARGUMENTS.get(name, {})}
+    return pipe(prompt, generator=generator, **arguments).images
+
+
+@pytest.mark.parametrize("name", tiny.__all__)
+def test_pictures_are_repeatable_and_varied(name):
+    pipe, again = getattr(tiny, name)(), getattr(tiny, name)()
+    picture = _picture(pipe, name)
+    assert picture.shape == (1, 3, 64, 64)
+    torch.testing.assert_close(_picture(again, name), picture, rtol=0, atol=0)
+    assert 0.05 < picture.std() < 0.4
+    assert (_picture(pipe, name, seed=1) - picture).abs().mean() > 0.05
+    assert (_picture(pipe, name, prompt="two blue stars") - picture).abs().max() > 1e-5
+
+
+def test_builders_leave_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    tiny.make_sd()
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -1,0 +1,1 @@
+"""Training of LLaVA-Reward: losses, preference data and the trainer."""
