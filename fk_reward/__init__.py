@@ -1,12 +1,38 @@
-"""Reward-guided inference-time scaling for Diffusers: Feynman-Kac steering with pluggable rewards."""
+"""Reward-guided inference-time scaling for Diffusers: Feynman-Kac steering with pluggable rewards.
 
-from fk_reward.config import FKSteeringConfig
-from fk_reward.particle_filter import ParticleFilter
-from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
-from fk_reward.rewards import Reward, RewardCard, available_rewards, load_reward
-from fk_reward.steering import SteeringRecord, steer
-from fk_reward.trace import SteeringTrace, TraceStep
+The names below are imported when they are first used, so that what needs neither torch nor Diffusers (`fk-reward --help`)
+does not wait for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+
 from fk_reward.version import __version__
+
+if typing.TYPE_CHECKING:
+    from fk_reward.config import FKSteeringConfig
+    from fk_reward.particle_filter import ParticleFilter
+    from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
+    from fk_reward.rewards import Reward, RewardCard, available_rewards, load_reward
+    from fk_reward.steering import SteeringRecord, steer
+    from fk_reward.trace import SteeringTrace, TraceStep
+
+_MODULES = {
+    "FKSteeringConfig": "config",
+    "FKSteeringOutput": "pipelines",
+    "FKSteeringPipeline": "pipelines",
+    "ParticleFilter": "particle_filter",
+    "Reward": "rewards",
+    "RewardCard": "rewards",
+    "SteeringRecord": "steering",
+    "SteeringTrace": "trace",
+    "TraceStep": "trace",
+    "available_rewards": "rewards",
+    "load_reward": "rewards",
+    "steer": "steering",
+}
 
 __all__ = [
     "FKSteeringConfig",
@@ -23,3 +49,15 @@ __all__ = [
     "load_reward",
     "steer",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

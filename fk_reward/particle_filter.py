@@ -22,7 +22,8 @@ class ParticleFilter:
     particles a sample of `p(x) exp(reward_scale * r(x))`, whatever the potential. All numbers stay in the log domain,
     in float64 on the CPU.
 
-    Source: Chopin and Papaspiliopoulos (2020), algorithm 10.3; the potentials of Singhal et al. (2025), section 3.2.
+    Source: Chopin and Papaspiliopoulos (2020), chapter 10, on particle filtering with adaptive resampling; the
+    potentials are those of Singhal et al. (2025), arXiv 2501.06848.
 
     Args:
         config: settings; the particle filter reads `num_particles`, `potential`, `reward_scale`, `ess_threshold`,

@@ -2,7 +2,7 @@
 
 A potential is a function of the new rewards and of what the particle's ancestry has seen so far. It returns the
 increment in units of the reward; the particle filter multiplies it by `reward_scale` (the lambda of Singhal et al.
-2025, section 3.2). Whatever the intermediate potentials are, the particle filter adds at the end the terminal
+2025, arXiv 2501.06848). Whatever the intermediate potentials are, the particle filter adds at the end the terminal
 correction `lambda * r_final - (sum of the earlier increments along the ancestry)`, so that each of them targets `p(x)
 exp(lambda r(x))`.
 """
@@ -62,7 +62,7 @@ Potential = Callable[[Tensor, PathStatistics], Tensor]
 
 
 def difference(rewards: Tensor, path: PathStatistics) -> Tensor:
-    """Difference potential, `r_i - r_{i-1}` with `r_0 = 0`: Singhal et al. 2025, section 3.2, "difference".
+    """Difference potential, `r_i - r_{i-1}` with `r_0 = 0`: Singhal et al. (2025).
 
     Example:
         >>> path = PathStatistics.initial(1, 2)
@@ -73,7 +73,7 @@ def difference(rewards: Tensor, path: PathStatistics) -> Tensor:
 
 
 def maximum(rewards: Tensor, path: PathStatistics) -> Tensor:
-    """Max potential, `max(r_1, ..., r_i)`: Singhal et al. 2025, section 3.2, "max".
+    """Max potential, `max(r_1, ..., r_i)`: Singhal et al. (2025).
 
     Example:
         >>> path = PathStatistics.initial(1, 2)
@@ -84,7 +84,7 @@ def maximum(rewards: Tensor, path: PathStatistics) -> Tensor:
 
 
 def running_sum(rewards: Tensor, path: PathStatistics) -> Tensor:
-    """Sum potential, `r_1 + ... + r_i`: Singhal et al. 2025, section 3.2, "sum".
+    """Sum potential, `r_1 + ... + r_i`: Singhal et al. (2025).
 
     Example:
         >>> path = PathStatistics.initial(1, 2)

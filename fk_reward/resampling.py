@@ -25,7 +25,7 @@ Resampler = Callable[[Tensor, int, Generator], Tensor]
 def systematic(log_weights: Tensor, num_samples: int, generator: Generator) -> Tensor:
     """One uniform shifts a regular grid of points: each particle is drawn `floor(N W_k)` or `ceil(N W_k)` times.
 
-    Source: Carpenter, Clifford and Fearnhead (1999); Chopin and Papaspiliopoulos (2020), section 9.6.
+    Source: Carpenter, Clifford and Fearnhead (1999).
 
     Args:
         log_weights: `(K,)`, un-normalised; `-inf` is a weight of zero.
@@ -46,7 +46,7 @@ def systematic(log_weights: Tensor, num_samples: int, generator: Generator) -> T
 def stratified(log_weights: Tensor, num_samples: int, generator: Generator) -> Tensor:
     """One uniform in each of N equal strata.
 
-    Source: Kitagawa (1996); Chopin and Papaspiliopoulos (2020), section 9.5. Arguments and result: see `systematic`.
+    Source: Kitagawa (1996). Arguments and result: see `systematic`.
 
     Example:
         >>> stratified(torch.tensor([0.0, -torch.inf, 0.0]), 4, torch.Generator().manual_seed(0))
@@ -59,8 +59,7 @@ def stratified(log_weights: Tensor, num_samples: int, generator: Generator) -> T
 def multinomial(log_weights: Tensor, num_samples: int, generator: Generator) -> Tensor:
     """N independent draws.
 
-    Source: Gordon, Salmond and Smith (1993); Chopin and Papaspiliopoulos (2020), section 9.3. Arguments and result: see
-    `systematic`.
+    Source: Gordon, Salmond and Smith (1993). Arguments and result: see `systematic`.
 
     Example:
         >>> multinomial(torch.tensor([0.0, -torch.inf, 0.0]), 4, torch.Generator().manual_seed(0))
@@ -73,8 +72,7 @@ def multinomial(log_weights: Tensor, num_samples: int, generator: Generator) -> 
 def residual(log_weights: Tensor, num_samples: int, generator: Generator) -> Tensor:
     """`floor(N W_k)` copies of each particle, the rest drawn independently from what remains of the weights.
 
-    Source: Liu and Chen (1998); Chopin and Papaspiliopoulos (2020), section 9.4. Arguments and result: see
-        `systematic`.
+    Source: Liu and Chen (1998). Arguments and result: see `systematic`.
 
     Example:
         >>> residual(torch.log(torch.tensor([0.5, 0.25, 0.25])), 4, torch.Generator().manual_seed(0))
@@ -96,7 +94,7 @@ def ssp(log_weights: Tensor, num_samples: int, generator: Generator) -> Tensor:
     Like `systematic` it draws each particle `floor(N W_k)` or `ceil(N W_k)` times, and its counts are negatively
     associated, for which convergence is proved in any order of the particles.
 
-    Source: Gerber, Chopin and Whiteley (2019), section 3.3. Arguments and result: see `systematic`.
+    Source: Gerber, Chopin and Whiteley (2019). Arguments and result: see `systematic`.
 
     Example:
         >>> ssp(torch.log(torch.tensor([0.5, 0.25, 0.25])), 4, torch.Generator().manual_seed(0))

@@ -125,6 +125,8 @@ class SteeringTrace:
         [[1, 1], [0, 1]]
         >>> SteeringTrace.from_json(trace.to_json()).best_so_far.tolist() == trace.best_so_far.tolist()
         True
+        >>> [axes.get_label() for axes in trace.plot().axes]
+        ['lineage', 'reward', 'ess', 'colorbar']
     """
 
     prompts: tuple[str, ...]

@@ -62,6 +62,11 @@ def loads(text_or_path: str | Path, records: Mapping[str, type]) -> dict[str, An
     Raises:
         FileNotFoundError: no such file.
         ValueError: anything else that is wrong with it.
+
+    Example:
+        >>> loads("[1, 2]", {})
+        Traceback (most recent call last):
+        ValueError: Expected a trace written by SteeringTrace.to_json ('fk_reward.SteeringTrace'), got other JSON.
     """
     record = _parse(text_or_path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:

@@ -25,7 +25,7 @@ def normalized_weights(log_weights: Tensor) -> Tensor:
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     """Effective sample size `(sum w)^2 / sum w^2`, between 1 and K.
 
-    Source: Kong, Liu and Wong (1994); Chopin and Papaspiliopoulos (2020), section 8.6.
+    Source: Kong, Liu and Wong (1994); Chopin and Papaspiliopoulos (2020), chapter 8.
 
     Args:
         log_weights: `(..., K)`, un-normalised.
@@ -47,7 +47,7 @@ def log_mean_increment(log_weights: Tensor, log_increments: Tensor) -> Tensor:
 
     Summed over the steps of a run it estimates the log-normalising constant of the tilted distribution (the log
     evidence).
-    Source: Chopin and Papaspiliopoulos (2020), algorithm 10.3.
+    Source: Chopin and Papaspiliopoulos (2020), chapter 10.
 
     Args:
         log_weights: `(..., K)`, un-normalised, before the increment.

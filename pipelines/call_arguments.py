@@ -49,7 +49,8 @@ def resolve_prompts(prompt: Any, arguments: Mapping[str, Any], reward_prompts: s
     if texts is None:
         raise ValueError("With prompt_embeds pass reward_prompts: the texts that the reward reads.")
     texts = [texts] if isinstance(texts, str) else list(texts)
-    expected = 1 if isinstance(prompt, str) else len(embeds if prompt is None else prompt)
+    batch = embeds if prompt is None else prompt
+    expected = 1 if batch is None or isinstance(batch, str) else len(batch)
     if not texts or len(texts) != expected:
         raise ValueError(f"The reward should get {expected} texts, one for each prompt, got {len(texts)}.")
     if not all(isinstance(text, str) for text in texts):

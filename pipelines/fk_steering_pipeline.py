@@ -120,7 +120,7 @@ class FKSteeringPipeline:
         output_type: str = "pil",
         return_dict: bool = True,
         **arguments: Any,
-    ) -> FKSteeringOutput | tuple[Any, ...]:
+    ) -> FKSteeringOutput:
         """Generate with K particles a prompt and return the best of them.
 
         Args:
@@ -165,7 +165,7 @@ class FKSteeringPipeline:
             )
         return self._finish(run, out, (num_images_per_prompt, output_type, return_dict))
 
-    def _finish(self, run: SteeredRun, out: Any, request: tuple[int, str, bool]) -> FKSteeringOutput | tuple[Any, ...]:
+    def _finish(self, run: SteeredRun, out: Any, request: tuple[int, str, bool]) -> Any:
         num_images_per_prompt, output_type, return_dict = request
         if output_type == "latent":
             rewards = run.score(out.images)

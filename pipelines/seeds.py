@@ -30,7 +30,7 @@ def resampling_generators(generator: Generator | Sequence[Generator] | None, num
         >>> first.initial_seed() == second.initial_seed()
         False
     """
-    if isinstance(generator, list | tuple):
+    if isinstance(generator, Sequence):
         per_group = len(generator) // num_groups
         return [_derived(generator[group * per_group].get_state(), 0) for group in range(num_groups)]
     state = torch.get_rng_state() if generator is None else generator.get_state()

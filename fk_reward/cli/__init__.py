@@ -1,0 +1,5 @@
+"""The command line, `fk-reward`."""
+
+from fk_reward.cli.app import app
+
+__all__ = ["app"]

@@ -1,0 +1,41 @@
+"""The commands of `fk-reward`. Whatever is slow to import is imported inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fk_reward.cli.benchmark import benchmark_app
+from fk_reward.cli.demo import demo
+from fk_reward.cli.generate import generate
+from fk_reward.cli.rewards import rewards
+from fk_reward.cli.score import score
+from fk_reward.version import __version__
+
+app = typer.Typer(
+    help="Reward-guided inference-time scaling for Diffusers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(generate)
+app.command()(score)
+app.command()(rewards)
+app.command()(demo)
+app.add_typer(benchmark_app, name="benchmark")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"fk-reward {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Reward-guided inference-time scaling for Diffusers."""

@@ -1,0 +1,55 @@
+"""`fk-reward demo`: one picture, best of K and steered, side by side, offline and judged by rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fk_reward.cli.demo_report import demo_table, headline, to_record
+from fk_reward.cli.errors import clean_errors
+from fk_reward.cli.loading import default_guidance, load_pipeline, parse_reward_scale
+
+console = Console()
+
+
+def demo(  # noqa: PLR0913 (one parameter for each option)
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; old ones are replaced.")] = Path(
+        "outputs/demo"
+    ),
+    num_prompts: Annotated[int, typer.Option(help="Held-out prompts, the six tasks in turn.", min=1, max=24)] = 12,
+    num_particles: Annotated[int, typer.Option("--num-particles", "-k", help="K.", min=2)] = 4,
+    steps: Annotated[int, typer.Option(help="Scheduler steps.", min=1)] = 50,
+    reward: Annotated[str, typer.Option("--reward", "-r", help="The reward that steers.")] = "shapes-clipscore",
+    reward_scale: Annotated[str, typer.Option(help="Lambda, or auto.")] = "10",
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of the shapes world.")] = "shapes-sd",
+    seed: Annotated[int, typer.Option(help="Seed of the first particle of the first prompt.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Steer the model that ships in the package, and say honestly what it gained.
+
+    For prompts of the shapes world that no model was trained on: one picture, the best of K by the reward, and K
+    steered particles, all from the same seeds. A rule-based verifier, which the reward has never seen, judges them.
+    """
+    with clean_errors():
+        from fk_reward.cli.demo_picture import draw_demo
+        from fk_reward.cli.demo_run import run_demo
+        from fk_reward.config import FKSteeringConfig
+        from fk_reward.shapes import benchmark_prompts
+
+        steering = FKSteeringConfig(num_particles=num_particles, reward_scale=parse_reward_scale(reward_scale))
+        pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype="float32")
+        arguments = {"num_inference_steps": steps, **default_guidance(model, None)}
+        result = run_demo(pipe, benchmark_prompts(num_prompts), seed=seed, arguments=arguments)
+        out.mkdir(parents=True, exist_ok=True)
+        draw_demo(result, out / "side-by-side.png")
+        result.trace.plot(out / "lineage.png", prompt_index=result.most_resampled)
+        record = {"model": model, "reward": reward, "seed": seed, "arguments": arguments, **to_record(result)}
+        (out / "demo.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    console.print(demo_table(result))
+    console.print(headline(result))
+    console.print(f"\nWritten to {out}: side-by-side.png, lineage.png, demo.json")

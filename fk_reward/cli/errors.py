@@ -1,0 +1,34 @@
+"""How mistakes of the user are told: the message alone, on the error stream, with exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Turn the errors that the library raises on wrong input into one message and exit code 2.
+
+    Other exceptions are defects of the program and keep their traceback.
+
+    Raises:
+        typer.Exit: with code 2, in place of a ValueError, OSError (a missing file, model or connection) or ImportError.
+
+    Example:
+        >>> with clean_errors():
+        ...     raise TypeError("a defect")
+        Traceback (most recent call last):
+        TypeError: a defect
+    """
+    try:
+        yield
+    except USER_ERRORS as error:
+        Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), str(error)))
+        raise typer.Exit(code=2) from error

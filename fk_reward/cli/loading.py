@@ -1,0 +1,106 @@
+"""From what a person types to a pipeline on a device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from fk_reward.config import FKSteeringConfig
+    from fk_reward.pipelines import FKSteeringPipeline
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+SHAPES_GUIDANCE = 3.0
+"""Guidance scale for which the embedded model was tuned; other models keep the default of their pipeline."""
+
+
+def resolve_device(name: str) -> str:
+    """The device that a name stands for; "auto" is the GPU where there is one.
+
+    Raises:
+        ValueError: an unknown name, or a GPU that is not there.
+
+    Example:
+        >>> resolve_device("cpu")
+        'cpu'
+    """
+    import torch
+
+    if name not in DEVICES:
+        raise ValueError(f"--device should be one of {', '.join(DEVICES)}, got {name!r}.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def resolve_dtype(name: str, device: str) -> torch.dtype:
+    """The floating type that a name stands for; "auto" is half precision on the GPU and single on the CPU.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> resolve_dtype("auto", "cpu")
+        torch.float32
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise ValueError(f"--dtype should be one of {', '.join(DTYPES)}, got {name!r}.")
+    automatic = "float32" if device == "cpu" else "float16"
+    return getattr(torch, automatic if name == "auto" else name)
+
+
+def parse_reward_scale(text: str) -> float | str:
+    """Lambda as typed: a number, or "auto".
+
+    Raises:
+        ValueError: anything else.
+
+    Example:
+        >>> parse_reward_scale("10")
+        10.0
+    """
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"--reward-scale should be a number or auto, got {text!r}.") from error
+
+
+def load_pipeline(
+    model: str, *, reward: str, steering: FKSteeringConfig, device: str, dtype: str
+) -> FKSteeringPipeline:
+    """Load model and reward onto a device.
+
+    Args:
+        model: as `FKSteeringPipeline.from_pretrained` takes it.
+        reward: name of a registered reward.
+        steering: settings of the sampler.
+        device: one of `DEVICES`.
+        dtype: one of `DTYPES`.
+
+    Raises:
+        ValueError: an unknown device, type or reward.
+        OSError: a model that cannot be found or fetched.
+    """
+    from fk_reward.pipelines import FKSteeringPipeline
+
+    place = resolve_device(device)
+    options = {"torch_dtype": resolve_dtype(dtype, place)}
+    return FKSteeringPipeline.from_pretrained(model, reward=reward, steering=steering, **options).to(place)
+
+
+def default_guidance(model: str, guidance_scale: float | None) -> dict[str, float]:
+    """Keyword argument for the pipeline's call: what was typed, else what suits the embedded model, else nothing.
+
+    Example:
+        >>> default_guidance("shapes-sd", None), default_guidance("sdxl", None), default_guidance("sdxl", 5.0)
+        ({'guidance_scale': 3.0}, {}, {'guidance_scale': 5.0})
+    """
+    if guidance_scale is None and model == "shapes-sd":
+        guidance_scale = SHAPES_GUIDANCE
+    return {} if guidance_scale is None else {"guidance_scale": guidance_scale}

@@ -1,0 +1,89 @@
+"""`fk-reward rewards`: the cards of the rewards that can be named."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fk_reward.cli.errors import clean_errors
+
+if TYPE_CHECKING:
+    from fk_reward.rewards import RewardCard
+
+console = Console()
+HEADINGS = ("name", "what it measures", "typical range", "spread", "prompt tokens", "weights", "memory", "licence")
+NUM_SHOWN = 6
+"""Columns that fit in a terminal; Markdown has all, JSON every field of the cards."""
+
+
+def rewards(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of rewards.", show_default="all of them")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write a Markdown table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON with every field of the cards.")] = False,
+) -> None:
+    """List the rewards, without loading any weights.
+
+    A reward that cannot be imported does not hide the others: it is told after them, and the exit code is 2.
+    """
+    with clean_errors():
+        if markdown and as_json:
+            raise ValueError("Choose one of --markdown and --json.")
+        cards, errors = _cards(names) if names else _all_cards()
+    if as_json:
+        typer.echo(json.dumps([_plain(card) for card in cards], indent=2, allow_nan=False))
+    elif markdown:
+        lines = [HEADINGS, ("---",) * len(HEADINGS), *(_row(card) for card in cards)]
+        typer.echo("\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines))
+    else:
+        _show(cards)
+    with clean_errors():
+        if errors:
+            raise ImportError("\n".join(errors))
+
+
+def _cards(names: list[str]) -> tuple[list[RewardCard], list[str]]:
+    from fk_reward.rewards import reward_card
+
+    return [reward_card(name) for name in names], []
+
+
+def _all_cards() -> tuple[list[RewardCard], list[str]]:
+    """Cards of all registered rewards, and what is wrong with those that cannot be imported (other packages' too)."""
+    from fk_reward.rewards import RewardLoadError, available_rewards, reward_card
+
+    cards, errors = [], []
+    for name in available_rewards():
+        try:
+            cards.append(reward_card(name))
+        except RewardLoadError as error:
+            errors.append(str(error))
+    return cards, errors
+
+
+def _plain(card: RewardCard) -> dict[str, Any]:
+    """All fields; a range without bounds is null, because JSON has no infinity."""
+    low, high = (None if math.isinf(bound) else bound for bound in card.typical_range)
+    return asdict(card) | {"typical_range": [low, high]}
+
+
+def _row(card: RewardCard) -> tuple[str, ...]:
+    low, high = card.typical_range
+    bounds = "-" if math.isinf(low) and math.isinf(high) else f"{low:g} to {high:g}"
+    direction = "" if card.higher_is_better else " (lower is better)"
+    spread, tokens = (f"{value:g}" if value else "-" for value in (card.spread, card.max_prompt_tokens))
+    return card.name, card.summary + direction, bounds, spread, tokens, card.weights, card.memory, card.licence
+
+
+def _show(cards: list[RewardCard]) -> None:
+    table = Table(title="Rewards", title_justify="left", show_lines=True)
+    for heading in HEADINGS[:NUM_SHOWN]:
+        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
+    for card in cards:
+        table.add_row(*_row(card)[:NUM_SHOWN])
+    console.print(table)

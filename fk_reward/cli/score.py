@@ -1,0 +1,90 @@
+"""`fk-reward score`: the reward of image files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.table import Table
+
+from fk_reward.cli.errors import clean_errors
+
+console = Console()
+
+
+def score(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    *,
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", "-p", help="One for all images, or one for each in their order.")
+    ],
+    reward: Annotated[
+        str, typer.Option("--reward", "-r", help="Name of a reward; `fk-reward rewards` lists them.")
+    ] = "shapes-clipscore",
+    batch_size: Annotated[int, typer.Option(help="Images that the reward sees at once.", min=1)] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON in place of a table.")] = False,
+) -> None:
+    """Score image files with a reward."""
+    with clean_errors():
+        prompts = _one_each(prompt, len(images))
+        pictures = [read_image(path) for path in images]
+        rewards = _score(reward, pictures, prompts, device=device, batch_size=batch_size)
+    rows = [
+        {"image": str(path), "prompt": text, "reward": value}
+        for path, text, value in zip(images, prompts, rewards, strict=True)
+    ]
+    if as_json:
+        typer.echo(json.dumps({"reward": reward, "scores": rows}, indent=2))
+        return
+    table = Table("image", "prompt", title=reward, title_justify="left")
+    table.add_column("reward", justify="right")
+    for path, text, value in zip(images, prompts, rewards, strict=True):
+        table.add_row(str(path), text, f"{value:.4f}")
+    console.print(table)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file whole.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is no image, or a damaged one.
+
+    Example:
+        >>> read_image(Path("nothing.png"))
+        Traceback (most recent call last):
+        FileNotFoundError: No such image file: nothing.png.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No such image file: {path}.")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.copy()
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _one_each(prompts: list[str], num_images: int) -> list[str]:
+    if len(prompts) not in (1, num_images):
+        raise ValueError(
+            f"Give --prompt once for all images or once for each: got {len(prompts)} prompts for {num_images} images."
+        )
+    return prompts * num_images if len(prompts) == 1 else prompts
+
+
+def _score(name: str, images: list[Image.Image], prompts: list[str], *, device: str, batch_size: int) -> list[float]:
+    import torch
+
+    from fk_reward.cli.loading import resolve_device
+    from fk_reward.rewards import load_reward
+
+    reward = load_reward(name).to(resolve_device(device))
+    reward.batch_size = batch_size
+    with torch.no_grad():
+        return reward(images, prompts).tolist()

@@ -1,0 +1,49 @@
+"""The application as a whole: version, help, lazy imports, benchmarks."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from fk_reward import __version__
+from fk_reward.cli import benchmark
+
+
+def test_version(run):
+    assert run("--version").stdout == f"fk-reward {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["generate", "score", "rewards", "demo", "benchmark"])
+def test_every_command_has_help(run, command):
+    assert command in run("--help").stdout
+    assert run(command, "--help").exit_code == 0
+
+
+def test_an_unknown_command(refused):
+    assert "No such command" in refused("genrate")
+
+
+def test_a_benchmark_is_imported_only_when_named(run, refused, monkeypatch):
+    seen = []
+
+    def main(num_runs: int = 3) -> None:
+        """Count runs."""
+        seen.append(num_runs)
+
+    module = ModuleType("a_benchmark")
+    module.main = main
+    monkeypatch.setitem(sys.modules, "a_benchmark", module)
+    monkeypatch.setattr(benchmark, "BENCHMARKS", {"counting": "a_benchmark", "absent": "no_such_module"})
+    assert run("benchmark", "counting", "--num-runs", 5).exit_code == 0
+    assert seen == [5]
+    assert "Count runs" in run("benchmark", "counting", "--help").stdout
+    assert "No such command" in refused("benchmark", "speed")
+
+
+@pytest.mark.parametrize("name", list(benchmark.BENCHMARKS))
+def test_each_benchmark_has_help(run, name):
+    result = run("benchmark", name, "--help")
+    assert result.exit_code == 0, result.output
+    assert "--out" in result.stdout

@@ -1,0 +1,131 @@
+"""`fk-reward generate` on a tiny random Stable Diffusion."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from fk_reward import FKSteeringConfig, SteeringTrace
+from fk_reward.cli.generate import generate
+
+PROMPTS = ("a red circle", "a blue square")
+
+
+@pytest.fixture
+def options(model, tmp_path):
+    return ["--model", model, "--reward", "brightness", "--steps", 6, "--out", tmp_path / "out"]
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_writes_images_traces_lineages_and_a_summary(run, options, tmp_path):
+    result = run("generate", *PROMPTS, *options, "-k", 3, "--images-per-prompt", 2, "--seed", 7)
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "out"
+    images = {f"{prompt:03d}-{rank:02d}.png" for prompt in (0, 1) for rank in (0, 1)}
+    others = {"result.json", "trace-000.json", "trace-001.json", "lineage-000.png", "lineage-001.png"}
+    assert {path.name for path in folder.iterdir()} == images | others
+    summary = json.loads((folder / "result.json").read_text())
+    assert [entry["prompt"] for entry in summary["results"]] == list(PROMPTS)
+    assert summary["config"] == FKSteeringConfig(num_particles=3).to_dict()
+    assert summary["arguments"] == {"num_inference_steps": 6}
+    assert set(summary["versions"]) == {"fk_reward", "torch", "diffusers", "transformers"}
+    for index, entry in enumerate(summary["results"]):
+        trace = SteeringTrace.from_json(folder / entry["trace"])
+        assert trace.prompts == (PROMPTS[index],)
+        assert trace.steps[0].thumbnails is not None
+        assert entry["seeds"] == [7, 8, 9]
+        assert entry["rewards"] == sorted(entry["rewards"], reverse=True)
+        for name, reward in zip(entry["images"], entry["rewards"], strict=True):
+            assert pixels(folder / name).mean() / 255 == pytest.approx(reward, abs=2e-3)
+    assert "000-01.png" in result.output and "a blue square" in result.output
+
+
+def test_a_prompt_does_not_depend_on_the_others(run, options, tmp_path):
+    assert run("generate", *PROMPTS, *options).exit_code == 0
+    assert run("generate", PROMPTS[1], *options[:-1], tmp_path / "alone").exit_code == 0
+    assert (pixels(tmp_path / "out" / "001-00.png") == pixels(tmp_path / "alone" / "000-00.png")).all()
+    assert (pixels(tmp_path / "out" / "000-00.png") != pixels(tmp_path / "alone" / "000-00.png")).any()
+
+
+def test_one_particle_is_the_stock_image_of_that_seed(run, options, model, tmp_path):
+    assert run("generate", PROMPTS[0], *options, "-k", 1, "--seed", 5, "--guidance-scale", 2.5).exit_code == 0
+    stock = DiffusionPipeline.from_pretrained(model)
+    stock.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(5)
+    image = stock(PROMPTS[0], num_inference_steps=6, eta=1.0, guidance_scale=2.5, generator=generator).images[0]
+    assert (pixels(tmp_path / "out" / "000-00.png") == np.asarray(image)).all()
+
+
+def test_settings_reach_the_sampler(run, options, tmp_path):
+    settings = ["--potential", "sum", "--reward-scale", "auto", "--num-resamples", 2, "--resampling", "ssp"]
+    settings += ["--ess-threshold", 1.0, "--selection", "sample"]
+    result = run("generate", PROMPTS[0], *options, *settings)
+    assert result.exit_code == 0, result.output
+    expected = FKSteeringConfig(
+        potential="sum", reward_scale="auto", num_resamples=2, resampling="ssp", ess_threshold=1.0, selection="sample"
+    )
+    trace = SteeringTrace.from_json(tmp_path / "out" / "trace-000.json")
+    assert trace.config == expected.to_dict()
+    assert len(trace.steps) == 3
+
+
+def test_defaults_are_those_of_the_config():
+    config = FKSteeringConfig()
+    for name, parameter in inspect.signature(generate).parameters.items():
+        if name in config.to_dict():
+            assert type(getattr(config, name))(parameter.default) == getattr(config, name), name
+
+
+def test_a_folder_with_files_is_refused_unless_overwrite(run, refused, options, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert "not empty" in refused("generate", PROMPTS[0], *options)
+    assert run("generate", PROMPTS[0], *options, "--overwrite").exit_code == 0
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_in_place_of_the_folder_is_refused(refused, options, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    assert "is a file" in refused("generate", PROMPTS[0], *options, "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--potential", "min"], "potential should be one of"),
+        (["--reward-scale", "strong"], "--reward-scale should be a number or auto"),
+        (["-k", 0], "num_particles should be at least 1"),
+        (["--images-per-prompt", 9], "num_images_per_prompt should be in"),
+        (["--reward", "brightnes"], "Did you mean 'brightness'?"),
+        (["--model", "/no/such/folder"], "/no/such/folder"),
+        (["--model", "stabilityai/stable-diffusion-2-1"], "sd2-community"),
+        (["--device", "tpu"], "--device should be one of"),
+        (["--dtype", "int8"], "--dtype should be one of"),
+        (["--steps", 0], "--steps"),
+    ],
+)
+def test_a_wrong_option_is_told_without_a_traceback(refused, options, arguments, message):
+    assert message in refused("generate", PROMPTS[0], *options, *arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(refused, options):
+    assert "sees no GPU" in refused("generate", PROMPTS[0], *options, "--device", "cuda")
+
+
+def test_defects_keep_their_traceback(run, options, monkeypatch):
+    def broken(*arguments, **options):
+        raise TypeError("a defect")
+
+    monkeypatch.setattr("fk_reward.cli.generate.load_pipeline", broken)
+    result = run("generate", PROMPTS[0], *options)
+    assert isinstance(result.exception, TypeError)

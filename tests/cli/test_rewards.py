@@ -1,0 +1,46 @@
+"""`fk-reward rewards`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fk_reward.rewards import REWARDS, reward_card
+
+
+def test_table_has_every_reward(run):
+    result = run("rewards")
+    assert result.exit_code == 0, result.output
+    for name in REWARDS:
+        assert name in result.stdout
+
+
+def test_json_has_every_field(run):
+    record = json.loads(run("rewards", "brightness", "clipscore", "--json").stdout)
+    assert [card["name"] for card in record] == ["brightness", "clipscore"]
+    assert record[0]["typical_range"] == [0.0, 1.0]
+    assert set(record[0]) == set(vars(reward_card("clipscore")))
+
+
+def test_markdown_is_a_table(run):
+    lines = run("rewards", "brightness", "--markdown").stdout.splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("| brightness | mean \\| of all pixels | 0 to 1 | 0.1 | - | none |")
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["beauty"], "Unknown reward 'beauty'"), (["--json", "--markdown"], "Choose one of")],
+)
+def test_mistakes_are_told(refused, arguments, message):
+    assert message in refused("rewards", *arguments)
+
+
+def test_a_reward_that_cannot_be_imported_is_told_and_hides_no_other(run, monkeypatch):
+    monkeypatch.setitem(REWARDS, "broken", "tests.cli.no_such_module:ENTRY")
+    result = run("rewards")
+    assert result.exit_code == 2
+    assert "'broken'" in result.stderr and "cannot be imported" in result.stderr
+    assert "clipscore" in result.stdout

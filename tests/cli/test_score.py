@@ -1,0 +1,63 @@
+"""`fk-reward score`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path / f"{level}.png" for level in (51, 204)]
+    for path, level in zip(paths, (51, 204), strict=True):
+        Image.new("RGB", (16 + level % 7, 16), (level,) * 3).save(path)
+    return paths
+
+
+def test_scores_come_in_the_order_of_the_files(run, files):
+    result = run("score", *reversed(files), "--prompt", "grey", "--reward", "brightness", "--json", "--batch-size", 1)
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["reward"] == "brightness"
+    assert [row["reward"] for row in record["scores"]] == pytest.approx([0.8, 0.2])
+    assert [row["image"] for row in record["scores"]] == [str(path) for path in reversed(files)]
+
+
+def test_one_prompt_for_each_image(run, files):
+    result = run("score", *files, "-p", "dark", "-p", "light", "-r", "brightness")
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stdout.splitlines() if "png" in line]
+    assert "dark" in lines[0] and "0.2000" in lines[0]
+    assert "light" in lines[1] and "0.8000" in lines[1]
+
+
+def test_counts_must_fit(refused, files):
+    assert "got 3 prompts for 2 images" in refused("score", *files, "-p", "a", "-p", "b", "-p", "c", "-r", "brightness")
+
+
+def test_a_missing_file_is_named(refused, files, tmp_path):
+    assert "No such image file" in refused("score", files[0], tmp_path / "nothing.png", "-p", "a", "-r", "brightness")
+
+
+@pytest.mark.parametrize("content", [b"", b"this is text", b"\x89PNG\r\n\x1a\n\x00\x00"])
+def test_a_file_that_is_no_image_is_named(refused, tmp_path, content):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    assert "cannot be read as an image" in refused("score", path, "-p", "a", "-r", "brightness")
+
+
+def test_a_truncated_image_is_named(refused, files):
+    whole = Image.effect_noise((64, 64), 50)
+    whole.save(files[0])
+    files[0].write_bytes(files[0].read_bytes()[:1000])
+    assert "cannot be read as an image" in refused("score", files[0], "-p", "a", "-r", "brightness")
+
+
+def test_an_unknown_reward_lists_the_known_ones(refused, files):
+    assert "Known rewards: brightness, clipscore" in refused("score", files[0], "-p", "a", "-r", "beauty")
+
+
+def test_prompt_is_needed(refused, files):
+    assert "--prompt" in refused("score", files[0], "-r", "brightness")

@@ -1,0 +1,45 @@
+"""The one command that gates a change, and the make targets that the README promises."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.repository.layout import ROOT
+
+GATE = ROOT / ".ci" / "run"
+
+
+def test_the_gate_is_an_executable_strict_script():
+    assert os.access(GATE, os.X_OK)
+    assert "set -euo pipefail" in GATE.read_text()
+    subprocess.run(["bash", "-n", str(GATE)], check=True)
+
+
+def test_the_gate_checks_before_it_tests():
+    commands = [line.split(" <")[0] for line in GATE.read_text().splitlines() if line.startswith("make")]
+    assert commands == ["make check", "make test"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("target", "commands"),
+    [
+        ("demo", ["fk-reward demo --out outputs/demo"]),
+        ("test", ["pytest -q -n 3 --dist loadfile tests"]),
+        ("check", ["ruff check", "ruff format --check", "mypy", "--doctest-modules", "tests/repository"]),
+    ],
+)
+def test_targets_run_what_they_promise(target, commands):
+    dry_run = ["make", "--dry-run", "--always-make", "-C", str(ROOT), target, "WORKERS=3"]
+    plan = subprocess.run(dry_run, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
+    assert [command for command in ["-m venv", "-c constraints.txt", *commands] if command not in plan] == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_a_misspelt_target_is_noticed():
+    plan = subprocess.run(["make", "--dry-run", "-C", str(ROOT), "tests-all"], capture_output=True, check=False)
+    assert plan.returncode != 0
