@@ -1,7 +1,7 @@
 """Reward-guided inference-time scaling for Diffusers: Feynman-Kac steering with pluggable rewards.
 
-The names below are imported when they are first used, so that what needs neither torch nor Diffusers (`fk-reward --help`)
-does not wait for them.
+The names below are imported when they are first used, so that what needs neither torch nor Diffusers (such as
+`fk-reward --help`) does not wait for them.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class ParticleFilter:
         config: settings; the particle filter reads `num_particles`, `potential`, `reward_scale`, `ess_threshold`,
             `resampling`, `selection` and `target_ess`.
         num_groups: G, number of prompts. Groups never exchange particles.
-        generator: source of the randomness, on the CPU: one for all groups, or one for each. A new one with seed 0
-            when missing.
+        generator: source of the randomness, on the CPU: one for all groups, or one for each, so that the result of a
+            group does not depend on the others. A new one with seed 0 when missing.
 
     Attributes:
         log_weights: `(G, K)` float64, un-normalised.

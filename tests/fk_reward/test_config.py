@@ -143,7 +143,13 @@ def test_scoring_steps_are_ascending_steps_of_the_trajectory(config, num_steps):
 
 @pytest.mark.parametrize(
     ("settings_", "expected"),
-    [({}, True), ({"num_particles": 1}, False), ({"num_resamples": 0}, False), ({"reward_scale": 0.0}, False), ({"reward_scale": "auto"}, True)],
+    [
+        ({}, True),
+        ({"num_particles": 1}, False),
+        ({"num_resamples": 0}, False),
+        ({"reward_scale": 0.0}, False),
+        ({"reward_scale": "auto"}, True),
+    ],
 )
 def test_resamples(settings_, expected):
     assert FKSteeringConfig(**settings_).resamples is expected
@@ -155,12 +161,19 @@ def test_fkd_args_score_at_the_same_steps(data, num_steps):
     start = data.draw(st.integers(0, num_steps - 2))
     stop = data.draw(st.integers(start, num_steps - 2))
     frequency = data.draw(st.integers(1, num_steps))
-    args = FKD_ARGS | {"time_steps": num_steps, "resampling_t_start": start, "resampling_t_end": stop, "resample_frequency": frequency}
+    args = FKD_ARGS | {
+        "time_steps": num_steps,
+        "resampling_t_start": start,
+        "resampling_t_end": stop,
+        "resample_frequency": frequency,
+    }
     config = FKSteeringConfig.from_fkd_args(args)
     assert config.scoring_steps(num_steps) == tuple(range(start, stop + 1, frequency))
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("diff", "difference"), ("max", "max"), ("add", "sum"), ("rt", "immediate")])
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("diff", "difference"), ("max", "max"), ("add", "sum"), ("rt", "immediate")]
+)
 def test_fkd_args_potentials(theirs, ours):
     assert FKSteeringConfig.from_fkd_args(FKD_ARGS | {"potential_type": theirs}).potential == ours
 
@@ -173,7 +186,9 @@ def test_fkd_args_mapping():
     assert not FKSteeringConfig.from_fkd_args(FKD_ARGS | {"use_smc": False}).resamples
 
 
-@pytest.mark.parametrize("missing", ["num_particles", "lmbda", "time_steps", "resampling_t_start", "resampling_t_end", "resample_frequency"])
+@pytest.mark.parametrize(
+    "missing", ["num_particles", "lmbda", "time_steps", "resampling_t_start", "resampling_t_end", "resample_frequency"]
+)
 def test_fkd_args_missing_setting(missing):
     with pytest.raises(ValueError, match=missing):
         FKSteeringConfig.from_fkd_args({name: value for name, value in FKD_ARGS.items() if name != missing})

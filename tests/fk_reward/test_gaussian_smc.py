@@ -20,7 +20,9 @@ TOLERANCE = {"mean": 0.03, "variance": 0.05, "log_evidence": 0.05}
 
 def errors(*, num_particles=4000, num_runs=6, problem=PROBLEM, filter_type=ParticleFilter, seed=0, **settings):
     """Average of the runs minus the exact value, for each quantity."""
-    config = FKSteeringConfig(**{"potential": "difference", "reward_scale": REWARD_SCALE, "num_particles": num_particles} | settings)
+    config = FKSteeringConfig(
+        **{"potential": "difference", "reward_scale": REWARD_SCALE, "num_particles": num_particles} | settings
+    )
     estimates = estimate_tilt(problem, config, num_runs=num_runs, seed=seed, filter_type=filter_type)
     exact = problem.tilted(config.reward_scale)
     return {q: float(getattr(estimates, q).mean()) - getattr(exact, q) for q in QUANTITIES}
@@ -45,7 +47,7 @@ def test_other_potentials(potential, ess_threshold):
 
 @pytest.mark.parametrize("ess_threshold", [0.5, 1.0])
 def test_sum_potential(ess_threshold):
-    """Its intermediate targets are narrower than the final one, so that the last weights have heavy tails: a wider tolerance."""
+    """Its intermediate targets are narrower than the final one: the last weights have heavy tails, so tolerate more."""
     tolerance = {"mean": 0.08, "variance": 0.06, "log_evidence": 0.2}
     assert_close_to_closed_form(errors(potential="sum", ess_threshold=ess_threshold, num_runs=12), tolerance)
 
@@ -70,7 +72,9 @@ def test_steering_moves_every_quantity_far_beyond_the_tolerance():
 def test_closed_form_agrees_with_quadrature():
     mean, variance = PROBLEM.final_marginal()
     x = torch.linspace(-8, 10, 200_001, dtype=torch.float64)
-    log_density = -0.5 * (x - mean) ** 2 / variance - 0.5 * math.log(2 * math.pi * variance) + REWARD_SCALE * PROBLEM.reward(x)
+    log_density = (
+        -0.5 * (x - mean) ** 2 / variance - 0.5 * math.log(2 * math.pi * variance) + REWARD_SCALE * PROBLEM.reward(x)
+    )
     density = log_density.exp()
     total = torch.trapezoid(density, x)
     tilted_mean = torch.trapezoid(x * density, x) / total
@@ -92,7 +96,9 @@ def test_error_falls_like_one_over_root_k(resampling):
     exact, slopes = problem.tilted(REWARD_SCALE), []
     runs = []
     for size in sizes:
-        config = FKSteeringConfig(num_particles=size, potential="difference", reward_scale=REWARD_SCALE, resampling=resampling)
+        config = FKSteeringConfig(
+            num_particles=size, potential="difference", reward_scale=REWARD_SCALE, resampling=resampling
+        )
         runs.append(estimate_tilt(problem, config, num_runs=24, seed=3))
     for quantity in QUANTITIES:
         rmse = [root_mean_square((getattr(run, quantity) - getattr(exact, quantity)).tolist()) for run in runs]

@@ -1,62 +1,17 @@
-"""`ParticleFilter`: weights, evidence, ancestry, groups, errors; hand-computed or against brute force over the paths."""
+"""`ParticleFilter`: weights, evidence, ancestry, groups, errors; by hand or by brute force over the paths."""
 
 from __future__ import annotations
 
-import ast
 import math
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-import fk_reward
-from fk_reward import FKSteeringConfig, ParticleFilter
+from fk_reward import ParticleFilter
 from fk_reward.potentials import POTENTIALS
 from fk_reward.resampling import RESAMPLERS
-from fk_reward.reward_scale import reward_scale_for_ess
-from fk_reward.weights import effective_sample_size, log_mean_increment, normalized_weights
+from tests.fk_reward.filters import generators, make_filter, random_rewards, run
 from tests.fk_reward.test_potentials import DEFINITIONS
-
-PARTICLE_LAYER = ("config", "potentials", "resampling", "weights", "particle_filter", "reward_scale", "fkd_args")
-
-
-def make_filter(num_groups=1, generator=None, filter_type=ParticleFilter, **fields):
-    fields = {"num_particles": 4, "potential": "difference", "reward_scale": 1.0} | fields
-    return filter_type(FKSteeringConfig(**fields), num_groups, generator)
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def random_rewards(num_steps, size, *, seed=0):
-    return torch.randn(num_steps, size, generator=torch.Generator().manual_seed(seed))
-
-
-def run(particle_filter, rewards):
-    """Weigh and resample at each row but the last, which holds the final rewards; returns the ancestors of each step.
-
-    A reward follows its particle's slot, not its ancestry: the rows are what the particles in the slots get.
-    """
-    ancestors = []
-    for row in rewards[:-1]:
-        particle_filter.weigh(row)
-        ancestors.append(particle_filter.resample())
-    particle_filter.weigh(rewards[-1], final=True)
-    return ancestors
-
-
-@pytest.mark.parametrize("module", PARTICLE_LAYER)
-def test_the_particle_layer_imports_torch_and_itself_only(module):
-    tree = ast.parse((Path(fk_reward.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
-    names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
-    names += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-    allowed = {"torch", *(f"fk_reward.{name}" for name in PARTICLE_LAYER)}
-    assert all(name in allowed or name.split(".")[0] in sys.stdlib_module_names for name in names), names
 
 
 def test_evidence_and_weights_by_hand():
@@ -75,7 +30,7 @@ def test_evidence_and_weights_by_hand():
 
 
 def test_evidence_by_hand_with_resampling():
-    """The second mean is over the resampled particles, equally weighted: the evidence is the product of the two means."""
+    """The second mean is over the resampled particles, equally weighted: the evidence is the product of both means."""
     particle_filter = make_filter(num_particles=2, ess_threshold=1.0, resampling="systematic")
     particle_filter.weigh(torch.tensor([-2000.0, math.log(4.0)]))
     assert particle_filter.resample().tolist() == [1, 1]
@@ -103,7 +58,9 @@ class NoCorrection(ParticleFilter):
 
 def assert_total_weight_is_the_final_reward(potential, filter_type=ParticleFilter):
     rewards = random_rewards(5, 6)
-    particle_filter = make_filter(num_particles=6, potential=potential, reward_scale=3.0, ess_threshold=0.0, filter_type=filter_type)
+    particle_filter = make_filter(
+        num_particles=6, potential=potential, reward_scale=3.0, ess_threshold=0.0, filter_type=filter_type
+    )
     assert run(particle_filter, rewards) == [None] * 4
     expected = 3.0 * rewards[-1].double()
     torch.testing.assert_close(particle_filter.log_weights[0], expected, rtol=0, atol=1e-9)
@@ -122,7 +79,7 @@ def test_a_filter_that_loses_weight_is_caught(saboteur, potential):
 
 
 def brute_force_log_weights(rewards, ancestors, *, potential, reward_scale):
-    """Final log-weights from the definition: walk back the whole ancestry of each particle, sum what it was given since it was drawn."""
+    """Final log-weights from the definition: walk back each ancestry, sum what was given since it was last drawn."""
     num_steps, size = rewards.shape
     weights = []
     for slot in range(size):
@@ -209,7 +166,9 @@ def test_threshold_zero_and_one_particle_never_resample():
 
 def test_the_same_generator_gives_the_same_run():
     def once(seed):
-        particle_filter = make_filter(2, generators(seed)[0], resampling="multinomial", ess_threshold=1.0, selection="sample")
+        particle_filter = make_filter(
+            2, generators(seed)[0], resampling="multinomial", ess_threshold=1.0, selection="sample"
+        )
         ancestors = run(particle_filter, random_rewards(8, 8))
         return torch.stack(ancestors), particle_filter.select(3)
 
@@ -259,97 +218,6 @@ def test_misuse_raises():
         make_filter(num_groups=0)
     with pytest.raises(ValueError, match="2 groups, got 3"):
         make_filter(2, generators(0, 1, 2))
-
-
-def test_select_best_is_ordered_by_final_reward_whatever_the_weights():
-    particle_filter = make_filter(num_groups=2, num_particles=3)
-    particle_filter.weigh(torch.tensor([1.0, 3.0, 2.0, 0.0, 0.0, 5.0]), final=True)
-    assert particle_filter.select(3).tolist() == [[1, 2, 0], [2, 0, 1]]
-    assert particle_filter.select(1).tolist() == [[1], [2]]
-
-
-def sample_frequencies(num_selected, rewards, *, num_groups=20_000):
-    """Share of the groups in which each particle was selected; many equal groups stand for many runs."""
-    size = len(rewards)
-    particle_filter = make_filter(num_groups, generators(0)[0], num_particles=size, selection="sample", reward_scale=1.0)
-    particle_filter.weigh(torch.tensor(rewards).repeat(num_groups), final=True)
-    selected = particle_filter.select(num_selected)
-    final = torch.tensor(rewards)[selected]
-    assert (final.diff(dim=1) <= 0).all(), "not best first"
-    assert all(len(set(row)) == num_selected for row in selected[:100].tolist())
-    return np.bincount(selected.flatten().numpy(), minlength=size) / num_groups
-
-
-def test_select_sample_draws_by_weight():
-    rewards = [0.0, 1.0, -1.0, 2.0]
-    frequencies, weights = sample_frequencies(1, rewards), np.exp(rewards) / np.exp(rewards).sum()
-    np.testing.assert_allclose(frequencies, weights, atol=5 * 0.5 / math.sqrt(20_000))
-
-
-def test_select_sample_without_replacement_is_successive_sampling():
-    """Inclusion probability of i in two draws: p_i + sum_j p_j p_i / (1 - p_j)."""
-    rewards = [0.0, 1.0, -1.0]
-    p = np.exp(rewards) / np.exp(rewards).sum()
-    expected = [p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(3) if j != i) for i in range(3)]
-    np.testing.assert_allclose(sample_frequencies(2, rewards), expected, atol=5 * 0.5 / math.sqrt(20_000))
-    assert sample_frequencies(3, rewards, num_groups=100).tolist() == [1.0, 1.0, 1.0]
-
-
-@pytest.mark.parametrize("target_ess", [0.3, 0.5, 0.9])
-@pytest.mark.parametrize("potential", list(POTENTIALS))
-def test_auto_reaches_the_target_ess_at_the_first_scoring_step(potential, target_ess):
-    particle_filter = make_filter(2, potential=potential, reward_scale="auto", num_particles=8, target_ess=target_ess)
-    rewards = random_rewards(2, 16)
-    rewards[0, 8:] *= 100  # a group of another scale
-    particle_filter.weigh(rewards[0])
-    assert particle_filter.ess.tolist() == pytest.approx([8 * target_ess] * 2, rel=1e-6)
-    scale = particle_filter.reward_scale.clone()
-    assert float(scale[0]) > float(scale[1]) > 0
-    particle_filter.weigh(rewards[1])
-    assert torch.equal(particle_filter.reward_scale, scale), "lambda is chosen once"
-
-
-def test_auto_waits_for_rewards_that_differ():
-    particle_filter = make_filter(reward_scale="auto", potential="sum")
-    particle_filter.weigh(torch.ones(4))
-    assert particle_filter.reward_scale.tolist() == [0.0]
-    assert particle_filter.resample() is None
-    particle_filter.weigh(torch.tensor([0.0, 1.0, 2.0, 3.0]))
-    assert float(particle_filter.ess) == pytest.approx(2.0)
-    particle_filter.weigh(torch.tensor([3.0, 2.0, 1.0, 0.0]), final=True)
-    expected = particle_filter.reward_scale * torch.tensor([3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(particle_filter.log_weights[0], expected, rtol=0, atol=1e-9)
-
-
-def test_auto_with_rewards_that_never_differ_does_nothing():
-    particle_filter = make_filter(reward_scale="auto")
-    run(particle_filter, torch.ones(3, 4))
-    assert particle_filter.weights.tolist() == [[0.25] * 4]
-
-
-@given(scores=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12).filter(lambda v: max(v) - min(v) > 1e-6), share=st.floats(0.1, 0.95))
-@settings(max_examples=80, deadline=None)
-def test_reward_scale_for_ess(scores, share):
-    tensor = torch.tensor(scores, dtype=torch.float64)
-    ess = float(effective_sample_size(reward_scale_for_ess(tensor, share * len(scores)) * tensor))
-    reachable = 1.01 * scores.count(max(scores))
-    assert ess == pytest.approx(max(share * len(scores), min(reachable, len(scores))), rel=1e-3)
-
-
-@given(values=st.lists(st.floats(-700, 700), min_size=1, max_size=10), offset=st.floats(-1e5, 1e5))
-@settings(max_examples=80, deadline=None)
-def test_weights_agree_with_the_linear_domain(values, offset):
-    weights = np.exp(np.asarray(values, dtype=np.longdouble))
-    tensor = torch.tensor(values, dtype=torch.float64)
-    np.testing.assert_allclose(normalized_weights(tensor).numpy(), (weights / weights.sum()).astype(float), atol=1e-12)
-    ess = float(weights.sum() ** 2 / (weights**2).sum())
-    assert float(effective_sample_size(tensor)) == pytest.approx(ess, rel=1e-9)
-    assert float(effective_sample_size(tensor + offset)) == pytest.approx(ess, rel=1e-6)
-
-
-def test_log_mean_increment_by_hand():
-    before, increments = torch.tensor([0.0, 1.0]).log(), torch.tensor([5.0, 2.0])
-    assert float(log_mean_increment(before, increments)) == pytest.approx(2.0), "a particle of zero weight does not count"
 
 
 def test_every_resampler_serves_the_filter():

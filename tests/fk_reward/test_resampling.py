@@ -87,7 +87,9 @@ def test_multinomial_covariance_is_that_of_independent_draws():
 
 @pytest.mark.parametrize("name", ["systematic", "stratified", "residual", "ssp"])
 def test_variance_is_below_the_multinomial_one(name):
-    counts = {n: repeated_counts(RESAMPLERS[n], logs(WEIGHTS), num_samples=8, num_repeats=1000) for n in (name, "multinomial")}
+    counts = {
+        n: repeated_counts(RESAMPLERS[n], logs(WEIGHTS), num_samples=8, num_repeats=1000) for n in (name, "multinomial")
+    }
     assert counts[name].var(0).sum() < 0.6 * counts["multinomial"].var(0).sum()
 
 

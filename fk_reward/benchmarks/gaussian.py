@@ -1,0 +1,189 @@
+"""Is the sampler right? Its estimates against a tilted Gaussian in closed form, for all potentials and resamplers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Generator, Tensor
+
+from fk_reward.benchmarks.gaussian_problem import GaussianProblem, TiltedGaussian
+from fk_reward.benchmarks.option_lists import parse_integers
+from fk_reward.benchmarks.reports import Column, show_table, write_json
+from fk_reward.benchmarks.uncertainty import log_log_slope, mean_and_error, root_mean_square
+from fk_reward.config import FKSteeringConfig
+from fk_reward.particle_filter import ParticleFilter
+from fk_reward.potentials import POTENTIALS
+from fk_reward.resampling import RESAMPLERS
+from fk_reward.steering import steer
+
+QUANTITIES = ("mean", "variance", "log_evidence")
+ESS_THRESHOLDS = (0.5, 1.0)
+
+COLUMNS = (
+    Column("potential"),
+    Column("resampling"),
+    Column("ess_threshold", "ESS rule", "{:g}"),
+    Column("num_particles", "K", "{:d}"),
+    Column("mean_bias", "mean: error ± se", "{:+.3f} ± {:.3f}", ("mean_error",)),
+    Column("variance_bias", "variance", "{:+.3f} ± {:.3f}", ("variance_error",)),
+    Column("log_evidence_bias", "log evidence", "{:+.3f} ± {:.3f}", ("log_evidence_error",)),
+    Column("slope", style="{:+.2f}"),
+)
+
+
+@dataclass(frozen=True)
+class GaussianEstimates:
+    """What R independent steered runs say about the tilted distribution; each tensor is `(R,)` float64."""
+
+    mean: Tensor
+    variance: Tensor
+    log_evidence: Tensor
+
+
+def estimate_tilt(
+    problem: GaussianProblem,
+    config: FKSteeringConfig,
+    *,
+    num_runs: int,
+    seed: int = 0,
+    filter_type: type[ParticleFilter] = ParticleFilter,
+) -> GaussianEstimates:
+    """Run the whole sampler, `steer` on a Diffusers scheduler, and read the estimates off the weighted particles.
+
+    Args:
+        problem: the diffusion and its reward.
+        config: settings of the sampler.
+        num_runs: R, independent populations, run side by side as the groups of one particle filter.
+        seed: of the noise and of the resampling.
+        filter_type: class of the particle filter.
+
+    Returns:
+        Weighted mean and variance of the final particles and the log-evidence, one each a run.
+
+    Example:
+        >>> config = FKSteeringConfig(num_particles=64, reward_scale=2.0)
+        >>> estimates = estimate_tilt(GaussianProblem(), config, num_runs=2)
+        >>> estimates.mean.shape
+        torch.Size([2])
+    """
+    scheduler = problem.scheduler()
+    noise = Generator().manual_seed(seed)
+    draws = [Generator().manual_seed(seed + 1 + run) for run in range(num_runs)]
+    particle_filter = filter_type(config, num_runs, draws)
+    sample = torch.randn(num_runs * config.num_particles, 1, 1, 1, generator=noise)
+    with steer(scheduler, particle_filter, problem.reward):
+        for timestep in scheduler.timesteps:
+            noise_pred = problem.noise_prediction(sample, scheduler.alphas_cumprod[timestep])
+            sample = scheduler.step(noise_pred, timestep, sample, eta=1.0, generator=noise).prev_sample
+    particle_filter.weigh(problem.reward(sample), final=True)
+    return _read_off(particle_filter, sample)
+
+
+def _read_off(particle_filter: ParticleFilter, sample: Tensor) -> GaussianEstimates:
+    weights = particle_filter.weights
+    x = sample.double().view_as(weights)
+    mean = (weights * x).sum(1)
+    return GaussianEstimates(
+        mean=mean,
+        variance=(weights * (x - mean[:, None]).square()).sum(1),
+        log_evidence=particle_filter.log_evidence,
+    )
+
+
+def compare(estimates: GaussianEstimates, exact: TiltedGaussian) -> dict[str, float]:
+    """Bias (average of the runs minus the exact value), standard error of that average, and RMSE of one run.
+
+    Example:
+        >>> ones = torch.ones(4, dtype=torch.float64)
+        >>> compare(GaussianEstimates(ones, ones, ones), TiltedGaussian(1.5, 1.0, 1.0))["mean_bias"]
+        -0.5
+    """
+    row = {}
+    for quantity in QUANTITIES:
+        deviations = (getattr(estimates, quantity) - getattr(exact, quantity)).tolist()
+        row[f"{quantity}_bias"], row[f"{quantity}_error"] = mean_and_error(deviations)
+        row[f"{quantity}_rmse"] = root_mean_square(deviations)
+    return row
+
+
+def run_benchmark(
+    problem: GaussianProblem,
+    *,
+    num_particles: Sequence[int],
+    num_runs: int,
+    reward_scale: float = 2.0,
+    seed: int = 0,
+    potentials: Sequence[str] = tuple(POTENTIALS),
+    resamplers: Sequence[str] = tuple(RESAMPLERS),
+) -> list[dict[str, Any]]:
+    """One row for each potential, resampler, ESS rule and number of particles.
+
+    Example:
+        >>> rows = run_benchmark(GaussianProblem(num_steps=4), num_particles=[8], num_runs=2, potentials=["max"])
+        >>> len(rows)  # five resamplers, two ESS rules
+        10
+    """
+    exact = problem.tilted(reward_scale)
+    rows: list[dict[str, Any]] = []
+    for potential, resampling, ess_threshold, size in product(potentials, resamplers, ESS_THRESHOLDS, num_particles):
+        config = FKSteeringConfig(
+            num_particles=size,
+            potential=potential,
+            reward_scale=reward_scale,
+            resampling=resampling,
+            ess_threshold=ess_threshold,
+        )
+        start = time.perf_counter()
+        row = compare(estimate_tilt(problem, config, num_runs=num_runs, seed=seed), exact)
+        seconds = time.perf_counter() - start
+        setting = {"potential": potential, "resampling": resampling, "ess_threshold": ess_threshold}
+        rows.append(setting | {"num_particles": size} | row | {"seconds": seconds})
+    return rows
+
+
+def add_slopes(rows: Sequence[dict[str, Any]]) -> None:
+    """Add the `slope` of log RMSE in log K, averaged over mean, variance and log evidence, to each setting's last row.
+
+    An error that falls like 1/sqrt(K) has -0.5. Nothing is added where a setting has one number of particles only.
+
+    Args:
+        rows: of `run_benchmark`; changed in place.
+    """
+    names = ("potential", "resampling", "ess_threshold")
+    settings = dict.fromkeys(tuple(row[name] for name in names) for row in rows)
+    for setting in settings:
+        ours = [row for row in rows if tuple(row[name] for name in names) == setting]
+        sizes = [row["num_particles"] for row in ours]
+        if len(sizes) > 1:
+            each = [log_log_slope(sizes, [row[f"{quantity}_rmse"] for row in ours]) for quantity in QUANTITIES]
+            ours[-1]["slope"] = sum(each) / len(each)
+
+
+def main(
+    num_particles: Annotated[str, typer.Option(help="Numbers of particles, separated by commas.")] = "250,1000,4000",
+    num_runs: Annotated[int, typer.Option(help="Independent runs of each setting, at least 2.", min=2)] = 12,
+    reward_scale: Annotated[float, typer.Option(help="Lambda.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Seed of all runs.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/gaussian"),
+) -> None:
+    """Compare the sampler with a tilted Gaussian in closed form; print a table and write `gaussian.json`."""
+    problem, sizes = GaussianProblem(), parse_integers("num_particles", num_particles)
+    rows = run_benchmark(problem, num_particles=sizes, num_runs=num_runs, reward_scale=reward_scale, seed=seed)
+    add_slopes(rows)
+    exact = problem.tilted(reward_scale)
+    target = f"mean {exact.mean:.4f}, variance {exact.variance:.4f}, log evidence {exact.log_evidence:.4f}"
+    show_table(f"{num_runs} runs each; exact: {target}; slope of the error in K: -0.5 is right", COLUMNS, rows)
+    settings = {"problem": asdict(problem), "num_runs": num_runs, "reward_scale": reward_scale, "seed": seed}
+    path = write_json(out / "gaussian.json", settings | {"exact": asdict(exact), "rows": rows})
+    typer.echo(f"Results: {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,87 @@
+"""Tables for the terminal and for Markdown, and JSON files, from rows that are plain dictionaries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        key: of the rows.
+        title: heading; the key when empty.
+        style: format of a value, for instance `"{:.3f}"`.
+        more: keys of further values that `style` takes, for instance of the error in `"{:.3f} ± {:.3f}"`.
+    """
+
+    key: str
+    title: str = ""
+    style: str = "{}"
+    more: tuple[str, ...] = ()
+
+    def heading(self) -> str:
+        """The title, or the key where there is none."""
+        return self.title or self.key.replace("_", " ")
+
+    def cell(self, row: Mapping[str, Any]) -> str:
+        """The value of this column as text; a dash where the row has none."""
+        values = [row.get(key) for key in (self.key, *self.more)]
+        return "-" if None in values else self.style.format(*values)
+
+
+def show_table(
+    title: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], *, console: Console | None = None
+) -> None:
+    """Print a table to the terminal.
+
+    Example:
+        >>> show_table("", [Column("k", "K")], [{"k": 4}], console=Console(width=20))
+        ┏━━━┓
+        ┃ K ┃
+        ┡━━━┩
+        │ 4 │
+        └───┘
+    """
+    table = Table(title=title or None, title_justify="left")
+    for column in columns:
+        table.add_column(column.heading(), justify="right" if column.style != "{}" else "left")
+    for row in rows:
+        table.add_row(*(column.cell(row) for column in columns))
+    (console or _wide_console()).print(table)
+
+
+def _wide_console() -> Console:
+    """The terminal as it is; into a file or a pipe, which have no width, without folding the columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def markdown_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same table in Markdown.
+
+    Example:
+        >>> print(markdown_table([Column("k", "K"), Column("share", style="{:.2f}")], [{"k": 4, "share": 0.5}]))
+        | K | share |
+        | --- | --- |
+        | 4 | 0.50 |
+    """
+    lines = [[column.heading() for column in columns], ["---"] * len(columns)]
+    lines += [[column.cell(row) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Write a JSON file, its folder made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,44 @@
+"""Tables, JSON and typed lists."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import typer
+from rich.console import Console
+
+from fk_reward.benchmarks.option_lists import parse_integers
+from fk_reward.benchmarks.reports import Column, markdown_table, show_table, write_json
+
+COLUMNS = (Column("name"), Column("value", "mean ± se", "{:+.2f} ± {:.2f}", ("error",)))
+ROWS = [{"name": "first", "value": 1.0, "error": 0.25}, {"name": "second", "value": None, "error": 1.0}]
+
+
+def test_markdown():
+    expected = "| name | mean ± se |\n| --- | --- |\n| first | +1.00 ± 0.25 |\n| second | - |"
+    assert markdown_table(COLUMNS, ROWS) == expected
+
+
+def test_terminal():
+    file = io.StringIO()
+    show_table("Title", COLUMNS, ROWS, console=Console(file=file, width=60))
+    text = file.getvalue()
+    assert "Title" in text
+    assert "+1.00 ± 0.25" in text
+
+
+def test_json(tmp_path):
+    path = write_json(tmp_path / "new" / "rows.json", {"rows": ROWS})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"rows": ROWS}
+
+
+def test_integers():
+    assert parse_integers("k", "8,2, 4,2") == (2, 4, 8)
+
+
+@pytest.mark.parametrize("text", ["", "2,", "0", "-1", "2;4", "two", "2.0"])
+def test_wrong_integers(text):
+    with pytest.raises(typer.BadParameter, match="k should be"):
+        parse_integers("k", text)
