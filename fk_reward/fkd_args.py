@@ -31,7 +31,9 @@ def convert_fkd_args(fkd_args: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         fkd_args: `num_particles`, `lmbda`, `time_steps`, `resampling_t_start`, `resampling_t_end`,
             `resample_frequency`, and optionally `potential_type` (`"diff"`, `"max"`, `"add"`, `"rt"`; that code's
-            scripts default to `"diff"`), `adaptive_resampling` and `use_smc`.
+            scripts default to `"diff"`), `adaptive_resampling` and `use_smc`. What that code keeps here and this one
+            elsewhere (`guidance_reward_fn`, `latent_to_decode_fn`, ...) is left out, with a warning that says where it
+            belongs.
 
     Raises:
         ValueError: for a missing setting, an unknown potential, or an empty interval.

@@ -90,8 +90,10 @@ def load_pipeline(
     from fk_reward.pipelines import FKSteeringPipeline
 
     place = resolve_device(device)
-    options = {"torch_dtype": resolve_dtype(dtype, place)}
-    return FKSteeringPipeline.from_pretrained(model, reward=reward, steering=steering, **options).to(place)
+    pipe = FKSteeringPipeline.from_pretrained(
+        model, reward=reward, steering=steering, torch_dtype=resolve_dtype(dtype, place)
+    )
+    return pipe.to(place)
 
 
 def default_guidance(model: str, guidance_scale: float | None) -> dict[str, float]:

@@ -186,6 +186,12 @@ def test_fkd_args_mapping():
     assert not FKSteeringConfig.from_fkd_args(FKD_ARGS | {"use_smc": False}).resamples
 
 
+def test_fkd_args_that_belong_elsewhere_are_left_out_with_a_warning(caplog):
+    config = FKSteeringConfig.from_fkd_args(FKD_ARGS | {"guidance_reward_fn": "ImageReward", "metric_to_chase": None})
+    assert config == FKSteeringConfig.from_fkd_args(FKD_ARGS)
+    assert [record.args[0] for record in caplog.records] == ["guidance_reward_fn"]
+
+
 @pytest.mark.parametrize(
     "missing", ["num_particles", "lmbda", "time_steps", "resampling_t_start", "resampling_t_end", "resample_frequency"]
 )
