@@ -1,0 +1,122 @@
+"""The training loop shared by the recipes: transformers' Trainer with an exponential moving average of the weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """What a recipe chooses; everything else is the Trainer's default.
+
+    The learning rate is constant and falls to zero along a cosine over the last `decay_steps`. While it is constant,
+    nothing depends on `max_steps`, so a long run can be stopped at any checkpoint and resumed with the number of steps
+    that there is time for, and is then the same as a run of that length.
+    """
+
+    output_dir: Path
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    ema_decay: float
+    warmup_steps: int
+    decay_steps: int
+    resume: bool = False
+    bf16: bool = False
+    save_steps: int = 100
+    weight_decay: float = 0.01
+
+    def training_arguments(self) -> TrainingArguments:
+        """The same in the Trainer's words."""
+        return TrainingArguments(
+            output_dir=str(self.output_dir / "checkpoints"),
+            max_steps=self.max_steps,
+            per_device_train_batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            adam_beta2=0.99,
+            lr_scheduler_type="warmup_stable_decay",
+            lr_scheduler_kwargs={
+                "num_stable_steps": self.max_steps - self.warmup_steps - self.decay_steps,
+                "num_decay_steps": self.decay_steps,
+            },
+            warmup_steps=self.warmup_steps,
+            seed=self.seed,
+            use_cpu=not torch.cuda.is_available(),
+            ddp_find_unused_parameters=False,
+            bf16=self.bf16,
+            save_steps=self.save_steps,
+            save_total_limit=2,
+            logging_steps=50,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_drop_last=True,
+        )
+
+
+class EMACallback(TrainerCallback):
+    """Averages the weights, keeps the average beside each checkpoint and leaves it in the model at the end."""
+
+    def __init__(self, model: nn.Module, decay: float, checkpoint: str | None) -> None:
+        self.parameters = list(model.parameters())
+        self.ema = EMAModel(self.parameters, decay=decay, foreach=True)
+        if checkpoint is not None:
+            self.ema.load_state_dict(torch.load(Path(checkpoint) / "ema.pt", weights_only=True))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Moves the average to the model's device."""
+        self.ema.to(self.parameters[0].device)
+        torch.manual_seed(args.seed + args.process_index)  # processes of one run must not share their noise
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Takes the new weights into the average."""
+        self.ema.step(self.parameters)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes the average into the checkpoint."""
+        if state.is_world_process_zero:
+            torch.save(self.ema.state_dict(), Path(args.output_dir) / f"checkpoint-{state.global_step}" / "ema.pt")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Puts the average into the model."""
+        self.ema.copy_to(self.parameters)
+
+
+def fit(model: nn.Module, dataset: Dataset, config: FitConfig) -> bool:
+    """Trains `model`, whose forward takes a batch of `dataset` and returns `{"loss": ...}`; leaves the average in it.
+
+    Randomness inside the model's forward comes from torch's global generator, which is seeded here and whose state the
+    Trainer keeps in each checkpoint, so that a resumed run is the same run.
+
+    Returns:
+        Whether this is the process that should save the model (of several, where `torchrun` started them).
+    """
+    arguments = config.training_arguments()
+    checkpoint = get_last_checkpoint(arguments.output_dir) if config.resume else None
+    average = EMACallback(model, config.ema_decay, checkpoint)
+    trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=_as_is, callbacks=[average])
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    print(f"trained to step {trainer.state.global_step} in {(time.perf_counter() - start) / 60:.1f} minutes")
+    return trainer.is_world_process_zero()
+
+
+def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The datasets make whole batches (`__getitems__`), nothing is left to collate."""
+    return batch

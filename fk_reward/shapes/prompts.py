@@ -1,0 +1,145 @@
+"""The prompt grammar: six tasks under GenEval's names, one sentence form each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+
+from fk_reward.shapes.palette import COLORS, SHAPES
+from fk_reward.shapes.relations import RELATIONS
+
+TASKS: tuple[str, ...] = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+"""GenEval's task names, in GenEval's order."""
+
+NUMBERS: dict[int, str] = {2: "two", 3: "three", 4: "four"}
+
+GRAMMAR = """a photo of a SHAPE
+a photo of a SHAPE and a SHAPE
+a photo of two|three|four SHAPEs
+a photo of a COLOR SHAPE
+a photo of a SHAPE left of|right of|above|below a SHAPE
+a photo of a COLOR SHAPE and a COLOR SHAPE"""
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    """What a prompt says of an object; `color` is None where any will do."""
+
+    shape: str
+    color: str | None = None
+
+    def __str__(self) -> str:
+        """The noun phrase with its article."""
+        words = f"{self.color} {self.shape}" if self.color else self.shape
+        return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
+@dataclass(frozen=True)
+class ShapesPrompt:
+    """A sentence of the grammar and what it asks for.
+
+    Attributes:
+        task: One of `TASKS`.
+        objects: The objects to be seen, one entry each, in the order of the sentence.
+        relation: One of `RELATIONS`, of the first object to the second; None but in the task `position`.
+
+    Examples:
+        >>> ShapesPrompt("position", (ObjectSpec("square"), ObjectSpec("circle")), "left of").text
+        'a photo of a square left of a circle'
+        >>> ShapesPrompt("counting", (ObjectSpec("cross"),) * 3).text
+        'a photo of three crosses'
+    """
+
+    task: str
+    objects: tuple[ObjectSpec, ...]
+    relation: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The sentence."""
+        if self.task == "counting":
+            return f"a photo of {NUMBERS[len(self.objects)]} {_plural(self.objects[0].shape)}"
+        link = f" {self.relation or 'and'} "
+        return f"a photo of {link.join(map(str, self.objects))}"
+
+    @property
+    def combination(self) -> str:
+        """Name of what the prompt combines, the same for both orders of a pair and for all four relations.
+
+        Examples:
+            >>> parse_prompt("a photo of a star above a circle").combination
+            'position: circle, star'
+        """
+        words = sorted(f"{spec.color or ''} {spec.shape}".strip() for spec in self.objects)
+        return f"{self.task}: {', '.join(words)}"
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
+
+
+def _task_prompts(task: str) -> Iterator[ShapesPrompt]:
+    plain = [ObjectSpec(shape) for shape in SHAPES]
+    colored = [ObjectSpec(shape, color) for shape in SHAPES for color in COLORS]
+    if task == "single_object":
+        yield from (ShapesPrompt(task, (spec,)) for spec in plain)
+    elif task == "two_object":
+        yield from (ShapesPrompt(task, pair) for pair in permutations(plain, 2))
+    elif task == "counting":
+        yield from (ShapesPrompt(task, (spec,) * number) for spec in plain for number in NUMBERS)
+    elif task == "colors":
+        yield from (ShapesPrompt(task, (spec,)) for spec in colored)
+    elif task == "position":
+        yield from (ShapesPrompt(task, pair, name) for pair in permutations(plain, 2) for name in RELATIONS)
+    else:
+        pairs = ((a, b) for a, b in permutations(colored, 2) if a.shape != b.shape and a.color != b.color)
+        yield from (ShapesPrompt(task, pair) for pair in pairs)
+
+
+@cache
+def all_prompts(task: str | None = None) -> tuple[ShapesPrompt, ...]:
+    """Every sentence of the grammar, in a fixed order.
+
+    Args:
+        task: One of `TASKS`; None for all of them.
+
+    Raises:
+        ValueError: The task is not one of `TASKS`.
+
+    Examples:
+        >>> [len(all_prompts(task)) for task in TASKS]
+        [6, 30, 18, 42, 120, 1260]
+    """
+    if task is None:
+        return tuple(prompt for name in TASKS for prompt in all_prompts(name))
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}.")
+    return tuple(_task_prompts(task))
+
+
+@cache
+def _by_text() -> dict[str, ShapesPrompt]:
+    return {prompt.text: prompt for prompt in all_prompts()}
+
+
+def parse_prompt(text: str) -> ShapesPrompt:
+    """The prompt that a sentence stands for.
+
+    Case, surrounding blanks and a final full stop do not matter.
+
+    Raises:
+        ValueError: The sentence is not one of the grammar; the message states the grammar.
+
+    Examples:
+        >>> parse_prompt("A photo of an orange circle").objects
+        (ObjectSpec(shape='circle', color='orange'),)
+    """
+    prompt = _by_text().get(" ".join(text.lower().split()).rstrip("."))
+    if prompt is None:
+        raise ValueError(
+            f"{text!r} is not a sentence of the shapes world. Use one of these forms, the shapes of a pair and their "
+            f"colors being different:\n{GRAMMAR}\nSHAPE: {', '.join(SHAPES)}\nCOLOR: {', '.join(COLORS)}"
+        )
+    return prompt

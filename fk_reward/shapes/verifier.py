@@ -1,0 +1,136 @@
+"""The rule-based judge: does a picture show what its prompt says?
+
+The rules are GenEval's (Ghosh et al. 2023, arXiv 2310.11513), with a detector that knows the shapes world. By default
+they are strict: nothing else may be in the picture. GenEval itself looks only for what was asked for (`strict=False`),
+except that a count must be exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fk_reward.shapes.palette import SHAPES
+from fk_reward.shapes.prompts import ObjectSpec, ShapesPrompt, parse_prompt
+from fk_reward.shapes.recognition import MIN_OVERLAP, DetectedObject, detect
+from fk_reward.shapes.relations import MIN_ALIGNMENT, alignment
+
+CANVAS = 64
+"""Side at which pictures are judged; others are resized."""
+
+MAX_WRONG_SCORE = 0.9
+"""A wrong picture scores at most this, a right one 1."""
+
+MAX_CANDIDATES = 6
+"""Of more objects than this, the largest are compared with the prompt."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the verifier says of a picture.
+
+    Attributes:
+        correct: The picture shows what the prompt says.
+        score: How near it is, in [0, 1]; 1 exactly if it is correct.
+        reason: What is wrong, in words; `"correct"` otherwise.
+        objects: What was seen, in reading order.
+    """
+
+    correct: bool
+    score: float
+    reason: str
+    objects: tuple[DetectedObject, ...]
+
+
+def verify(image: Tensor, prompt: ShapesPrompt | str, *, strict: bool = True) -> Verdict:
+    """Judges a picture.
+
+    Args:
+        image: `(3, H, W)` in [0, 1].
+        prompt: A prompt of the shapes world, or its sentence.
+        strict: Whether other objects than those asked for make the picture wrong.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: The image is not `(3, H, W)`, or the sentence is not in the grammar.
+
+    Examples:
+        >>> from fk_reward.shapes import Scene, SceneObject, render
+        >>> image = render([Scene((SceneObject("star", "red", x=0.5, y=0.5, size=0.2),))])[0]
+        >>> verify(image, "a photo of a red star").correct
+        True
+        >>> verify(image, "a photo of a blue star").reason
+        'no blue star among: red star'
+    """
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"image must have shape (3, H, W); got {tuple(image.shape)}.")
+    prompt = parse_prompt(prompt) if isinstance(prompt, str) else prompt
+    if image.shape[1:] != (CANVAS, CANVAS):
+        image = F.interpolate(image[None].float(), (CANVAS, CANVAS), mode="bilinear", antialias=True)[0]
+    objects = detect(image)
+    reason = _reason(objects, prompt, strict)
+    score = 1.0 if not reason else min(_closeness(objects, prompt, strict), MAX_WRONG_SCORE)
+    return Verdict(not reason, score, reason or "correct", objects)
+
+
+def _matches(obj: DetectedObject, spec: ObjectSpec) -> bool:
+    return obj.shape == spec.shape and spec.color in (None, obj.color)
+
+
+def _reason(objects: tuple[DetectedObject, ...], prompt: ShapesPrompt, strict: bool) -> str:
+    """What is wrong, or an empty string."""
+    seen = ", ".join(f"{obj.color} {obj.shape or 'something'}" for obj in objects) or "nothing"
+    for spec in prompt.objects:
+        wanted, found = prompt.objects.count(spec), sum(_matches(obj, spec) for obj in objects)
+        if found < wanted or (prompt.task == "counting" and found > wanted):
+            name = f"{spec.color or ''} {spec.shape}".strip()
+            return f"no {name} among: {seen}" if not found else f"{found} of {wanted} {name} among: {seen}"
+    if strict and len(objects) > len(prompt.objects):
+        return f"more than was asked for: {seen}"
+    if prompt.relation and not any(_related(*pair, prompt) for pair in permutations(objects, 2)):
+        return f"not {prompt.relation}: {seen}"
+    return ""
+
+
+def _related(first: DetectedObject, second: DetectedObject, prompt: ShapesPrompt) -> bool:
+    named = _matches(first, prompt.objects[0]) and _matches(second, prompt.objects[1])
+    return named and _alignment(first, second, prompt) > MIN_ALIGNMENT
+
+
+def _alignment(first: DetectedObject, second: DetectedObject, prompt: ShapesPrompt) -> float:
+    return alignment((first.x, first.y), (second.x, second.y), prompt.relation or "")
+
+
+def _closeness(objects: tuple[DetectedObject, ...], prompt: ShapesPrompt, strict: bool) -> float:
+    """Graded agreement in [0, 1]: the best assignment of seen objects to wanted ones, less a share for the others."""
+    wanted = len(prompt.objects)
+    largest = sorted(objects, key=lambda obj: -obj.area)[: max(MAX_CANDIDATES, wanted)]
+    slots = [*largest, *[None] * max(0, wanted - len(largest))]
+    best = max(_agreement(chosen, prompt) for chosen in permutations(slots, wanted))
+    crowd = len(objects) if strict or prompt.task == "counting" else wanted
+    return best * wanted / max(wanted, crowd)
+
+
+def _agreement(chosen: tuple[DetectedObject | None, ...], prompt: ShapesPrompt) -> float:
+    pairs = list(zip(chosen, prompt.objects, strict=True))
+    mean = sum(_likeness(obj, spec) for obj, spec in pairs) / len(pairs)
+    if prompt.relation is None:
+        return mean
+    first, second = chosen
+    if first is None or second is None:
+        return 0.5 * mean
+    return 0.5 * mean + 0.5 * mean * (1 + min(_alignment(first, second, prompt), MIN_ALIGNMENT)) / (1 + MIN_ALIGNMENT)
+
+
+def _likeness(obj: DetectedObject | None, spec: ObjectSpec) -> float:
+    """How much one object is what was wanted, in [0, 1]: half for shape, half for colour where a colour is wanted."""
+    if obj is None:
+        return 0.0
+    overlap = obj.overlaps[SHAPES.index(spec.shape)]
+    shape = 1.0 if obj.shape == spec.shape else 0.5 * min(overlap / MIN_OVERLAP, 1.0)
+    return shape if spec.color is None else (shape + (obj.color == spec.color)) / 2

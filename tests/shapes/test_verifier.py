@@ -1,0 +1,136 @@
+"""The verifier on pictures whose truth is known; each check is also run on something wrong, which it must reject."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fk_reward.shapes import (
+    Scene,
+    SceneObject,
+    all_prompts,
+    benchmark_prompts,
+    parse_prompt,
+    render,
+    sample_scene,
+    verify,
+)
+from fk_reward.shapes import relations as relations_module
+
+NUM_SCENES = 240
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return benchmark_prompts(NUM_SCENES // 2) + benchmark_prompts(NUM_SCENES // 2, "validation")
+
+
+@pytest.fixture(scope="module")
+def images(prompts):
+    rng = np.random.default_rng(0)
+    return render([sample_scene(prompt, rng) for prompt in prompts])
+
+
+def accuracy(images, prompts):
+    return np.mean([verify(image, prompt).correct for image, prompt in zip(images, prompts, strict=True)])
+
+
+def test_right_on_renders(images, prompts):
+    assert accuracy(images, prompts) >= 0.99
+
+
+def test_shuffled_captions_fail(images, prompts):
+    shuffled = prompts[7:] + prompts[:7]
+    assert accuracy(images, shuffled) < 0.1
+
+
+def test_another_prompt_of_the_task_passes_rarely(images, prompts):
+    rng = np.random.default_rng(1)
+    pools = (
+        [other for other in all_prompts(prompt.task) if other.combination != prompt.combination] for prompt in prompts
+    )
+    others = [pool[rng.integers(len(pool))] for pool in pools]
+    assert accuracy(images, others) < 0.02
+
+
+def test_swapped_relations_fail(images, prompts, monkeypatch):
+    kept = [i for i, prompt in enumerate(prompts) if prompt.relation]
+    position = [prompts[i] for i in kept]
+    assert accuracy(images[kept], position) >= 0.99
+    swapped = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    directions = {name: relations_module.RELATIONS[other] for name, other in swapped.items()}
+    for name, direction in directions.items():
+        monkeypatch.setitem(relations_module.RELATIONS, name, direction)
+    assert accuracy(images[kept], position) == 0
+
+
+def test_right_after_gaussian_noise(images, prompts):
+    noise = torch.randn(images[:60].shape, generator=torch.Generator().manual_seed(0)) * 25 / 255
+    assert accuracy((images[:60] + noise).clamp(0, 1), prompts[:60]) >= 0.95
+
+
+def test_resolution_does_not_matter(prompts):
+    rng = np.random.default_rng(2)
+    large = render([sample_scene(prompt, rng) for prompt in prompts[:30]], image_size=256)
+    assert accuracy(large, prompts[:30]) == 1
+
+
+def ball(x, y=0.5, *, shape="circle", color="red"):
+    return SceneObject(shape, color, x=x, y=y, size=0.11)
+
+
+@pytest.mark.parametrize(
+    ("objects", "text", "strict", "lenient"),
+    [
+        ((ball(0.3),), "a photo of a circle", True, True),
+        ((ball(0.3), ball(0.7)), "a photo of a circle", False, True),
+        ((ball(0.3), ball(0.7, shape="star")), "a photo of a red circle", False, True),
+        ((ball(0.3), ball(0.7)), "a photo of two circles", True, True),
+        ((ball(0.2), ball(0.5), ball(0.8)), "a photo of two circles", False, False),
+        ((ball(0.2), ball(0.5), ball(0.8, shape="star")), "a photo of two circles", False, True),
+        ((ball(0.3), ball(0.7, shape="star")), "a photo of a circle left of a star", True, True),
+        ((ball(0.3), ball(0.7, shape="star")), "a photo of a star left of a circle", False, False),
+        ((ball(0.3, 0.3), ball(0.7, 0.7, shape="star")), "a photo of a circle above a star", True, True),
+        ((ball(0.3), ball(0.7, shape="star", color="blue")), "a photo of a red circle and a blue star", True, True),
+        ((ball(0.3), ball(0.7, shape="star", color="blue")), "a photo of a blue circle and a red star", False, False),
+        ((), "a photo of a circle", False, False),
+    ],
+)
+def test_rules(objects, text, strict, lenient):
+    image = render([Scene(objects)])[0]
+    assert (verify(image, text).correct, verify(image, text, strict=False).correct) == (strict, lenient)
+
+
+def test_score_is_one_exactly_where_correct_and_grows_with_agreement():
+    image = render([Scene((ball(0.3), ball(0.7, shape="star", color="blue")))])[0]
+    texts = [
+        "a photo of a red circle and a blue star",
+        "a photo of a red circle and a green star",
+        "a photo of a green circle and a yellow star",
+        "a photo of a green square and a yellow cross",
+    ]
+    scores = [verify(image, text).score for text in texts]
+    assert scores[0] == 1 and scores == sorted(scores, reverse=True) and len(set(scores)) == len(texts)
+    assert verify(torch.ones(3, 64, 64), texts[0]).score == 0
+
+
+def test_score_of_a_relation_grows_towards_it():
+    scores = []
+    for angle in (0, 60, 90, 120, 180):  # degrees away from "left of"
+        x, y = 0.5 - 0.3 * np.cos(np.radians(angle)), 0.5 - 0.3 * np.sin(np.radians(angle))
+        image = render([Scene((ball(x, y), ball(0.5, shape="star")))])[0]
+        scores.append(verify(image, "a photo of a circle left of a star").score)
+    assert scores[0] == 1 and scores == sorted(scores, reverse=True) and scores[-1] < scores[2]
+
+
+def test_many_specks_do_not_take_long():
+    image = render([Scene(())])[0]
+    image[:, ::8, :] = 0.1
+    image[:, :, ::8] = 0.9
+    assert not verify(image, parse_prompt("a photo of four stars")).correct
+
+
+def test_wrong_shape_raises():
+    with pytest.raises(ValueError, match=r"\(3, H, W\); got \(1, 3, 64, 64\)"):
+        verify(torch.zeros(1, 3, 64, 64), "a photo of a star")
