@@ -27,8 +27,15 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def save_pipeline(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Saves a pipeline; Diffusers loads its own models in float32 whatever the file holds."""
+    """Saves a pipeline; Diffusers loads its own models in float32 whatever the file holds.
+
+    Diffusers notes in a model's config where it was loaded from; that means nothing on another machine and is left out.
+    """
     _halve(pipe.unet)
     _halve(pipe.vae)
     pipe.save_pretrained(folder)
     save_model(pipe.text_encoder, folder / "text_encoder")
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -34,6 +34,7 @@ POPULATION_COLUMNS = (
     Column("num_particles", "K", "{:d}"),
     Column("share_correct", "correct among all K", "{:.3f}"),
     Column("distance", "pixel distance", "{:.3f}"),
+    Column("reward_spread", "reward spread", "{:.3f}"),
     Column("num_ancestors", "ancestors left", "{:.2f}"),
     Column("model_rows", "denoiser rows", "{:.0f}"),
     Column("decoded", "decodes", "{:.0f}"),
@@ -116,7 +117,16 @@ def _method_row(method: Method, results: Results) -> dict[str, Any]:
     records = list(results.values())
     row: dict[str, Any] = {"method": method[0], "num_particles": method[1], "num_results": len(records)}
     row |= _intervals(records, lambda record: float(record["correct"]))
-    for name in ("reward", "share_correct", "distance", "num_ancestors", "model_rows", "decoded", "seconds"):
+    for name in (
+        "reward",
+        "share_correct",
+        "distance",
+        "reward_spread",
+        "num_ancestors",
+        "model_rows",
+        "decoded",
+        "seconds",
+    ):
         values = [record[name] for record in records]
         row[name] = None if None in values else float(np.mean(values))
     return row

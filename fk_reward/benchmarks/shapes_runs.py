@@ -198,6 +198,7 @@ def _outcome(result: PromptResult, size: int) -> dict[str, Any]:
         "share_correct": float(result.correct[:size].float().mean()),
         "num_ancestors": min(result.num_ancestors, size),
         "distance": mean_pairwise_distance(result.images[:size]) if size > 1 else None,
+        "reward_spread": float(result.rewards[:size].std()) if size > 1 else None,
     }
 
 

@@ -179,6 +179,7 @@ def made_up(method, size, index, correct, *, seed=0):
         "share_correct": 0.5,
         "num_ancestors": size,
         "distance": None if size == 1 else 0.1,
+        "reward_spread": None if size == 1 else 0.02,
         "model_rows": 1.0,
         "decoded": 1.0,
         "seconds": 1.0,

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fk_reward.models import EMBEDDED_MODELS
-
 SCRIPT = Path(__file__).parents[2] / "examples" / "custom_reward.py"
 
 
@@ -36,7 +34,6 @@ def test_grey_has_no_colour(example):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EMBEDDED_MODELS["shapes-sd"].is_dir(), reason="the embedded model is not in this installation")
 def test_the_script_runs(example, tmp_path):
     rewards = example.main(num_particles=2, steps=5, out=tmp_path / "best.png")
     assert rewards.shape == (1, 2)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from fk_reward.models import EMBEDDED_MODELS
 from fk_reward.rewards import REWARDS, CallableReward, Reward, RewardCard, load_reward, reward_card
 
 REWARDS_UNDER_TEST = {  # name -> options with which it can be built offline
@@ -17,14 +14,10 @@ REWARDS_UNDER_TEST = {  # name -> options with which it can be built offline
     "shapes-clipscore": lambda tiny_clip: {},
     "shapes-verifier": lambda tiny_clip: {},
 }
-NEEDS_TRAINING = {"shapes-clipscore": not EMBEDDED_MODELS["shapes-clip"].is_dir()}
-NEEDS_CODE = {"shapes-verifier": importlib.util.find_spec("fk_reward.rewards.shapes_verifier") is None}
 
 
 @pytest.fixture(scope="module", params=REWARDS_UNDER_TEST)
 def reward(request, tiny_clip):
-    if NEEDS_TRAINING.get(request.param) or NEEDS_CODE.get(request.param):
-        pytest.skip(f"{request.param} is not in this installation")
     return load_reward(request.param, **REWARDS_UNDER_TEST[request.param](tiny_clip))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,6 @@ def row(card):
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_the_table_has_the_card(name):
-    if importlib.util.find_spec(REWARDS[name].split(":")[0]) is None:
-        pytest.skip(f"{name} is not in this installation")
     assert row(reward_card(name)) in DOC.read_text(encoding="utf-8").splitlines()
 
 
