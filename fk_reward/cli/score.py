@@ -41,7 +41,9 @@ def score(
     if as_json:
         typer.echo(json.dumps({"reward": reward, "scores": rows}, indent=2))
         return
-    table = Table("image", "prompt", title=reward, title_justify="left")
+    table = Table(title=reward, title_justify="left")
+    table.add_column("image", overflow="fold")
+    table.add_column("prompt", overflow="fold")
     table.add_column("reward", justify="right")
     for path, text, value in zip(images, prompts, rewards, strict=True):
         table.add_row(str(path), text, f"{value:.4f}")
