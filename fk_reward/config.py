@@ -35,7 +35,8 @@ class FKSteeringConfig:
         resample_stop: last scoring step, as a fraction of the trajectory in [resample_start, 1].
         num_resamples: number of scoring steps, evenly spaced between the two. 0: no resampling, which is best of K.
         ess_threshold: resample when the ESS of a prompt's particles is below this fraction of K, in [0, 1]. 1.0: at
-            every scoring step at which the weights differ. Where nothing is resampled the weights are kept.
+            every scoring step at which the weights differ. Where nothing is resampled the weights are kept. The ESS is
+            at least 1, so that two particles need a threshold above 0.5 to be resampled at all.
         resampling: scheme that draws the ancestors: `"systematic"`, `"stratified"`, `"residual"`, `"multinomial"` or
             `"ssp"` (`fk_reward.resampling`).
         selection: which of the K final particles are returned: `"best"`, those of the highest reward, or `"sample"`,

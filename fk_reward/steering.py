@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.stochasticity import adds_noise_now, require_stochastic
 from fk_reward.x0_prediction import predict_x0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,14 @@ class _StepInterceptor:
         if not config.resamples:
             return
         require_stochastic(self._scheduler, eta=arguments.get("eta"))
+        if config.ess_threshold * config.num_particles <= 1.0:
+            logger.warning(
+                "The ESS of %d particles is never below %g of them, so nothing will be resampled: this is best of %d. "
+                "Raise ess_threshold (1.0 resamples at every scoring step) or num_particles.",
+                config.num_particles,
+                config.ess_threshold,
+                config.num_particles,
+            )
         num_groups, num_particles = self._filter.num_groups, self._filter.num_particles
         batch_size = arguments["sample"].shape[0]
         if batch_size != num_groups * num_particles:

@@ -185,6 +185,13 @@ def test_a_deterministic_scheduler_may_run_where_nothing_is_resampled():
     assert records == []
 
 
+@pytest.mark.parametrize(("ess_threshold", "warned"), [(0.25, True), (0.26, False), (1.0, False)])
+def test_a_threshold_that_the_ess_cannot_fall_below_is_warned_of(ess_threshold, warned, caplog):
+    scheduler, arguments = make_scheduler("ddim", "epsilon")
+    steered_loop(scheduler, arguments, ParticleFilter(replace(CONFIG, ess_threshold=ess_threshold)))
+    assert any("nothing will be resampled: this is best of 4" in r.message for r in caplog.records) == warned
+
+
 def test_batch_of_the_wrong_size_is_refused():
     scheduler, arguments = make_scheduler("ddim", "epsilon")
     sample = torch.zeros(3, 3, 4, 4)
