@@ -48,11 +48,13 @@ _SHAPES_CARD = RewardCard(
     name="shapes-clipscore",
     summary="cosine of a small CLIP trained on 64x64 scenes of coloured shapes",
     typical_range=(-1.0, 1.0),
+    spread=0.1,  # 0.104 among 8 finished pictures of one prompt: `fk-reward benchmark shapes`, plain population
     differentiable=True,
+    max_prompt_tokens=16,
     licence="Apache-2.0",
     source="trained by the scripts in examples/shapes",
     weights="in the package",
-    memory="a few MB",
+    memory="4 MB in float32",
 )
 
 
