@@ -67,7 +67,7 @@ class FKSteeringPipeline:
         if not isinstance(pipe, DiffusionPipeline) or not hasattr(pipe, "scheduler"):
             raise TypeError(f"pipe should be a Diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
         self.pipe = pipe
-        self.reward = load_reward(reward)
+        self.reward = _steering_reward(reward)
         self.steering = steering or FKSteeringConfig()
         self.decode_fn = decode_fn
 
@@ -94,7 +94,7 @@ class FKSteeringPipeline:
             **diffusers_arguments: go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, `scheduler`,
             ...).
         """
-        loaded_reward = load_reward(reward)
+        loaded_reward = _steering_reward(reward)
         pipe = DiffusionPipeline.from_pretrained(resolve_model(name_or_path), **diffusers_arguments)
         if "scheduler" not in diffusers_arguments:
             pipe.scheduler = stochastic_scheduler(pipe.scheduler)
@@ -131,9 +131,9 @@ class FKSteeringPipeline:
                 `prompt_embeds` are given.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict: False for a tuple (images, rewards, trace, nsfw flags).
-            **arguments: fields of `FKSteeringConfig` (`num_particles=8`) and arguments of the wrapped pipeline's
-            call; `generator` takes
-                one generator, or a list of one for each of the G * K particles. `eta` is 1.0 unless given.
+            **arguments: fields of `FKSteeringConfig` (`num_particles=8`) and arguments of the wrapped pipeline's call;
+                `generator` takes one generator, or a list of one for each of the G * K particles. `eta` is 1.0 unless
+                given.
 
         Raises:
             TypeError: for an unknown argument.
@@ -202,8 +202,8 @@ class FKSteeringPipeline:
         return getattr(self.pipe, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "reward" and not isinstance(value, Reward):
-            value = load_reward(value)
+        if name == "reward":
+            value = _steering_reward(value)
         if name in _OWN_ATTRIBUTES:
             object.__setattr__(self, name, value)
         else:
@@ -212,3 +212,13 @@ class FKSteeringPipeline:
     def __repr__(self) -> str:
         pipe, reward = type(self.pipe).__name__, self.reward.card.name
         return f"FKSteeringPipeline({pipe}, reward={reward!r}, steering={self.steering})"
+
+
+def _steering_reward(reward: str | Reward | Callable[[Tensor, list[str]], Tensor]) -> Reward:
+    loaded = load_reward(reward)
+    if not loaded.card.higher_is_better:
+        raise ValueError(
+            f"Of reward {loaded.card.name!r} lower is better, and steering looks for the highest: wrap it in a "
+            "function that returns its negative."
+        )
+    return loaded

@@ -1,6 +1,7 @@
 """The call of FKSteeringPipeline: its arguments, its output, its errors, and the attributes that it passes through."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,6 +176,16 @@ def test_wrong_objects():
         FKSteeringPipeline("shapes-sd", reward=BrightnessReward())
     with pytest.raises(ValueError, match="clipscore"):
         FKSteeringPipeline(tiny.make_sd(), reward="clipscoer")
+
+
+def test_a_reward_of_which_lower_is_better_is_refused(pipe):
+    class Loss(BrightnessReward):
+        card = replace(BrightnessReward.card, higher_is_better=False)
+
+    with pytest.raises(ValueError, match="lower is better"):
+        FKSteeringPipeline(tiny.make_sd(), reward=Loss())
+    with pytest.raises(ValueError, match="lower is better"):
+        pipe.reward = Loss()
 
 
 def test_attributes_pass_through(pipe):
