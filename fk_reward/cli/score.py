@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from PIL import Image, UnidentifiedImageError
@@ -34,7 +34,7 @@ def score(
         prompts = _one_each(prompt, len(images))
         pictures = [read_image(path) for path in images]
         rewards = _score(reward, pictures, prompts, device=device, batch_size=batch_size)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image": str(path), "prompt": text, "reward": value}
         for path, text, value in zip(images, prompts, rewards, strict=True)
     ]
@@ -45,8 +45,8 @@ def score(
     table.add_column("image", overflow="fold")
     table.add_column("prompt", overflow="fold")
     table.add_column("reward", justify="right")
-    for path, text, value in zip(images, prompts, rewards, strict=True):
-        table.add_row(str(path), text, f"{value:.4f}")
+    for row in rows:
+        table.add_row(row["image"], row["prompt"], f"{row['reward']:.4f}")
     console.print(table)
 
 
