@@ -171,6 +171,24 @@ def config_fields() -> tuple[str, ...]:
     return tuple(f.name for f in fields(FKSteeringConfig))
 
 
+def parse_reward_scale(text: str) -> float | str:
+    """Lambda as typed: a number, or "auto".
+
+    Raises:
+        ValueError: anything else.
+
+    Example:
+        >>> parse_reward_scale("10")
+        10.0
+    """
+    if text == AUTO:
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"reward_scale should be a number or auto, got {text!r}.") from error
+
+
 def _check_integer(name: str, value: object, *, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} should be an int, got {value!r}.")

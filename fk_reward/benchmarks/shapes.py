@@ -25,7 +25,7 @@ from fk_reward.benchmarks.shapes_report import (
 )
 from fk_reward.benchmarks.shapes_runs import ShapesSettings, run_missing
 from fk_reward.benchmarks.weights_digest import weights_digest
-from fk_reward.config import AUTO, FKSteeringConfig
+from fk_reward.config import FKSteeringConfig, parse_reward_scale
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline
@@ -92,8 +92,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def _steering(options: Mapping[str, Any], reward_scale: str) -> FKSteeringConfig:
     try:
-        scale: float | str = AUTO if reward_scale == AUTO else float(reward_scale)
-        return FKSteeringConfig(reward_scale=scale, **options)
+        return FKSteeringConfig(reward_scale=parse_reward_scale(reward_scale), **options)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
 

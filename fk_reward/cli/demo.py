@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fk_reward.cli.demo_report import demo_table, headline, to_record
 from fk_reward.cli.errors import clean_errors
-from fk_reward.cli.loading import default_guidance, load_pipeline, parse_reward_scale
+from fk_reward.cli.loading import default_guidance, load_pipeline
 
 console = Console()
 
@@ -38,7 +38,7 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     with clean_errors():
         from fk_reward.cli.demo_picture import draw_demo
         from fk_reward.cli.demo_run import run_demo
-        from fk_reward.config import FKSteeringConfig
+        from fk_reward.config import FKSteeringConfig, parse_reward_scale
         from fk_reward.shapes import benchmark_prompts
 
         steering = FKSteeringConfig(num_particles=num_particles, reward_scale=parse_reward_scale(reward_scale))

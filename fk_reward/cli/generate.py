@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fk_reward.cli.errors import clean_errors
-from fk_reward.cli.loading import default_guidance, load_pipeline, parse_reward_scale
+from fk_reward.cli.loading import default_guidance, load_pipeline
 from fk_reward.cli.output_folder import prepare_folder
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     lineage-000.png; result.json sums up.
     """
     with clean_errors():
-        from fk_reward.config import FKSteeringConfig
+        from fk_reward.config import FKSteeringConfig, parse_reward_scale
 
         steering = FKSteeringConfig(
             num_particles=num_particles,

@@ -53,24 +53,6 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
     return getattr(torch, automatic if name == "auto" else name)
 
 
-def parse_reward_scale(text: str) -> float | str:
-    """Lambda as typed: a number, or "auto".
-
-    Raises:
-        ValueError: anything else.
-
-    Example:
-        >>> parse_reward_scale("10")
-        10.0
-    """
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"--reward-scale should be a number or auto, got {text!r}.") from error
-
-
 def load_pipeline(
     model: str, *, reward: str, steering: FKSteeringConfig, device: str, dtype: str
 ) -> FKSteeringPipeline:
