@@ -21,6 +21,15 @@ ENTRY_POINT_GROUP = "fk_reward.rewards"
 
 REWARDS: dict[str, str] = {
     "clipscore": "fk_reward.rewards.clipscore:CLIPSCORE",
+    "llava-reward": "fk_reward.rewards.llava_reward.entries:LLAVA_REWARD",
+    "llava-reward-alignment": "fk_reward.rewards.llava_reward.entries:ALIGNMENT",
+    "llava-reward-alignment@qwen": "fk_reward.rewards.llava_reward.entries:ALIGNMENT_QWEN",
+    "llava-reward-fidelity": "fk_reward.rewards.llava_reward.entries:FIDELITY",
+    "llava-reward-fidelity@qwen": "fk_reward.rewards.llava_reward.entries:FIDELITY_QWEN",
+    "llava-reward-safety": "fk_reward.rewards.llava_reward.entries:SAFETY",
+    "llava-reward-safety@qwen": "fk_reward.rewards.llava_reward.entries:SAFETY_QWEN",
+    "llava-reward-overall": "fk_reward.rewards.llava_reward.entries:OVERALL",
+    "llava-reward-overall@qwen": "fk_reward.rewards.llava_reward.entries:OVERALL_QWEN",
     "shapes-clipscore": "fk_reward.rewards.clipscore:SHAPES_CLIPSCORE",
     "shapes-verifier": "fk_reward.rewards.shapes_verifier:SHAPES_VERIFIER",
 }

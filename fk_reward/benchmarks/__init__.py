@@ -1,1 +1,1 @@
-"""Benchmarks: `gaussian` (is the sampler right?), `overhead` (what does it cost?), `shapes` (what does it bring?)."""
+"""Benchmarks: the sampler's correctness (`gaussian`), cost (`overhead`), use (`shapes`); LLaVA-Reward's speed."""

@@ -1,6 +1,8 @@
-"""Lists of numbers as a person types them on the command line."""
+"""Lists as a person types them on the command line."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import typer
 
@@ -23,3 +25,24 @@ def parse_integers(name: str, text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"{name} should be positive whole numbers separated by commas, got {text!r}.")
     return tuple(sorted({int(part) for part in parts}))
+
+
+def parse_choices(name: str, text: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """Words separated by commas, each once and in the order in which they were typed.
+
+    Args:
+        name: of the option, for the error message.
+        text: for instance `"float32,bfloat16"`.
+        choices: the words that there are.
+
+    Raises:
+        typer.BadParameter: for a word that is not among them.
+
+    Example:
+        >>> parse_choices("dtype", "float32, bfloat16", ["bfloat16", "float16", "float32"])
+        ('float32', 'bfloat16')
+    """
+    words = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if unknown := [word for word in words if word not in choices]:
+        raise typer.BadParameter(f"{name} should be of {', '.join(choices)}, separated by commas; got {unknown[0]!r}.")
+    return words

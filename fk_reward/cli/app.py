@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fk_reward.cli.benchmark import benchmark_app
+from fk_reward.cli.convert import convert
 from fk_reward.cli.demo import demo
 from fk_reward.cli.generate import generate
 from fk_reward.cli.rewards import rewards
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(score)
 app.command()(rewards)
+app.command()(convert)
 app.command()(demo)
 app.add_typer(benchmark_app, name="benchmark")
 

@@ -12,6 +12,7 @@ BENCHMARKS: dict[str, str] = {
     "gaussian": "fk_reward.benchmarks.gaussian",
     "overhead": "fk_reward.benchmarks.overhead",
     "shapes": "fk_reward.benchmarks.shapes",
+    "reward-speed": "fk_reward.benchmarks.reward_speed",
 }
 """Name of the command -> module."""
 
@@ -32,4 +33,4 @@ class LazyBenchmarks(TyperGroup):
         return typer.main.get_command(single)
 
 
-benchmark_app = typer.Typer(cls=LazyBenchmarks, help="Measure the sampler.", no_args_is_help=True)
+benchmark_app = typer.Typer(cls=LazyBenchmarks, help="Measure the sampler and its rewards.", no_args_is_help=True)

@@ -15,7 +15,7 @@ def test_version(run):
     assert run("--version").stdout == f"fk-reward {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["generate", "score", "rewards", "demo", "benchmark"])
+@pytest.mark.parametrize("command", ["generate", "score", "rewards", "convert", "demo", "benchmark"])
 def test_every_command_has_help(run, command):
     assert command in run("--help").stdout
     assert run(command, "--help").exit_code == 0

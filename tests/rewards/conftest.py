@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import string
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
+
+from tests.tiny.llava_reward import write_tiny
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
@@ -54,6 +57,16 @@ def tiny_clip(tmp_path_factory):
     processor |= {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tiny_clip, tmp_path_factory):
+    """Files with which the registered rewards can be built offline."""
+    phi, qwen = (
+        write_tiny(tmp_path_factory.mktemp(model_type), model_type, general_preference=())
+        for model_type in ("phi3_v", "qwen2_5_vl")
+    )
+    return SimpleNamespace(clip=tiny_clip, phi=phi, qwen=qwen)
 
 
 @pytest.fixture(scope="session")

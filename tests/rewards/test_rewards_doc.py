@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def row(card):
     cells = [
         f"`{card.name}`",
         card.summary,
-        f"{low:g} to {high:g}",
+        f"{low:g} to {high:g}" if math.isfinite(high - low) else "not known",
         "not measured" if card.spread is None else f"{card.spread:g}",
         "yes" if card.differentiable else "no",
         "no limit" if card.max_prompt_tokens is None else str(card.max_prompt_tokens),

@@ -1,0 +1,86 @@
+"""`fk-reward convert`: an official checkpoint of LLaVA-Reward into our own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fk_reward.cli.errors import clean_errors
+from fk_reward.cli.output_folder import prepare_folder
+
+if TYPE_CHECKING:
+    from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
+
+console = Console()
+
+
+def convert(  # noqa: PLR0913 (options of a command)
+    official_folder: Annotated[
+        Path, typer.Argument(help="Folder with reward_config.yaml, lora/ and pytorch_model.bin.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False)],
+    *,
+    backbone: Annotated[str, typer.Option(help="phi3_v, qwen2_5_vl or llava_next.")],
+    dimension: Annotated[str, typer.Option(help="What it judges: alignment, fidelity, safety, overall, ...")],
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the backbone.", show_default="the official one")
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="bradley-terry or binary, which the folder does not say; a general preference is recognised.",
+            show_default="bradley-terry",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Convert an official LLaVA-Reward checkpoint into a folder without pickles.
+
+    Writes adapter/ (LoRA in the layout of PEFT), reward.safetensors (head and projector) and reward_config.json.
+    """
+    with clean_errors():
+        from fk_reward.rewards.llava_reward.official_checkpoint import load_official_checkpoint
+
+        checkpoint = load_official_checkpoint(
+            official_folder,
+            backbone=backbone,
+            dimension=dimension,
+            base_model=base_model or _official_base_model(backbone),
+            objective=objective,
+        )
+        checkpoint.save(prepare_folder(out, overwrite=overwrite), overwrite=overwrite)
+    _show(checkpoint, official_folder, out)
+
+
+def _official_base_model(backbone: str) -> str:
+    from fk_reward.rewards.llava_reward.cards import OFFICIAL_BACKBONES
+
+    if backbone not in OFFICIAL_BACKBONES:
+        known = ", ".join(OFFICIAL_BACKBONES)
+        raise ValueError(f"Give --base-model for backbone {backbone!r}; it is known for {known} only.")
+    return OFFICIAL_BACKBONES[backbone]
+
+
+def _show(checkpoint: RewardCheckpoint, official_folder: Path, out: Path) -> None:
+    config, lora_config = checkpoint.config, checkpoint.lora_config
+    skip_ca = f"attends to {config.attends_to}" if config.cross_attention else "no"
+    rows = {
+        "read": str(official_folder),
+        "dimension": f"{config.dimension} ({config.objective})",
+        "backbone": f"{config.backbone} ({config.base_model})",
+        "LoRA": f"{len(checkpoint.lora_modules)} modules, rank {lora_config.r}" if lora_config else "none",
+        "value head": f"{config.value_head_dim} x {checkpoint.head['value_head.weight'].shape[1]}",
+        "SkipCA": skip_ca,
+        "projector": f"{len(checkpoint.projector)} tensors" if checkpoint.projector else "the base model's own",
+        "written": str(out),
+    }
+    table = Table(title="LLaVA-Reward checkpoint", title_justify="left", show_header=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    for what, value in rows.items():
+        table.add_row(what, value)
+    console.print(table)

@@ -1,0 +1,65 @@
+"""LLaVA-Reward (Zhou et al., ICCV 2025, arXiv 2507.21391): hidden states of a multimodal LLM as a reward.
+
+The names below are imported when they are first used, so that reading a card does not wait for transformers and PEFT.
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
+    from fk_reward.rewards.llava_reward.backbones import BACKBONES, load_backbone
+    from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
+    from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
+    from fk_reward.rewards.llava_reward.general_preference import mean_preference, preference_logits
+    from fk_reward.rewards.llava_reward.head import RewardHead
+    from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
+    from fk_reward.rewards.llava_reward.loading import load_llava_reward
+    from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+    from fk_reward.rewards.llava_reward.skip_ca import SkipCA
+
+_MODULES = {
+    "BACKBONES": "backbones",
+    "Backbone": "backbone",
+    "BackboneInputs": "backbone",
+    "LlavaReward": "llava_reward",
+    "LlavaRewardConfig": "config",
+    "LlavaRewardModel": "model",
+    "RewardCheckpoint": "checkpoint",
+    "RewardHead": "head",
+    "SkipCA": "skip_ca",
+    "load_backbone": "backbones",
+    "load_llava_reward": "loading",
+    "mean_preference": "general_preference",
+    "preference_logits": "general_preference",
+}
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneInputs",
+    "LlavaReward",
+    "LlavaRewardConfig",
+    "LlavaRewardModel",
+    "RewardCheckpoint",
+    "RewardHead",
+    "SkipCA",
+    "load_backbone",
+    "load_llava_reward",
+    "mean_preference",
+    "preference_logits",
+]
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

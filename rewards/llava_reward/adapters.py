@@ -1,0 +1,144 @@
+"""LoRA adapters of one language model, held by PEFT: switched for a whole batch, or mixed row by row."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from torch import Tensor, nn
+
+NO_ADAPTER = "__base__"
+"""PEFT's name for the language model without adapter."""
+
+
+class AdapterSet:
+    """The adapters that have been put into a language model.
+
+    The language model is changed in place: PEFT wraps the linear layers that an adapter names.
+
+    Args:
+        language_model: transformers model whose forward takes keyword arguments.
+    """
+
+    def __init__(self, language_model: nn.Module) -> None:
+        self.language_model = language_model
+        self._sizes = {
+            name: (module.in_features, module.out_features)
+            for name, module in language_model.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        self._peft: PeftModel | None = None
+
+    @property
+    def linear_modules(self) -> tuple[str, ...]:
+        """Full names of all linear layers of the language model, which are those that LLaVA-Reward adapts."""
+        return tuple(self._sizes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the adapters, in the order in which they came."""
+        return tuple(self._peft.peft_config) if self._peft is not None else ()
+
+    def add(self, name: str, config: LoraConfig, weights: Mapping[str, Tensor] | None) -> None:
+        """Put an adapter into the language model, frozen and not yet active.
+
+        Args:
+            name: new name.
+            config: rank, scale and the full names of the modules.
+            weights: "layers.0.self_attn.o_proj.lora_A.weight" and so on; None for PEFT's initialisation.
+
+        Raises:
+            ValueError: when the weights do not fit the language model or the configuration; it says which.
+        """
+        if weights is not None:
+            self._check_fit(weights)
+        config = copy.deepcopy(config)  # PEFT shortens its list of modules
+        if self._peft is None:
+            self._peft = PeftModel(self.language_model, config, adapter_name=name, autocast_adapter_dtype=False)
+        else:
+            self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
+        if weights is not None:
+            self._load(name, weights)
+        self._peft.requires_grad_(False)
+        self._peft.train(self.language_model.training)  # new modules come in training mode, with dropout
+
+    def __call__(self, arguments: Mapping[str, Any], names: Sequence[str]) -> Any:
+        """Run the language model, each row with the adapter that is named for it.
+
+        Args:
+            arguments: keyword arguments of the language model's forward, B rows.
+            names: B names, or `NO_ADAPTER`. Several names in one call are for evaluation only, as PEFT has it.
+        """
+        if self._peft is None:
+            return self.language_model(**arguments)
+        if len(set(names)) > 1:
+            return self._peft(**arguments, adapter_names=list(names))
+        if names[0] != NO_ADAPTER:
+            self.activate(names[0])
+        with self._peft.disable_adapter() if names[0] == NO_ADAPTER else nullcontext():
+            return self._peft(**arguments)
+
+    def activate(self, name: str) -> None:
+        """Make an adapter the active one without touching `requires_grad`, which belongs to whoever trains.
+
+        Raises:
+            KeyError: when there is no such adapter.
+        """
+        _check_known(name, self.names)
+        if self._peft is not None and self._peft.active_adapter != name:
+            trainable = [parameter for parameter in self._peft.parameters() if parameter.requires_grad]
+            self._peft.set_adapter(name, inference_mode=True)
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+    def config(self, name: str) -> LoraConfig:
+        """The adapter's configuration."""
+        _check_known(name, self.names)
+        return copy.deepcopy(self._peft.peft_config[name])  # type: ignore[union-attr]
+
+    def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
+        """The adapter's weights by their names in a checkpoint."""
+        return {key: self.language_model.get_parameter(path) for key, path in self.parameter_names(name).items()}
+
+    def parameter_names(self, name: str) -> dict[str, str]:
+        """The names of the adapter's weights in a checkpoint, and in the language model's state dict."""
+        marker = f".{name}.weight"
+        return {
+            path.removesuffix(marker) + ".weight": path
+            for path, _ in self.language_model.named_parameters()
+            if path.endswith(marker) and ".lora_" in path
+        }
+
+    def _load(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        state = {f"base_model.model.{key}": tensor for key, tensor in weights.items()}
+        result = set_peft_model_state_dict(self._peft, state, adapter_name=name)
+        missing = sorted(self.parameters_of(name).keys() - weights.keys())
+        if missing or result.unexpected_keys:
+            raise ValueError(
+                f"The LoRA weights of {name!r} do not match their configuration: missing {missing[:4]}, "
+                f"not expected {sorted(result.unexpected_keys)[:4]}."
+            )
+
+    def _check_fit(self, weights: Mapping[str, Tensor]) -> None:
+        for key, tensor in weights.items():
+            module, _, kind = key.removesuffix(".weight").rpartition(".")
+            if module not in self._sizes:
+                raise ValueError(
+                    f"The adapter holds weights for {module!r}, which {type(self.language_model).__name__} does not "
+                    "have: it belongs to another backbone, or to a larger model of the same family."
+                )
+            axis, size = (1, self._sizes[module][0]) if kind == "lora_A" else (0, self._sizes[module][1])
+            if tensor.shape[axis] != size:
+                raise ValueError(
+                    f"The adapter's {key} has shape {tuple(tensor.shape)}, but {module} of this backbone needs {size} "
+                    f"on axis {axis}: the adapter belongs to a backbone of another size."
+                )
+
+
+def _check_known(name: str, names: Sequence[str]) -> None:
+    """Raise KeyError unless `name` is one of `names`."""
+    if name not in names:
+        raise KeyError(f"No adapter {name!r}; there are: {', '.join(names) or 'none'}.")

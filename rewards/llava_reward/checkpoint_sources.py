@@ -1,0 +1,78 @@
+"""Where checkpoints of LLaVA-Reward come from: a folder in our format, an official one, a hub repository of either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fk_reward.rewards.llava_reward.cards import OFFICIAL_BACKBONES
+from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint, load_own_checkpoint
+from fk_reward.rewards.llava_reward.discovery import download_official, find_official_folder
+from fk_reward.rewards.llava_reward.loading import Adapter
+from fk_reward.rewards.llava_reward.official_checkpoint import load_official_checkpoint
+
+OWN_CONFIG = "reward_config.json"
+OFFICIAL_CONFIG = "reward_config.yaml"
+
+
+def read_checkpoint(
+    adapter: Adapter, *, backbone: str, dimension: str | None, revision: str = "main"
+) -> RewardCheckpoint:
+    """Read a checkpoint of either format.
+
+    Args:
+        adapter: a folder in our format; an official folder, or one that has it somewhere below; a hub id of either.
+        backbone: `model_type` of the backbone.
+        dimension: which dimension; None only for our format, which holds one.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint; it says what was looked for.
+        ValueError: when the checkpoint is of another dimension, or one has to be named.
+    """
+    folder = _own_folder(adapter, revision=revision)
+    if folder is not None:
+        return _of_dimension(load_own_checkpoint(folder), dimension, adapter)
+    if dimension is None:
+        raise ValueError(f"{adapter} has no {OWN_CONFIG}: name the dimension to look for among official checkpoints.")
+    folder = _official_folder(adapter, backbone=backbone, dimension=dimension, revision=revision)
+    base_model = OFFICIAL_BACKBONES.get(backbone, backbone)
+    return load_official_checkpoint(folder, backbone=backbone, dimension=dimension, base_model=base_model)
+
+
+def base_model_of(adapter: Adapter, *, revision: str = "main") -> str:
+    """The backbone that a checkpoint in our format names.
+
+    Raises:
+        ValueError: when it is in the official format, which does not name one.
+    """
+    folder = _own_folder(adapter, revision=revision)
+    if folder is None:
+        raise ValueError(f"{adapter} has no {OWN_CONFIG}, so it names no backbone: pass backbone=<hub id or folder>.")
+    return load_own_checkpoint(folder).config.base_model
+
+
+def _of_dimension(checkpoint: RewardCheckpoint, dimension: str | None, adapter: Adapter) -> RewardCheckpoint:
+    if dimension not in (None, checkpoint.config.dimension):
+        raise ValueError(f"{adapter} holds dimension {checkpoint.config.dimension!r}, but {dimension!r} was asked for.")
+    return checkpoint
+
+
+def _own_folder(adapter: Adapter, *, revision: str) -> Path | None:
+    folder = Path(adapter)
+    if folder.is_dir():
+        return folder if (folder / OWN_CONFIG).is_file() else None
+    from huggingface_hub import file_exists, snapshot_download
+
+    if not file_exists(str(adapter), OWN_CONFIG, revision=revision):
+        return None
+    return Path(snapshot_download(str(adapter), revision=revision))
+
+
+def _official_folder(adapter: Adapter, *, backbone: str, dimension: str, revision: str) -> Path:
+    root = Path(adapter)
+    if not root.is_dir():
+        return download_official(str(adapter), backbone=backbone, dimension=dimension, revision=revision)
+    if (root / OFFICIAL_CONFIG).is_file():
+        return root
+    files = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
+    return root / find_official_folder(files, backbone=backbone, dimension=dimension)

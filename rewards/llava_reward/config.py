@@ -1,0 +1,128 @@
+"""What a LLaVA-Reward checkpoint says about itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+OBJECTIVES = ("bradley-terry", "binary", "general-preference")
+ATTENDS_TO = ("visual", "nothing")
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "value_head_dim": int,
+    "cross_attention": bool,
+    "temperature": (int, float),
+    "backbone_options": dict,
+}
+"""Expected types of the fields that are no strings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaRewardConfig:
+    """Settings of one dimension of LLaVA-Reward; all that its weights do not say.
+
+    Attributes:
+        dimension: what it judges ("alignment"), also the name of its adapter: letters, digits, "-" and "_".
+        backbone: `model_type` of the backbone ("phi3_v", "qwen2_5_vl", "llava_next").
+        base_model: hub id or folder of the backbone that it was trained on.
+        objective: "bradley-terry" (a scalar), "binary" (the logit of a yes) or "general-preference" (a vector).
+        value_head_dim: size of the raw output; even for general preferences, otherwise 1.
+        cross_attention: whether there is a SkipCA between the backbone and the value head.
+        attends_to: what SkipCA sees: the "visual" tokens; or "nothing", which reproduces the official Qwen2.5-VL
+            rewards, whose SkipCA selects padding in place of the image.
+        temperature: divisor of reward differences and preference forms in the training loss, positive.
+        backbone_options: preprocessing that it was trained with, by the names of the backbone's options.
+
+    Raises:
+        TypeError: for a field of the wrong type.
+        ValueError: for a value outside of what is said above.
+
+    Example:
+        >>> config = LlavaRewardConfig(dimension="safety", backbone="phi3_v", base_model="a folder or hub id")
+        >>> LlavaRewardConfig.from_json(config.to_json()) == config
+        True
+    """
+
+    dimension: str
+    backbone: str
+    base_model: str
+    objective: str = "bradley-terry"
+    value_head_dim: int = 1
+    cross_attention: bool = True
+    attends_to: str = "visual"
+    temperature: float = 0.1
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        if not re.fullmatch(r"[\w-]+", self.dimension, re.ASCII):
+            raise ValueError(f"dimension may have letters, digits, '-' and '_', got {self.dimension!r}.")
+        for name in ("backbone", "base_model"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must not be empty.")
+        for name, choices in (("objective", OBJECTIVES), ("attends_to", ATTENDS_TO)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if self.attends_to == "nothing" and not self.cross_attention:
+            raise ValueError("attends_to='nothing' says something about SkipCA, but cross_attention is False.")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
+        self._check_value_head_dim()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by their names."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> LlavaRewardConfig:
+        """Build a config from a mapping; strict, so that a misspelt or newer key is not lost.
+
+        Raises:
+            TypeError: for a field of the wrong type.
+            ValueError: for unknown keys, absent keys and values that the class refuses.
+        """
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(set(settings) - known):
+            raise ValueError(f"Unknown keys {unknown}; a config has {sorted(known)}.")
+        required = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
+        if missing := sorted(required - set(settings)):
+            raise ValueError(f"Missing keys {missing}.")
+        return cls(**settings)
+
+    def to_json(self) -> str:
+        """All fields as a JSON object.
+
+        Raises:
+            TypeError: when a backbone option is no plain JSON value.
+        """
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> LlavaRewardConfig:
+        """Read what `to_json` wrote.
+
+        Raises:
+            TypeError: for a field of the wrong type.
+            ValueError: when it is not a JSON object, and as for `from_dict`.
+        """
+        settings = json.loads(text)
+        if not isinstance(settings, dict):
+            raise ValueError(f"Expected a JSON object, got {type(settings).__name__}.")
+        return cls.from_dict(settings)
+
+    def _check_types(self) -> None:
+        for item in fields(self):
+            value, expected = getattr(self, item.name), _TYPES.get(item.name, str)
+            if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+                raise TypeError(f"{item.name} must be of type {item.type}, got {value!r}.")
+
+    def _check_value_head_dim(self) -> None:
+        if self.objective == "general-preference":
+            if self.value_head_dim < 2 or self.value_head_dim % 2:
+                raise ValueError(f"value_head_dim must be even for general preferences, got {self.value_head_dim}.")
+        elif self.value_head_dim != 1:
+            raise ValueError(f"value_head_dim must be 1 for objective {self.objective!r}, got {self.value_head_dim}.")

@@ -1,0 +1,260 @@
+"""LLaVA-Reward as a reward: one scalar an image, preferences between images, several dimensions in one pass."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fk_reward.rewards.base import Reward
+from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.inputs import Images, group_by_size, prompt_list
+from fk_reward.rewards.llava_reward.cards import card_of
+from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
+from fk_reward.rewards.llava_reward.dimensions import attach_adapter
+from fk_reward.rewards.llava_reward.general_preference import mean_preference, preference_logits
+from fk_reward.rewards.llava_reward.loading import Adapter
+from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class LlavaReward(Reward):
+    """A multimodal LLM's hidden states as a reward, switched between dimensions by LoRA adapters.
+
+    Bradley-Terry checkpoints give the scalar, binary ones the logit. General-preference checkpoints give vectors; the
+    reward of an image is then its mean preference logit against the other images of the same prompt in the same call,
+    so that it depends on these, and is 0 for an image that is alone.
+
+    Differentiable with respect to image tensors that ask for a gradient. `load_reward("llava-reward", ...)` makes one
+    from files.
+
+    Args:
+        model: the network, with the dimensions attached.
+        dimensions: names of dimensions to their keys in `model`; the first is active.
+        batch_size: number of images that the backbone sees at once; None for all of a call.
+        offload: keep the weights on the CPU and move them to the device only while scoring.
+        card: facts about the weights of the first dimension.
+
+    Raises:
+        ValueError: when there is no dimension, or the model has none under a key.
+
+    Example:
+        >>> reward = load_reward("llava-reward-alignment", num_crops=4).to("cuda")  # doctest: +SKIP
+        >>> reward(images, "a red circle")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: LlavaRewardModel,
+        dimensions: Mapping[str, str],
+        *,
+        batch_size: int | None = 8,
+        offload: bool = False,
+        card: RewardCard | None = None,
+    ) -> None:
+        unknown = [key for key in dimensions.values() if key not in model.configs]
+        if unknown or not dimensions:
+            raise ValueError(f"dimensions must name keys of the model ({', '.join(model.configs)}), got {dimensions}.")
+        self.model = model
+        self.batch_size = batch_size
+        self.offload = offload
+        self._keys = dict(dimensions)
+        self._execution_device = model.backbone.device
+        self._cards = {name: card_of(name) for name in dimensions}
+        if card is not None:
+            self._cards[next(iter(dimensions))] = card
+        self.set_dimension(next(iter(dimensions)))
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names of the dimensions that can be asked for."""
+        return tuple(self._keys)
+
+    @property
+    def config(self) -> LlavaRewardConfig:
+        """Configuration of the active dimension."""
+        return self.model.configs[self._keys[self.dimension]]
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are scored; with `offload` the weights rest on the CPU between calls."""
+        return self._execution_device if self.offload else self.model.backbone.device
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the weights, in place, for all rewards that share them; with `offload` name the device to score on."""
+        if self.offload and device is not None:
+            self._execution_device = torch.device(device)
+            device = "cpu"
+        return super().to(device, dtype)
+
+    def set_dimension(self, dimension: str) -> Self:
+        """Make a dimension the active one and return the reward itself.
+
+        Raises:
+            ValueError: for a dimension that was not loaded.
+        """
+        self._key(dimension)
+        self.dimension = dimension
+        self.card = self._cards[dimension]
+        return self
+
+    def add_dimension(self, adapter: Adapter, *, dimension: str | None = None, revision: str = "main") -> Self:
+        """Load another checkpoint onto the same backbone, and return the reward itself; the active one stays.
+
+        Args:
+            adapter: as for `load_reward("llava-reward", adapter=...)`.
+            dimension: which dimension; None for what a checkpoint in our format says.
+            revision: branch, tag or commit of a hub repository.
+
+        Raises:
+            ValueError: when the dimension is there already, or the checkpoint does not fit the backbone.
+        """
+        name, key = attach_adapter(self.model, adapter, dimension=dimension, revision=revision)
+        if self._keys.setdefault(name, key) != key:
+            raise ValueError(f"Dimension {name!r} is loaded already, from another checkpoint.")
+        self._cards.setdefault(name, card_of(name))
+        return self
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the active dimension as a checkpoint in fk-reward's format; the backbone is named, not copied.
+
+        Raises:
+            FileExistsError: when the folder holds something else.
+        """
+        self.model.checkpoint(self._keys[self.dimension]).save(folder)
+
+    def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
+        """Score images as `Reward.__call__` does; a general preference is relative to the images of the same prompt."""
+        if self.config.objective != "general-preference":
+            return super().__call__(images, prompts)
+        vectors = self.embed(images, prompts)
+        prompts = prompt_list(prompts, len(vectors))
+        scores = self._scores(self.dimension, vectors, prompts)
+        self._check_scores(scores, tuple(range(len(vectors))), prompts)
+        return scores
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Score one batch of images of one size; shapes as in `Reward.score`."""
+        vectors = self._run(list(images), prompts, [self.dimension])[0]
+        return self._scores(self.dimension, vectors, prompts)
+
+    def embed(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
+        """Read images and prompts with the active dimension; images of unequal sizes share a batch.
+
+        Args:
+            images: as for `Reward.__call__`.
+            prompts: B strings, or one string for all images.
+
+        Returns:
+            (B, d) float32, the head's raw output; d is 1 unless the objective is a general preference.
+        """
+        pictures = list_images(images)
+        return self._run(pictures, prompt_list(prompts, len(pictures)), [self.dimension])[0]
+
+    def score_dimensions(
+        self, images: Images, prompts: str | Sequence[str], dimensions: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Score several dimensions in one pass: the vision tower runs once, the adapters share the batch.
+
+        Args:
+            images: as for `Reward.__call__`.
+            prompts: B strings, or one string for all images.
+            dimensions: names; all that are loaded by default.
+
+        Returns:
+            For each dimension (B,) float32, what calling the reward with that dimension active gives.
+        """
+        dimensions = list(self.dimensions if dimensions is None else dimensions)
+        pictures = list_images(images)
+        texts = prompt_list(prompts, len(pictures))
+        vectors = self._run(pictures, texts, dimensions)
+        scores = {name: self._scores(name, rows, texts) for name, rows in zip(dimensions, vectors, strict=True)}
+        for values in scores.values():
+            self._check_scores(values, tuple(range(len(texts))), texts)
+        return scores
+
+    def preference(self, images_a: Images, images_b: Images, prompts: str | Sequence[str]) -> Tensor:
+        """Probability that image a is preferred to image b for its prompt, by the active dimension.
+
+        sigmoid((r_a - r_b) / tau) for Bradley-Terry, sigmoid of the difference of the logits for a binary objective,
+        sigmoid of the preference logit for a general preference.
+
+        Args:
+            images_a: B images, as for `Reward.__call__`.
+            images_b: B images.
+            prompts: B strings, or one string for all pairs.
+
+        Returns:
+            (B,) float32 in [0, 1].
+
+        Raises:
+            ValueError: when the numbers of images differ.
+        """
+        first, second = list_images(images_a), list_images(images_b)
+        if len(first) != len(second):
+            raise ValueError(f"Expected as many images b as images a, got {len(first)} and {len(second)}.")
+        texts = prompt_list(prompts, len(first))
+        a, b = self._run(first + second, texts * 2, [self.dimension])[0].split(len(first))
+        return torch.sigmoid(self._preference_logits(a, b))
+
+    def _preference_logits(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.config.objective == "general-preference":
+            return preference_logits(a, b, temperature=self.config.temperature)
+        scale = self.config.temperature if self.config.objective == "bradley-terry" else 1.0
+        return (a - b).squeeze(1) / scale
+
+    def _scores(self, dimension: str, vectors: Tensor, prompts: list[str]) -> Tensor:
+        config = self.model.configs[self._key(dimension)]
+        if config.objective != "general-preference":
+            return vectors.squeeze(1)
+        broken = ~vectors.isfinite().all(dim=1)
+        if broken.any():  # name the image itself, not those that are compared with it
+            return torch.zeros(len(vectors)).masked_fill(broken.cpu(), torch.nan)
+        return mean_preference(vectors, prompts, temperature=config.temperature)
+
+    def _run(self, images: list[Tensor], prompts: list[str], dimensions: Sequence[str]) -> list[Tensor]:
+        """For each dimension the head's output (B, d), on the images' device."""
+        keys = [self._key(name) for name in dimensions]
+        size = self._checked_batch_size() or len(images)
+        with_gradient = torch.is_grad_enabled() and any(image.requires_grad for image in images)
+        with torch.set_grad_enabled(with_gradient), self._loaded(with_gradient):
+            batches = [
+                self.model(images[i : i + size], prompts[i : i + size], keys) for i in range(0, len(images), size)
+            ]
+            return [torch.cat(parts).to(images[0].device) for parts in zip(*batches, strict=True)]
+
+    @contextmanager
+    def _loaded(self, with_gradient: bool) -> Iterator[None]:
+        """The weights on the device to score on, with `offload` only for as long as the context lasts."""
+        if not self.offload:
+            yield
+            return
+        if with_gradient:
+            raise ValueError("offload=True moves the weights away before a gradient could use them; load without it.")
+        self.model.to(self._execution_device)
+        try:
+            yield
+        finally:
+            self.model.to("cpu")
+
+    def _key(self, dimension: str) -> str:
+        if dimension not in self._keys:
+            raise ValueError(f"Dimension {dimension!r} is not loaded; there are: {', '.join(self._keys)}.")
+        return self._keys[dimension]
+
+
+def list_images(images: Images) -> list[Tensor]:
+    """Bring images to float32 tensors (3, H, W) in [0, 1], in the caller's order; sizes may differ.
+
+    Example:
+        >>> [tuple(image.shape) for image in list_images([torch.ones(3, 2, 4), torch.ones(3, 8, 8)])]
+        [(3, 2, 4), (3, 8, 8)]
+    """
+    placed = {i: image for group in group_by_size(images) for i, image in zip(group.indices, group.images, strict=True)}
+    return [placed[i] for i in range(len(placed))]

@@ -1,0 +1,97 @@
+"""From files to a LLaVA-Reward: backbones shared, adapters found in a folder or on the hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from fk_reward.rewards.card import RewardCard
+
+if TYPE_CHECKING:
+    from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
+
+Adapter: TypeAlias = "str | os.PathLike[str]"
+"""Folder or hub id of a checkpoint."""
+
+
+def load_llava_reward(  # noqa: PLR0913 (options of one reward)
+    *,
+    adapter: Adapter | Mapping[str, Adapter],
+    backbone: str | os.PathLike[str] | None = None,
+    dimension: str | Sequence[str] | None = None,
+    num_crops: int | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    torch_dtype: torch.dtype = torch.bfloat16,
+    attn_implementation: str = "sdpa",
+    device_map: str | dict[str, Any] | None = None,
+    quantization_config: Any = None,
+    revision: str = "main",
+    backbone_revision: str = "main",
+    batch_size: int | None = 8,
+    offload: bool = False,
+    card: RewardCard | None = None,
+) -> LlavaReward:
+    """Load a LLaVA-Reward: what `load_reward("llava-reward", ...)` calls.
+
+    Rewards that ask for the same backbone share it, and each adapter is in memory once.
+
+    Args:
+        adapter: a checkpoint (our folder, an official folder, a hub repository of either), or a mapping of
+            dimensions to checkpoints; the first dimension is active.
+        backbone: hub id or folder; by default the one that our checkpoint names.
+        dimension: which dimensions to look for in `adapter`, one or several; may be left out for checkpoints in
+            our format, which hold one and say which.
+        num_crops: Phi-3.5-vision: at most so many crops of 336 pixels an image, 16 in the official code; fewer are
+            faster.
+        min_pixels: Qwen2.5-VL: images of fewer pixels are enlarged.
+        max_pixels: Qwen2.5-VL: images of more pixels are made smaller.
+        torch_dtype: floating dtype of the backbone; the official code uses bfloat16.
+        attn_implementation: "sdpa", "eager", "flash_attention_2", ...
+        device_map: as in `PreTrainedModel.from_pretrained`.
+        quantization_config: as in `PreTrainedModel.from_pretrained`.
+        revision: branch, tag or commit of hub repositories of adapters.
+        backbone_revision: branch, tag or commit of the backbone's hub repository.
+        batch_size: number of images that the backbone sees at once; None for all of a call.
+        offload: keep the weights on the CPU and move them to the device only while scoring.
+        card: facts about the weights.
+
+    Raises:
+        OSError: when files are missing.
+        TypeError: for an option that the backbone does not have.
+        ValueError: when adapter and backbone do not belong together; it says in what.
+    """
+    from fk_reward.rewards.llava_reward.checkpoint_sources import base_model_of
+    from fk_reward.rewards.llava_reward.dimensions import attach_adapter
+    from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
+    from fk_reward.rewards.llava_reward.sharing import shared_model
+
+    adapters = _by_dimension(adapter, dimension)
+    path = backbone if backbone is not None else base_model_of(next(iter(adapters.values())), revision=revision)
+    options = {"num_crops": num_crops, "min_pixels": min_pixels, "max_pixels": max_pixels}
+    settings = {
+        "attn_implementation": attn_implementation,
+        "device_map": device_map,
+        "quantization_config": quantization_config,
+        "revision": backbone_revision,
+        **{name: value for name, value in options.items() if value is not None},
+    }
+    model = shared_model(path, torch_dtype=torch_dtype, offload=offload, settings=settings)
+    keys = dict(attach_adapter(model, source, dimension=name, revision=revision) for name, source in adapters.items())
+    return LlavaReward(model, keys, batch_size=batch_size, offload=offload, card=card)
+
+
+def _by_dimension(
+    adapter: Adapter | Mapping[str, Adapter], dimension: str | Sequence[str] | None
+) -> dict[str | None, Adapter]:
+    if isinstance(adapter, Mapping):
+        if dimension is not None:
+            raise ValueError("Give the dimensions either as keys of adapter or as dimension, not both.")
+        if not adapter:
+            raise ValueError("adapter is an empty mapping: expected at least one dimension.")
+        return {name: source for name, source in adapter.items()}  # a mapping of str is none of str | None to mypy
+    names: list[str | None] = [dimension] if dimension is None or isinstance(dimension, str) else list(dimension)
+    return dict.fromkeys(names, adapter)

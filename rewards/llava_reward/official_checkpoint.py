@@ -1,0 +1,283 @@
+"""Reading the checkpoints that the authors of LLaVA-Reward publish.
+
+A folder holds `reward_config.yaml`, `lora/` and `pytorch_model.bin`, in the layout of github.com/sjz5202/LLaVA-Reward:
+`save_model_lora` in llava_reward/utils/deepspeed.py writes it, eval/reward_adaptor_loader.py reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import LoraConfig
+from torch import Tensor
+
+from fk_reward.rewards.llava_reward.checkpoint import (
+    LORA_CONFIG_FILE,
+    LORA_FILE,
+    RewardCheckpoint,
+    read_lora_config,
+    read_safetensors,
+    require_files,
+)
+from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
+
+logger = logging.getLogger(__name__)
+
+YAML_FILE = "reward_config.yaml"
+TENSORS_FILE = "pytorch_model.bin"
+LORA_FOLDER = "lora"
+PICKLED_LORA_FILE = "adapter_model.bin"
+
+_SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "general_preference_tau": (int, float),
+    "value_head_dim": int,
+    "add_cross_attention": bool,
+    "is_general_preference": bool,
+}
+_SKIP_CA = {
+    "W_q.weight": "skip_ca.W_q.weight",
+    "W_k.weight": "skip_ca.W_k.weight",
+    "W_v.weight": "skip_ca.W_v.weight",
+    "ca_layernorm.weight": "skip_ca.norm.weight",
+}
+_VALUE_HEAD = {"value_head.weight": "value_head.weight"}
+_LORA_KEY = re.compile(
+    r"(?:(?:module|base_model|model|language_model)\.)*(?P<module>layers\.\d+\..+)\.(?P<matrix>lora_[AB])(?:\.\w+)?\.weight"
+)
+"""A LoRA matrix of a language model below any wrappers; vision towers have other names before `layers`."""
+
+
+@dataclass(frozen=True)
+class OfficialLayout:
+    """What the official checkpoints of one backbone look like.
+
+    Attributes:
+        projector: name of the visual projector's module.
+        projector_keys: its tensors.
+        query: module of the attention that only backbones of this kind have, fused or not.
+        options: preprocessing that the official code uses.
+    """
+
+    projector: str
+    projector_keys: tuple[str, ...]
+    query: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+OFFICIAL_LAYOUTS = {
+    "phi3_v": OfficialLayout(
+        "img_projection", ("0.weight", "0.bias", "2.weight", "2.bias"), "qkv_proj", {"num_crops": 16}
+    ),
+    "qwen2_5_vl": OfficialLayout(
+        "merger", ("ln_q.weight", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"), "q_proj"
+    ),
+    "llava_next": OfficialLayout(
+        "multi_modal_projector", ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"), "q_proj"
+    ),
+}
+
+
+def load_official_checkpoint(
+    folder: str | os.PathLike[str],
+    *,
+    backbone: str,
+    dimension: str,
+    base_model: str,
+    objective: str | None = None,
+) -> RewardCheckpoint:
+    """Read an official checkpoint onto the CPU, in the dtype of its files. Pickles are read with `weights_only=True`.
+
+    Args:
+        folder: the folder with `reward_config.yaml`.
+        backbone: "phi3_v", "qwen2_5_vl" or "llava_next"; the files do not name it, but signs of another are refused.
+        dimension: what the reward judges; the files do not say it.
+        base_model: hub id or folder of the backbone.
+        objective: "bradley-terry" or "binary", which `reward_config.yaml` does not tell apart; by default
+            Bradley-Terry. A general preference is recognised; one with a single output was trained as binary.
+
+    Returns:
+        The checkpoint. Its `lora_config` names exactly the modules that are in the file: the official names are
+        suffixes, which could also hit a vision tower.
+
+    Raises:
+        FileNotFoundError: when files are absent; it says which.
+        ValueError: when settings or tensors are absent, of wrong types or sizes, or those of another backbone.
+
+    Example:
+        >>> load_official_checkpoint("nowhere", backbone="phi4", dimension="safety", base_model="tiny")
+        Traceback (most recent call last):
+        ValueError: No official checkpoints are known for 'phi4', only for phi3_v, qwen2_5_vl, llava_next.
+    """
+    folder = Path(folder)
+    layout = _layout_of(backbone)
+    lora_file = LORA_FILE if (folder / LORA_FOLDER / LORA_FILE).is_file() else PICKLED_LORA_FILE
+    lora_files = [f"{LORA_FOLDER}/{name}" for name in (LORA_CONFIG_FILE, lora_file)]
+    require_files(folder, [YAML_FILE, TENSORS_FILE, *lora_files])
+    lora = _read_lora(folder / LORA_FOLDER / lora_file)
+    tensors = _read_pickled(folder / TENSORS_FILE)
+    try:
+        settings = _read_settings(folder / YAML_FILE)
+        _check_backbone(backbone, lora, tensors)
+        return RewardCheckpoint(
+            _config(settings, backbone=backbone, dimension=dimension, base_model=base_model, objective=objective),
+            _lora_config(folder / LORA_FOLDER, lora, base_model=base_model),
+            lora,
+            **_split(tensors, layout, cross_attention=settings["add_cross_attention"]),
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _layout_of(backbone: str) -> OfficialLayout:
+    if backbone not in OFFICIAL_LAYOUTS:
+        known = ", ".join(OFFICIAL_LAYOUTS)
+        raise ValueError(f"No official checkpoints are known for {backbone!r}, only for {known}.")
+    return OFFICIAL_LAYOUTS[backbone]
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is no YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path.name} must be a mapping, got {settings!r}.")
+    if missing := sorted(_SETTINGS.keys() - settings.keys()):
+        raise ValueError(f"{path.name} lacks {', '.join(missing)}.")
+    if unknown := sorted(str(key) for key in settings.keys() - _SETTINGS.keys()):
+        logger.warning("%s: %s not read; the official code does not read them either.", path, ", ".join(unknown))
+    for name, expected in _SETTINGS.items():
+        value = settings[name]
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+            kind = "number" if isinstance(expected, tuple) else expected.__name__
+            raise ValueError(f"{path.name}: {name} must be of type {kind}, got {value!r}.")
+    return settings
+
+
+def _config(
+    settings: Mapping[str, Any], *, backbone: str, dimension: str, base_model: str, objective: str | None
+) -> LlavaRewardConfig:
+    cross_attention = settings["add_cross_attention"]
+    if cross_attention and backbone == "llava_next":
+        raise ValueError("add_cross_attention is true, but the official code has no SkipCA for LLaVA-NeXT.")
+    selects_padding = cross_attention and backbone == "qwen2_5_vl"
+    if selects_padding:
+        logger.warning(
+            "The official Qwen2.5-VL rewards select the padding token in place of the image token, so their SkipCA "
+            "adds nothing for one image; the %s reward is loaded so as to reproduce that (attends_to='nothing').",
+            dimension,
+        )
+    return LlavaRewardConfig(
+        dimension=dimension,
+        backbone=backbone,
+        base_model=base_model,
+        objective=_objective(settings, objective),
+        value_head_dim=settings["value_head_dim"] if settings["is_general_preference"] else 1,
+        cross_attention=cross_attention,
+        attends_to="nothing" if selects_padding else "visual",
+        temperature=settings["general_preference_tau"],
+        backbone_options=dict(OFFICIAL_LAYOUTS[backbone].options),
+    )
+
+
+def _objective(settings: Mapping[str, Any], asked: str | None) -> str:
+    """Without general preference, the official code ignores `value_head_dim` and has one output."""
+    if settings["is_general_preference"] and settings["value_head_dim"] != 1:
+        possible = ["general-preference"]
+    elif settings["is_general_preference"]:
+        possible = ["binary"]  # its trainer then takes the cross-entropy of chosen = 1, rejected = 0
+    else:
+        possible = ["bradley-terry", "binary"]
+    if asked is not None and asked not in possible:
+        raise ValueError(f"objective must be {' or '.join(possible)} for this checkpoint, got {asked!r}.")
+    return asked or possible[0]
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged, or holds more than tensors and was refused: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{path} must hold a mapping of names to tensors.")
+    return tensors
+
+
+def _read_lora(path: Path) -> dict[str, Tensor]:
+    tensors = read_safetensors(path)[0] if path.name == LORA_FILE else _read_pickled(path)
+    lora = {}
+    for key, tensor in tensors.items():
+        match = _LORA_KEY.fullmatch(key)
+        if match is None:
+            raise ValueError(f"{path}: {key} is no LoRA matrix of the language model, the only part that is adapted.")
+        lora[f"{match['module']}.{match['matrix']}.weight"] = tensor
+    if len(lora) != len(tensors) or not lora:
+        raise ValueError(f"{path} must hold one adapter, got {len(tensors)} tensors for {len(lora)} matrices.")
+    return lora
+
+
+def _lora_config(folder: Path, lora: Mapping[str, Tensor], *, base_model: str) -> LoraConfig:
+    """The exact module names replace all other ways to select modules, and the authors' class names go."""
+    config = read_lora_config(folder)
+    for name in ("modules_to_save", "rank_pattern", "alpha_pattern"):
+        if getattr(config, name):
+            raise ValueError(f"{LORA_CONFIG_FILE}: {name} is not supported, got {getattr(config, name)!r}.")
+    config.target_modules = {key.partition(".lora_")[0] for key in lora}
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = config.auto_mapping = None
+    config.base_model_name_or_path = base_model
+    config.inference_mode = True
+    return config
+
+
+def _check_backbone(backbone: str, lora: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for other, layout in OFFICIAL_LAYOUTS.items():
+        signs = [key for key in tensors if layout.projector in key.split(".")]
+        if other != backbone and signs:
+            raise ValueError(f"This is a checkpoint for {other}, not {backbone}: {TENSORS_FILE} has {signs[0]}.")
+    adapted = {key.partition(".lora_")[0].rpartition(".")[2] for key in lora}
+    wrong = adapted & ({layout.query for layout in OFFICIAL_LAYOUTS.values()} - {OFFICIAL_LAYOUTS[backbone].query})
+    if wrong:
+        raise ValueError(f"This is a checkpoint for another backbone than {backbone}: LoRA adapts {', '.join(wrong)}.")
+
+
+def _split(
+    tensors: Mapping[str, Tensor], layout: OfficialLayout, *, cross_attention: bool
+) -> dict[str, dict[str, Tensor]]:
+    """Sort the tensors into "projector" and "head", under our names."""
+    in_head = _VALUE_HEAD | (_SKIP_CA if cross_attention else {})
+    in_projector = {f"{layout.projector}.{key}": key for key in layout.projector_keys}
+    if not any(layout.projector in key.split(".") for key in tensors):
+        logger.warning("%s has no %s: the base model's own projector is used.", TENSORS_FILE, layout.projector)
+        in_projector = {}
+    parts = {"projector": _pick(tensors, in_projector), "head": _pick(tensors, in_head)}
+    rest = [key for key in tensors if not any(_ends(key, name) for name in (*in_head, *in_projector))]
+    modules = {layout.projector, *(name.partition(".")[0] for name in (*_VALUE_HEAD, *_SKIP_CA))}
+    if strange := [key for key in rest if modules & set(key.split("."))]:
+        kind = f"a reward with add_cross_attention: {str(cross_attention).lower()}"
+        raise ValueError(f"{TENSORS_FILE} has tensors that {kind} does not have: {', '.join(strange[:4])}.")
+    if rest:
+        logger.warning("%d tensors of %s are no part of a reward and not read: %s.", len(rest), TENSORS_FILE, rest[:4])
+    return parts
+
+
+def _pick(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Find each tensor by the end of its name, whatever wrappers stand before."""
+    found = {name: [key for key in tensors if _ends(key, name)] for name in names}
+    if missing := [name for name, keys in found.items() if not keys]:
+        raise ValueError(f"{TENSORS_FILE} lacks {', '.join(missing)}.")
+    if several := [keys for keys in found.values() if len(keys) > 1]:
+        raise ValueError(f"{TENSORS_FILE} has several tensors of one name: {', '.join(several[0])}.")
+    return {ours: tensors[found[name][0]] for name, ours in names.items()}
+
+
+def _ends(key: str, name: str) -> bool:
+    return f".{key}".endswith(f".{name}")
