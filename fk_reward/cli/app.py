@@ -10,8 +10,10 @@ from fk_reward.cli.benchmark import benchmark_app
 from fk_reward.cli.convert import convert
 from fk_reward.cli.demo import demo
 from fk_reward.cli.generate import generate
+from fk_reward.cli.hard_negatives import hard_negatives
 from fk_reward.cli.rewards import rewards
 from fk_reward.cli.score import score
+from fk_reward.cli.train import RAW_ARGUMENTS, train, trainable_share
 from fk_reward.version import __version__
 
 app = typer.Typer(
@@ -24,6 +26,9 @@ app.command()(generate)
 app.command()(score)
 app.command()(rewards)
 app.command()(convert)
+app.command()(hard_negatives)
+app.command(context_settings=RAW_ARGUMENTS)(train)
+app.command()(trainable_share)
 app.command()(demo)
 app.add_typer(benchmark_app, name="benchmark")
 

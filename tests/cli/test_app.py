@@ -15,7 +15,20 @@ def test_version(run):
     assert run("--version").stdout == f"fk-reward {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["generate", "score", "rewards", "convert", "demo", "benchmark"])
+COMMANDS = (
+    "generate",
+    "score",
+    "rewards",
+    "convert",
+    "hard-negatives",
+    "train",
+    "trainable-share",
+    "demo",
+    "benchmark",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(run, command):
     assert command in run("--help").stdout
     assert run(command, "--help").exit_code == 0

@@ -12,7 +12,13 @@ import fk_reward
 from fk_reward import FKSteeringConfig
 from tests.repository.layout import ROOT, documents
 
-DOCUMENTED_PACKAGES = ("fk_reward", "fk_reward.pipelines", "fk_reward.rewards", "fk_reward.rewards.llava_reward")
+DOCUMENTED_PACKAGES = (
+    "fk_reward",
+    "fk_reward.pipelines",
+    "fk_reward.rewards",
+    "fk_reward.rewards.llava_reward",
+    "fk_reward.training",
+)
 SOURCE_PATH = r"`((?:fk_reward|pipelines|rewards|training|tests|scripts|examples)/[\w/]+(?:\.py|/))`"
 TABLES = ("fk_reward.resampling:RESAMPLERS", "fk_reward.potentials:POTENTIALS", "fk_reward.rewards.registry:REWARDS")
 

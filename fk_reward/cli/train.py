@@ -1,0 +1,88 @@
+"""`fk-reward train` and `fk-reward trainable-share`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from fk_reward.cli.errors import clean_errors
+
+console = Console()
+RAW_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings of the command whose flags transformers reads."""
+
+
+def train(
+    arguments: Annotated[list[str], typer.Argument(metavar="[FILE.yaml] [--FLAG VALUE]...", show_default=False)] = [],  # noqa: B006 (typer copies it)
+    *,
+    list_flags: Annotated[bool, typer.Option("--list-flags", help="Show all flags with their defaults.")] = False,
+) -> None:
+    """Train a LLaVA-Reward on preference pairs or labelled images.
+
+    Settings come from a YAML file, from flags, or from both, where flags win: those of `RewardArguments` (--backbone,
+    --dimension, --train_data, ...) and of transformers' `TrainingArguments` (--output_dir, --num_train_epochs, ...).
+    To use several GPUs: accelerate launch --multi_gpu -m fk_reward.cli train FILE.yaml
+    """
+    with clean_errors(), _told_progress():
+        from fk_reward.training.argument_parser import TrainingArgumentParser, parse_arguments
+        from fk_reward.training.run import make_trainer, run_training
+
+        if list_flags:
+            typer.echo(TrainingArgumentParser().format_help())
+            return
+        reward, training = parse_arguments(arguments)
+        trainer = make_trainer(reward, training)
+    metrics = run_training(trainer, reward, training)
+    if trainer.is_world_process_zero():
+        _show(metrics, training.output_dir)
+
+
+def trainable_share(
+    *,
+    lora_rank: Annotated[int, typer.Option(help="Rank of LoRA.", min=0)] = 128,
+    cross_attention: Annotated[bool, typer.Option(help="With or without SkipCA.")] = True,
+) -> None:
+    """Count what is trained of the official backbones at their real sizes; needs neither weights nor memory."""
+    from fk_reward.training.full_size import FULL_SIZES, full_size_share
+
+    table = Table(title=f"LoRA rank {lora_rank}, SkipCA {'on' if cross_attention else 'off'}", title_justify="left")
+    table.add_column("backbone")
+    for column in ("trained", "all", "share"):
+        table.add_column(column, justify="right")
+    for name in FULL_SIZES:
+        count = full_size_share(name, lora_rank=lora_rank, cross_attention=cross_attention)
+        table.add_row(name, f"{count.trained:,}", f"{count.total:,}", f"{count.share:.2%}")
+    console.print(table)
+
+
+def _show(metrics: dict[str, float], folder: str) -> None:
+    table = Table(title=f"written: {folder}", title_justify="left", show_header=False)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name.removeprefix("eval_"), f"{value:.4f}")
+    console.print(table)
+
+
+@contextmanager
+def _told_progress() -> Iterator[None]:
+    """What the library logs goes to the error stream, from the first of several processes."""
+    logger = logging.getLogger("fk_reward")
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
+    level = logger.level
+    if os.environ.get("RANK", "0") == "0":
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,0 +1,79 @@
+"""`fk-reward train` from files to a reward, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from fk_reward.rewards import load_reward
+from tests.tiny.phi3_vision import write_phi3_vision
+
+COLOURS = ("red", "lime", "blue", "yellow", "black", "white")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return write_phi3_vision(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture
+def settings(tmp_path, backbone):
+    """A YAML file that trains a few steps on six pairs, with a third of the prompts for validation."""
+    for colour in COLOURS:
+        Image.new("RGB", (28, 28), colour).save(tmp_path / f"{colour}.png")
+    rows = [
+        {"prompt": f"a {one} square", "chosen_path": f"{one}.png", "reject_path": f"{other}.png"}
+        for one, other in zip(COLOURS, COLOURS[1:] + COLOURS[:1], strict=True)
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"backbone: {backbone}\ndimension: alignment\ntrain_data: {tmp_path / 'pairs.json'}\n"
+        f"output_dir: {tmp_path / 'out'}\nvalidation_fraction: 0.34\nnum_crops: 1\nlora_rank: 4\nlora_alpha: 8\n"
+        "backbone_dtype: float32\nnum_train_epochs: 1\nuse_cpu: true\nreport_to: none\n"
+    )
+    return path
+
+
+def test_train_resume_and_load(run, refused, settings, tmp_path, backbone):
+    result = run("train", settings)
+    assert result.exit_code == 0, result.output
+    assert "accuracy" in result.stdout
+    assert "weights are trained" in result.stderr
+    reward = load_reward("llava-reward", adapter=tmp_path / "out", torch_dtype=torch.float32, num_crops=1)
+    assert reward(Image.open(tmp_path / "red.png"), "a red square").isfinite().all()
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_ties"] == 0
+    assert "--resume" in refused("train", settings)
+    assert run("train", settings, "--resume", "--num_train_epochs", "2").exit_code == 0
+    assert (tmp_path / "out" / "checkpoint-2").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--train_data", "nowhere.json"), "nowhere.json"),
+        (("--objective", "binary"), "does not fit the data"),
+        (("--objective", "hinge"), "objective must be one of"),
+        (("--min_pixels", "4"), "no option min_pixels"),
+        (("--validation_fraction", "0"), "eval_dataset"),
+    ],
+)
+def test_refused(refused, settings, change, message):
+    assert message in refused("train", settings, *change)
+
+
+def test_a_broken_image_stops_it_before_training(run, refused, settings, tmp_path):
+    (tmp_path / "blue.png").write_bytes(b"no picture")
+    message = refused("train", settings)
+    assert "pairs.json:" in message
+    assert "blue.png" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_are_listed(run):
+    result = run("train", "--list-flags")
+    assert result.exit_code == 0
+    assert "--lora_rank" in result.stdout

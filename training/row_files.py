@@ -1,0 +1,110 @@
+"""Rows of preference data as plain mappings, from JSON, JSON lines, Parquet, `datasets` or memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fk_reward.training.validation import RowProblem
+
+RowSource: TypeAlias = "str | Path | Iterable[Mapping[str, Any]]"
+"""A file, a `datasets.Dataset`, or mappings in memory."""
+
+Row: TypeAlias = "Mapping[str, Any] | RowProblem"
+
+_PARQUET_MAGIC = b"PAR1"
+_EXTRA = "it comes with the extra: pip install 'fk-reward[train]'"
+
+
+def read_rows(source: RowSource) -> list[tuple[str, Row]]:
+    """Read rows; what a file is, is told by its content and not by its name.
+
+    Args:
+        source: a JSON file with a list of objects, a file with one JSON object a line, a Parquet file, a
+            `datasets.Dataset` (one split of it), or any iterable of mappings.
+
+    Returns:
+        For each row its origin ("file:n", n counted from 1; lines for JSON lines) and its content, or what is wrong
+        with it.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ImportError: for Parquet without pyarrow.
+        TypeError: for another kind of source, such as a dictionary of splits.
+        ValueError: for a file in none of these formats, and for no rows at all.
+
+    Example:
+        >>> read_rows([{"prompt": "a cat", "path": "cat.png", "label": 1}])
+        [('row:1', {'prompt': 'a cat', 'path': 'cat.png', 'label': 1})]
+    """
+    if isinstance(source, (str, Path)):
+        name, rows = str(source), _file_rows(Path(source))
+    elif isinstance(source, Mapping) or not isinstance(source, Iterable):
+        hint = f"; choose one of its splits {list(source)}" if isinstance(source, Mapping) else ""
+        raise TypeError(f"Expected a file, a dataset or a list of rows, got {type(source).__name__}{hint}.")
+    else:
+        name, rows = "row", enumerate(_undecoded(source), start=1)
+    found = [(f"{name}:{number}", _checked(f"{name}:{number}", row)) for number, row in rows]
+    if not found:
+        raise ValueError(f"{source if isinstance(source, (str, Path)) else 'The data'} has no rows.")
+    return found
+
+
+def _checked(origin: str, row: Any) -> Row:
+    if isinstance(row, (Mapping, RowProblem)):
+        return row
+    return RowProblem(origin, f"expected an object with keys, got {type(row).__name__}")
+
+
+def _file_rows(path: Path) -> Iterable[tuple[int, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"No such file of preferences: {path}.")
+    with path.open("rb") as file:
+        if file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
+            return enumerate(_parquet_rows(path), start=1)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is neither Parquet nor text in UTF-8: {error}") from error
+    return enumerate(_json_list(text, path), start=1) if text.lstrip().startswith("[") else _json_lines(text, path)
+
+
+def _json_list(text: str, path: Path) -> list[Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, RowProblem(f"{path}:{number}", f"not valid JSON: {error}")
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ImportError(f"Reading Parquet ({path}) needs pyarrow; {_EXTRA}.") from error
+    with ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
+def _undecoded(rows: Iterable[Any]) -> Iterable[Any]:
+    """Rows as they are; of a dataset with undecoded images, so that a broken one is found with its row."""
+    features = getattr(rows, "features", None)
+    if not features or not hasattr(rows, "cast_column"):
+        return rows
+    from datasets import Image
+
+    for name, feature in features.items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))  # type: ignore[attr-defined]
+    return rows
