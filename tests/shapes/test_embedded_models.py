@@ -60,6 +60,19 @@ def test_pipeline_draws_what_it_is_asked_for():
     assert mean_score(images, prompts) > mean_score(images, prompts[1:] + prompts[:1]) + 0.2
 
 
+@pytest.mark.slow
+def test_held_out_prompts_are_drawn_right_often_enough_and_not_too_often():
+    """So that a reward has something to choose from, and something to gain: 0.35 to 0.75, as the documentation says."""
+    pipe = StableDiffusionPipeline.from_pretrained(resolve_model("shapes-sd"))
+    pipe.set_progress_bar_config(disable=True)
+    prompts = benchmark_prompts(60)
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
+    settings = {"num_inference_steps": 50, "guidance_scale": 3.0, "eta": 1.0, "output_type": "pt"}
+    images = pipe([prompt.text for prompt in prompts], generator=seeds, **settings).images
+    assert 0.35 <= accuracy(images, prompts) <= 0.75
+    assert accuracy(images, prompts[1:] + prompts[:1]) < 0.1
+
+
 def test_scheduler_needs_no_correction():
     config = json.loads((ASSETS / "shapes-sd" / "scheduler" / "scheduler_config.json").read_text())
     expected = {
