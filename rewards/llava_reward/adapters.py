@@ -117,6 +117,7 @@ class AdapterSet:
         result = set_peft_model_state_dict(self._peft, state, adapter_name=name)
         missing = sorted(self.parameters_of(name).keys() - weights.keys())
         if missing or result.unexpected_keys:
+            self._peft.delete_adapter(name)  # type: ignore[union-attr]
             raise ValueError(
                 f"The LoRA weights of {name!r} do not match their configuration: missing {missing[:4]}, "
                 f"not expected {sorted(result.unexpected_keys)[:4]}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import pytest
@@ -133,3 +134,18 @@ class TestErrors:
         with pytest.raises(ValueError, match="missing|lora"):
             checkpoint.save(tmp_path / "own")
             load_reward("llava-reward", backbone=phi.backbone, adapter=tmp_path / "own")
+
+    def test_a_refused_adapter_leaves_nothing_behind(self, phi, batch, tmp_path):
+        reward = phi.load("alignment", num_crops=5)
+        expected = reward(*batch)
+        checkpoint = phi.load("safety").model.checkpoint("safety")
+        names = [name for name in checkpoint.lora if name.startswith("layers.0.self_attn.o_proj")]
+        foreign = {name.replace("o_proj", "rotary"): checkpoint.lora[name] for name in names}
+        for lora in (foreign, {name: checkpoint.lora[name] for name in names}):  # the first is refused, then a retry
+            dataclasses.replace(checkpoint, lora=lora).save(tmp_path / "own")
+            if lora is foreign:
+                with pytest.raises(ValueError, match="rotary"):
+                    reward.add_dimension(tmp_path / "own")
+        reward.add_dimension(tmp_path / "own")
+        assert reward.dimensions == ("alignment", "safety")
+        assert torch.equal(reward(*batch), expected)
