@@ -69,14 +69,12 @@ def _show(checkpoint: RewardCheckpoint, official_folder: Path, out: Path) -> Non
     config, lora_config = checkpoint.config, checkpoint.lora_config
     skip_ca = f"attends to {config.attends_to}" if config.cross_attention else "no"
     rows = {
-        "read": str(official_folder),
         "dimension": f"{config.dimension} ({config.objective})",
         "backbone": f"{config.backbone} ({config.base_model})",
         "LoRA": f"{len(checkpoint.lora_modules)} modules, rank {lora_config.r}" if lora_config else "none",
         "value head": f"{config.value_head_dim} x {checkpoint.head['value_head.weight'].shape[1]}",
         "SkipCA": skip_ca,
         "projector": f"{len(checkpoint.projector)} tensors" if checkpoint.projector else "the base model's own",
-        "written": str(out),
     }
     table = Table(title="LLaVA-Reward checkpoint", title_justify="left", show_header=False)
     table.add_column("what", no_wrap=True)
@@ -84,3 +82,4 @@ def _show(checkpoint: RewardCheckpoint, official_folder: Path, out: Path) -> Non
     for what, value in rows.items():
         table.add_row(what, value)
     console.print(table)
+    console.print(f"Read {official_folder}\nWritten to {out}", soft_wrap=True)  # a path that is cut cannot be copied
