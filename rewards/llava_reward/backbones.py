@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from fk_reward.rewards.llava_reward.backbone import Backbone
+from fk_reward.rewards.llava_reward.hub_paths import check_source
 
 BACKBONES: dict[str, str] = {
     "phi3_v": "fk_reward.rewards.llava_reward.phi3_vision:PhiVisionBackbone",
@@ -27,6 +28,7 @@ def backbone_class(path: str | os.PathLike[str], *, revision: str = "main") -> t
         OSError: when there is no config.json.
         ValueError: when its `model_type` is not one of `BACKBONES`.
     """
+    check_source(path, "a backbone")
     config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
     if not config:  # what transformers gives for a folder without the file
         raise FileNotFoundError(f"{path} has no config.json: expected the folder of a multimodal LLM, or a hub id.")

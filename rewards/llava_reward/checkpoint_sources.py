@@ -7,6 +7,7 @@ from pathlib import Path
 from fk_reward.rewards.llava_reward.cards import OFFICIAL_BACKBONES
 from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint, load_own_checkpoint
 from fk_reward.rewards.llava_reward.discovery import download_official, find_official_folder
+from fk_reward.rewards.llava_reward.hub_paths import check_source
 from fk_reward.rewards.llava_reward.loading import Adapter
 from fk_reward.rewards.llava_reward.official_checkpoint import load_official_checkpoint
 
@@ -58,6 +59,7 @@ def _of_dimension(checkpoint: RewardCheckpoint, dimension: str | None, adapter: 
 
 
 def _own_folder(adapter: Adapter, *, revision: str) -> Path | None:
+    check_source(adapter, "a checkpoint")
     folder = Path(adapter)
     if folder.is_dir():
         return folder if (folder / OWN_CONFIG).is_file() else None

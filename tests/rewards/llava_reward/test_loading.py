@@ -101,6 +101,13 @@ class TestErrors:
         with pytest.raises(TypeError, match="num_crop"):
             phi.load(num_crop=4)
 
+    @pytest.mark.parametrize("path", ["./nowhere", "/no/such/folder", "a/b/c"])
+    def test_paths_to_nowhere_are_not_looked_for_on_the_hub(self, phi, path):
+        with pytest.raises(FileNotFoundError, match="folder of a backbone"):
+            load_reward("llava-reward", backbone=path, adapter=phi.adapters, dimension="safety")
+        with pytest.raises(FileNotFoundError, match="folder of a checkpoint"):
+            load_reward("llava-reward", backbone=phi.backbone, adapter=path, dimension="safety")
+
     def test_absent_backbone(self, phi, tmp_path):
         (tmp_path / "empty").mkdir()
         with pytest.raises(OSError, match=r"config\.json"):
