@@ -21,9 +21,9 @@ def check_source(source: str | os.PathLike[str], what: str) -> None:
 
     Example:
         >>> check_source("microsoft/Phi-3.5-vision-instruct", "a backbone")
-        >>> check_source("/nowhere/backbone", "a backbone")
+        >>> check_source("/no/folder", "a backbone")
         Traceback (most recent call last):
-        FileNotFoundError: /nowhere/backbone: expected the folder of a backbone or a hub id (owner/name); no such folder.
+        FileNotFoundError: /no/folder: expected the folder of a backbone or a hub id (owner/name); no such folder.
     """
     if Path(source).is_dir() or (_HUB_ID.fullmatch(str(source)) and not Path(source).exists()):
         return
