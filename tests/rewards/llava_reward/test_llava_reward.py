@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from typer.testing import CliRunner
 
+from fk_reward.cli import app
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.llava_reward.backbones import load_backbone
 from fk_reward.rewards.llava_reward.checkpoint_sources import read_checkpoint
@@ -109,7 +111,17 @@ def test_batch_size_changes_nothing(tiny, mixed):
     assert_close(tiny.load(batch_size=1)(images, prompts), expected, rtol=0, atol=1e-4)
 
 
-def test_convert_and_load_gives_the_same_scores(tiny, batch, tmp_path):
+@pytest.mark.parametrize("dimension", ["alignment", "overall"])
+def test_a_converted_official_checkpoint_gives_the_same_scores(tiny, dimension, batch, tmp_path):
+    official = next((tiny.adapters / dimension).iterdir())
+    options = ["--backbone", tiny.model_type, "--dimension", dimension]
+    result = CliRunner().invoke(app, ["convert", str(official), str(tmp_path / "own"), *options])
+    assert result.exit_code == 0, result.output
+    own = load_reward("llava-reward", backbone=tiny.backbone, adapter=tmp_path / "own", torch_dtype=torch.float32)
+    assert torch.equal(own.embed(*batch), tiny.load(dimension).embed(*batch))
+
+
+def test_save_and_load_gives_the_same_scores(tiny, batch, tmp_path):
     for dimension in ("alignment", "overall"):
         reward = tiny.load(dimension)
         reward.save_pretrained(tmp_path / dimension)
