@@ -57,6 +57,7 @@ def test_nothing_is_kept_alive(phi):
     from fk_reward.rewards.llava_reward.sharing import _MODELS
 
     reward = phi.load(num_crops=2)
+    gc.collect()  # what other tests left
     count = len(_MODELS)
     del reward
     gc.collect()
