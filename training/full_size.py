@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from fk_reward.rewards.llava_reward.backbone import Backbone
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
-from fk_reward.rewards.llava_reward.phi3_vision import PhiVisionBackbone
-from fk_reward.rewards.llava_reward.phi3_vision_model import PhiVisionConfig, PhiVisionModel
-from fk_reward.rewards.llava_reward.qwen2_5_vl import IMAGE_TOKEN, QwenVLBackbone
-from fk_reward.rewards.llava_reward.qwen2_5_vl_images import PatchTransform
+from fk_reward.rewards.llava_reward.random_backbones import random_backbone
 from fk_reward.training.new_dimension import new_dimension
 from fk_reward.training.trainable import TrainableReward, TrainableShare, trainable_share
 
-_PHI_3_5_VISION = {
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32064,
-    "pad_token_id": 32000,
-    "max_position_embeddings": 131072,
-    "original_max_position_embeddings": 4096,
-    "rope_scaling": {"type": "su", "short_factor": [1.0] * 48, "long_factor": [1.0] * 48},
-    "img_processor": {"image_dim_out": 1024},
-    "embd_layer": {
-        "embedding_cls": "image",
-        "hd_transform_order": "sub_glb",
-        "projection_cls": "mlp",
-        "use_hd_transform": True,
-        "with_learnable_separator": True,
-    },
+FULL_SIZES: dict[str, Callable[[], Backbone]] = {
+    name: partial(random_backbone, name, full_size=True) for name in ("phi3_v", "qwen2_5_vl")
 }
-_QWEN2_5_7B = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-}
-_QWEN2_5_VISION = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "out_hidden_size": 3584,
-}
+"""Backbone of the official checkpoints -> what builds it."""
 
 
 def full_size_share(model_type: str, *, lora_rank: int = 128, cross_attention: bool = True) -> TrainableShare:
@@ -82,28 +46,3 @@ def full_size_share(model_type: str, *, lora_rank: int = 128, cross_attention: b
         )
         key = new_dimension(network, config, lora_rank=lora_rank)
     return trainable_share(TrainableReward(network, key))
-
-
-def phi_3_5_vision() -> Backbone:
-    """Phi-3.5-vision at the sizes of its config.json, with a tokenizer that knows no words."""
-    return PhiVisionBackbone(PhiVisionModel(PhiVisionConfig(**_PHI_3_5_VISION)), _tokenizer())
-
-
-def qwen2_5_vl_7b() -> Backbone:
-    """Qwen2.5-VL-7B at the sizes of its config.json, with a tokenizer that knows no words."""
-    config = Qwen2_5_VLConfig(text_config=_QWEN2_5_7B, vision_config=_QWEN2_5_VISION, image_token_id=0)
-    transform = PatchTransform.from_config({"min_pixels": 3136, "max_pixels": 12845056})
-    return QwenVLBackbone(Qwen2_5_VLModel(config), _tokenizer(), transform=transform)  # type: ignore[arg-type]
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    words = {IMAGE_TOKEN: 0, "<unk>": 1, "<eos>": 2}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")),  # noqa: S106 (no password)
-        unk_token="<unk>",  # noqa: S106
-        eos_token="<eos>",  # noqa: S106
-    )
-
-
-FULL_SIZES: dict[str, Callable[[], Backbone]] = {"phi3_v": phi_3_5_vision, "qwen2_5_vl": qwen2_5_vl_7b}
-"""Backbone of the official checkpoints -> what builds it."""

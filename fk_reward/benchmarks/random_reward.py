@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig
-from torch import nn
 
-from fk_reward.benchmarks.random_backbones import random_backbone
 from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+from fk_reward.rewards.llava_reward.random_backbones import random_backbone
 
 DIMENSIONS = ("alignment", "fidelity", "safety")
 
@@ -51,7 +49,7 @@ def random_reward(  # noqa: PLR0913 (what a model is made from)
     device = torch.device(device)
     with _seeded(device, seed), _default_dtype(dtype):
         model = LlavaRewardModel(random_backbone(backbone, full_size=full_size, num_crops=num_crops))
-        lora_config = _lora_config(model.backbone.language_model, rank=_FULL_RANK if full_size else _TINY_RANK)
+        lora_config = _lora_config(model.adapters.linear_modules, rank=_FULL_RANK if full_size else _TINY_RANK)
         for dimension in DIMENSIONS:
             model.attach(dimension, _untrained(dimension, backbone, lora_config))
     return LlavaReward(model, {dimension: dimension for dimension in DIMENSIONS})
@@ -70,11 +68,9 @@ def weight_sizes(backbone: str, *, full_size: bool, dtype: torch.dtype) -> tuple
     return sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
 
 
-def _lora_config(language_model: nn.Module, *, rank: int) -> LoraConfig:
-    """All linear layers; `init_lora_weights=False` leaves both of LoRA's matrices random, so that it changes states."""
-    names = (name for name, module in language_model.named_modules() if isinstance(module, nn.Linear))
-    suffixes = sorted({name.rpartition(".")[2] for name in names})
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=suffixes, init_lora_weights=False)
+def _lora_config(modules: Sequence[str], *, rank: int) -> LoraConfig:
+    """`init_lora_weights=False` leaves both of LoRA's matrices random, so that it changes states."""
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(modules), init_lora_weights=False)
 
 
 def _untrained(dimension: str, backbone: str, lora_config: LoraConfig) -> RewardCheckpoint:
@@ -82,7 +78,7 @@ def _untrained(dimension: str, backbone: str, lora_config: LoraConfig) -> Reward
     config = LlavaRewardConfig(
         dimension=dimension, backbone=backbone, base_model="random", cross_attention=backbone != "llava_next"
     )
-    return RewardCheckpoint(config, copy.deepcopy(lora_config), lora={}, projector={}, head={})
+    return RewardCheckpoint(config, lora_config, lora={}, projector={}, head={})
 
 
 @contextmanager

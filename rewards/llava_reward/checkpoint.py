@@ -128,7 +128,7 @@ def load_own_checkpoint(folder: str | os.PathLike[str]) -> RewardCheckpoint:
     """
     folder = Path(folder)
     require_files(folder, [CONFIG_FILE, TENSORS_FILE])
-    config = _read_config(folder / CONFIG_FILE)
+    config = read_config(folder / CONFIG_FILE)
     tensors, metadata = read_safetensors(folder / TENSORS_FILE)
     if metadata.get("adapter") not in ("none", "lora"):
         raise ValueError(f"{folder / TENSORS_FILE} does not say whether there is an adapter; was it written by save?")
@@ -204,7 +204,12 @@ def read_lora_config(folder: Path) -> LoraConfig:
     return config
 
 
-def _read_config(path: Path) -> LlavaRewardConfig:
+def read_config(path: Path) -> LlavaRewardConfig:
+    """Read a `reward_config.json`.
+
+    Raises:
+        ValueError: when it is damaged; it says which file.
+    """
     try:
         return LlavaRewardConfig.from_json(path.read_text(encoding="utf-8"))
     except (TypeError, ValueError) as error:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from fk_reward.rewards.llava_reward.cards import OFFICIAL_BACKBONES
-from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint, load_own_checkpoint
+from fk_reward.rewards.llava_reward.checkpoint import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    RewardCheckpoint,
+    load_own_checkpoint,
+    read_config,
+    require_files,
+)
 from fk_reward.rewards.llava_reward.discovery import download_official, find_official_folder
 from fk_reward.rewards.llava_reward.hub_paths import check_source
 from fk_reward.rewards.llava_reward.loading import Adapter
-from fk_reward.rewards.llava_reward.official_checkpoint import load_official_checkpoint
-
-OWN_CONFIG = "reward_config.json"
-OFFICIAL_CONFIG = "reward_config.yaml"
+from fk_reward.rewards.llava_reward.official_checkpoint import YAML_FILE, load_official_checkpoint
 
 
 def read_checkpoint(
@@ -34,7 +38,7 @@ def read_checkpoint(
     if folder is not None:
         return _of_dimension(load_own_checkpoint(folder), dimension, adapter)
     if dimension is None:
-        raise ValueError(f"{adapter} has no {OWN_CONFIG}: name the dimension to look for among official checkpoints.")
+        raise ValueError(f"{adapter} has no {CONFIG_FILE}: name the dimension to look for among official checkpoints.")
     folder = _official_folder(adapter, backbone=backbone, dimension=dimension, revision=revision)
     base_model = OFFICIAL_BACKBONES.get(backbone, backbone)
     return load_official_checkpoint(folder, backbone=backbone, dimension=dimension, base_model=base_model)
@@ -48,8 +52,9 @@ def base_model_of(adapter: Adapter, *, revision: str = "main") -> str:
     """
     folder = _own_folder(adapter, revision=revision)
     if folder is None:
-        raise ValueError(f"{adapter} has no {OWN_CONFIG}, so it names no backbone: pass backbone=<hub id or folder>.")
-    return load_own_checkpoint(folder).config.base_model
+        raise ValueError(f"{adapter} has no {CONFIG_FILE}, so it names no backbone: pass backbone=<hub id or folder>.")
+    require_files(folder, [CONFIG_FILE, TENSORS_FILE])  # before a backbone is loaded for it
+    return read_config(folder / CONFIG_FILE).base_model
 
 
 def _of_dimension(checkpoint: RewardCheckpoint, dimension: str | None, adapter: Adapter) -> RewardCheckpoint:
@@ -62,10 +67,10 @@ def _own_folder(adapter: Adapter, *, revision: str) -> Path | None:
     check_source(adapter, "a checkpoint")
     folder = Path(adapter)
     if folder.is_dir():
-        return folder if (folder / OWN_CONFIG).is_file() else None
+        return folder if (folder / CONFIG_FILE).is_file() else None
     from huggingface_hub import file_exists, snapshot_download
 
-    if not file_exists(str(adapter), OWN_CONFIG, revision=revision):
+    if not file_exists(str(adapter), CONFIG_FILE, revision=revision):
         return None
     return Path(snapshot_download(str(adapter), revision=revision))
 
@@ -74,7 +79,7 @@ def _official_folder(adapter: Adapter, *, backbone: str, dimension: str, revisio
     root = Path(adapter)
     if not root.is_dir():
         return download_official(str(adapter), backbone=backbone, dimension=dimension, revision=revision)
-    if (root / OFFICIAL_CONFIG).is_file():
+    if (root / YAML_FILE).is_file():
         return root
     files = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
     return root / find_official_folder(files, backbone=backbone, dimension=dimension)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3Model
 from transformers.models.phi3.modeling_phi3 import Phi3PreTrainedModel, Phi3RotaryEmbedding
 
-_CLIP_VIT_LARGE_336: dict[str, Any] = {
+CLIP_VIT_LARGE_336: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -20,14 +20,16 @@ _CLIP_VIT_LARGE_336: dict[str, Any] = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+"""Sizes of the CLIP tower, of which the hub's config.json has only the name."""
 
-_EMBEDDING_LAYER = {
+EMBEDDING_LAYER = {
     "embedding_cls": "image",
     "hd_transform_order": "sub_glb",
     "projection_cls": "mlp",
     "use_hd_transform": True,
     "with_learnable_separator": True,
 }
+"""`embd_layer` of the hub's config.json, the one way of embedding images that is written here."""
 
 
 class PhiVisionConfig(Phi3Config):
@@ -40,7 +42,7 @@ class PhiVisionConfig(Phi3Config):
         ValueError: when the file asks for another way of embedding images than that of the hub.
 
     Example:
-        >>> image = {"img_processor": {"image_dim_out": 1024}, "embd_layer": dict(_EMBEDDING_LAYER)}
+        >>> image = {"img_processor": {"image_dim_out": 1024}, "embd_layer": dict(EMBEDDING_LAYER)}
         >>> factors = {"type": "su", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
         >>> config = PhiVisionConfig(rope_scaling=factors, original_max_position_embeddings=4096, **image)
         >>> config.rope_parameters["rope_type"], config.rope_parameters["original_max_position_embeddings"]
@@ -58,7 +60,7 @@ class PhiVisionConfig(Phi3Config):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.vision_config, CLIPVisionConfig):
-            self.vision_config = CLIPVisionConfig(**{**_CLIP_VIT_LARGE_336, **(self.vision_config or {})})
+            self.vision_config = CLIPVisionConfig(**{**CLIP_VIT_LARGE_336, **(self.vision_config or {})})
         super().__post_init__(**kwargs)
         self._check_image_embedding()
 
@@ -81,9 +83,9 @@ class PhiVisionConfig(Phi3Config):
 
     def _check_image_embedding(self) -> None:
         embedding, processor = self.embd_layer or {}, self.img_processor or {}
-        different = {key: embedding.get(key) for key, value in _EMBEDDING_LAYER.items() if embedding.get(key) != value}
+        different = {key: embedding.get(key) for key, value in EMBEDDING_LAYER.items() if embedding.get(key) != value}
         if different:
-            raise ValueError(f"config.json: embd_layer must be {_EMBEDDING_LAYER}, got {different}.")
+            raise ValueError(f"config.json: embd_layer must be {EMBEDDING_LAYER}, got {different}.")
         if processor.get("type_feature", "patch") != "patch":
             raise ValueError(f"config.json: img_processor's type_feature must be 'patch', got {processor}.")
         if processor.get("image_dim_out") != self.vision_config.hidden_size:

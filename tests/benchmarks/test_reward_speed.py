@@ -9,9 +9,9 @@ import torch
 import typer
 
 from fk_reward.benchmarks import reward_speed
-from fk_reward.benchmarks.backbone_sizes import PHI_VISION, QWEN_VL
-from fk_reward.benchmarks.random_backbones import BUILDERS, byte_tokenizer, random_backbone
 from fk_reward.benchmarks.random_reward import DIMENSIONS, random_reward, weight_sizes
+from fk_reward.rewards.llava_reward.backbone_sizes import PHI_VISION, QWEN_VL
+from fk_reward.rewards.llava_reward.random_backbones import BUILDERS, byte_tokenizer, random_backbone
 
 PROMPT = "a red circle"
 

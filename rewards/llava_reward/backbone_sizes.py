@@ -8,18 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from fk_reward.rewards.llava_reward.phi3_vision_model import CLIP_VIT_LARGE_336
+
 FULL, TINY = "full", "tiny"
 
-_CLIP_LARGE = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-    "projection_dim": 768,
-}
+_CLIP_LARGE = {"model_type": "clip_vision_model"} | CLIP_VIT_LARGE_336
 _CLIP_TINY = {
     "model_type": "clip_vision_model",
     "hidden_size": 32,

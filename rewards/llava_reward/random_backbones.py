@@ -1,4 +1,4 @@
-"""Backbones of LLaVA-Reward with random weights, made without any file, to measure speed and memory with."""
+"""Backbones of LLaVA-Reward with random weights, made without any file, to measure and count with."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from transformers import (
     Qwen2_5_VLModel,
 )
 
-from fk_reward.benchmarks.backbone_sizes import FULL, LLAVA_NEXT, LLAVA_NEXT_GRID, PHI_VISION, QWEN_VL, TINY
 from fk_reward.rewards.llava_reward.backbone import Backbone
+from fk_reward.rewards.llava_reward.backbone_sizes import FULL, LLAVA_NEXT, LLAVA_NEXT_GRID, PHI_VISION, QWEN_VL, TINY
 from fk_reward.rewards.llava_reward.llava_next import LlavaNextBackbone
 from fk_reward.rewards.llava_reward.llava_next_images import AnyResTransform
 from fk_reward.rewards.llava_reward.phi3_vision import PhiVisionBackbone
-from fk_reward.rewards.llava_reward.phi3_vision_model import PhiVisionConfig, PhiVisionModel
+from fk_reward.rewards.llava_reward.phi3_vision_model import EMBEDDING_LAYER, PhiVisionConfig, PhiVisionModel
 from fk_reward.rewards.llava_reward.qwen2_5_vl import IMAGE_TOKEN as QWEN_IMAGE_TOKEN
 from fk_reward.rewards.llava_reward.qwen2_5_vl import QwenVLBackbone
 from fk_reward.rewards.llava_reward.qwen2_5_vl_images import PatchTransform
@@ -65,13 +65,7 @@ def _phi(size: str, num_crops: int | None) -> Backbone:
         pad_token_id=tokenizer.pad_token_id,
         rope_scaling={"type": "su", "short_factor": factors, "long_factor": factors},
         img_processor={"image_dim_out": sizes["vision_config"]["hidden_size"]},
-        embd_layer={
-            "embedding_cls": "image",
-            "hd_transform_order": "sub_glb",
-            "projection_cls": "mlp",
-            "use_hd_transform": True,
-            "with_learnable_separator": True,
-        },
+        embd_layer=dict(EMBEDDING_LAYER),
     )
     return PhiVisionBackbone(PhiVisionModel(config), tokenizer, num_crops=num_crops or 16)
 
