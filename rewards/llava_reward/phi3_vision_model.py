@@ -146,9 +146,16 @@ class PhiImageEmbedding(nn.Module):
             (T, 4C): for each image its crops as one picture, line by line with a separator after each; a separator; the
             global crop in the same way.
 
-        N: number of crops of all images, T: number of visual tokens of all images, C: width of the CLIP tower.
+        N: number of crops of all images, P: patches of a crop, T: visual tokens of all images, C: width of the CLIP tower.
         """
-        patches = self.img_processor(crops.to(self.glb_GN)).last_hidden_state[:, 1:]
+        return self.lay_out(self.encode(crops), grids)
+
+    def encode(self, crops: Tensor) -> Tensor:
+        """(N, 3, crop_size, crop_size) -> (N, P, C), the tower's features of the patches of each crop."""
+        return self.img_processor(crops.to(self.glb_GN)).last_hidden_state[:, 1:]
+
+    def lay_out(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """(N, P, C) features of patches -> (T, 4C) in the projector's order; `forward` has the rest."""
         images = patches.split([1 + rows * columns for rows, columns in grids])
         parts: list[Tensor] = []
         for image, (rows, columns) in zip(images, grids, strict=True):

@@ -1,0 +1,225 @@
+"""Trains `shapes-mllm`, a small Phi-3-vision with `shapes-clip`'s vision tower, to answer questions about pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from fit import FitConfig, fit
+from mllm_tokenizer import ASSISTANT, END, ROLES, USER, save_mllm_tokenizer, train_mllm_tokenizer
+from safetensors.torch import load_file, save_file
+from scene_questions import Dialogue, dialogue
+from scene_table import from_table
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from train_clip import degraded
+from transformers import CLIPModel, PreTrainedTokenizerFast
+
+from fk_reward.models import resolve_model
+from fk_reward.rewards.llava_reward.backbone import BackboneInputs
+from fk_reward.rewards.llava_reward.phi3_vision import PhiVisionBackbone
+from fk_reward.rewards.llava_reward.phi3_vision_images import CLIP_MEAN, CLIP_STD
+from fk_reward.rewards.llava_reward.phi3_vision_model import EMBEDDING_LAYER, PhiVisionConfig, PhiVisionModel
+from fk_reward.shapes import train_prompts
+
+SIZES = {
+    "hidden_size": 160,
+    "intermediate_size": 448,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+}
+IGNORED = -100
+
+
+def hub_config(tower: dict, tokenizer: PreTrainedTokenizerFast) -> dict:
+    """The config.json of the hub's Phi-3.5-vision in other sizes; all layers of the tower are read."""
+    factors = [1.0] * (SIZES["hidden_size"] // SIZES["num_attention_heads"] // 2)
+    return {
+        "architectures": ["Phi3VForCausalLM"],
+        "model_type": "phi3_v",
+        **SIZES,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "embd_layer": dict(EMBEDDING_LAYER),
+        "img_processor": {"image_dim_out": tower["hidden_size"], "layer_idx": -1, "name": "clip_vision_model"},
+        "hidden_act": "silu",
+        "max_position_embeddings": 512,
+        "original_max_position_embeddings": 512,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {"type": "su", "short_factor": factors, "long_factor": factors},
+        "rope_theta": 10000.0,
+        "sliding_window": 512,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "vision_config": tower,
+    }
+
+
+def make_model(config: dict, clip: CLIPModel) -> PhiVisionModel:
+    """The model with the CLIP's vision tower and the rest untrained."""
+    model = PhiVisionModel(PhiVisionConfig.from_dict(config))
+    model.vision_embed_tokens.img_processor.load_state_dict(clip.vision_model.state_dict())
+    for separator in (model.vision_embed_tokens.glb_GN, model.vision_embed_tokens.sub_GN):
+        nn.init.normal_(separator, std=0.02)
+    return model
+
+
+def save_mllm(model: PhiVisionModel, tokenizer: PreTrainedTokenizerFast, config: dict, folder: Path) -> None:
+    """Writes the hub's layout, weights in float16 under the hub's names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"language_model.": "model.", "vision_embed_tokens.": "model.vision_embed_tokens."}
+    tower = "model.vision_embed_tokens.img_processor."
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        prefix = next(prefix for prefix in names if name.startswith(prefix))
+        hub_name = (names[prefix] + name.removeprefix(prefix)).replace(tower, tower + "vision_model.")
+        weights[hub_name] = tensor.half().contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    processor = {"image_processor_type": "Phi3VImageProcessor", "num_crops": 1}
+    processor |= {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
+    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    save_mllm_tokenizer(tokenizer.backend_tokenizer, folder)
+
+
+def corpus(objects: Tensor, *, seed: int) -> list[str]:
+    """Texts with every word that the model will meet."""
+    rng = np.random.default_rng(seed)
+    dialogues = [dialogue(from_table(row), rng) for row in objects]
+    texts = [text for turns in dialogues for turn in turns for text in turn] + [p.text for p in train_prompts()]
+    return [f"\n{text}" for text in texts]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, turns: Dialogue, visual_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens of a row (0 in the visual tokens' places), which are visual, and the token to be said next in answers."""
+    opening = tokenizer(f"{USER}\n").input_ids
+    ids = [*opening, *[0] * visual_tokens]
+    answered = [False] * len(ids)
+    image_mask = torch.arange(len(ids)) >= len(opening)
+    parts = [part for q, a in turns for part in (f"\n{q}{END}\n{ASSISTANT}\n", f"{a}{END}", f"\n{USER}")]
+    for i, part in enumerate(tokenizer(parts[:-1]).input_ids):
+        ids += part
+        answered += [i % 3 == 1] * len(part)
+    labels = [token if answer else IGNORED for token, answer in zip(ids[1:], answered[1:], strict=True)]
+    padded = F.pad(image_mask, (0, len(ids) - len(image_mask)))
+    return torch.tensor(ids), padded, torch.tensor([*labels, IGNORED])
+
+
+def answer_batch(backbone: PhiVisionBackbone, images: Tensor, dialogues: Sequence[Dialogue]) -> dict[str, Tensor]:
+    """`images` `(B, 3, 64, 64)` as given, `input_ids`, `image_mask`, `attention_mask` and `labels`, each `(B, S)`."""
+    visual_tokens = backbone.model.vision_embed_tokens.num_tokens(1, 1)
+    rows = [tokenize(backbone.tokenizer, turns, visual_tokens) for turns in dialogues]
+    return {
+        "images": images,
+        "input_ids": pad_sequence([ids for ids, _, _ in rows], batch_first=True),
+        "image_mask": pad_sequence([mask for _, mask, _ in rows], batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(mask) for _, mask, _ in rows], batch_first=True),
+        "labels": pad_sequence([labels for _, _, labels in rows], batch_first=True, padding_value=IGNORED),
+    }
+
+
+class Dialogues(Dataset):
+    """Pictures with dialogues, drawn anew for each index, the same for the same seed; batches of `answer_batch`."""
+
+    def __init__(self, data: dict[str, Tensor], backbone: PhiVisionBackbone, *, length: int, seed: int) -> None:
+        self.data, self.backbone, self.length, self.seed = data, backbone, length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        rngs = [np.random.default_rng((self.seed, index)) for index in indices]
+        rows = torch.tensor([int(rng.integers(len(self.data["objects"]))) for rng in rngs])
+        scenes = map(from_table, self.data["objects"][rows])
+        dialogues = [dialogue(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
+        return answer_batch(self.backbone, self.data["images"][rows], dialogues)
+
+
+class DialogueObjective(nn.Module):
+    """Cross-entropy of the answers; pictures are degraded as for the CLIP."""
+
+    def __init__(self, backbone: PhiVisionBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(True)
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What `backbone.encode_images` gives where a picture is its own overview and only crop, at half the cost."""
+        embedding = self.backbone.model.vision_embed_tokens
+        return embedding.lay_out(embedding.encode(pixels).repeat_interleave(2, dim=0), [(1, 1)] * len(pixels))
+
+    def logits(self, images: Tensor, labels: Tensor, **text: Tensor) -> Tensor:
+        """Logits `(A, V)` of the A answer tokens, in the order of the rows, given pictures in [0, 1]."""
+        backbone = self.backbone
+        inputs = BackboneInputs(pixel_values=(images - self.mean) / self.std, **text)
+        visual = backbone.project(self.features(inputs.pixel_values), inputs, backbone.projector)
+        states = backbone.language_model(**backbone.language_arguments(inputs, visual)).last_hidden_state
+        return states[labels != IGNORED] @ backbone.language_model.get_input_embeddings().weight.T
+
+    def forward(
+        self, images: Tensor, input_ids: Tensor, image_mask: Tensor, attention_mask: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Loss of a batch of `Dialogues`."""
+        text = {"input_ids": input_ids, "image_mask": image_mask, "attention_mask": attention_mask}
+        logits = self.logits(degraded(images / 255), labels, **text)
+        return {"loss": F.cross_entropy(logits, labels[labels != IGNORED])}
+
+
+def main(  # noqa: PLR0913, PLR0917 (a command's options)
+    scenes: Path = Path("runs/mixed_scenes.safetensors"),
+    clip: str = "shapes-clip",
+    output_dir: Path = Path("runs/mllm"),
+    max_steps: int = 7000,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    save_steps: int = 200,
+    resume: bool = False,
+) -> None:
+    """Trains on the scenes that `make_mixed_scenes.py` wrote and saves the model in `shapes-mllm`."""
+    torch.manual_seed(seed)
+    data, tower = load_file(scenes), CLIPModel.from_pretrained(resolve_model(clip))
+    learned = train_mllm_tokenizer(corpus(data["objects"][::20], seed=seed))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learned, **ROLES)
+    config = hub_config(vision_config(tower), tokenizer)
+    model = make_model(config, tower)
+    backbone = PhiVisionBackbone(model, tokenizer, num_crops=1)
+    objective, dataset = DialogueObjective(backbone), Dialogues(data, backbone, length=10_000_000, seed=seed)
+    settings = FitConfig(
+        output_dir=output_dir,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        ema_decay=0.998,
+        warmup_steps=min(200, max_steps // 4),
+        decay_steps=max_steps // 4,
+        save_steps=save_steps,
+        resume=resume,
+    )
+    if fit(objective, dataset, settings):
+        save_mllm(model, tokenizer, config, output_dir / "shapes-mllm")
+
+
+def vision_config(clip: CLIPModel) -> dict:
+    """The sizes of a CLIP's vision tower."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names += ("image_size", "patch_size", "projection_dim", "hidden_act")
+    return {name: getattr(clip.config.vision_config, name) for name in names}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,142 @@
+"""The recipe of the shapes MLLM: questions that are right and fair, the hub's layout, a resumed run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fk_reward.rewards.llava_reward import load_backbone
+from fk_reward.shapes import Scene, SceneObject, all_prompts, is_heldout, true_prompts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts_are_importable(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(request.config.rootpath / "examples" / "shapes")
+        yield
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    import make_mixed_scenes
+
+    path = tmp_path_factory.mktemp("mixed") / "scenes.safetensors"
+    make_mixed_scenes.main(path, num_scenes=60)
+    return path
+
+
+def train(scenes, output_dir, **options):
+    import train_mllm
+
+    train_mllm.main(scenes, output_dir=output_dir, max_steps=4, batch_size=2, save_steps=2, **options)
+    return load_file(output_dir / "shapes-mllm" / "model.safetensors")
+
+
+PAIR = Scene(
+    (
+        SceneObject("star", "red", x=0.25, y=0.5, size=0.15),
+        SceneObject("circle", "blue", x=0.75, y=0.5, size=0.15),
+    )
+)
+
+
+def answers(scene, ask, num_tries=200):
+    """Every question of one kind about a scene, with its answers."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for _ in range(num_tries):
+        for question, answer in ask(scene, rng):
+            found.setdefault(question, set()).add(answer)
+    return found
+
+
+def test_answers_are_true():
+    import scene_questions
+
+    assert answers(PAIR, scene_questions.ask_for_count)["How many objects are of the shape star?"] == {"one"}
+    assert answers(PAIR, scene_questions.ask_for_count)["How many objects are there?"] == {"two"}
+    shown = answers(PAIR, scene_questions.ask_whether_it_shows)
+    true = {prompt.text for prompt in true_prompts(PAIR)}
+    assert len(shown) > 10
+    for question, given in shown.items():
+        assert given == {"yes" if question[len("Is this ") : -1] in true else "no"}
+    relations = answers(PAIR, scene_questions.ask_for_relation)
+    assert relations.get("Is the star left of the circle?", {"yes"}) == {"yes"}
+    assert relations.get("Is the circle left of the star?", {"no"}) == {"no"}
+    there = answers(PAIR, scene_questions.ask_whether_there_is)
+    assert len(there) > 10
+    for question, given in there.items():
+        assert given == {"yes" if question in {"Is there a red star?", "Is there a blue circle?"} else "no"}
+
+
+def test_no_text_names_a_held_out_prompt(scenes):
+    from scene_questions import dialogue
+    from scene_table import from_table
+
+    heldout = {prompt.text.removeprefix("a photo of ") for prompt in all_prompts() if is_heldout(prompt)}
+    rng = np.random.default_rng(0)
+    texts = [
+        t
+        for row in load_file(scenes)["objects"]
+        for _ in range(20)
+        for qa in dialogue(from_table(row), rng)
+        for t in qa
+    ]
+    named = [text.removeprefix("Is this ").removesuffix("?").removeprefix("a photo of ") for text in texts]
+    assert len(set(named)) > 300 and not heldout & set(named)
+
+
+def test_scenes_survive_the_table():
+    from scene_table import from_table, mixed_scene, to_table
+
+    scene = mixed_scene(np.random.default_rng(3))
+    back = from_table(to_table([scene])[0])
+    assert [(o.shape, o.color) for o in back.objects] == [(o.shape, o.color) for o in scene.objects]
+    assert [o.x for o in back.objects] == pytest.approx([o.x for o in scene.objects])
+
+
+def test_trains_resumes_and_loads_as_phi_3_vision(scenes, tmp_path):
+    whole = train(scenes, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole/checkpoints/checkpoint-2", tmp_path / "resumed/checkpoints/checkpoint-2")
+    resumed = train(scenes, tmp_path / "resumed", resume=True)
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    folder = tmp_path / "whole/shapes-mllm"
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "phi3_v"
+    backbone = load_backbone(folder, torch_dtype=torch.float32, num_crops=1)
+    inputs = backbone.prepare([torch.rand(3, 64, 64)], ["a photo of three crosses"])
+    assert inputs.num_visual_tokens == [41]
+    words = backbone.tokenizer.convert_ids_to_tokens(inputs.input_ids[0, -6:].tolist())
+    assert words == ["▁a", "▁photo", "▁of", "▁three", "▁crosses", "<|endoftext|>"]
+
+
+def test_shortcut_of_the_recipe_is_what_the_backbone_computes(scenes, tmp_path):
+    """One pass of the tower serves overview and crop; the reward's backbone makes both."""
+    import train_mllm
+
+    train(scenes, tmp_path)
+    backbone = load_backbone(tmp_path / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
+    objective = train_mllm.DialogueObjective(backbone).eval()
+    images = load_file(scenes)["images"][:3] / 255
+    inputs = backbone.prepare(list(images), ["a circle"] * 3)
+    expected = backbone.encode_images(inputs)
+    torch.testing.assert_close(
+        objective.features((images - objective.mean) / objective.std), expected, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_check_script_asks_every_kind(scenes, tmp_path, capsys):
+    import check_mllm
+
+    train(scenes, tmp_path)
+    check_mllm.main(str(tmp_path / "shapes-mllm"), num_scenes=6)
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split(":")[0] for line in lines} >= {
+        "ask_to_list",
+        "ask_whether_it_shows",
+        f"{check_mllm.HELDOUT}, no",
+    }
