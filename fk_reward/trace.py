@@ -6,7 +6,8 @@ n returned images a prompt.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fk_reward import trace_json
-from fk_reward.trace_fields import STEP_DTYPES, TRACE_DTYPES, check_indices, check_shape, check_tensors
+from fk_reward.trace_fields import STEP_DTYPES, TRACE_DTYPES, check_indices, check_parts, check_shape, check_tensors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +37,7 @@ class TraceStep:
         reward_seconds: wall clock spent in the reward.
         thumbnails: (G, K, 3, h, w) uint8, the predicted images before resampling, or None.
         final: True for the finished images only.
+        reward_parts: of a composition, name -> (G, K) float32, what each part gave; empty for any other reward.
 
     Raises:
         TypeError: a tensor of another dtype.
@@ -58,6 +60,7 @@ class TraceStep:
     reward_seconds: float = 0.0
     thumbnails: Tensor | None = None
     final: bool = False
+    reward_parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Validate types, shapes and indices."""
@@ -68,6 +71,7 @@ class TraceStep:
         shapes = {"ess": particles[:1], "thumbnails": (*particles, 3, -1, -1)}
         for name, tensor in tensors.items():
             check_shape(name, tensor, shapes.get(name, particles))
+        check_parts(self.reward_parts, particles)
         self._check_values()
 
     def _check_values(self) -> None:
@@ -149,6 +153,10 @@ class SteeringTrace:
         self._check_order()
         for step in self.steps:
             check_shape(f"rewards of step {step.step}", step.rewards, (len(self.prompts), self.num_particles))
+            if set(step.reward_parts) != set(self.steps[-1].reward_parts):
+                raise ValueError(
+                    f"reward_parts: step {step.step} has other parts than the last, {[*step.reward_parts]}."
+                )
         for name, shape in (("reward_scale", ()), ("log_evidence", ()), ("selected", (-1,))):
             check_shape(name, getattr(self, name), (len(self.prompts), *shape))
         check_indices("selected", self.selected, self.num_particles)
@@ -192,6 +200,22 @@ class SteeringTrace:
             ancestors = slots[0] if step.ancestors is None else step.ancestors[prompt_index, slots[0]]
             slots.insert(0, ancestors)
         return torch.stack(slots)
+
+    def reward_parts(self, prompt_index: int = 0) -> dict[str, Tensor]:
+        """What the parts of a composition of rewards gave to the particles of one prompt.
+
+        Args:
+            prompt_index: which prompt.
+
+        Returns:
+            Name -> (S, K) float32; empty where the reward was no composition.
+
+        Raises:
+            IndexError: no such prompt.
+        """
+        self._check_prompt(prompt_index)
+        names = self.steps[-1].reward_parts
+        return {name: torch.stack([step.reward_parts[name][prompt_index] for step in self.steps]) for name in names}
 
     def summary(self) -> str:
         """Describe the run in one paragraph of plain text: size, cost, resampling and rewards."""

@@ -68,6 +68,26 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected shape {expected}, got {shape}.")
 
 
+def check_parts(parts: Mapping[str, Tensor], particles: tuple[int, int]) -> None:
+    """Check the rewards of the parts of a composition: for each a finite float32 tensor, one number a particle.
+
+    Args:
+        parts: name -> tensor.
+        particles: the shape (G, K).
+
+    Raises:
+        TypeError: as `check_tensors`.
+        ValueError: as `check_tensors`, or another shape.
+
+    Example:
+        >>> check_parts({"clipscore": torch.zeros(2, 4)}, (2, 4))
+    """
+    named = {f"reward_parts[{name!r}]": tensor for name, tensor in parts.items()}
+    check_tensors(named, dict.fromkeys(named, torch.float32))
+    for name, tensor in named.items():
+        check_shape(name, tensor, particles)
+
+
 def check_indices(name: str, indices: Tensor, size: int) -> None:
     """Check that all indices lie in [0, size).
 

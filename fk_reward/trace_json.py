@@ -46,6 +46,7 @@ def dumps(trace: SteeringTrace, *, thumbnails: bool) -> str:
     for step in record["steps"]:
         images = step["thumbnails"]
         step["thumbnails"] = _encode_images(images) if thumbnails and images is not None else None
+        step["reward_parts"] = {name: scores.tolist() for name, scores in step["reward_parts"].items()}
     return json.dumps(record, allow_nan=False)
 
 
@@ -103,10 +104,13 @@ def _refuse_constant(name: str) -> None:
 
 
 def _step(record: Any, kind: type) -> dict[str, Any]:
+    if isinstance(record, dict):
+        record.setdefault("reward_parts", {})  # files of before there were compositions
     _check_names(record, kind)
     present = {name: dtype for name, dtype in STEP_DTYPES.items() if record[name] is not None}
     images = _decode_images(record["thumbnails"]) if present.pop("thumbnails", None) else None
-    return {**record, **_tensors(record, present), "thumbnails": images}
+    parts = _tensors(record["reward_parts"], dict.fromkeys(record["reward_parts"], torch.float32))
+    return {**record, **_tensors(record, present), "thumbnails": images, "reward_parts": parts}
 
 
 def _check_names(record: Any, kind: type) -> None:

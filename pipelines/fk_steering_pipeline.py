@@ -37,7 +37,7 @@ class FKSteeringPipeline:
 
     Args:
         pipe: a pipeline in memory, whose scheduler is kept: a deterministic one is refused when the pipeline is called.
-        reward: name, `Reward`, or a function `(images, prompts) -> (B,) tensor`.
+        reward: name or composition of names, `Reward`, or a function `(images, prompts) -> (B,) tensor`.
         steering: default settings of the calls.
         decode_fn: predicted latents to images `(B, 3, H, W)` in [0, 1], for pipelines whose latents are not known
             here, or for a cheaper decoder at the scoring steps. The finished images are always decoded by the wrapped
@@ -218,7 +218,7 @@ def _steering_reward(reward: str | Reward | Callable[[Tensor, list[str]], Tensor
     loaded = load_reward(reward)
     if not loaded.card.higher_is_better:
         raise ValueError(
-            f"Of reward {loaded.card.name!r} lower is better, and steering looks for the highest: wrap it in a "
-            "function that returns its negative."
+            f"Of reward {loaded.card.name!r} lower is better, and steering looks for the highest: write a minus before "
+            "it, in the name or before the object."
         )
     return loaded

@@ -61,7 +61,7 @@ class SteeredRun:
         started = _clock(images)
         prompts = [prompt for prompt in self.prompts for _ in range(num_particles)]
         try:
-            rewards = self.reward(images, prompts)
+            rewards, parts = self.reward.score_with_parts(images, prompts)
         except NonFiniteScoreError as error:
             raise ValueError(f"The reward of {self._name(error.index)} is {error.score}: {error}") from error
         self._counts["scored"] += len(images)
@@ -69,6 +69,7 @@ class SteeredRun:
             "decode_seconds": decode_seconds,
             "reward_seconds": _clock(rewards) - started,
             "thumbnails": self._thumbnails(images),
+            "reward_parts": {name: self._grouped(scores) for name, scores in parts.items()},
         }
         return rewards
 
@@ -82,12 +83,11 @@ class SteeredRun:
     def finish(self, rewards: Tensor, num_steps: int) -> None:
         """Apply the terminal correction with the rewards `(G * K,)` of the finished images and close the record."""
         self.particle_filter.weigh(rewards, final=True, step=num_steps)
-        shape = (self.particle_filter.num_groups, self.particle_filter.num_particles)
         self._steps.append(
             TraceStep(
                 step=num_steps,
                 timestep=0.0,
-                rewards=rewards.detach().to("cpu", torch.float32).view(shape),
+                rewards=self._grouped(rewards),
                 log_weights=self.particle_filter.log_weights.clone(),
                 ess=self.particle_filter.ess,
                 ancestors=None,
@@ -142,6 +142,10 @@ class SteeredRun:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1]
         self._counts["calls"] += 1
         self._counts["rows"] += len(tensors[0]) if tensors else 0
+
+    def _grouped(self, scores: Tensor) -> Tensor:
+        """(G * K,) to (G, K) float32 on the CPU."""
+        return scores.detach().to("cpu", torch.float32).view(-1, self.particle_filter.num_particles)
 
     def _name(self, index: int) -> str:
         group, particle = divmod(index, self.particle_filter.num_particles)

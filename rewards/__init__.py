@@ -6,6 +6,7 @@ from fk_reward.rewards.base import NonFiniteScoreError, Reward
 from fk_reward.rewards.callable import CallableReward
 from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.clipscore import CLIPScore, clip_score
+from fk_reward.rewards.composition import CompositeReward, ExpressionError, gate, maximum, minimum, standardize
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import (
     REWARDS,
@@ -20,6 +21,8 @@ __all__ = [
     "REWARDS",
     "CLIPScore",
     "CallableReward",
+    "CompositeReward",
+    "ExpressionError",
     "ImagePreprocessing",
     "NonFiniteScoreError",
     "Reward",
@@ -28,6 +31,10 @@ __all__ = [
     "RewardLoadError",
     "available_rewards",
     "clip_score",
+    "gate",
     "load_reward",
+    "maximum",
+    "minimum",
     "reward_card",
+    "standardize",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fk_reward.rewards.arithmetic import RewardArithmetic
 from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.inputs import ImageGroup, Images, group_by_size, prompt_list
 
@@ -29,11 +30,11 @@ class NonFiniteScoreError(ValueError):
         self.score, self.index, self.prompt = score, index, prompt
 
 
-class Reward(abc.ABC):
+class Reward(RewardArithmetic, abc.ABC):
     """A score of images given prompts; higher is better unless the card says otherwise.
 
     A subclass sets `card` and writes `score`, nothing else. Modules that it keeps as attributes are found by
-    `to` and `device`.
+    `to` and `device`. Rewards add up and scale: `0.7 * a + 0.3 * b` is a `CompositeReward`.
 
     Attributes:
         card: what a person should know about the reward.
@@ -91,6 +92,22 @@ class Reward(abc.ABC):
         scores = torch.cat([self._score_batch(batch, [prompts[i] for i in batch.indices]) for batch in batches])
         order = torch.tensor([i for batch in batches for i in batch.indices], device=scores.device)
         return scores[order.argsort()]
+
+    def score_with_parts(self, images: Images, prompts: str | Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Call the reward; a composition also gives the scores (B,) of its parts by name, any other reward none."""
+        return self(images, prompts), {}
+
+    @property
+    def shared_pass(self) -> Hashable | None:
+        """What makes one forward pass do for several rewards; None where there is no such thing.
+
+        Compositions score parts whose values are equal and not None by `score_together`.
+        """
+        return None
+
+    def score_together(self, others: Sequence[Reward], images: Images, prompts: str | Sequence[str]) -> list[Tensor]:
+        """Score with this reward and others of equal `shared_pass`: what calling each gives, in that order."""
+        return [reward(images, prompts) for reward in (self, *others)]
 
     @property
     def device(self) -> torch.device | None:

@@ -13,8 +13,8 @@ class RewardCard:
     Attributes:
         name: the name that a person types.
         summary: one line that says what is measured.
-        higher_is_better: samplers maximise the score. Where this is False, steer with a callable that negates
-            it.
+        higher_is_better: samplers maximise the score. Where this is False, steer with its negative,
+            `-reward`.
         typical_range: (low, high), in the unit of the score, within which scores of ordinary pictures lie. A
             description, not a bound that is enforced; infinite where unknown.
         spread: typical standard deviation of the score among pictures of one prompt, in the unit of the

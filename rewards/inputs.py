@@ -79,6 +79,28 @@ def group_by_size(images: Images) -> list[ImageGroup]:
     return groups
 
 
+def in_order(images: Images) -> Tensor | list[Tensor]:
+    """Bring images to float32 in [0, 1], in the caller's order.
+
+    Args:
+        images: as for `group_by_size`.
+
+    Returns:
+        (B, 3, H, W) where all are of one size, else B tensors (3, H, W).
+
+    Example:
+        >>> [tuple(image.shape) for image in in_order([torch.ones(3, 2, 4), torch.ones(3, 8, 8)])]
+        [(3, 2, 4), (3, 8, 8)]
+        >>> tuple(in_order([Image.new("L", (4, 2)), torch.ones(3, 2, 4)]).shape)
+        (2, 3, 2, 4)
+    """
+    groups = group_by_size(images)
+    if len(groups) == 1:
+        return groups[0].images
+    placed = {i: image for group in groups for i, image in zip(group.indices, group.images, strict=True)}
+    return [placed[i] for i in range(len(placed))]
+
+
 def prompt_list(prompts: str | Sequence[str], num_images: int) -> list[str]:
     """Bring prompts to a list with one prompt for each image.
 

@@ -13,6 +13,7 @@ from typing import Any
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.callable import CallableReward
 from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.composition.loading import composition_card, is_composition, load_composition
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +71,10 @@ def available_rewards() -> list[str]:
 
 
 def reward_card(name: str) -> RewardCard:
-    """Read the card of a registered reward; nothing is downloaded and no weights are loaded.
+    """Read the card of a registered reward or of a composition; nothing is downloaded and no weights are loaded.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or a composition that cannot be read.
         RewardLoadError: when the registered reward cannot be imported.
 
     Example:
@@ -81,6 +82,8 @@ def reward_card(name: str) -> RewardCard:
         >>> reward_card("clipscore").weights
         'openai/clip-vit-large-patch14'
     """
+    if is_composition(name) and name not in _entry_points():
+        return composition_card(name)
     return _find_entry(name).card
 
 
@@ -88,14 +91,14 @@ def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Re
     """Turn a name, a reward or a function into a reward.
 
     Args:
-        reward: a registered name; a `Reward`, which is returned as it is; or a function `(images, prompts) ->
-            (B,) tensor`.
+        reward: a registered name, or a composition of such names, as in "0.5*shapes-clipscore + shapes-verifier"; a
+            `Reward`, which is returned as it is; or a function `(images, prompts) -> (B,) tensor`.
         options: passed to the factory of a registered reward, whose signature decides what is accepted.
 
     Raises:
-        TypeError: for an option that the factory does not have, options without a name, or something that is
-            no reward.
-        ValueError: for an unknown name.
+        TypeError: for an option that the factory does not have, options without a name or with a composition, or
+            something that is no reward.
+        ValueError: for an unknown name, or a composition that cannot be read (`ExpressionError`).
         RewardLoadError: when the registered reward cannot be imported.
 
     Example:
@@ -103,7 +106,8 @@ def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Re
         '<lambda>'
     """
     if isinstance(reward, str):
-        return _build(reward, options)
+        composed = is_composition(reward) and reward not in _entry_points()
+        return load_composition(reward, options) if composed else _build(reward, options)
     if options:
         raise TypeError(
             f"Options {sorted(options)} only go with a registered name; set up the reward before passing it."
@@ -140,6 +144,8 @@ def _find_entry(name: str) -> RewardEntry:
     if name not in entry_points:
         close = difflib.get_close_matches(name, entry_points, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
+        if any(name[:i] in entry_points for i, letter in enumerate(name) if letter == "-"):
+            hint += " If this is a minus, put spaces around it."
         raise ValueError(f"Unknown reward {name!r}.{hint} Known rewards: {', '.join(sorted(entry_points))}.")
     return _import_entry(entry_points[name])
 

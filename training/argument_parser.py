@@ -34,11 +34,13 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[RewardArguments, LlavaRew
 
     Args:
         arguments: perhaps the name of a YAML file, a mapping of fields to values, and then flags, which come after it
-            and so win: `["run.yaml", "--learning_rate", "1e-4"]`. Fields are those of the two dataclasses.
+            and so win: `["run.yaml", "--learning_rate", "1e-4"]`. Fields are those of the two dataclasses. The entry
+            `extends` of a file names another one, from the file's folder on, whose fields hold where it has none.
 
     Raises:
         OSError: when the file cannot be read.
-        ValueError: for an unknown field, a value that does not fit, or a field that is missing.
+        ValueError: for an unknown field, a value that does not fit, a field that is missing, or files that extend each
+            other in a circle.
 
     Example:
         >>> flags = ["--backbone", "tiny", "--dimension", "safety", "--train_data", "labels.json", "--use_cpu"]
@@ -54,13 +56,24 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[RewardArguments, LlavaRew
 
 
 def _read_flags(path: Path) -> list[str]:
+    return [flag for name, value in _read_settings(path).items() for flag in _flags(name, value)]
+
+
+def _read_settings(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Fields of a file over those of the file that it extends; `extending` are the files that led here."""
+    if path.resolve() in extending:
+        raise ValueError(f"{path} extends itself, by way of {', '.join(file.name for file in extending)}.")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must be a mapping of fields to values, got {type(settings).__name__}.")
-    return [flag for name, value in settings.items() for flag in _flags(str(name), value)]
+    settings = {str(name): value for name, value in settings.items()}
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    return {**_read_settings(path.parent / str(base), (*extending, path.resolve())), **settings}
 
 
 def _flags(name: str, value: Any) -> Iterator[str]:

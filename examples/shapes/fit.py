@@ -36,6 +36,7 @@ class FitConfig:
     bf16: bool = False
     save_steps: int = 100
     weight_decay: float = 0.01
+    unused_parameters: bool = False
 
     def training_arguments(self) -> TrainingArguments:
         """The same in the Trainer's words."""
@@ -54,7 +55,7 @@ class FitConfig:
             warmup_steps=self.warmup_steps,
             seed=self.seed,
             use_cpu=not torch.cuda.is_available(),
-            ddp_find_unused_parameters=False,
+            ddp_find_unused_parameters=self.unused_parameters,
             bf16=self.bf16,
             save_steps=self.save_steps,
             save_total_limit=2,

@@ -36,6 +36,8 @@ SIZES = {
     "num_key_value_heads": 5,
 }
 IGNORED = -100
+MAX_TEXT_TOKENS = 64
+"""Questions of a dialogue that do not fit are left out, so that rows are of about one length."""
 
 
 def hub_config(tower: dict, tokenizer: PreTrainedTokenizerFast) -> dict:
@@ -105,10 +107,13 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, turns: Dialogue, visual_tokens:
     ids = [*opening, *[0] * visual_tokens]
     answered = [False] * len(ids)
     image_mask = torch.arange(len(ids)) >= len(opening)
-    parts = [part for q, a in turns for part in (f"\n{q}{END}\n{ASSISTANT}\n", f"{a}{END}", f"\n{USER}")]
-    for i, part in enumerate(tokenizer(parts[:-1]).input_ids):
-        ids += part
-        answered += [i % 3 == 1] * len(part)
+    for question, answer in turns:
+        parts = (f"\n{question}{END}\n{ASSISTANT}\n", f"{answer}{END}", f"\n{USER}")
+        asked, said, next_turn = tokenizer(list(parts)).input_ids
+        if len(ids) + len(asked) + len(said) > len(image_mask) + MAX_TEXT_TOKENS:
+            break
+        ids += [*asked, *said, *next_turn]
+        answered += [False] * len(asked) + [True] * len(said) + [False] * len(next_turn)
     labels = [token if answer else IGNORED for token, answer in zip(ids[1:], answered[1:], strict=True)]
     padded = F.pad(image_mask, (0, len(ids) - len(image_mask)))
     return torch.tensor(ids), padded, torch.tensor([*labels, IGNORED])
@@ -209,6 +214,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         decay_steps=max_steps // 4,
         save_steps=save_steps,
         resume=resume,
+        unused_parameters=True,  # the tower's last norm, which is for CLIP's class token
     )
     if fit(objective, dataset, settings):
         save_mllm(model, tokenizer, config, output_dir / "shapes-mllm")

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from torch import nn
 
 from fk_reward.benchmarks.option_lists import parse_integers
 from fk_reward.benchmarks.reports import show_table, write_json
 from fk_reward.benchmarks.result_store import ResultStore
-from fk_reward.benchmarks.shapes_report import (
-    ACCURACY_COLUMNS,
-    DIFFERENCE_COLUMNS,
-    POPULATION_COLUMNS,
-    accuracy_rows,
-    difference_rows,
-    markdown_report,
-    summarize,
-)
-from fk_reward.benchmarks.shapes_runs import ShapesSettings, run_missing
+from fk_reward.benchmarks.shapes_report import markdown_report, report_tables
+from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, ShapesSettings, run_missing
+from fk_reward.benchmarks.shapes_summary import summarize
 from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.config import FKSteeringConfig, parse_reward_scale
+from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.rewards import Reward, load_reward
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline
@@ -33,43 +27,55 @@ if TYPE_CHECKING:
 
 def show_report(store: ResultStore) -> dict[str, Any]:
     """Print the tables of all results, write `shapes.json` and `shapes.md` beside them, return the summary."""
-    summary = summarize(store.load())
-    title = "{model}, {reward}, {num_prompts} held-out prompts, {num_seeds} seed(s)".format(**store.settings)
-    show_table(f"Accuracy by the verifier: {title}", ACCURACY_COLUMNS, accuracy_rows(summary))
-    show_table("Paired differences of accuracy", DIFFERENCE_COLUMNS, difference_rows(summary))
-    show_table("Populations and cost, per prompt", POPULATION_COLUMNS, summary["methods"])
+    summary = summarize(store.load(), store.settings["rewards"])
+    tables = report_tables(summary)
+    title = "{model}, {num_prompts} held-out prompts ({prompts}), {num_seeds} seed(s)".format(**store.settings)
+    typer.echo(title)
+    for table in tables:
+        show_table(*table)
     write_json(store.folder / "shapes.json", {"settings": store.settings, **summary})
-    (store.folder / "shapes.md").write_text(f"{title}\n\n{markdown_report(summary)}", encoding="utf-8")
+    (store.folder / "shapes.md").write_text(f"{title}\n\n{markdown_report(tables)}", encoding="utf-8")
     return summary
 
 
-def load_pipeline(settings: ShapesSettings, device: str) -> FKSteeringPipeline:
-    """Model and reward of the settings, without progress bars."""
+def load_models(settings: ShapesSettings, device: str) -> tuple[FKSteeringPipeline, dict[str, Reward]]:
+    """The pipeline, without progress bars, and the rewards by name; each is checked to be one that can steer."""
     from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415 (slow to import, not needed for a report)
 
-    pipe = FKSteeringPipeline.from_pretrained(settings.model, reward=settings.reward).to(device)
+    rewards = {name: load_reward(name).to(device) for name in settings.rewards}
+    pipe = FKSteeringPipeline.from_pretrained(settings.model, reward=rewards[settings.rewards[0]]).to(device)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    for reward in rewards.values():
+        pipe.reward = reward
+    return pipe, rewards
 
 
-def open_store(folder: Path, settings: ShapesSettings, pipe: FKSteeringPipeline) -> ResultStore:
-    """The store of these settings and these very weights, of the model and of the reward.
+def open_store(
+    folder: Path, settings: ShapesSettings, *, pipe: FKSteeringPipeline, rewards: Mapping[str, Reward]
+) -> ResultStore:
+    """The store of these settings and these very weights, of the model and of all rewards.
 
     Raises:
         ValueError: when the folder holds results of others.
     """
-    parts = [*pipe.components.values(), *vars(pipe.reward).values()]
-    digest = weights_digest(part for part in parts if isinstance(part, nn.Module))
+    digest = weights_digest([dict(pipe.components), rewards])
     return ResultStore(folder, settings.to_dict() | {"weights": digest})
 
 
 def generate(
-    pipe: FKSteeringPipeline, settings: ShapesSettings, store: ResultStore, *, shard: tuple[int, int], batch_size: int
+    pipe: FKSteeringPipeline,
+    settings: ShapesSettings,
+    *,
+    rewards: Mapping[str, Reward],
+    store: ResultStore,
+    shard: tuple[int, int],
+    batch_size: int,
 ) -> None:
     """Run whatever the store does not have, with a line on the terminal after each call."""
     started = time.perf_counter()
-    for population, done, todo in run_missing(pipe, settings, store, shard=shard, batch_size=batch_size):
-        kind = "steered" if population.steered else "plain"
+    runs = run_missing(pipe, settings, rewards=rewards, store=store, shard=shard, batch_size=batch_size)
+    for population, done, todo in runs:
+        kind = "plain" if population.reward is None else f"steered by {population.reward}"
         elapsed, size = time.perf_counter() - started, population.num_particles
         typer.echo(f"{elapsed:7.0f} s  seed {population.seed}, {kind}, K = {size}: {done}/{todo} prompts")
 
@@ -97,11 +103,23 @@ def _steering(options: Mapping[str, Any], reward_scale: str) -> FKSteeringConfig
         raise typer.BadParameter(str(error)) from error
 
 
+def _one_of(name: str, text: str, choices: Sequence[str]) -> str:
+    if text not in choices:
+        raise typer.BadParameter(f"{name} should be one of {', '.join(choices)}, got {text!r}.")
+    return text
+
+
 def main(  # noqa: PLR0913 (one parameter for each option)
     *,
-    reward: Annotated[str, typer.Option(help="The reward that steers and selects.")] = "shapes-clipscore",
+    reward: Annotated[
+        list[str],
+        typer.Option(help="Steers and selects; may be repeated, the others are compared with the first."),
+    ] = [DEFAULT_EMBEDDED_REWARD],  # noqa: B006 (typer copies it)
     model: Annotated[str, typer.Option(help="A model of the shapes world, by name or folder.")] = "shapes-sd",
-    num_prompts: Annotated[int, typer.Option(help="Held-out prompts, the six tasks in turn.", min=1)] = 300,
+    prompts: Annotated[
+        str, typer.Option(help="benchmark, or sign: prompts of a cross, which may come out as the forbidden sign.")
+    ] = "benchmark",
+    num_prompts: Annotated[int, typer.Option(help="Held-out prompts, the tasks in turn.", min=1)] = 300,
     num_particles: Annotated[str, typer.Option(help="Values of K, separated by commas.")] = "2,4,8",
     steps: Annotated[int, typer.Option(help="Scheduler steps.", min=2)] = 50,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 3.0,
@@ -130,7 +148,8 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         options |= {"resample_start": resample_start, "resample_stop": resample_stop, "num_resamples": num_resamples}
         settings = ShapesSettings(
             model=model,
-            reward=reward,
+            rewards=tuple(dict.fromkeys(reward)),
+            prompts=_one_of("prompts", prompts, list(PROMPT_LISTS)),
             num_prompts=num_prompts,
             num_particles=parse_integers("num_particles", num_particles),
             num_steps=steps,
@@ -139,9 +158,9 @@ def main(  # noqa: PLR0913 (one parameter for each option)
             num_seeds=num_seeds,
             steering=_steering(options | {"target_ess": target_ess}, reward_scale),
         )
-        pipe = load_pipeline(settings, device)
-        store = open_store(out, settings, pipe)
-        generate(pipe, settings, store, shard=part, batch_size=batch_size)
+        pipe, rewards = load_models(settings, device)
+        store = open_store(out, settings, pipe=pipe, rewards=rewards)
+        generate(pipe, settings, rewards=rewards, store=store, shard=part, batch_size=batch_size)
     if report or part[1] == 1:
         show_report(store)
         typer.echo(f"Results: {out / 'shapes.json'}, {out / 'shapes.md'}")

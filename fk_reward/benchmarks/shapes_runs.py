@@ -1,4 +1,4 @@
-"""The runs of the shapes benchmark: which populations are needed, what is written down of each."""
+"""The runs of the shapes benchmark: which populations are needed, and who is chosen from each."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor
 
-from fk_reward.benchmarks.diversity import mean_pairwise_distance
 from fk_reward.benchmarks.result_store import ResultStore
+from fk_reward.benchmarks.shapes_judge import cost, judge, outcome
 from fk_reward.config import FKSteeringConfig
-from fk_reward.shapes import ShapesPrompt, benchmark_prompts, verify
+from fk_reward.rewards import CallableReward, Reward
+from fk_reward.shapes import ShapesPrompt, benchmark_prompts, sign_prompts
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
 
 UNSTEERED, BEST, STEERED = "unsteered", "best", "steered"
+PROMPT_LISTS = {"benchmark": benchmark_prompts, "sign": sign_prompts}
+"""Name -> function from a number to as many held-out prompts, the tasks in turn."""
+PLAIN = FKSteeringConfig(num_resamples=0, reward_scale=0.0)
+"""No steering: the pictures depend on no reward and on no setting of the sampler."""
 _SEED_STRIDE = 1_000_003  # a prime far above the number of particles
 
 
@@ -27,7 +32,8 @@ class ShapesSettings:
 
     Attributes:
         model: name or folder of the text-to-image model.
-        reward: name of the reward that steers and selects.
+        rewards: names of the rewards that steer and select, the one that others are compared with first.
+        prompts: which prompts, a key of `PROMPT_LISTS`.
         num_prompts: length of the list of held-out prompts.
         num_particles: the values of K.
         num_steps: scheduler steps.
@@ -38,7 +44,8 @@ class ShapesSettings:
     """
 
     model: str
-    reward: str
+    rewards: tuple[str, ...]
+    prompts: str
     num_prompts: int
     num_particles: tuple[int, ...]
     num_steps: int
@@ -51,26 +58,27 @@ class ShapesSettings:
         """As JSON; K is listed apart from the settings of the sampler."""
         steering = self.steering.to_dict()
         del steering["num_particles"]
-        return asdict(self) | {"num_particles": list(self.num_particles), "steering": steering}
+        lists = {"rewards": list(self.rewards), "num_particles": list(self.num_particles)}
+        return asdict(self) | lists | {"steering": steering}
+
+    def prompt_list(self) -> tuple[ShapesPrompt, ...]:
+        """The prompts."""
+        return PROMPT_LISTS[self.prompts](self.num_prompts)
 
 
 @dataclass(frozen=True)
 class Population:
-    """K particles a prompt from one seed; where not `steered`, K plain pictures, which serve every smaller K too."""
+    """K particles a prompt from one seed, steered by a reward; by none: plain pictures, which serve every reward and K.
 
-    steered: bool
+    Attributes:
+        reward: name of the reward that steers, or None.
+        num_particles: K.
+        seed: the seed.
+    """
+
+    reward: str | None
     num_particles: int
     seed: int
-
-
-@dataclass(frozen=True, eq=False)
-class PromptResult:
-    """The final population of one prompt, in the order of its particles."""
-
-    images: Tensor  # (K, 3, H, W)
-    rewards: Tensor  # (K,)
-    correct: Tensor  # (K,) bool
-    num_ancestors: int
 
 
 def particle_generators(seed: int, prompt_indices: Sequence[int], num_particles: int) -> list[Generator]:
@@ -88,32 +96,31 @@ def particle_generators(seed: int, prompt_indices: Sequence[int], num_particles:
 
 
 def list_populations(settings: ShapesSettings) -> list[Population]:
-    """For each seed a plain population, as large as the largest K, and a steered one for each K."""
-    seeds = range(settings.seed, settings.seed + settings.num_seeds)
+    """For each seed a plain population, as large as the largest K, and a steered one for each reward and K."""
     largest = max(settings.num_particles)
-    return [
-        population
-        for seed in seeds
-        for population in (
-            Population(False, largest, seed),
-            *(Population(True, size, seed) for size in settings.num_particles if size > 1),
-        )
-    ]
+    populations = []
+    for seed in range(settings.seed, settings.seed + settings.num_seeds):
+        populations.append(Population(None, largest, seed))
+        sizes = [size for size in settings.num_particles if size > 1]
+        populations += [Population(reward, size, seed) for reward in settings.rewards for size in sizes]
+    return populations
 
 
 def run_missing(
     pipe: FKSteeringPipeline,
     settings: ShapesSettings,
-    store: ResultStore,
     *,
+    rewards: Mapping[str, Reward],
+    store: ResultStore,
     shard: tuple[int, int] = (0, 1),
     batch_size: int = 64,
 ) -> Iterator[tuple[Population, int, int]]:
     """Run what the store does not have, several prompts a call, and write it down after each call.
 
     Args:
-        pipe: of `settings.model` and `settings.reward`.
+        pipe: of `settings.model`.
         settings: what to run.
+        rewards: those of `settings.rewards`, by name.
         store: results so far.
         shard: index and number of the processes that share the work; this one takes every n-th prompt.
         batch_size: particles a call, at least as many as the largest K.
@@ -121,92 +128,87 @@ def run_missing(
     Yields:
         After each call: the population, how many of its prompts are done, how many there are to do.
     """
-    prompts = benchmark_prompts(settings.num_prompts)
+    prompts = settings.prompt_list()
     done = {(r["population"], r["prompt_index"]) for r in store.load()}
     for population in list_populations(settings):
         todo = [i for i in range(shard[0], len(prompts), shard[1]) if (repr(population), i) not in done]
         chunk = max(1, batch_size // population.num_particles)
         for start in range(0, len(todo), chunk):
             indices = todo[start : start + chunk]
-            results = run_population(pipe, settings, population, {i: prompts[i] for i in indices})
+            chosen = {i: prompts[i] for i in indices}
+            results = run_population(pipe, population, settings=settings, rewards=rewards, prompts=chosen)
             store.append(results, writer=f"{shard[0]}-of-{shard[1]}")
             yield population, start + len(indices), len(todo)
 
 
 def run_population(
-    pipe: FKSteeringPipeline, settings: ShapesSettings, population: Population, prompts: Mapping[int, ShapesPrompt]
+    pipe: FKSteeringPipeline,
+    population: Population,
+    *,
+    settings: ShapesSettings,
+    rewards: Mapping[str, Reward],
+    prompts: Mapping[int, ShapesPrompt],
 ) -> list[dict[str, Any]]:
     """Run one population for some prompts in one call, and judge its pictures.
 
     Args:
-        pipe: of `settings.model` and `settings.reward`.
-        settings: of the benchmark.
+        pipe: of `settings.model`; it is left with the reward of this population.
         population: what to run.
+        settings: of the benchmark.
+        rewards: those of `settings.rewards`, by name.
         prompts: index in the list of the benchmark -> prompt.
 
     Returns:
-        One dictionary for each method, K and prompt that this population decides.
+        One dictionary for each method, reward, K and prompt that this population decides.
     """
-    steering = replace(settings.steering, num_particles=population.num_particles)
-    if not population.steered:
-        steering = replace(steering, num_resamples=0)
-    output = pipe(
+    if population.reward is None:
+        pipe.reward, steering = CallableReward(_indifferent), PLAIN
+    else:
+        pipe.reward, steering = rewards[population.reward], settings.steering
+    output = _draw(pipe, population, settings=settings, steering=steering, prompts=prompts)
+    records = []
+    for group, (index, prompt) in enumerate(prompts.items()):
+        result = judge(output, group, prompt, rewards=rewards, steered_by=population.reward)
+        common = {"population": repr(population), "seed": population.seed, "prompt_index": index}
+        common |= {"prompt": prompt.text, "task": prompt.task}
+        for method, reward, size in _decides(population, settings):
+            share = size / population.num_particles
+            price = cost(output, len(prompts), share=share)
+            if reward is not None:
+                price["seconds"] += result.scoring_seconds[reward] * share
+            choice = {"method": method, "reward": reward, "num_particles": size}
+            records.append(common | choice | outcome(result, size, selected_by=reward) | price)
+    return records
+
+
+def _draw(
+    pipe: FKSteeringPipeline,
+    population: Population,
+    *,
+    settings: ShapesSettings,
+    steering: FKSteeringConfig,
+    prompts: Mapping[int, ShapesPrompt],
+) -> FKSteeringOutput:
+    """All K pictures of each prompt."""
+    return pipe(
         [prompt.text for prompt in prompts.values()],
-        steering=steering,
+        steering=replace(steering, num_particles=population.num_particles),
         generator=particle_generators(population.seed, list(prompts), population.num_particles),
         num_images_per_prompt=population.num_particles,
         num_inference_steps=settings.num_steps,
         guidance_scale=settings.guidance_scale,
         output_type="pt",
     )
-    records = []
-    for group, (index, prompt) in enumerate(prompts.items()):
-        common = {"population": repr(population), "seed": population.seed, "prompt_index": index}
-        common |= {"prompt": prompt.text, "task": prompt.task}
-        result = _judge(output, group, prompt)
-        for method, size in _decides(population, settings):
-            cost = _cost(output, len(prompts), share=size / population.num_particles)
-            records.append(common | {"method": method, "num_particles": size} | _outcome(result, size) | cost)
-    return records
 
 
-def _decides(population: Population, settings: ShapesSettings) -> list[tuple[str, int]]:
-    """Methods and K whose result this population gives."""
-    if population.steered:
-        return [(STEERED, population.num_particles)]
-    return [(UNSTEERED, 1), *((BEST, size) for size in settings.num_particles if size > 1)]
+def _indifferent(images: Tensor, prompts: list[str]) -> Tensor:  # noqa: ARG001 (the signature of all rewards)
+    """A reward that finds all pictures equal."""
+    return torch.zeros(len(images), device=images.device)
 
 
-def _judge(output: FKSteeringOutput, group: int, prompt: ShapesPrompt) -> PromptResult:
-    """Images and rewards of one prompt, put back from best first into the order of the particles."""
-    order = output.trace.selected[group].argsort()
-    images = output.images.float().cpu().unflatten(0, output.rewards.shape)[group][order]
-    return PromptResult(
-        images=images,
-        rewards=output.rewards[group][order],
-        correct=torch.tensor([verify(image, prompt).correct for image in images]),
-        num_ancestors=len(output.trace.lineage(group)[0].unique()),
-    )
-
-
-def _outcome(result: PromptResult, size: int) -> dict[str, Any]:
-    """What the first `size` particles give: the best of them by reward, judged, and how diverse they are."""
-    best = int(result.rewards[:size].argmax())
-    return {
-        "correct": bool(result.correct[best]),
-        "reward": float(result.rewards[best]),
-        "share_correct": float(result.correct[:size].float().mean()),
-        "num_ancestors": min(result.num_ancestors, size),
-        "distance": mean_pairwise_distance(result.images[:size]) if size > 1 else None,
-        "reward_spread": float(result.rewards[:size].std()) if size > 1 else None,
-    }
-
-
-def _cost(output: FKSteeringOutput, num_prompts: int, *, share: float) -> dict[str, float]:
-    """Cost of one prompt, of a share of its population: rows through the denoiser, images decoded, seconds."""
-    trace = output.trace
-    return {
-        "model_rows": trace.num_model_rows * share / num_prompts,
-        "decoded": trace.num_decode_calls * share / num_prompts,
-        "seconds": trace.seconds * share / num_prompts,
-    }
+def _decides(population: Population, settings: ShapesSettings) -> list[tuple[str, str | None, int]]:
+    """Methods, rewards and K whose result this population gives."""
+    if population.reward is not None:
+        return [(STEERED, population.reward, population.num_particles)]
+    sizes = [size for size in settings.num_particles if size > 1]
+    return [(UNSTEERED, None, 1), *((BEST, reward, size) for reward in settings.rewards for size in sizes)]

@@ -93,30 +93,85 @@ def clustered_bootstrap(
             "values, clusters and strata should be of one length, at least 1; "
             f"got {len(values)}, {len(clusters)} and {len(strata)}."
         )
+    columns = np.asarray(values, dtype=np.float64)[:, None]
+    means = _bootstrap_means(columns, clusters, strata, num_resamples=num_resamples, seed=seed)[..., 0]
+    return _percentile_interval(means, confidence)
+
+
+def clustered_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    strata: Sequence[Hashable] | None = None,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
+    """Ratio of two means of paired values, and its interval, by the bootstrap of `clustered_bootstrap`.
+
+    Both means are taken over the same clusters and values in each bootstrap sample.
+
+    Args:
+        numerators: `(n,)`, finite.
+        denominators: `(n,)`, finite, at least 0.
+        clusters: as in `clustered_bootstrap`.
+        strata: as in `clustered_bootstrap`.
+        num_resamples: number of bootstrap samples.
+        confidence: of the interval, in (0, 1).
+        seed: of the bootstrap.
+
+    Returns:
+        None where the denominators are so few that some bootstrap sample has none above 0.
+
+    Example:
+        >>> clustered_ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0], ["a", "b", "c"])
+        Interval(estimate=0.5, low=0.5, high=0.5)
+        >>> clustered_ratio([1.0, 1.0], [0.0, 1.0], ["a", "b"]) is None
+        True
+    """
+    strata = [None] * len(numerators) if strata is None else strata
+    columns = np.column_stack([numerators, denominators]).astype(np.float64)
+    means = _bootstrap_means(columns, clusters, strata, num_resamples=num_resamples, seed=seed)
+    if (means[..., 1] <= 0).any():
+        return None
+    return _percentile_interval(means[..., 0] / means[..., 1], confidence)
+
+
+def _percentile_interval(statistics: np.ndarray, confidence: float) -> Interval:
+    """The first is the estimate, the others are those of the bootstrap samples."""
+    tail = 0.5 * (1.0 - confidence)
+    low, high = np.quantile(statistics[1:], [tail, 1.0 - tail])
+    return Interval(estimate=float(statistics[0]), low=float(low), high=float(high))
+
+
+def _bootstrap_means(
+    columns: np.ndarray, clusters: Sequence[Hashable], strata: Sequence[Hashable], *, num_resamples: int, seed: int
+) -> np.ndarray:
+    """Means over the strata of the columns `(n, d)`: of all values, then of each sample, `(1 + num_resamples, d)`."""
     rng = np.random.default_rng(seed)
-    estimates, samples = [], []
+    means = []
     for stratum in dict.fromkeys(strata):
         inside = [i for i, name in enumerate(strata) if name == stratum]
-        groups = _grouped([values[i] for i in inside], [clusters[i] for i in inside])
-        estimates.append(np.mean([values[i] for i in inside]))
-        samples.append(_resampled_means(groups, num_resamples, rng))
-    tail = 0.5 * (1.0 - confidence)
-    low, high = np.quantile(np.mean(samples, axis=0), [tail, 1.0 - tail])
-    return Interval(estimate=float(np.mean(estimates)), low=float(low), high=float(high))
+        samples = _resampled_means(_grouped(columns[inside], [clusters[i] for i in inside]), num_resamples, rng)
+        means.append(np.concatenate([columns[inside].mean(axis=0, keepdims=True), samples]))
+    return np.mean(means, axis=0)
 
 
-def _grouped(values: Sequence[float], clusters: Sequence[Hashable]) -> list[list[float]]:
-    groups: dict[Hashable, list[float]] = {}
-    for value, cluster in zip(values, clusters, strict=True):
-        groups.setdefault(cluster, []).append(float(value))
-    return list(groups.values())
+def _grouped(columns: np.ndarray, clusters: Sequence[Hashable]) -> list[np.ndarray]:
+    """The rows of each cluster."""
+    members: dict[Hashable, list[int]] = {}
+    for row, cluster in enumerate(clusters):
+        members.setdefault(cluster, []).append(row)
+    return [columns[rows] for rows in members.values()]
 
 
-def _resampled_means(groups: list[list[float]], num_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means of two-stage bootstrap samples, `(num_resamples,)`."""
+def _resampled_means(groups: list[np.ndarray], num_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means of two-stage bootstrap samples, `(num_resamples, d)`."""
     sizes = np.array([len(group) for group in groups])
-    padded = np.array([group + [0.0] * (sizes.max() - len(group)) for group in groups])
+    padded = np.stack([np.pad(group, ((0, sizes.max() - len(group)), (0, 0))) for group in groups])
     drawn = rng.integers(len(groups), size=(num_resamples, len(groups)))
     members = (rng.random((*drawn.shape, sizes.max())) * sizes[drawn][..., None]).astype(int)
     counted = np.arange(sizes.max()) < sizes[drawn][..., None]
-    return (padded[drawn[..., None], members] * counted).sum((1, 2)) / counted.sum((1, 2))
+    sums = (padded[drawn[..., None], members] * counted[..., None]).sum((1, 2))
+    return sums / counted.sum((1, 2))[:, None]

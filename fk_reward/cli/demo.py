@@ -12,6 +12,7 @@ from rich.console import Console
 from fk_reward.cli.demo_report import demo_table, headline, to_record
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import default_guidance, load_pipeline
+from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 console = Console()
 
@@ -24,7 +25,7 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     num_prompts: Annotated[int, typer.Option(help="Held-out prompts, the six tasks in turn.", min=1, max=24)] = 12,
     num_particles: Annotated[int, typer.Option("--num-particles", "-k", help="K.", min=2)] = 4,
     steps: Annotated[int, typer.Option(help="Scheduler steps.", min=1)] = 50,
-    reward: Annotated[str, typer.Option("--reward", "-r", help="The reward that steers.")] = "shapes-clipscore",
+    reward: Annotated[str, typer.Option("--reward", "-r", help="The reward that steers.")] = DEFAULT_EMBEDDED_REWARD,
     reward_scale: Annotated[str, typer.Option(help="Lambda, or auto.")] = "10",
     model: Annotated[str, typer.Option("--model", "-m", help="A model of the shapes world.")] = "shapes-sd",
     seed: Annotated[int, typer.Option(help="Seed of the first particle of the first prompt.")] = 0,

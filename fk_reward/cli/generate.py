@@ -14,6 +14,7 @@ from rich.table import Table
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import default_guidance, load_pipeline
 from fk_reward.cli.output_folder import prepare_folder
+from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
@@ -29,8 +30,8 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
         str, typer.Option("--model", "-m", help="shapes-sd (in the package), sd-2.1, sdxl, a hub id or a folder.")
     ] = "shapes-sd",
     reward: Annotated[
-        str, typer.Option("--reward", "-r", help="Name of a reward; `fk-reward rewards` lists them.")
-    ] = "shapes-clipscore",
+        str, typer.Option("--reward", "-r", help="A reward of `fk-reward rewards`, or a composition of them.")
+    ] = DEFAULT_EMBEDDED_REWARD,
     num_particles: Annotated[int, typer.Option("--num-particles", "-k", help="K, particles of each prompt.")] = 4,
     images_per_prompt: Annotated[int, typer.Option(help="Images to keep of the K, best first.")] = 1,
     steps: Annotated[int, typer.Option(help="Scheduler steps.", min=1)] = 50,

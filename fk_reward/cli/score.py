@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fk_reward.cli.errors import clean_errors
+from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 console = Console()
 
@@ -23,8 +24,8 @@ def score(
         list[str], typer.Option("--prompt", "-p", help="One for all images, or one for each in their order.")
     ],
     reward: Annotated[
-        str, typer.Option("--reward", "-r", help="Name of a reward; `fk-reward rewards` lists them.")
-    ] = "shapes-clipscore",
+        str, typer.Option("--reward", "-r", help="A reward of `fk-reward rewards`, or a composition of them.")
+    ] = DEFAULT_EMBEDDED_REWARD,
     batch_size: Annotated[int, typer.Option(help="Images that the reward sees at once.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON in place of a table.")] = False,

@@ -1,5 +1,6 @@
 """A world of coloured shapes: prompts, scenes, pictures and a judge of pictures."""
 
+from fk_reward.shapes.forbidden_sign import FORBIDDEN_SIGN, shows_forbidden_sign, sign_prompts
 from fk_reward.shapes.palette import BACKGROUND, COLORS, SHAPES
 from fk_reward.shapes.prompts import TASKS, ObjectSpec, ShapesPrompt, all_prompts, parse_prompt
 from fk_reward.shapes.recognition import DetectedObject, detect
@@ -12,6 +13,7 @@ from fk_reward.shapes.verifier import Verdict, verify
 __all__ = [
     "BACKGROUND",
     "COLORS",
+    "FORBIDDEN_SIGN",
     "SHAPES",
     "TASKS",
     "DetectedObject",
@@ -28,6 +30,8 @@ __all__ = [
     "parse_prompt",
     "render",
     "sample_scene",
+    "shows_forbidden_sign",
+    "sign_prompts",
     "train_prompts",
     "true_prompts",
     "verify",

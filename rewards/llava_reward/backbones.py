@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from fk_reward.models import resolve_model
 from fk_reward.rewards.llava_reward.backbone import Backbone
 from fk_reward.rewards.llava_reward.hub_paths import check_source
 
@@ -22,12 +23,13 @@ BACKBONES: dict[str, str] = {
 
 
 def backbone_class(path: str | os.PathLike[str], *, revision: str = "main") -> type[Backbone]:
-    """Find the class for a hub repository or folder by its config.json; nothing else is read.
+    """Find the class for an embedded model, hub repository or folder by its config.json; nothing else is read.
 
     Raises:
         OSError: when there is no config.json.
         ValueError: when its `model_type` is not one of `BACKBONES`.
     """
+    path = resolve_model(path)
     check_source(path, "a backbone")
     config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
     if not config:  # what transformers gives for a folder without the file
@@ -54,7 +56,8 @@ def load_backbone(
     """Load a frozen backbone from a hub repository or folder, by transformers' own loading.
 
     Args:
-        path: hub id or folder with config.json, tokenizer and safetensors, sharded or not.
+        path: name of an embedded model ("shapes-mllm"), hub id or folder; with config.json, tokenizer and safetensors,
+            sharded or not.
         torch_dtype: floating dtype of the weights; the official code uses bfloat16.
         attn_implementation: "sdpa", "eager", "flash_attention_2", ...
         device_map: as in `PreTrainedModel.from_pretrained`.
@@ -68,8 +71,9 @@ def load_backbone(
         TypeError: for an option that this backbone does not have.
         ValueError: when the checkpoint is of another kind, or weights are missing from it.
     """
+    path = resolve_model(path)
     cls = backbone_class(path, revision=revision)
-    known = option_names(cls)
+    known = default_options(cls).keys()
     given = {name: value for name, value in options.items() if value is not None}
     if not given.keys() <= known:
         raise TypeError(
@@ -87,13 +91,14 @@ def load_backbone(
     )
 
 
-def option_names(cls: type[Backbone]) -> set[str]:
-    """Names of the preprocessing options of a backbone: what its `from_pretrained` takes besides `load_backbone`'s own.
+def default_options(cls: type[Backbone]) -> dict[str, Any]:
+    """The preprocessing options of a backbone: what its `from_pretrained` takes besides `load_backbone`'s own.
 
     Example:
         >>> from fk_reward.rewards.llava_reward.phi3_vision import PhiVisionBackbone
-        >>> option_names(PhiVisionBackbone)
-        {'num_crops'}
+        >>> default_options(PhiVisionBackbone)
+        {'num_crops': 16}
     """
     own = inspect.signature(cls.from_pretrained).parameters  # type: ignore[attr-defined]
-    return set(own) - set(inspect.signature(load_backbone).parameters)
+    shared = inspect.signature(load_backbone).parameters
+    return {name: parameter.default for name, parameter in own.items() if name not in shared}

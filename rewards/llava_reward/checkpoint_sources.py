@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from fk_reward.models import resolve_model
 from fk_reward.rewards.llava_reward.cards import OFFICIAL_BACKBONES
 from fk_reward.rewards.llava_reward.checkpoint import (
     CONFIG_FILE,
@@ -25,7 +27,8 @@ def read_checkpoint(
     """Read a checkpoint of either format.
 
     Args:
-        adapter: a folder in our format; an official folder, or one that has it somewhere below; a hub id of either.
+        adapter: the name of an embedded adapter; a folder in our format; an official folder, or one that has it
+            somewhere below; a hub id of either.
         backbone: `model_type` of the backbone.
         dimension: which dimension; None only for our format, which holds one.
         revision: branch, tag or commit of a hub repository.
@@ -57,6 +60,19 @@ def base_model_of(adapter: Adapter, *, revision: str = "main") -> str:
     return read_config(folder / CONFIG_FILE).base_model
 
 
+def options_of(adapter: Adapter, *, backbone: str, revision: str = "main") -> dict[str, Any]:
+    """Preprocessing that a checkpoint in our format was trained with; nothing for one of another format or backbone.
+
+    Args:
+        adapter: as for `read_checkpoint`.
+        backbone: `model_type` of the backbone.
+        revision: branch, tag or commit of a hub repository.
+    """
+    folder = _own_folder(adapter, revision=revision)
+    config = None if folder is None else read_config(folder / CONFIG_FILE)
+    return dict(config.backbone_options) if config is not None and config.backbone == backbone else {}
+
+
 def _of_dimension(checkpoint: RewardCheckpoint, dimension: str | None, adapter: Adapter) -> RewardCheckpoint:
     if dimension not in (None, checkpoint.config.dimension):
         raise ValueError(f"{adapter} holds dimension {checkpoint.config.dimension!r}, but {dimension!r} was asked for.")
@@ -64,15 +80,16 @@ def _of_dimension(checkpoint: RewardCheckpoint, dimension: str | None, adapter: 
 
 
 def _own_folder(adapter: Adapter, *, revision: str) -> Path | None:
+    adapter = resolve_model(adapter)
     check_source(adapter, "a checkpoint")
     folder = Path(adapter)
     if folder.is_dir():
         return folder if (folder / CONFIG_FILE).is_file() else None
     from huggingface_hub import file_exists, snapshot_download
 
-    if not file_exists(str(adapter), CONFIG_FILE, revision=revision):
+    if not file_exists(adapter, CONFIG_FILE, revision=revision):
         return None
-    return Path(snapshot_download(str(adapter), revision=revision))
+    return Path(snapshot_download(adapter, revision=revision))
 
 
 def _official_folder(adapter: Adapter, *, backbone: str, dimension: str, revision: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.card import RewardCard
-from fk_reward.rewards.inputs import Images, group_by_size, prompt_list
+from fk_reward.rewards.inputs import Images, in_order, prompt_list
 from fk_reward.rewards.llava_reward.cards import card_of
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.dimensions import attach_adapter
@@ -135,13 +135,11 @@ class LlavaReward(Reward):
             return super().__call__(images, prompts)
         vectors = self.embed(images, prompts)
         prompts = prompt_list(prompts, len(vectors))
-        scores = self._scores(self.dimension, vectors, prompts)
-        self._check_scores(scores, tuple(range(len(vectors))), prompts)
-        return scores
+        return self._checked_scores(vectors, prompts)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score one batch of images of one size; shapes as in `Reward.score`."""
-        vectors = self._run(list(images), prompts, [self.dimension])[0]
+        vectors = self._run(list(images), prompts, [self._key(self.dimension)])[0]
         return self._scores(self.dimension, vectors, prompts)
 
     def embed(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
@@ -154,8 +152,8 @@ class LlavaReward(Reward):
         Returns:
             (B, d) float32, the head's raw output; d is 1 unless the objective is a general preference.
         """
-        pictures = list_images(images)
-        return self._run(pictures, prompt_list(prompts, len(pictures)), [self.dimension])[0]
+        pictures = list(in_order(images))
+        return self._run(pictures, prompt_list(prompts, len(pictures)), [self._key(self.dimension)])[0]
 
     def score_dimensions(
         self, images: Images, prompts: str | Sequence[str], dimensions: Sequence[str] | None = None
@@ -171,13 +169,36 @@ class LlavaReward(Reward):
             For each dimension (B,) float32, what calling the reward with that dimension active gives.
         """
         dimensions = list(self.dimensions if dimensions is None else dimensions)
-        pictures = list_images(images)
+        pictures = list(in_order(images))
         texts = prompt_list(prompts, len(pictures))
-        vectors = self._run(pictures, texts, dimensions)
+        vectors = self._run(pictures, texts, [self._key(name) for name in dimensions])
         scores = {name: self._scores(name, rows, texts) for name, rows in zip(dimensions, vectors, strict=True)}
         for values in scores.values():
             self._check_scores(values, tuple(range(len(texts))), texts)
         return scores
+
+    @property
+    def shared_pass(self) -> Hashable:
+        """Rewards on one model and one device to score on share a pass, see `Reward.shared_pass`."""
+        return self.model, self.offload, self.device
+
+    def score_together(self, others: Sequence[Reward], images: Images, prompts: str | Sequence[str]) -> list[Tensor]:
+        """Score the active dimensions of this and other rewards on one model in one pass; see `Reward.score_together`.
+
+        The smallest of their batch sizes holds.
+
+        Raises:
+            ValueError: for a reward on another model.
+        """
+        rewards = [self, *(reward for reward in others if isinstance(reward, LlavaReward))]
+        if len(rewards) <= len(others) or any(reward.shared_pass != self.shared_pass for reward in rewards):
+            raise ValueError("Only LLaVA-Rewards on one model and device can be scored together.")
+        pictures = list(in_order(images))
+        texts = prompt_list(prompts, len(pictures))
+        keys = [reward._key(reward.dimension) for reward in rewards]
+        size = min(reward._checked_batch_size() or len(texts) for reward in rewards)
+        vectors = self._run(pictures, texts, keys, batch_size=size)
+        return [reward._checked_scores(rows, texts) for reward, rows in zip(rewards, vectors, strict=True)]
 
     def preference(self, images_a: Images, images_b: Images, prompts: str | Sequence[str]) -> Tensor:
         """Probability that image a is preferred to image b for its prompt, by the active dimension.
@@ -196,11 +217,11 @@ class LlavaReward(Reward):
         Raises:
             ValueError: when the numbers of images differ.
         """
-        first, second = list_images(images_a), list_images(images_b)
+        first, second = list(in_order(images_a)), list(in_order(images_b))
         if len(first) != len(second):
             raise ValueError(f"Expected as many images b as images a, got {len(first)} and {len(second)}.")
         texts = prompt_list(prompts, len(first))
-        a, b = self._run(first + second, texts * 2, [self.dimension])[0].split(len(first))
+        a, b = self._run(first + second, texts * 2, [self._key(self.dimension)])[0].split(len(first))
         return torch.sigmoid(self._preference_logits(a, b))
 
     def _preference_logits(self, a: Tensor, b: Tensor) -> Tensor:
@@ -218,10 +239,16 @@ class LlavaReward(Reward):
             return torch.zeros(len(vectors)).masked_fill(broken.cpu(), torch.nan)
         return mean_preference(vectors, prompts, temperature=config.temperature)
 
-    def _run(self, images: list[Tensor], prompts: list[str], dimensions: Sequence[str]) -> list[Tensor]:
-        """For each dimension the head's output (B, d), on the images' device."""
-        keys = [self._key(name) for name in dimensions]
-        size = self._checked_batch_size() or len(images)
+    def _checked_scores(self, vectors: Tensor, prompts: list[str]) -> Tensor:
+        scores = self._scores(self.dimension, vectors, prompts)
+        self._check_scores(scores, tuple(range(len(vectors))), prompts)
+        return scores
+
+    def _run(
+        self, images: list[Tensor], prompts: list[str], keys: Sequence[str], *, batch_size: int | None = None
+    ) -> list[Tensor]:
+        """For each key the head's output (B, d), on the images' device."""
+        size = batch_size or self._checked_batch_size() or len(images)
         with_gradient = torch.is_grad_enabled() and any(image.requires_grad for image in images)
         with torch.set_grad_enabled(with_gradient), self._loaded(with_gradient):
             batches = [
@@ -247,14 +274,3 @@ class LlavaReward(Reward):
         if dimension not in self._keys:
             raise ValueError(f"Dimension {dimension!r} is not loaded; there are: {', '.join(self._keys)}.")
         return self._keys[dimension]
-
-
-def list_images(images: Images) -> list[Tensor]:
-    """Bring images to float32 tensors (3, H, W) in [0, 1], in the caller's order; sizes may differ.
-
-    Example:
-        >>> [tuple(image.shape) for image in list_images([torch.ones(3, 2, 4), torch.ones(3, 8, 8)])]
-        [(3, 2, 4), (3, 8, 8)]
-    """
-    placed = {i: image for group in group_by_size(images) for i, image in zip(group.indices, group.images, strict=True)}
-    return [placed[i] for i in range(len(placed))]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
 
 Adapter: TypeAlias = "str | os.PathLike[str]"
-"""Folder or hub id of a checkpoint."""
+"""Name of an embedded adapter, folder or hub id of a checkpoint."""
 
 
 def load_llava_reward(  # noqa: PLR0913 (options of one reward)
@@ -40,13 +40,13 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
     Rewards that ask for the same backbone share it, and each adapter is in memory once.
 
     Args:
-        adapter: a checkpoint (our folder, an official folder, a hub repository of either), or a mapping of
-            dimensions to checkpoints; the first dimension is active.
-        backbone: hub id or folder; by default the one that our checkpoint names.
+        adapter: a checkpoint (our folder, an official folder, a hub repository of either, the name of an embedded
+            one), or a mapping of dimensions to checkpoints; the first dimension is active.
+        backbone: hub id, folder or name of an embedded model; by default the one that our checkpoint names.
         dimension: which dimensions to look for in `adapter`, one or several; may be left out for checkpoints in
             our format, which hold one and say which.
         num_crops: Phi-3.5-vision: at most so many crops of 336 pixels an image, 16 in the official code; fewer are
-            faster.
+            faster. By default, as of the next two, what our (first) checkpoint was trained with.
         min_pixels: Qwen2.5-VL: images of fewer pixels are enlarged.
         max_pixels: Qwen2.5-VL: images of more pixels are made smaller.
         torch_dtype: floating dtype of the backbone; the official code uses bfloat16.
@@ -64,19 +64,24 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
         TypeError: for an option that the backbone does not have.
         ValueError: when adapter and backbone do not belong together; it says in what.
     """
-    from fk_reward.rewards.llava_reward.checkpoint_sources import base_model_of
+    from fk_reward.rewards.llava_reward.backbones import backbone_class, default_options
+    from fk_reward.rewards.llava_reward.checkpoint_sources import base_model_of, options_of
     from fk_reward.rewards.llava_reward.dimensions import attach_adapter
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
     from fk_reward.rewards.llava_reward.sharing import shared_model
 
     adapters = _by_dimension(adapter, dimension)
-    path = backbone if backbone is not None else base_model_of(next(iter(adapters.values())), revision=revision)
+    first = next(iter(adapters.values()))
+    path = backbone if backbone is not None else base_model_of(first, revision=revision)
+    cls = backbone_class(path, revision=backbone_revision)
     options = {"num_crops": num_crops, "min_pixels": min_pixels, "max_pixels": max_pixels}
     settings = {
         "attn_implementation": attn_implementation,
         "device_map": device_map,
         "quantization_config": quantization_config,
         "revision": backbone_revision,
+        **default_options(cls),
+        **options_of(first, backbone=cls.model_type, revision=revision),
         **{name: value for name, value in options.items() if value is not None},
     }
     model = shared_model(path, torch_dtype=torch_dtype, offload=offload, settings=settings)

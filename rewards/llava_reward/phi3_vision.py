@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -135,12 +136,12 @@ class PhiVisionBackbone(Backbone):
         """
         grids = [self.hd_transform.grid(*image.shape[-2:]) for image in images]
         counts = [self.model.vision_embed_tokens.num_tokens(*grid) for grid in grids]
-        rows = [self._tokenize(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
+        rows = self._tokenize(prompts, counts)
         return BackboneInputs(
             input_ids=self._pad(input_ids for input_ids, _ in rows),
             attention_mask=self._pad(torch.ones_like(image_mask) for _, image_mask in rows),
             image_mask=self._pad(image_mask for _, image_mask in rows),
-            pixel_values=torch.cat([self.hd_transform(image) for image in images]),
+            pixel_values=self._crops(images),
             extras={"grids": grids},
         )
 
@@ -163,14 +164,22 @@ class PhiVisionBackbone(Backbone):
             "use_cache": False,
         }
 
-    def _tokenize(self, prompt: str, num_visual_tokens: int) -> tuple[Tensor, Tensor]:
-        """Token ids of a row, 0 for the visual ones, and the mask of these."""
+    def _crops(self, images: Sequence[Tensor]) -> Tensor:
+        """(N, 3, crop_size, crop_size), the crops of all images; neighbours of one size are cut together."""
+        runs = itertools.groupby(images, key=lambda image: image.shape)
+        return torch.cat([self.hd_transform.batch(torch.stack(list(run))).flatten(0, 1) for _, run in runs])
+
+    def _tokenize(self, prompts: Sequence[str], counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """For each prompt and number of visual tokens the ids of its row, 0 for the visual ones, and their mask."""
         before = self.tokenizer(_TEXT_BEFORE_IMAGE).input_ids
-        after = self.tokenizer(f"\n{prompt}{self.tokenizer.eos_token}").input_ids
-        input_ids = torch.tensor([*before, *[0] * num_visual_tokens, *after])
-        image_mask = torch.zeros(len(input_ids), dtype=torch.bool)
-        image_mask[len(before) : len(before) + num_visual_tokens] = True
-        return input_ids, image_mask
+        after = self.tokenizer([f"\n{prompt}{self.tokenizer.eos_token}" for prompt in prompts]).input_ids
+        rows = []
+        for count, ids in zip(counts, after, strict=True):
+            input_ids = torch.tensor([*before, *[0] * count, *ids])
+            image_mask = torch.zeros(len(input_ids), dtype=torch.bool)
+            image_mask[len(before) : len(before) + count] = True
+            rows.append((input_ids, image_mask))
+        return rows
 
     def _pad(self, rows: Iterable[Tensor]) -> Tensor:
         return pad_sequence(list(rows), batch_first=True).to(self.device)

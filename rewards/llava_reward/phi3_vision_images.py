@@ -97,16 +97,29 @@ class HDTransform:
 
         H, W: height and width.
         """
-        image = self._normalize(self._pad(self._resize(image[None])))
-        crop_shape = (self.crop_size, self.crop_size)
-        overview = functional.interpolate(image, crop_shape, mode="bicubic", align_corners=False)
-        rows = torch.cat(image.split(self.crop_size, dim=2))
-        crops = torch.stack(rows.split(self.crop_size, dim=3), dim=1).flatten(0, 1)
-        return torch.cat([overview, crops])
+        return self.batch(image[None])[0]
 
-    def _resize(self, image: Tensor) -> Tensor:
-        shape = self.resized_shape(*image.shape[-2:])
-        return functional.interpolate(image, shape, mode="bilinear", antialias=True, align_corners=False)
+    def batch(self, images: Tensor) -> Tensor:
+        """The same for images of one size at once.
+
+        Args:
+            images: (B, 3, H, W) floating in [0, 1].
+
+        Returns:
+            (B, 1 + rows * columns, 3, crop_size, crop_size).
+
+        B: number of images, H, W: height and width.
+        """
+        images = self._normalize(self._pad(self._resize(images)))
+        crop_shape = (self.crop_size, self.crop_size)
+        overview = functional.interpolate(images, crop_shape, mode="bicubic", align_corners=False)
+        blocks = images.unflatten(3, (-1, self.crop_size)).unflatten(2, (-1, self.crop_size))
+        crops = blocks.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        return torch.cat([overview[:, None], crops], dim=1)
+
+    def _resize(self, images: Tensor) -> Tensor:
+        shape = self.resized_shape(*images.shape[-2:])
+        return functional.interpolate(images, shape, mode="bilinear", antialias=True, align_corners=False)
 
     def _pad(self, image: Tensor) -> Tensor:
         missing_height, missing_width = (-side % self.crop_size for side in image.shape[-2:])

@@ -146,7 +146,7 @@ class PhiImageEmbedding(nn.Module):
             (T, 4C): for each image its crops as one picture, line by line with a separator after each; a separator; the
             global crop in the same way.
 
-        N: number of crops of all images, P: patches of a crop, T: visual tokens of all images, C: width of the CLIP tower.
+        N: crops of all images, P: patches of a crop, T: visual tokens of all images, C: width of the CLIP tower.
         """
         return self.lay_out(self.encode(crops), grids)
 

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from fk_reward.models import resolve_model
 from fk_reward.rewards.llava_reward.backbones import load_backbone
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 
@@ -25,7 +26,7 @@ def shared_model(
     another dtype, the model is not shared any more.
 
     Args:
-        path: hub id or folder.
+        path: name of an embedded model, hub id or folder.
         torch_dtype: floating dtype of the weights.
         offload: whether the weights rest on the CPU between calls; such rewards share only among themselves.
         settings: the other keyword arguments of `load_backbone`.
@@ -39,8 +40,8 @@ def shared_model(
 
 
 def file_state(path: str | os.PathLike[str]) -> str:
-    """A text that changes when a local folder's files do; for a hub id the id itself."""
-    folder = Path(path)
+    """A text that changes when the files of a folder or embedded model do; for a hub id the id itself."""
+    folder = Path(resolve_model(path))
     if not folder.is_dir():
         return str(path)
     files = sorted(file for file in folder.rglob("*") if file.is_file())

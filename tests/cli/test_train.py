@@ -77,3 +77,15 @@ def test_flags_are_listed(run):
     result = run("train", "--list-flags")
     assert result.exit_code == 0
     assert "--lora_rank" in result.stdout
+
+
+@pytest.mark.slow
+def test_share_of_the_official_backbones(run):
+    lines = run("trainable-share").stdout.splitlines()
+    shares = {name: next(line for line in lines if name in line) for name in ("phi3_v", "qwen2_5_vl")}
+    for name, numbers in {
+        "phi3_v": ("251,670,528", "4,287,195,136", "5.87%"),
+        "qwen2_5_vl": ("406,078,208", "8,153,247,488", "4.98%"),
+    }.items():
+        assert all(number in shares[name] for number in numbers)
+    assert "251,670,528" not in run("trainable-share", "--no-cross-attention").stdout

@@ -42,6 +42,23 @@ def test_flags_win_over_the_file(tmp_path):
     assert training.lr_scheduler_kwargs == {"num_cycles": 0.5}
 
 
+def test_a_file_extends_another(tmp_path):
+    (tmp_path / "base.yaml").write_text("backbone: b\nlora_rank: 8\nnum_crops: 4\nuse_cpu: true\n")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/middle.yaml").write_text("extends: ../base.yaml\ndimension: safety\nlora_rank: 4\n")
+    (tmp_path / "run.yaml").write_text("extends: more/middle.yaml\ntrain_data: d.json\nnum_crops:\n")
+    reward, _ = parse_arguments([str(tmp_path / "run.yaml"), "--dimension=overall"])
+    assert (reward.backbone, reward.train_data, reward.lora_rank) == ("b", "d.json", 4)
+    assert (reward.dimension, reward.num_crops) == ("overall", None)
+
+
+def test_files_that_extend_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(ValueError, match="extends itself, by way of a.yaml, b.yaml"):
+        parse_arguments([str(tmp_path / "a.yaml")])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

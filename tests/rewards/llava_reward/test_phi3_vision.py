@@ -211,11 +211,10 @@ def test_the_reference_rejects(backbone, reference, monkeypatch, method, saboteu
 def test_the_reference_rejects_texts_tokenised_without_their_own_start(backbone, reference, monkeypatch):
     tokenize = PhiVisionBackbone._tokenize
 
-    def without_second_start(self, prompt, num_visual_tokens):
-        ids, mask = tokenize(self, prompt, num_visual_tokens)
-        start = int(mask.nonzero().max()) + 1
-        keep = torch.arange(len(ids)) != start
-        return ids[keep], mask[keep]
+    def without_second_start(self, prompts, counts):
+        rows = tokenize(self, prompts, counts)
+        keep = [torch.arange(len(mask)) != int(mask.nonzero().max()) + 1 for _, mask in rows]
+        return [(ids[kept], mask[kept]) for (ids, mask), kept in zip(rows, keep, strict=True)]
 
     monkeypatch.setattr(PhiVisionBackbone, "_tokenize", without_second_start)
     with pytest.raises(AssertionError):

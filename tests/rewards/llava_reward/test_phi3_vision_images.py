@@ -169,3 +169,10 @@ def test_a_budget_without_crops_is_refused(num_crops):
 def test_an_image_that_would_vanish_is_refused():
     with pytest.raises(ValueError, match="1 x 9000 pixels is too elongated"):
         HDTransform(num_crops=16).grid(1, 9000)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_images_of_one_size_may_be_cut_together(shape):
+    images = torch.rand(3, 3, *shape, generator=torch.Generator().manual_seed(0))
+    transform = HDTransform(num_crops=4, crop_size=28)
+    assert torch.equal(transform.batch(images), torch.stack([transform(image) for image in images]))

@@ -1,0 +1,139 @@
+"""Prints and writes how often each trained adapter is right on held-out preferences, and other rewards on the same."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import typer
+
+from fk_reward.benchmarks.preference_answers import Answers, ask_reward, is_label_logit
+from fk_reward.benchmarks.preferences import OVERALL, answer_rows
+from fk_reward.benchmarks.reports import Column, markdown_table, show_table, write_json
+from fk_reward.benchmarks.uncertainty import clustered_bootstrap
+from fk_reward.rewards import Reward, load_reward
+from fk_reward.rewards.llava_reward.checkpoint import CONFIG_FILE
+from fk_reward.training import read_preferences
+
+Row = dict[str, Any]
+
+HELDOUT = {
+    "alignment": ("heldout-captions", "heldout-scenes", "heldout-samples", "heldout-predictions"),
+    "fidelity": ("heldout",),
+    "safety": ("heldout-pairs", "heldout"),
+}
+"""Dimension -> files of preferences, of which the last one of safety has labels."""
+
+MEASURES = ("accuracy", "accuracy_without_ties", "ties", "auc")
+COLUMNS = (
+    Column("reward"),
+    Column("seeds"),
+    Column("file"),
+    Column("num", "rows"),
+    Column("accuracy_text", "accuracy"),
+    Column("low", "95 % interval", "{:.3f} to {:.3f}", ("high",)),
+    Column("accuracy_without_ties_text", "without ties"),
+    Column("ties_text", "ties"),
+    Column("auc_text", "AUC"),
+)
+
+
+def find_runs(folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """Yields dimension, kind and folder of the finished runs `<dimension>-<...>-seed<k>`."""
+    for run in sorted(folder.glob("*-seed*")):
+        found = re.fullmatch(r"(([a-z]+)-.+)-seed\d+", run.name)
+        if found and (run / CONFIG_FILE).is_file():
+            yield found[2], found[1], run
+
+
+def check(reward: Reward, files: dict[str, list], *, batch_size: int) -> tuple[dict[str, Answers], list[Row]]:
+    """The answers of one reward to each file, and a row of measures for each and for all pairs."""
+    answers = {name: ask_reward(reward, items, batch_size=batch_size) for name, items in files.items()}
+    return answers, answer_rows(reward.card.name, answers, label_logits=is_label_logit(reward))
+
+
+def over_seeds(name: str, runs: Sequence[tuple[dict[str, Answers], list[Row]]]) -> list[Row]:
+    """One row a file for all seeds of a kind: means, standard deviations over seeds, and intervals over prompts.
+
+    The interval is that of the mean over seeds and says how far other prompts would move it.
+    """
+    return [
+        _summary(name, [rows[place] for _, rows in runs], [answers for answers, _ in runs])
+        for place in range(len(runs[0][1]))
+    ]
+
+
+def _summary(name: str, rows: list[Row], answers: list[dict[str, Answers]]) -> Row:
+    row: Row = {"reward": name, "seeds": len(rows), **{key: rows[0][key] for key in ("file", "num", "num_prompts")}}
+    for measure in MEASURES:
+        values = [value for found in rows if (value := found.get(measure)) is not None]
+        if values:
+            row |= {measure: mean(values), f"{measure}_sd": stdev(values) if len(values) > 1 else None}
+            row[f"{measure}_text"] = _text(row[measure], row[f"{measure}_sd"])
+    if "accuracy" in row:
+        right = torch.stack([_right(found, row["file"]) for found in answers]).mean(dim=0)
+        interval = clustered_bootstrap(right.tolist(), _prompts(answers[0], row["file"]))
+        row |= {"low": interval.low, "high": interval.high}
+    return row
+
+
+def _text(value: float, deviation: float | None) -> str:
+    return f"{value:.3f}" if deviation is None else f"{value:.3f} ± {deviation:.3f}"
+
+
+def _parts(answers: dict[str, Answers], file: str) -> list[Answers]:
+    return [part for part in answers.values() if not part.is_labelled] if file == OVERALL else [answers[file]]
+
+
+def _right(answers: dict[str, Answers], file: str) -> torch.Tensor:
+    return torch.cat([part.right for part in _parts(answers, file)]).double()
+
+
+def _prompts(answers: dict[str, Answers], file: str) -> list[str]:
+    return [prompt for part in _parts(answers, file) for prompt in part.prompts]
+
+
+def dimension_table(
+    dimension: str, runs: Sequence[tuple[str, Path]], preferences: Path, *, rewards: Sequence[str], batch_size: int
+) -> list[Row]:
+    """Rows of all runs of a dimension, by kind, and of other rewards."""
+    files = {name: read_preferences(preferences / dimension / f"{name}.parquet") for name in HELDOUT[dimension]}
+    found = defaultdict(list)
+    for kind, folder in runs:
+        adapter = load_reward("llava-reward", adapter=folder, torch_dtype=torch.float32, batch_size=batch_size)
+        found[kind].append(check(adapter, files, batch_size=batch_size))
+    rows = [row for kind, seeds in found.items() for row in over_seeds(kind, seeds)]
+    for name in rewards:
+        answered = check(load_reward(name), files, batch_size=batch_size)
+        rows += [{**row, "seeds": None} for row in over_seeds(name, [answered])]
+    return rows
+
+
+def main(
+    adapters: Path = Path("runs/adapters"),
+    preferences: Path = Path("runs/preferences"),
+    reward: list[str] | None = None,
+    output: Path = Path("runs/adapters-check"),
+    batch_size: int = 64,
+) -> None:
+    """Compares all runs in `adapters`, and each `reward` (shapes-clipscore by default), on the held-out files."""
+    runs, tables = defaultdict(list), {}
+    for dimension, kind, folder in find_runs(adapters):
+        runs[dimension].append((kind, folder))
+    for dimension, found in runs.items():
+        others = ["shapes-clipscore"] if reward is None else reward
+        tables[dimension] = dimension_table(dimension, found, preferences, rewards=others, batch_size=batch_size)
+        show_table(f"{dimension}, held-out prompts", COLUMNS, tables[dimension])
+    write_json(output / "adapters.json", tables)
+    text = "\n\n".join(f"## {name}\n\n{markdown_table(COLUMNS, rows)}" for name, rows in tables.items())
+    (output / "adapters.md").write_text(text + "\n", encoding="utf-8")
+    print(f"written: {output / 'adapters.json'}, {output / 'adapters.md'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,72 @@
+"""Preferences in memory, and as Parquet files that `fk_reward.training.read_preferences` reads."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import Image
+from pyarrow import parquet
+from torch import Tensor
+
+from fk_reward.shapes import ShapesPrompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two pictures `(3, H, W)` uint8, each under its prompt, the first the better one; `kind` says how it was made."""
+
+    prompt: ShapesPrompt
+    rejected_prompt: ShapesPrompt
+    chosen: Tensor
+    rejected: Tensor
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPicture:
+    """A picture `(3, H, W)` uint8 under a caption, and whether it is as it should be."""
+
+    prompt: ShapesPrompt
+    image: Tensor
+    label: bool
+    kind: str
+
+
+def png(image: Tensor) -> bytes:
+    """A picture `(3, H, W)` uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
+    """Writes pairs; `prompt` is a list of two, of the chosen and of the rejected picture, if they differ anywhere."""
+    prompts = [[pair.prompt.text, pair.rejected_prompt.text] for pair in pairs]
+    two = any(first != second for first, second in prompts)
+    columns = {
+        "prompt": prompts if two else [first for first, _ in prompts],
+        "chosen_image": [png(pair.chosen) for pair in pairs],
+        "rejected_image": [png(pair.rejected) for pair in pairs],
+        "kind": [pair.kind for pair in pairs],
+    }
+    _write(columns, path)
+
+
+def write_labelled(pictures: Sequence[LabelledPicture], path: Path) -> None:
+    """Writes labelled pictures."""
+    columns = {
+        "prompt": [picture.prompt.text for picture in pictures],
+        "image": [png(picture.image) for picture in pictures],
+        "label": [int(picture.label) for picture in pictures],
+        "kind": [picture.kind for picture in pictures],
+    }
+    _write(columns, path)
+
+
+def _write(columns: dict[str, list], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.table(columns), path)

@@ -1,0 +1,169 @@
+"""What a reward says about preference data: a logit for each pair or labelled picture, and how often it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fk_reward.benchmarks.uncertainty import clustered_bootstrap
+from fk_reward.rewards import Reward
+from fk_reward.rewards.llava_reward import LlavaReward
+from fk_reward.rewards.llava_reward.general_preference import preference_logits
+from fk_reward.training.metrics import answer_metrics
+from fk_reward.training.preference_data import LabelledImage, PreferenceItem
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers of one reward to N questions.
+
+    Attributes:
+        logits: (N,) float64. Of a pair: above 0 prefers the chosen picture, 0 is a tie. Of a labelled picture: its
+            score, which is a logit of the label only if the reward was trained as one.
+        truths: (N,) bool, the labels; for pairs all True.
+        prompts: N prompts, for a pair the chosen picture's.
+        is_labelled: whether the questions are labelled pictures.
+
+    N: number of pairs or of labelled pictures.
+    """
+
+    logits: Tensor
+    truths: Tensor
+    prompts: tuple[str, ...]
+    is_labelled: bool
+
+    @property
+    def right(self) -> Tensor:
+        """(N,) bool, which answers are right; a tie is not."""
+        return (self.logits != 0) & ((self.logits > 0) == self.truths)
+
+
+@torch.no_grad()
+def ask_reward(reward: Reward, items: Sequence[PreferenceItem], *, batch_size: int = 64) -> Answers:
+    """Let a reward judge preference data.
+
+    A pair is decided by the difference of the scores of its two rows, where lower is better if the card says so. A
+    general preference, which has no score of a single picture, is asked for its preference logit.
+
+    Args:
+        reward: the reward.
+        items: pairs, or labelled pictures, as `read_preferences` gives them.
+        batch_size: pairs or labelled pictures that are decoded and scored at a time.
+
+    Raises:
+        ValueError: without items, and for labelled pictures under a general preference.
+
+    Example:
+        >>> from PIL import Image
+        >>> from fk_reward.rewards import load_reward
+        >>> from fk_reward.training import read_preferences
+        >>> red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+        >>> pairs = read_preferences([{"prompt": "red", "chosen_path": red, "reject_path": blue}])
+        >>> ask_reward(load_reward(lambda images, prompts: images[:, 0].mean(dim=(1, 2))), pairs).right
+        tensor([True])
+    """
+    if not items:
+        raise ValueError("Expected at least one pair or labelled picture, got none.")
+    is_labelled = isinstance(items[0], LabelledImage)
+    if is_labelled and _is_relative(reward):
+        raise ValueError(f"{reward.card.name} compares pictures; it cannot judge labelled ones by themselves.")
+    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    return Answers(
+        logits=torch.cat([_logits(reward, batch) for batch in batches]).double().cpu(),
+        truths=torch.tensor([item.label if isinstance(item, LabelledImage) else True for item in items]),
+        prompts=tuple(item.prompts[0] for item in items),
+        is_labelled=is_labelled,
+    )
+
+
+def is_label_logit(reward: Reward) -> bool:
+    """Whether 0 is the reward's own border between the two labels: it was trained with the binary objective."""
+    return isinstance(reward, LlavaReward) and reward.config.objective == "binary"
+
+
+def summarize_answers(answers: Answers, *, label_logits: bool = False) -> dict[str, Any]:
+    """Measures of one set of answers, as a row of a table.
+
+    Args:
+        answers: of one reward.
+        label_logits: whether the scores of labelled pictures are logits, see `is_label_logit`; if not, there is no
+            border between the labels, and only the order of the pictures is judged.
+
+    Returns:
+        `num`, `num_prompts`; for pairs and label logits `accuracy` (a tie is wrong) with its 95 % bootstrap interval
+        `low`, `high` over distinct prompts, `accuracy_without_ties` and `ties`; for labelled pictures `auc`.
+
+    Example:
+        >>> prompts = ("a star", "a dog")
+        >>> row = summarize_answers(Answers(torch.tensor([0.5, 0.0]), torch.ones(2, dtype=torch.bool), prompts, False))
+        >>> row["accuracy"], row["accuracy_without_ties"], row["ties"]
+        (0.5, 1.0, 0.5)
+    """
+    row: dict[str, Any] = {"num": len(answers.prompts), "num_prompts": len(set(answers.prompts))}
+    if label_logits or not answers.is_labelled:
+        metrics = answer_metrics(answers.logits, answers.truths)
+        interval = clustered_bootstrap(answers.right.double().tolist(), answers.prompts)
+        row |= {name: metrics[name] for name in ("accuracy", "accuracy_without_ties", "ties")}
+        row |= {"low": interval.low, "high": interval.high}
+    if answers.is_labelled:
+        row["auc"] = area_under_curve(answers.logits, answers.truths)
+    return row
+
+
+def area_under_curve(scores: Tensor, labels: Tensor) -> float | None:
+    """Probability that a picture of label 1 scores higher than one of label 0, ties counted half.
+
+    The area under the ROC curve by the statistic of Mann and Whitney (Hanley and McNeil 1982, Radiology 143).
+
+    Args:
+        scores: (N,) floating.
+        labels: (N,) bool.
+
+    Returns:
+        In [0, 1]; None where a label does not occur.
+
+    Example:
+        >>> area_under_curve(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([False, False, True, True]))
+        0.875
+
+    N: number of pictures.
+    """
+    positive, negative = scores[labels].double(), scores[~labels].double()
+    if not len(positive) or not len(negative):
+        return None
+    return (0.5 + 0.5 * (positive[:, None] - negative).sign().mean()).item()
+
+
+def join_answers(parts: Sequence[Answers]) -> Answers:
+    """The answers of one reward to several sets of questions of one kind, as answers to all of them.
+
+    Raises:
+        ValueError: when some are of pairs and others of labelled pictures.
+    """
+    if len({part.is_labelled for part in parts}) != 1:
+        raise ValueError("Pairs and labelled pictures have different measures and cannot be joined.")
+    return Answers(
+        logits=torch.cat([part.logits for part in parts]),
+        truths=torch.cat([part.truths for part in parts]),
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        is_labelled=parts[0].is_labelled,
+    )
+
+
+def _logits(reward: Reward, items: Sequence[PreferenceItem]) -> Tensor:
+    places = range(len(items[0].images))
+    columns = [([item.images[i].load() for item in items], [item.prompts[i] for item in items]) for i in places]
+    if isinstance(reward, LlavaReward) and _is_relative(reward):
+        chosen, rejected = (reward.embed(images, prompts) for images, prompts in columns)
+        return preference_logits(chosen, rejected, temperature=reward.config.temperature)
+    sign = 1.0 if reward.card.higher_is_better else -1.0
+    scores = [sign * reward(images, prompts) for images, prompts in columns]
+    return scores[0] - scores[1] if len(scores) > 1 else scores[0]
+
+
+def _is_relative(reward: Reward) -> bool:
+    return isinstance(reward, LlavaReward) and reward.config.objective == "general-preference"

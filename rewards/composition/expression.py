@@ -1,0 +1,285 @@
+"""Expressions over the scores of named rewards: what they compute, what follows from the cards, how they are written.
+
+`str` of an expression is its canonical text, which reads back as the same expression.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fk_reward.rewards.card import RewardCard
+
+Cards: TypeAlias = Mapping[str, RewardCard]
+Range: TypeAlias = tuple[float, float]
+
+COMPARISONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+EXTREMES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Iterable[float]], float]]] = {
+    "min": (torch.minimum, min),
+    "max": (torch.maximum, max),
+}
+
+
+class Expression(abc.ABC):
+    """A number for each image, computed from the scores of named rewards. Immutable, compared by value."""
+
+    @abc.abstractmethod
+    def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Compute (B,) from the scores (B,) of all parts."""
+
+    @abc.abstractmethod
+    def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
+        """Each occurrence of a part with the sign with which it enters the value: 1, -1, or 0 in a condition."""
+
+    @abc.abstractmethod
+    def typical_range(self, cards: Cards) -> Range:
+        """Bounds that follow from the parts' typical ranges by interval arithmetic."""
+
+    @abc.abstractmethod
+    def renamed(self, names: Mapping[str, str]) -> Expression:
+        """The same expression over parts of other names."""
+
+    def spread(self, cards: Cards) -> float | None:
+        """Standard deviation among pictures of one prompt; None where it depends on how parts vary together."""
+        return None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parts, each once."""
+        return tuple(dict.fromkeys(name for name, _ in self.signed_parts()))
+
+
+@dataclass(frozen=True)
+class Part(Expression):
+    """The score of one reward."""
+
+    name: str
+
+    def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """As in `Expression`."""
+        return scores[self.name]
+
+    def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
+        """As in `Expression`."""
+        yield self.name, sign
+
+    def typical_range(self, cards: Cards) -> Range:
+        """As in `Expression`."""
+        return cards[self.name].typical_range
+
+    def renamed(self, names: Mapping[str, str]) -> Part:
+        """As in `Expression`."""
+        return Part(names[self.name])
+
+    def spread(self, cards: Cards) -> float | None:
+        """As in `Expression`."""
+        return cards[self.name].spread
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class WeightedSum(Expression):
+    """constant + w_1 e_1 + w_2 e_2 + ...; `weighted_sum` makes it in its simplest form. Without terms, a number."""
+
+    terms: tuple[tuple[float, Expression], ...]
+    constant: float = 0.0
+
+    def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """As in `Expression`."""
+        if not self.terms:
+            return torch.full_like(next(iter(scores.values())), self.constant)
+        total = reduce(operator.add, (weight * term.evaluate(scores) for weight, term in self.terms))
+        return total + self.constant if self.constant else total
+
+    def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
+        """As in `Expression`."""
+        for weight, term in self.terms:
+            yield from term.signed_parts(sign * ((weight > 0) - (weight < 0)))
+
+    def typical_range(self, cards: Cards) -> Range:
+        """As in `Expression`."""
+        low = high = self.constant
+        for weight, term in self.terms:
+            ends = [weight * end if weight else 0.0 for end in term.typical_range(cards)]
+            low, high = low + min(ends), high + max(ends)
+        return low, high
+
+    def renamed(self, names: Mapping[str, str]) -> Expression:
+        """As in `Expression`; terms that become equal are joined."""
+        return weighted_sum([(weight, term.renamed(names)) for weight, term in self.terms], self.constant)
+
+    def spread(self, cards: Cards) -> float | None:
+        """As in `Expression`: known for one term only."""
+        if len(self.terms) != 1 or not self.terms[0][0]:
+            return None
+        (weight, term), *_ = self.terms
+        spread = term.spread(cards)
+        return None if spread is None else abs(weight) * spread
+
+    def __str__(self) -> str:
+        signed = [(weight < 0, _product(abs(weight), term)) for weight, term in self.terms]
+        if self.constant or not self.terms:
+            signed.append((self.constant < 0, number_text(abs(self.constant))))
+        (negative, first), *rest = signed
+        return ("-" if negative else "") + first + "".join(f" {'-' if minus else '+'} {text}" for minus, text in rest)
+
+
+@dataclass(frozen=True)
+class Extreme(Expression):
+    """The smallest or largest of several expressions; `kind` is a key of `EXTREMES`."""
+
+    kind: str
+    operands: tuple[Expression, ...]
+
+    def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """As in `Expression`."""
+        return reduce(EXTREMES[self.kind][0], (operand.evaluate(scores) for operand in self.operands))
+
+    def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
+        """As in `Expression`."""
+        for operand in self.operands:
+            yield from operand.signed_parts(sign)
+
+    def typical_range(self, cards: Cards) -> Range:
+        """As in `Expression`."""
+        lows, highs = zip(*(operand.typical_range(cards) for operand in self.operands), strict=True)
+        extreme = EXTREMES[self.kind][1]
+        return extreme(lows), extreme(highs)
+
+    def renamed(self, names: Mapping[str, str]) -> Extreme:
+        """As in `Expression`."""
+        return Extreme(self.kind, tuple(operand.renamed(names) for operand in self.operands))
+
+    def __str__(self) -> str:
+        return f"{self.kind}({', '.join(map(str, self.operands))})"
+
+
+@dataclass(frozen=True)
+class Standardized(Expression):
+    """(operand - mean) / spread, both in the unit of the operand."""
+
+    operand: Expression
+    mean: float
+    scale: float
+
+    def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """As in `Expression`."""
+        return (self.operand.evaluate(scores) - self.mean) / self.scale
+
+    def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
+        """As in `Expression`."""
+        return self.operand.signed_parts(sign)
+
+    def typical_range(self, cards: Cards) -> Range:
+        """As in `Expression`."""
+        low, high = self.operand.typical_range(cards)
+        return (low - self.mean) / self.scale, (high - self.mean) / self.scale
+
+    def renamed(self, names: Mapping[str, str]) -> Standardized:
+        """As in `Expression`."""
+        return Standardized(self.operand.renamed(names), self.mean, self.scale)
+
+    def spread(self, cards: Cards) -> float | None:
+        """As in `Expression`: that is what standardising is for."""
+        return 1.0
+
+    def __str__(self) -> str:
+        return f"z({self.operand}, mean={number_text(self.mean)}, spread={number_text(self.scale)})"
+
+
+@dataclass(frozen=True)
+class Gate(Expression):
+    """`passed` where `left` compares to `right` as a key of `COMPARISONS` says, else `failed`."""
+
+    passed: Expression
+    left: Expression
+    comparison: str
+    right: Expression
+    failed: Expression
+
+    def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """As in `Expression`."""
+        condition = COMPARISONS[self.comparison](self.left.evaluate(scores), self.right.evaluate(scores))
+        return torch.where(condition, self.passed.evaluate(scores), self.failed.evaluate(scores))
+
+    def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
+        """As in `Expression`."""
+        for operand, its_sign in ((self.passed, sign), (self.left, 0), (self.right, 0), (self.failed, sign)):
+            yield from operand.signed_parts(its_sign)
+
+    def typical_range(self, cards: Cards) -> Range:
+        """As in `Expression`."""
+        lows, highs = zip(self.passed.typical_range(cards), self.failed.typical_range(cards), strict=True)
+        return min(lows), max(highs)
+
+    def renamed(self, names: Mapping[str, str]) -> Gate:
+        """As in `Expression`."""
+        passed, left, right, failed = (e.renamed(names) for e in (self.passed, self.left, self.right, self.failed))
+        return Gate(passed, left, self.comparison, right, failed)
+
+    def __str__(self) -> str:
+        passed, left, right = map(_in_brackets, (self.passed, self.left, self.right))
+        return f"{passed} if {left} {self.comparison} {right} else {self.failed}"
+
+
+def weighted_sum(terms: Iterable[tuple[float, Expression]], constant: float = 0.0) -> Expression:
+    """Add up weighted expressions: sums within are dissolved, equal terms joined, and 1 e becomes e.
+
+    Terms of weight 0 stay, so that a reward can be watched without steering.
+
+    Raises:
+        ValueError: when a weight is not finite.
+
+    Example:
+        >>> a, b = Part("a"), Part("b")
+        >>> print(weighted_sum([(0.5, weighted_sum([(1.0, a), (-4.0, b)], 2.0)), (1.0, a)]))
+        1.5*a - 2*b + 1
+        >>> weighted_sum([(0.5, a), (0.5, a)])
+        Part(name='a')
+    """
+    weights: dict[Expression, float] = {}
+    for factor, expression in terms:
+        inner = expression if isinstance(expression, WeightedSum) else WeightedSum(((1.0, expression),))
+        constant += factor * inner.constant
+        for weight, term in inner.terms:
+            weights[term] = weights.get(term, 0.0) + factor * weight
+    for weight in (*weights.values(), constant):
+        if not math.isfinite(weight):
+            raise ValueError(f"Weights and numbers must be finite, got {weight}.")
+    if constant == 0 and list(weights.values()) == [1.0]:
+        return next(iter(weights))
+    return WeightedSum(tuple((weight, term) for term, weight in weights.items()), constant)
+
+
+def number_text(value: float) -> str:
+    """The shortest text that reads back as the number.
+
+    Example:
+        >>> number_text(2.0), number_text(0.1), number_text(1e-7)
+        ('2', '0.1', '1e-07')
+    """
+    return repr(float(value)).removesuffix(".0")
+
+
+def _product(weight: float, term: Expression) -> str:
+    text = _in_brackets(term)
+    return text if weight == 1 else f"{number_text(weight)}*{text}"
+
+
+def _in_brackets(expression: Expression) -> str:
+    return f"({expression})" if isinstance(expression, Gate) else str(expression)

@@ -1,0 +1,142 @@
+"""Reads a composition's text: names and numbers are found first, Python's own parser does the rest, nothing is run."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.composition.construction import make_extreme, make_gate, make_number, make_standardized
+from fk_reward.rewards.composition.errors import ExpressionError
+from fk_reward.rewards.composition.expression import EXTREMES, Expression, Part, WeightedSum, weighted_sum
+from fk_reward.rewards.composition.tokens import Source
+
+GRAMMAR = (
+    "A composition is made of rewards, numbers, brackets, + - * /, min(a, b), max(a, b), z(a), z(a, mean=0, spread=1) "
+    "and a if b > 0 else c; a minus between names has spaces around it."
+)
+_COMPARISONS: dict[type[ast.cmpop], str] = {ast.Gt: ">", ast.GtE: ">=", ast.Lt: "<", ast.LtE: "<="}
+
+
+def parse_expression(text: str, card_of: Callable[[str], RewardCard]) -> tuple[Expression, dict[str, RewardCard]]:
+    """Read a composition.
+
+    Args:
+        text: such as "0.7*a + 0.3*b".
+        card_of: the card of a name; a ValueError for one that is not known.
+
+    Returns:
+        The expression, and the cards of the names in it.
+
+    Raises:
+        ExpressionError: a ValueError that shows the place.
+
+    Example:
+        >>> from fk_reward.rewards.registry import reward_card
+        >>> expression, cards = parse_expression("2*(clipscore - 0.5)", reward_card)
+        >>> print(expression, list(cards))
+        2*clipscore - 1 ['clipscore']
+    """
+    source = Source(text)
+    try:
+        tree = ast.parse(source.code, mode="eval")
+    except SyntaxError as error:
+        raise ExpressionError(_syntax_message(error), text, source.place((error.offset or 1) - 1)) from error
+    reader = _Reader(source, card_of)
+    expression = reader.read(tree.body)
+    if not expression.names:
+        raise ExpressionError("A composition needs at least one reward.", text, source.place(0))
+    return expression, reader.cards
+
+
+def _syntax_message(error: SyntaxError) -> str:
+    """Python's words where they are about brackets; the others speak of Python."""
+    about_brackets = "never closed" in error.msg or "unmatched" in error.msg
+    return f"{error.msg.capitalize() if about_brackets else 'This cannot stand here'}. {GRAMMAR}"
+
+
+class _Reader:
+    """Turns a syntax tree into an expression; each kind of node that is known has a method."""
+
+    def __init__(self, source: Source, card_of: Callable[[str], RewardCard]) -> None:
+        self.cards: dict[str, RewardCard] = {}
+        self._source = source
+        self._card_of = card_of
+        self._readers: Mapping[type[ast.AST], Callable[..., Expression]] = {
+            ast.BinOp: self._binary,
+            ast.Call: self._call,
+            ast.Constant: self._number,
+            ast.IfExp: self._gate,
+            ast.Name: self._name,
+            ast.UnaryOp: self._unary,
+        }
+
+    def read(self, node: ast.expr) -> Expression:
+        """Read one node; whatever is wrong with it is told with its place."""
+        try:
+            if type(node) not in self._readers:
+                raise ValueError(f"This cannot stand here. {GRAMMAR}")
+            return self._readers[type(node)](node)
+        except ExpressionError:
+            raise
+        except ValueError as error:
+            raise ExpressionError(str(error), self._source.text, self._source.place(node.col_offset)) from error
+
+    def _name(self, node: ast.Name) -> Expression:
+        name = self._source.words[node.id]
+        if name not in self.cards:
+            self.cards[name] = self._card_of(name)
+        return Part(name)
+
+    def _number(self, node: ast.Constant) -> Expression:
+        value: Any = node.value
+        return make_number(float(value))
+
+    def _unary(self, node: ast.UnaryOp) -> Expression:
+        sign = -1.0 if isinstance(node.op, ast.USub) else 1.0
+        return weighted_sum([(sign, self.read(node.operand))])
+
+    def _binary(self, node: ast.BinOp) -> Expression:
+        left, right = self.read(node.left), self.read(node.right)
+        if isinstance(node.op, ast.Add | ast.Sub):
+            return weighted_sum([(1.0, left), (1.0 if isinstance(node.op, ast.Add) else -1.0, right)])
+        if isinstance(node.op, ast.Mult):
+            if isinstance(left, WeightedSum) and not left.terms:
+                return weighted_sum([(left.constant, right)])
+            return weighted_sum([(self._constant(right, node.right, "One side of * must be a number"), left)])
+        if isinstance(node.op, ast.Div):
+            divisor = self._constant(right, node.right, "What divides must be a number")
+            if divisor == 0:
+                raise ValueError("Division by zero.")
+            return weighted_sum([(1.0 / divisor, left)])
+        raise ValueError(f"This cannot stand here. {GRAMMAR}")
+
+    def _constant(self, expression: Expression, node: ast.expr, what: str) -> float:
+        if isinstance(expression, WeightedSum) and not expression.terms:
+            return expression.constant
+        raise ExpressionError(f"{what}, got {expression}.", self._source.text, self._source.place(node.col_offset))
+
+    def _call(self, node: ast.Call) -> Expression:
+        name = self._source.words[node.func.id] if isinstance(node.func, ast.Name) else ""
+        if name in EXTREMES and not node.keywords:
+            return make_extreme(name, [self.read(operand) for operand in node.args])
+        if name == "z" and len(node.args) == 1:
+            settings = {self._source.words[str(keyword.arg)]: keyword.value for keyword in node.keywords}
+            if settings.keys() <= {"mean", "spread"}:
+                numbers = {
+                    key: self._constant(self.read(at), at, f"{key} must be a number") for key, at in settings.items()
+                }
+                return make_standardized(self.read(node.args[0]), self.cards, **numbers)
+        raise ValueError("Functions are min(a, b, ...), max(a, b, ...), z(a) and z(a, mean=..., spread=...).")
+
+    def _gate(self, node: ast.IfExp) -> Expression:
+        test = node.test
+        if not isinstance(test, ast.Compare) or len(test.ops) != 1 or type(test.ops[0]) not in _COMPARISONS:
+            place = self._source.place(test.col_offset)
+            message = "After if stands one comparison with >, >=, < or <=, such as safety > 0."
+            raise ExpressionError(message, self._source.text, place)
+        condition = self.read(test.left), _COMPARISONS[type(test.ops[0])], self.read(test.comparators[0])
+        missing = isinstance(node.orelse, ast.Constant) and node.orelse.value is ...
+        passed, failed = self.read(node.body), None if missing else self.read(node.orelse)
+        return make_gate(passed, condition, self.cards, failed=failed)

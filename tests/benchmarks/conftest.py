@@ -1,0 +1,19 @@
+"""A tiny pipeline for the shapes benchmark."""
+
+from __future__ import annotations
+
+import pytest
+
+from fk_reward import FKSteeringPipeline
+from fk_reward.benchmarks import shapes_judge
+from fk_reward.benchmarks.overhead import mean_pixel
+from tests.benchmarks.shapes_stage import looks_bright
+
+
+@pytest.fixture
+def pipe(monkeypatch, tiny_sd):
+    monkeypatch.setattr(shapes_judge, "verify", looks_bright)
+    monkeypatch.setattr(shapes_judge, "shows_forbidden_sign", lambda image: bool(image.mean() < 0.5))
+    wrapped = FKSteeringPipeline(tiny_sd(), reward=mean_pixel)
+    wrapped.set_progress_bar_config(disable=True)
+    return wrapped

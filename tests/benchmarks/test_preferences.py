@@ -1,0 +1,134 @@
+"""Accuracy on preference data: by hand, against scipy, with the reward's own preference, and with broken rewards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import mannwhitneyu
+
+from fk_reward.benchmarks.preference_answers import (
+    Answers,
+    area_under_curve,
+    ask_reward,
+    is_label_logit,
+    join_answers,
+    summarize_answers,
+)
+from fk_reward.benchmarks.preferences import accuracy_rows
+from fk_reward.rewards import RewardCard, load_reward
+from fk_reward.rewards.llava_reward import LlavaReward
+from fk_reward.training import read_preferences
+from tests.tiny.phi3_vision import write_phi3_vision
+from tests.training.tiny_training import make_model
+
+
+def brightness(images, prompts):
+    return images.mean(dim=(1, 2, 3))
+
+
+def grey(level):
+    return Image.new("RGB", (28, 28), (level, level, level))
+
+
+def pairs(*levels):
+    """Pairs of grey pictures, chosen and rejected; each prompt stands twice."""
+    rows = [
+        {"prompt": f"prompt {i // 2}", "chosen_path": grey(chosen), "reject_path": grey(rejected)}
+        for i, (chosen, rejected) in enumerate(levels)
+    ]
+    return read_preferences(rows)
+
+
+RIGHT, WRONG = (200, 100), (50, 150)
+
+
+def test_by_hand():
+    tie = read_preferences([{"prompt": ["light", "dark"], "chosen_path": grey(9), "reject_path": grey(9)}])
+    files = {"first": [*pairs(RIGHT, WRONG, RIGHT), *tie], "second": pairs(RIGHT, RIGHT)}
+    first, second, overall = accuracy_rows(load_reward(brightness), files, batch_size=2)
+    assert (first["num"], first["num_prompts"], first["accuracy"], first["ties"]) == (4, 3, 0.5, 0.25)
+    assert first["accuracy_without_ties"] == pytest.approx(2 / 3)
+    assert first["low"] < 0.5 < first["high"]
+    assert (second["accuracy"], second["low"], second["high"]) == (1, 1, 1)
+    assert (overall["file"], overall["num"], overall["accuracy"]) == ("overall", 6, pytest.approx(4 / 6))
+    assert all("auc" not in row for row in (first, second, overall))
+
+
+def test_a_reversed_reward_is_found_out_and_a_card_that_says_so_helps():
+    items = pairs(RIGHT, RIGHT, WRONG)
+    reversed_reward = load_reward(lambda images, prompts: -brightness(images, prompts))
+    reversed_reward.card = RewardCard(name="darkness", summary="lower is better", higher_is_better=False)
+    wrong = load_reward(lambda images, prompts: -brightness(images, prompts))
+    accuracies = [summarize_answers(ask_reward(reward, items))["accuracy"] for reward in (reversed_reward, wrong)]
+    assert accuracies == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_each_picture_is_scored_under_its_own_prompt():
+    rows = [{"prompt": ["true", "false"], "chosen_path": grey(9), "reject_path": grey(9)}]
+    reward = load_reward(lambda images, prompts: torch.tensor([float(prompt == "true") for prompt in prompts]))
+    assert ask_reward(reward, read_preferences(rows)).right.all()
+
+
+def test_batches_change_nothing():
+    items = pairs(RIGHT, WRONG, RIGHT, RIGHT, WRONG)
+    first, second = (ask_reward(load_reward(brightness), items, batch_size=size) for size in (2, 64))
+    assert torch.equal(first.logits, second.logits)
+
+
+def test_area_under_curve_is_that_of_mann_and_whitney():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 6, (40,), generator=generator).float()  # with many ties
+    labels = torch.rand(40, generator=generator) < 0.4
+    expected = mannwhitneyu(scores[labels], scores[~labels]).statistic / (labels.sum() * (~labels).sum())
+    assert area_under_curve(scores, labels) == pytest.approx(float(expected))
+    assert area_under_curve(scores, torch.ones(40, dtype=torch.bool)) is None
+
+
+def labelled():
+    rows = [{"prompt": "", "path": grey(level), "label": label} for level, label in ((9, 0), (99, 1), (50, 0), (40, 1))]
+    return read_preferences(rows)
+
+
+def test_labels_are_ordered_and_have_no_border_unless_the_reward_has_one():
+    (row,) = accuracy_rows(load_reward(brightness), {"labels": labelled()})
+    assert row["auc"] == 0.75
+    assert "accuracy" not in row
+    logits = torch.tensor([-1.0, 2.0, 1.0, 0.5])
+    answers = Answers(logits, torch.tensor([False, True, False, True]), ("a", "b", "c", "d"), is_labelled=True)
+    assert summarize_answers(answers, label_logits=True)["accuracy"] == 0.75
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return write_phi3_vision(tmp_path_factory.mktemp("phi"))
+
+
+def llava_reward(backbone, **config):
+    model = make_model(backbone, **config)
+    return LlavaReward(model.network.eval(), {"alignment": model.key})
+
+
+def test_a_general_preference_answers_as_it_prefers(backbone):
+    reward = llava_reward(backbone, objective="general-preference", value_head_dim=4)
+    items = pairs(RIGHT, WRONG, RIGHT)
+    answers = ask_reward(reward, items, batch_size=2)
+    images = [[getattr(item, name).load() for item in items] for name in ("chosen", "rejected")]
+    probabilities = reward.preference(*images, [item.prompt for item in items]).double()
+    torch.testing.assert_close(answers.logits.sigmoid(), probabilities, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="cannot judge labelled"):
+        ask_reward(reward, labelled())
+
+
+def test_the_border_of_labels_is_for_binary_rewards(backbone):
+    assert is_label_logit(llava_reward(backbone, objective="binary"))
+    assert not is_label_logit(llava_reward(backbone))
+    assert not is_label_logit(load_reward(brightness))
+
+
+def test_pairs_and_labels_are_not_joined():
+    parts = [ask_reward(load_reward(brightness), items) for items in (pairs(RIGHT), labelled())]
+    with pytest.raises(ValueError, match="cannot be joined"):
+        join_answers(parts)
+    with pytest.raises(ValueError, match="at least one"):
+        ask_reward(load_reward(brightness), [])

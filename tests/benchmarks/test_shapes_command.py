@@ -1,0 +1,104 @@
+"""The command of the shapes benchmark: its options, its store, its report."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from fk_reward import FKSteeringPipeline
+from fk_reward.benchmarks import shapes
+from fk_reward.benchmarks.overhead import mean_pixel
+from fk_reward.benchmarks.result_store import ResultStore
+from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.rewards import CallableReward
+from tests.benchmarks.shapes_stage import REWARDS, SETTINGS
+
+
+@pytest.fixture
+def offline(monkeypatch, pipe):
+    def from_pretrained(name, *, reward):
+        return pipe
+
+    monkeypatch.setattr(FKSteeringPipeline, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(shapes, "load_reward", REWARDS.__getitem__)
+
+
+def test_main(offline, tmp_path, capsys):
+    options = {"num_prompts": 2, "num_particles": "2", "steps": 3, "out": tmp_path}
+    options |= {"reward": ["brightness", "darkness", "brightness"]}
+    shapes.main(**options, shard="0/2")
+    assert not (tmp_path / "shapes.json").exists(), "a shard does not report"
+    shapes.main(**options, shard="1/2")
+    shapes.main(report=True, out=tmp_path)
+    summary = json.loads((tmp_path / "shapes.json").read_text(encoding="utf-8"))
+    assert [row["num_results"] for row in summary["methods"]] == [2] * 5
+    assert summary["settings"]["num_steps"] == 3
+    assert summary["settings"]["rewards"] == ["brightness", "darkness"]
+    text = (tmp_path / "shapes.md").read_text(encoding="utf-8")
+    assert "| steered of 2 by darkness | steered of 2 by brightness |" in text
+    assert "Accuracy" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="num_steps 3 -> 4"):
+        shapes.main(**options | {"steps": 4})
+    with pytest.raises(ValueError, match="rewards"):
+        shapes.main(**options | {"reward": ["brightness"]})
+
+
+def test_the_option_may_be_repeated_and_its_text_may_hold_commas(offline, tmp_path, monkeypatch):
+    app, text = typer.Typer(), "min(brightness, 0.5*darkness)"
+    app.command()(shapes.main)
+    monkeypatch.setattr(shapes, "load_reward", lambda name: REWARDS["darkness"])
+    options = ["--num-prompts", "1", "--num-particles", "2", "--steps", "2", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, [*options, "--reward", text, "--reward", "brightness", "--prompts", "sign"])
+    assert result.exit_code == 0, result.output
+    settings = ResultStore(tmp_path).settings
+    assert (settings["rewards"], settings["prompts"]) == ([text, "brightness"], "sign")
+
+
+def test_the_default_reward_is_the_embedded_one():
+    assert inspect.signature(shapes.main).parameters["reward"].default == [DEFAULT_EMBEDDED_REWARD]
+
+
+def test_a_reward_of_which_lower_is_better_is_refused_before_anything_is_drawn(offline, monkeypatch):
+    errors = CallableReward(mean_pixel, "errors")
+    errors.card = replace(errors.card, higher_is_better=False)
+    monkeypatch.setattr(shapes, "load_reward", {"brightness": REWARDS["brightness"], "errors": errors}.__getitem__)
+    with pytest.raises(ValueError, match="lower is better"):
+        shapes.load_models(replace(SETTINGS, rewards=("brightness", "errors")), "cpu")
+
+
+def test_results_of_other_weights_are_refused(pipe, tmp_path):
+    layer = torch.nn.Linear(2, 2)
+    rewards = REWARDS | {"network": CallableReward(layer, "network")}
+    shapes.open_store(tmp_path / "pipe", SETTINGS, pipe=pipe, rewards=rewards)
+    shapes.open_store(tmp_path / "pipe", SETTINGS, pipe=pipe, rewards=rewards)
+    shapes.open_store(tmp_path / "reward", SETTINGS, pipe=pipe, rewards=rewards)
+    with torch.no_grad():
+        layer.bias.add_(1e-3)
+    with pytest.raises(ValueError, match="other settings .weights"):
+        shapes.open_store(tmp_path / "reward", SETTINGS, pipe=pipe, rewards=rewards)
+    with torch.no_grad():
+        layer.bias.sub_(1e-3)
+        next(pipe.unet.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="other settings .weights"):
+        shapes.open_store(tmp_path / "pipe", SETTINGS, pipe=pipe, rewards=rewards)
+
+
+@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "0/0"])
+def test_wrong_shards(text):
+    with pytest.raises(typer.BadParameter, match="i/n"):
+        shapes.parse_shard(text)
+
+
+@pytest.mark.parametrize(
+    "options", [{"potential": "min"}, {"reward_scale": "much"}, {"num_particles": "0"}, {"prompts": "all"}]
+)
+def test_wrong_options_are_refused_before_any_work(tmp_path, options):
+    with pytest.raises(typer.BadParameter):
+        shapes.main(out=tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
