@@ -36,7 +36,6 @@ class FitConfig:
     bf16: bool = False
     save_steps: int = 100
     weight_decay: float = 0.01
-    unused_parameters: bool = False
 
     def training_arguments(self) -> TrainingArguments:
         """The same in the Trainer's words."""
@@ -55,7 +54,7 @@ class FitConfig:
             warmup_steps=self.warmup_steps,
             seed=self.seed,
             use_cpu=not torch.cuda.is_available(),
-            ddp_find_unused_parameters=self.unused_parameters,
+            ddp_find_unused_parameters=False,
             bf16=self.bf16,
             save_steps=self.save_steps,
             save_total_limit=2,

@@ -153,11 +153,15 @@ class Dialogues(Dataset):
 
 
 class DialogueObjective(nn.Module):
-    """Cross-entropy of the answers; pictures are degraded as for the CLIP."""
+    """Cross-entropy of the answers; pictures are degraded as for the CLIP.
+
+    The vision tower stays as it is: trained along, it unlearns shapes long before the language model makes use of them.
+    """
 
     def __init__(self, backbone: PhiVisionBackbone) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(True)
+        backbone.model.vision_embed_tokens.img_processor.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
 
@@ -214,7 +218,6 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         decay_steps=max_steps // 4,
         save_steps=save_steps,
         resume=resume,
-        unused_parameters=True,  # the tower's last norm, which is for CLIP's class token
     )
     if fit(objective, dataset, settings):
         save_mllm(model, tokenizer, config, output_dir / "shapes-mllm")
