@@ -40,10 +40,15 @@ def _changes(prompt: ShapesPrompt) -> dict[str, list[ShapesPrompt]]:
 
 
 @cache
+def _grammar(task: str) -> frozenset[ShapesPrompt]:
+    return frozenset(all_prompts(task))
+
+
+@cache
 def hard_negatives(prompt: ShapesPrompt) -> dict[str, tuple[ShapesPrompt, ...]]:
     """Prompts of the task that differ in one respect: shape, color, count, relation, or swap (of colours or places)."""
-    grammar = set(all_prompts(prompt.task)) - {prompt}
-    kinds = {kind: tuple(p for p in found if p in grammar) for kind, found in _changes(prompt).items()}
+    grammar = _grammar(prompt.task)
+    kinds = {kind: tuple(p for p in found if p in grammar and p != prompt) for kind, found in _changes(prompt).items()}
     return {kind: found for kind, found in kinds.items() if found}
 
 
