@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fk_reward.rewards.base import NonFiniteScoreError, Reward
+from fk_reward.rewards.blip import BlipITM, ImageReward
 from fk_reward.rewards.callable import CallableReward
 from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.clipscore import CLIPScore, clip_score
@@ -19,11 +20,13 @@ from fk_reward.rewards.registry import (
 
 __all__ = [
     "REWARDS",
+    "BlipITM",
     "CLIPScore",
     "CallableReward",
     "CompositeReward",
     "ExpressionError",
     "ImagePreprocessing",
+    "ImageReward",
     "NonFiniteScoreError",
     "Reward",
     "RewardCard",

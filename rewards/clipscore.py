@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
 logger = logging.getLogger(__name__)
+
+HESSEL_PREFIX = "A photo depicts "
+"""What Hessel et al. put before each caption; their public code has it with the space."""
+
+_HESSEL_WEIGHT = 2.5
 
 _CARD = RewardCard(
     name="clipscore",
@@ -85,14 +91,16 @@ class CLIPScore(Reward):
     """Cosine similarity of image and prompt under a CLIP model, times `scale`.
 
     Plain cosine (`scale=1`) is the convention of Singhal et al. 2025 (arXiv 2501.06848) and the unit of the
-    cards; `scale=100` gives the figures that torchmetrics and many tables print. Differentiable with respect
-    to the images; the weights are frozen.
+    cards; `scale=100` gives the figures that torchmetrics and many tables print. `hessel=True` is the definition of
+    Hessel et al. 2021 (arXiv 2104.08718): 2.5 max(cosine, 0), with "A photo depicts " before each prompt; theirs is of
+    ViT-B/32. Differentiable with respect to the images (where that maximum is not 0); the weights are frozen.
 
     Args:
         model: transformers' `CLIPModel`; put into evaluation mode and frozen, in place.
         tokenizer: its tokenizer.
-        preprocessing: resizing, crop and normalisation of its image tower.
-        scale: factor on the cosine, positive; the card's range and spread are multiplied by it.
+        preprocessing: resizing, crop and normalisation of its image tower: images (B, 3, H, W) in [0, 1] to its input.
+        scale: factor on the score, positive; the card's range and spread are multiplied by it.
+        hessel: the published definition in place of the plain cosine.
         batch_size: number of images scored at once; None for all of one size.
         card: facts about the weights, in the unit of the plain cosine.
 
@@ -109,8 +117,9 @@ class CLIPScore(Reward):
         model: CLIPModel,
         tokenizer: CLIPTokenizer,
         *,
-        preprocessing: ImagePreprocessing,
+        preprocessing: Callable[[Tensor], Tensor],
         scale: float = 1.0,
+        hessel: bool = False,
         batch_size: int | None = None,
         card: RewardCard | None = None,
     ) -> None:
@@ -120,9 +129,11 @@ class CLIPScore(Reward):
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.scale = scale
+        self.hessel = hessel
         self.batch_size = batch_size
         self.max_tokens: int = model.config.text_config.max_position_embeddings
-        self.card = _fit_card(card or _OTHER_CARD, scale=scale, max_tokens=self.max_tokens)
+        card = dataclasses.replace(card or _OTHER_CARD, max_prompt_tokens=self.max_tokens)
+        self.card = scale_card(_hessel_card(card) if hessel else card, scale)
         self._warned: set[str] = set()
 
     @classmethod
@@ -132,6 +143,7 @@ class CLIPScore(Reward):
         *,
         torch_dtype: torch.dtype = torch.float32,
         scale: float = 1.0,
+        hessel: bool = False,
         batch_size: int | None = None,
         revision: str = "main",
         card: RewardCard | None = None,
@@ -142,6 +154,7 @@ class CLIPScore(Reward):
             model: hub id or folder.
             torch_dtype: dtype of the weights; whatever the files have is converted.
             scale: as for the class.
+            hessel: as for the class.
             batch_size: as for the class.
             revision: branch, tag or commit of the hub repository.
             card: facts about the weights; by default a card that names the model and leaves its spread open.
@@ -157,6 +170,7 @@ class CLIPScore(Reward):
             CLIPTokenizer.from_pretrained(model, revision=revision),
             preprocessing=ImagePreprocessing.from_pretrained(model, revision=revision),
             scale=scale,
+            hessel=hessel,
             batch_size=batch_size,
             card=card or dataclasses.replace(_OTHER_CARD, weights=str(model)),
         )
@@ -165,13 +179,15 @@ class CLIPScore(Reward):
         """Encode each image and each distinct prompt once; shapes as in `Reward.score`."""
         distinct = list(dict.fromkeys(prompts))
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=images.device)
-        return clip_score(self._embed_images(images), self._embed_prompts(distinct)[rows], scale=self.scale)
+        scores = clip_score(self._embed_images(images), self._embed_prompts(distinct)[rows], scale=self.scale)
+        return _HESSEL_WEIGHT * scores.clamp(min=0) if self.hessel else scores
 
     def _embed_images(self, images: Tensor) -> Tensor:
         pixel_values = self.preprocessing(images).to(self.model.dtype)
         return self.model.get_image_features(pixel_values=pixel_values).pooler_output
 
     def _embed_prompts(self, prompts: list[str]) -> Tensor:
+        prompts = [HESSEL_PREFIX + prompt for prompt in prompts] if self.hessel else prompts
         self._warn_of_truncation(prompts)
         tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         tokens = tokens.to(self.model.device)
@@ -189,12 +205,27 @@ class CLIPScore(Reward):
                 logger.warning("%s reads %d tokens; %d were cut from %r.", name, self.max_tokens, cut, prompt)
 
 
-def _fit_card(card: RewardCard, *, scale: float, max_tokens: int) -> RewardCard:
+def scale_card(card: RewardCard, factor: float) -> RewardCard:
+    """Say of `factor` times a score what a card says of the score.
+
+    Example:
+        >>> scale_card(RewardCard(name="cosine", summary="a cosine", typical_range=(0.1, 0.3)), 10.0).typical_range
+        (1.0, 3.0)
+    """
     low, high = card.typical_range
-    spread = None if card.spread is None else card.spread * scale
-    return dataclasses.replace(
-        card, typical_range=(low * scale, high * scale), spread=spread, max_prompt_tokens=max_tokens
+    spread = None if card.spread is None else card.spread * factor
+    return dataclasses.replace(card, typical_range=(low * factor, high * factor), spread=spread)
+
+
+def _hessel_card(card: RewardCard) -> RewardCard:
+    low, high = card.typical_range
+    clipped = dataclasses.replace(
+        card,
+        summary=f"2.5 times the {card.summary}, at least 0",
+        typical_range=(max(low, 0.0), high),
+        source="Hessel et al. 2021, arXiv 2104.08718",
     )
+    return scale_card(clipped, _HESSEL_WEIGHT)
 
 
 def _build_clipscore(
@@ -202,12 +233,19 @@ def _build_clipscore(
     model: str = _CARD.weights,
     torch_dtype: torch.dtype = torch.float32,
     scale: float = 1.0,
+    hessel: bool = False,
     batch_size: int | None = None,
     revision: str = "main",
 ) -> CLIPScore:
     card = _CARD if model == _CARD.weights else dataclasses.replace(_CARD, weights=model)
     return CLIPScore.from_pretrained(
-        model, torch_dtype=torch_dtype, scale=scale, batch_size=batch_size, revision=revision, card=card
+        model,
+        torch_dtype=torch_dtype,
+        scale=scale,
+        hessel=hessel,
+        batch_size=batch_size,
+        revision=revision,
+        card=card,
     )
 
 

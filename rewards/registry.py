@@ -21,7 +21,9 @@ ENTRY_POINT_GROUP = "fk_reward.rewards"
 """Entry-point group in which other packages register a `RewardEntry`."""
 
 REWARDS: dict[str, str] = {
+    "blip-itm": "fk_reward.rewards.blip.itm:BLIP_ITM",
     "clipscore": "fk_reward.rewards.clipscore:CLIPSCORE",
+    "imagereward": "fk_reward.rewards.blip.imagereward:IMAGEREWARD",
     "llava-reward": "fk_reward.rewards.llava_reward.entries:LLAVA_REWARD",
     "llava-reward-alignment": "fk_reward.rewards.llava_reward.entries:ALIGNMENT",
     "llava-reward-alignment@qwen": "fk_reward.rewards.llava_reward.entries:ALIGNMENT_QWEN",
@@ -31,8 +33,15 @@ REWARDS: dict[str, str] = {
     "llava-reward-safety@qwen": "fk_reward.rewards.llava_reward.entries:SAFETY_QWEN",
     "llava-reward-overall": "fk_reward.rewards.llava_reward.entries:OVERALL",
     "llava-reward-overall@qwen": "fk_reward.rewards.llava_reward.entries:OVERALL_QWEN",
+    "llava-score": "fk_reward.rewards.vqascore.entries:LLAVA_SCORE",
+    "q-align": "fk_reward.rewards.q_align:Q_ALIGN",
     "shapes-clipscore": "fk_reward.rewards.clipscore:SHAPES_CLIPSCORE",
     "shapes-verifier": "fk_reward.rewards.shapes_verifier:SHAPES_VERIFIER",
+    "vlm-judge": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE",
+    "vlm-judge-alignment": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE_ALIGNMENT",
+    "vlm-judge-preference": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE_PREFERENCE",
+    "vlm-judge-safety": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE_SAFETY",
+    "vqascore": "fk_reward.rewards.vqascore.entries:VQASCORE",
 }
 """Name -> "module:attribute" of a `RewardEntry`. The modules are imported only when their name is asked for."""
 

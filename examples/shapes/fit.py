@@ -98,11 +98,14 @@ class EMACallback(TrainerCallback):
         self.ema.copy_to(self.parameters)
 
 
-def fit(model: nn.Module, dataset: Dataset, config: FitConfig) -> bool:
+def fit(
+    model: nn.Module, dataset: Dataset, config: FitConfig, parameter_groups: list[dict[str, Any]] | None = None
+) -> bool:
     """Trains `model`, whose forward takes a batch of `dataset` and returns `{"loss": ...}`; leaves the average in it.
 
     Randomness inside the model's forward comes from torch's global generator, which is seeded here and whose state the
-    Trainer keeps in each checkpoint, so that a resumed run is the same run.
+    Trainer keeps in each checkpoint, so that a resumed run is the same run. Groups of parameters may have a learning
+    rate `lr` of their own.
 
     Returns:
         Whether this is the process that should save the model (of several, where `torchrun` started them).
@@ -110,11 +113,27 @@ def fit(model: nn.Module, dataset: Dataset, config: FitConfig) -> bool:
     arguments = config.training_arguments()
     checkpoint = get_last_checkpoint(arguments.output_dir) if config.resume else None
     average = EMACallback(model, config.ema_decay, checkpoint)
-    trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=_as_is, callbacks=[average])
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=dataset,
+        data_collator=_as_is,
+        callbacks=[average],
+        optimizers=(None if parameter_groups is None else _optimizer(parameter_groups, arguments), None),
+    )
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     print(f"trained to step {trainer.state.global_step} in {(time.perf_counter() - start) / 60:.1f} minutes")
     return trainer.is_world_process_zero()
+
+
+def _optimizer(parameter_groups: list[dict[str, Any]], arguments: TrainingArguments) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameter_groups,
+        lr=arguments.learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        weight_decay=arguments.weight_decay,
+    )
 
 
 def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -54,6 +54,7 @@ def hub_config(tower: dict, tokenizer: PreTrainedTokenizerFast) -> dict:
         "embd_layer": dict(EMBEDDING_LAYER),
         "img_processor": {"image_dim_out": tower["hidden_size"], "layer_idx": -1, "name": "clip_vision_model"},
         "hidden_act": "silu",
+        "initializer_range": 0.08,
         "max_position_embeddings": 512,
         "original_max_position_embeddings": 512,
         "rms_norm_eps": 1e-05,
@@ -153,17 +154,22 @@ class Dialogues(Dataset):
 
 
 class DialogueObjective(nn.Module):
-    """Cross-entropy of the answers; pictures are degraded as for the CLIP.
-
-    The vision tower stays as it is: trained along, it unlearns shapes long before the language model makes use of them.
-    """
+    """Cross-entropy of the answers; pictures are degraded as for the CLIP."""
 
     def __init__(self, backbone: PhiVisionBackbone) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(True)
-        backbone.model.vision_embed_tokens.img_processor.requires_grad_(False)
+        tower = backbone.model.vision_embed_tokens.img_processor
+        tower.post_layernorm.requires_grad_(False)  # is for CLIP's class token, nothing here reads it
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
+
+    def parameter_groups(self, tower_learning_rate: float) -> list[dict]:
+        """The vision tower learns slowly: at the pace of the rest it unlearns shapes before they are of any use."""
+        tower = list(self.backbone.model.vision_embed_tokens.img_processor.parameters())
+        known = set(map(id, tower))
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        return [{"params": rest}, {"params": [p for p in tower if p.requires_grad], "lr": tower_learning_rate}]
 
     def features(self, pixels: Tensor) -> Tensor:
         """What `backbone.encode_images` gives where a picture is its own overview and only crop, at half the cost."""
@@ -194,6 +200,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     max_steps: int = 7000,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
+    tower_learning_rate: float = 1e-4,
     seed: int = 0,
     save_steps: int = 200,
     resume: bool = False,
@@ -219,7 +226,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         save_steps=save_steps,
         resume=resume,
     )
-    if fit(objective, dataset, settings):
+    if fit(objective, dataset, settings, objective.parameter_groups(tower_learning_rate)):
         save_mllm(model, tokenizer, config, output_dir / "shapes-mllm")
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from tests.tiny.blip_itm import write_blip_itm
+from tests.tiny.imagereward import write_imagereward
 from tests.tiny.llava_reward import write_tiny
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
@@ -66,7 +68,13 @@ def tiny_files(tiny_clip, tmp_path_factory):
         write_tiny(tmp_path_factory.mktemp(model_type), model_type, general_preference=())
         for model_type in ("phi3_v", "qwen2_5_vl")
     )
-    return SimpleNamespace(clip=tiny_clip, phi=phi, qwen=qwen)
+    return SimpleNamespace(
+        blip_itm=str(write_blip_itm(tmp_path_factory.mktemp("blip-itm"))),
+        clip=tiny_clip,
+        imagereward=write_imagereward(tmp_path_factory.mktemp("imagereward")),
+        phi=phi,
+        qwen=qwen,
+    )
 
 
 @pytest.fixture(scope="session")
