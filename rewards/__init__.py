@@ -9,6 +9,7 @@ from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.clipscore import CLIPScore, clip_score
 from fk_reward.rewards.composition import CompositeReward, ExpressionError, gate, maximum, minimum, standardize
 from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.q_align import QAlign
 from fk_reward.rewards.registry import (
     REWARDS,
     RewardEntry,
@@ -17,6 +18,7 @@ from fk_reward.rewards.registry import (
     load_reward,
     reward_card,
 )
+from fk_reward.rewards.vqascore import VQAScore
 
 __all__ = [
     "REWARDS",
@@ -28,10 +30,12 @@ __all__ = [
     "ImagePreprocessing",
     "ImageReward",
     "NonFiniteScoreError",
+    "QAlign",
     "Reward",
     "RewardCard",
     "RewardEntry",
     "RewardLoadError",
+    "VQAScore",
     "available_rewards",
     "clip_score",
     "gate",

@@ -21,8 +21,11 @@ ENTRY_POINT_GROUP = "fk_reward.rewards"
 """Entry-point group in which other packages register a `RewardEntry`."""
 
 REWARDS: dict[str, str] = {
+    "aesthetic": "fk_reward.rewards.aesthetic:AESTHETIC",
     "blip-itm": "fk_reward.rewards.blip.itm:BLIP_ITM",
     "clipscore": "fk_reward.rewards.clipscore:CLIPSCORE",
+    "hpsv2": "fk_reward.rewards.hps:HPSV2",
+    "hpsv2.1": "fk_reward.rewards.hps:HPSV2_1",
     "imagereward": "fk_reward.rewards.blip.imagereward:IMAGEREWARD",
     "llava-reward": "fk_reward.rewards.llava_reward.entries:LLAVA_REWARD",
     "llava-reward-alignment": "fk_reward.rewards.llava_reward.entries:ALIGNMENT",
@@ -34,6 +37,7 @@ REWARDS: dict[str, str] = {
     "llava-reward-overall": "fk_reward.rewards.llava_reward.entries:OVERALL",
     "llava-reward-overall@qwen": "fk_reward.rewards.llava_reward.entries:OVERALL_QWEN",
     "llava-score": "fk_reward.rewards.vqascore.entries:LLAVA_SCORE",
+    "pickscore": "fk_reward.rewards.pickscore:PICKSCORE",
     "q-align": "fk_reward.rewards.q_align:Q_ALIGN",
     "shapes-clipscore": "fk_reward.rewards.clipscore:SHAPES_CLIPSCORE",
     "shapes-verifier": "fk_reward.rewards.shapes_verifier:SHAPES_VERIFIER",

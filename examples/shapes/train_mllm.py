@@ -196,6 +196,7 @@ class DialogueObjective(nn.Module):
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
     scenes: Path = Path("runs/mixed_scenes.safetensors"),
     clip: str = "shapes-clip",
+    start_from: Path | None = None,
     output_dir: Path = Path("runs/mllm"),
     max_steps: int = 7000,
     batch_size: int = 32,
@@ -205,15 +206,20 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     save_steps: int = 200,
     resume: bool = False,
 ) -> None:
-    """Trains on the scenes that `make_mixed_scenes.py` wrote and saves the model in `shapes-mllm`."""
+    """Trains on the scenes that `make_mixed_scenes.py` wrote and saves the model in `shapes-mllm`.
+
+    `start_from` is a checkpoint of an earlier stage, of which the weights are taken and nothing else.
+    """
     torch.manual_seed(seed)
     data, tower = load_file(scenes), CLIPModel.from_pretrained(resolve_model(clip))
-    learned = train_mllm_tokenizer(corpus(data["objects"][::20], seed=seed))
+    learned = train_mllm_tokenizer(corpus(data["objects"][::20], seed=0))  # the same in each stage
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=learned, **ROLES)
     config = hub_config(vision_config(tower), tokenizer)
     model = make_model(config, tower)
     backbone = PhiVisionBackbone(model, tokenizer, num_crops=1)
     objective, dataset = DialogueObjective(backbone), Dialogues(data, backbone, length=10_000_000, seed=seed)
+    if start_from is not None:
+        objective.load_state_dict(load_file(start_from / "model.safetensors"))
     settings = FitConfig(
         output_dir=output_dir,
         max_steps=max_steps,

@@ -17,6 +17,7 @@ DOCUMENTED_PACKAGES = (
     "fk_reward.pipelines",
     "fk_reward.rewards",
     "fk_reward.rewards.llava_reward",
+    "fk_reward.rewards.vlm_judge",
     "fk_reward.training",
 )
 SOURCE_PATH = r"`((?:fk_reward|pipelines|rewards|training|tests|scripts|examples)/[\w/]+(?:\.py|/))`"

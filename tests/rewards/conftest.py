@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from tests.tiny.aesthetic import mlp_tensors, write_head
+from tests.tiny.answer_models import write_llava
 from tests.tiny.blip_itm import write_blip_itm
 from tests.tiny.imagereward import write_imagereward
 from tests.tiny.llava_reward import write_tiny
+from tests.tiny.open_clip import write_hps
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
@@ -68,10 +71,14 @@ def tiny_files(tiny_clip, tmp_path_factory):
         write_tiny(tmp_path_factory.mktemp(model_type), model_type, general_preference=())
         for model_type in ("phi3_v", "qwen2_5_vl")
     )
+    clip_family = tmp_path_factory.mktemp("clip-family")
     return SimpleNamespace(
+        aesthetic_head=write_head(clip_family / "aesthetic.pth", mlp_tensors(16)),
         blip_itm=str(write_blip_itm(tmp_path_factory.mktemp("blip-itm"))),
         clip=tiny_clip,
+        hps=write_hps(clip_family / "hps.pt"),
         imagereward=write_imagereward(tmp_path_factory.mktemp("imagereward")),
+        llava=write_llava(tmp_path_factory.mktemp("llava")),
         phi=phi,
         qwen=qwen,
     )

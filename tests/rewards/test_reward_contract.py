@@ -19,17 +19,26 @@ def llava_options(name, tiny):
 
 JUDGES = ("", "-alignment", "-preference", "-safety")
 REWARDS_UNDER_TEST = {  # name -> options with which it can be built offline
+    "aesthetic": lambda name, tiny: {"weights": tiny.aesthetic_head, "model": tiny.clip},
     "blip-itm": lambda name, tiny: {"model": tiny.blip_itm},
     "clipscore": lambda name, tiny: {"model": tiny.clip},
+    "hpsv2": lambda name, tiny: {"weights": tiny.hps, "tokenizer": tiny.clip},
+    "hpsv2.1": lambda name, tiny: {"weights": tiny.hps, "tokenizer": tiny.clip},
     "imagereward": lambda name, tiny: {"weights": tiny.imagereward, "tokenizer": tiny.imagereward / "tokenizer"},
     "llava-reward": lambda name, tiny: llava_options(name, tiny) | {"dimension": "alignment"},
     **{f"llava-reward-{dimension}": llava_options for dimension in ("alignment", "fidelity", "safety", "overall")},
     **{f"llava-reward-{dimension}@qwen": llava_options for dimension in ("alignment", "fidelity", "safety", "overall")},
+    "llava-score": lambda name, tiny: {"model": tiny.llava, "torch_dtype": torch.float32},
+    "pickscore": lambda name, tiny: {"model": tiny.clip, "processor": tiny.clip},
+    "q-align": lambda name, tiny: {"model": tiny.llava, "torch_dtype": torch.float32},
     "shapes-clipscore": lambda name, tiny: {},
     "shapes-verifier": lambda name, tiny: {},
+    "vqascore": lambda name, tiny: {"model": tiny.llava, "torch_dtype": torch.float32, "against": "No"},
     **{f"vlm-judge{kind}": lambda name, tiny: {"engine": ScriptedEngine()} for kind in JUDGES},
 }
 EXEMPT = {  # name -> checks that do not hold, and are not meant to
+    "aesthetic": {"prompts_matter"},  # marks the picture alone
+    "q-align": {"prompts_matter"},  # rates the picture alone
     "vlm-judge-preference": {"batch_invariance", "prompts_matter", "batches"},  # compares the images of one prompt
     "vlm-judge-safety": {"prompts_matter"},  # judges the picture alone
 }

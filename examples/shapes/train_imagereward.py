@@ -1,0 +1,152 @@
+"""Trains `shapes-imagereward`, an ImageReward in small, on the preferences of the adapters for alignment."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from pathlib import Path
+
+import torch
+import typer
+from clip_tower import start_from_clip
+from fit import FitConfig, fit
+from scene_data import TensorsDataset
+from torch import Tensor, nn
+from transformers import BertTokenizer, CLIPModel
+
+from fk_reward.models import resolve_model
+from fk_reward.rewards import ImageReward
+from fk_reward.rewards.blip.imagereward_files import ImageRewardConfig
+from fk_reward.rewards.blip.imagereward_model import ImageRewardModel
+from fk_reward.rewards.blip.imagereward_sizes import ImageRewardSizes
+from fk_reward.rewards.blip.preprocessing import TorchvisionPreprocessing
+from fk_reward.rewards.blip.prompts import with_blip_tokens
+from fk_reward.shapes import train_prompts
+from fk_reward.training import PreferencePair, bradley_terry_loss, read_preferences
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CONFIG = ImageRewardConfig(head_size=32, max_tokens=16)
+SIZES = ImageRewardSizes(
+    image_size=64,
+    patch_size=8,
+    vision_width=128,
+    vision_mlp_width=256,
+    vision_layers=4,
+    vocab_size=0,  # that of the tokenizer
+    max_positions=CONFIG.max_tokens,
+    text_width=128,
+    text_mlp_width=256,
+    text_layers=4,
+    mlp_widths=(128, 128, 64, 32, 16),
+)
+
+
+def make_tokenizer() -> BertTokenizer:
+    """Every word of the grammar is one token; other words fall back to letters."""
+    words = sorted({word for prompt in train_prompts() for word in prompt.text.split()})
+    letters = string.ascii_lowercase + string.digits
+    pieces = [*SPECIAL_TOKENS, *words, *letters, *(f"##{letter}" for letter in letters)]
+    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    return with_blip_tokens(BertTokenizer(vocab=vocab, model_max_length=CONFIG.max_tokens))
+
+
+def tensors_of(pairs: list[PreferencePair], tokenizer: BertTokenizer) -> dict[str, Tensor]:
+    """Pictures `(N, 2, 3, H, W)` uint8 and tokens `(N, 2, L)` of N pairs, the chosen one first."""
+    texts = [prompt for pair in pairs for prompt in pair.prompts]
+    tokens = tokenizer(
+        texts,
+        padding="max_length",
+        truncation=True,
+        max_length=CONFIG.max_tokens,
+        return_token_type_ids=False,
+        return_tensors="pt",
+    )
+    images = [torch.stack([(image.load() * 255).round().byte() for image in pair.images]) for pair in pairs]
+    return {"images": torch.stack(images), **{name: ids.view(len(pairs), 2, -1) for name, ids in tokens.items()}}
+
+
+class PreferenceObjective(nn.Module):
+    """The Bradley-Terry loss of the raw scores, as ImageReward has it: without a temperature or a margin."""
+
+    def __init__(self, model: ImageRewardModel) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocessing = TorchvisionPreprocessing.of_clip(model.sizes.image_size)
+
+    def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """Takes rows of `tensors_of`."""
+        chosen, rejected = self.scores(images, input_ids, attention_mask).unbind(1)
+        return {"loss": bradley_terry_loss(chosen, rejected, temperature=1.0)}
+
+    def scores(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Raw scores `(B, 2)`, of the chosen and of the rejected side."""
+        pixels = self.preprocessing(images.flatten(0, 1) / 255)
+        return self.model(pixels, input_ids.flatten(0, 1), attention_mask.flatten(0, 1)).view(len(images), 2)
+
+
+@torch.no_grad()
+def score_all(objective: PreferenceObjective, data: dict[str, Tensor], batch_size: int = 100) -> Tensor:
+    """Raw scores `(N, 2)`, without dropout."""
+    objective.eval()
+    device = next(objective.parameters()).device
+    starts = range(0, len(data["images"]), batch_size)
+    batches = ({name: rows[i : i + batch_size].to(device) for name, rows in data.items()} for i in starts)
+    return torch.cat([objective.scores(**batch) for batch in batches])
+
+
+def make_model(tokenizer: BertTokenizer, pixels: Tensor | None) -> ImageRewardModel:
+    """The network, its picture tower from `shapes-clip` where there are pictures to fit it by; otherwise untrained."""
+    sizes = dataclasses.replace(SIZES, vocab_size=len(tokenizer))
+    model = ImageRewardModel(sizes, head_size=CONFIG.head_size)
+    if pixels is not None:
+        start_from_clip(model.vision, CLIPModel.from_pretrained(resolve_model("shapes-clip")), pixels)
+    return model
+
+
+def main(  # noqa: PLR0913, PLR0917 (a command's options)
+    preferences: Path = Path("runs/preferences/alignment"),
+    output_dir: Path = Path("runs/imagereward"),
+    max_steps: int = 3000,
+    batch_size: int = 64,
+    learning_rate: float = 5e-4,
+    clip_tower: bool = True,
+    seed: int = 0,
+    save_steps: int = 250,
+    resume: bool = False,
+) -> None:
+    """Trains on `train.parquet`, standardises by the scores of `validation.parquet`, saves `shapes-imagereward`."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    train, validation = (
+        tensors_of(read_preferences(preferences / f"{name}.parquet"), tokenizer) for name in ("train", "validation")
+    )
+    preprocessing = TorchvisionPreprocessing.of_clip(SIZES.image_size)
+    pixels = preprocessing(train["images"][:100, 0] / 255) if clip_tower else None
+    objective = PreferenceObjective(make_model(tokenizer, pixels))
+    config = FitConfig(
+        output_dir=output_dir,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=0.05,
+        seed=seed,
+        ema_decay=0.998,
+        warmup_steps=min(100, max_steps // 4),
+        decay_steps=max_steps // 4,
+        save_steps=save_steps,
+        resume=resume,
+        bf16=True,
+    )
+    if fit(objective, TensorsDataset(**train), config):
+        save(objective, tokenizer, score_all(objective, validation), output_dir / "shapes-imagereward")
+
+
+def save(objective: PreferenceObjective, tokenizer: BertTokenizer, scores: Tensor, folder: Path) -> None:
+    """Prints the share of pairs that raw `scores` `(N, 2)` get right, and saves in float16, standardised by them."""
+    print(f"accuracy {(scores[:, 0] > scores[:, 1]).double().mean():.4f} on the validation set")
+    config = dataclasses.replace(CONFIG, mean=scores.mean().item(), std=scores.std().item())
+    ImageReward(objective.model, tokenizer, config=config).to(dtype=torch.float16).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,185 @@
+"""ImageReward: human preference learnt on top of BLIP."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fk_reward.rewards.base import Reward
+from fk_reward.rewards.blip.preprocessing import TorchvisionPreprocessing
+from fk_reward.rewards.blip.prompts import PromptTokens, with_blip_tokens
+from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.registry import RewardEntry
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer
+
+    from fk_reward.rewards.blip.imagereward_files import ImageRewardConfig
+    from fk_reward.rewards.blip.imagereward_model import ImageRewardModel
+
+_CARD = RewardCard(
+    name="imagereward",
+    summary="ImageReward: human preference, by BLIP ViT-L",
+    typical_range=(-2.0, 2.0),  # two standard deviations about the mean: its authors standardised the score
+    differentiable=True,
+    max_prompt_tokens=35,
+    licence="Apache-2.0",
+    source="Xu et al. 2023, arXiv 2304.05977; github.com/THUDM/ImageReward",
+    weights="zai-org/ImageReward",
+    memory="1.8 GB in float32, 0.9 GB in float16",
+)
+
+_OTHER_CARD = dataclasses.replace(
+    _CARD, licence="that of the weights", weights="given by the caller", memory="that of the model"
+)
+
+_SHAPES_CARD = dataclasses.replace(
+    _CARD,
+    name="shapes-imagereward",
+    summary="ImageReward in small, trained on preferences between 64x64 pictures of coloured shapes",
+    max_prompt_tokens=16,
+    source="trained by the scripts in examples/shapes",
+    weights="in the package",
+    memory="6 MB in float32",
+)
+
+
+class ImageReward(Reward):
+    """Score of human preference for a picture given its prompt; standardised by its authors to mean 0 and deviation 1.
+
+    Differentiable with respect to the images; the weights are frozen.
+
+    Args:
+        model: the network; put into evaluation mode and frozen, in place.
+        tokenizer: that of BERT, with as many tokens as the text encoder has embeddings.
+        config: standardisation and length of the prompts.
+        batch_size: number of images scored at once; None for all of one size.
+        card: facts about the weights.
+
+    Raises:
+        ValueError: when the tokenizer is of another model, or `config.max_tokens` is more than it has positions.
+
+    Example:
+        >>> reward = ImageReward.from_pretrained("ImageReward.pt", tokenizer="bert-base-uncased")  # doctest: +SKIP
+        >>> scores = reward(images, "a photo of a cat")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: ImageRewardModel,
+        tokenizer: BertTokenizer,
+        *,
+        config: ImageRewardConfig,
+        batch_size: int | None = None,
+        card: RewardCard | None = None,
+    ) -> None:
+        _check_text(model, tokenizer, config.max_tokens)
+        self.model = model.eval().requires_grad_(False)
+        self.config = config
+        self.batch_size = batch_size
+        self.card = dataclasses.replace(card or _OTHER_CARD, max_prompt_tokens=config.max_tokens)
+        self.prompts = PromptTokens(tokenizer, max_tokens=config.max_tokens, name=self.card.name)
+        self.preprocessing = TorchvisionPreprocessing.of_clip(model.sizes.image_size)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: str | os.PathLike[str] = _CARD.weights,
+        *,
+        tokenizer: str | os.PathLike[str] | None = None,
+        head_size: int | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        batch_size: int | None = None,
+        revision: str = "main",
+        card: RewardCard | None = None,
+    ) -> ImageReward:
+        """Load `ImageReward.pt`, or a folder that `save_pretrained` wrote. Sizes are read from the tensors.
+
+        Args:
+            weights: the file, a folder that holds it, or a hub id.
+            tokenizer: folder or hub id of BERT's tokenizer; by default `google-bert/bert-base-uncased`, or the one in
+                the folder. BLIP's two special tokens are added where they are absent.
+            head_size: width of the attention heads, which no tensor shows; by default 64, as in every BLIP, or what the
+                folder says.
+            torch_dtype: dtype of the weights; whatever the files have is converted.
+            batch_size: as for the class.
+            revision: branch, tag or commit of the hub repository of the weights.
+            card: facts about the weights; by default a card that names them.
+
+        Raises:
+            FileNotFoundError: when files are missing.
+            ValueError: when the tensors are not exactly those of an ImageReward, or the tokenizer is of another model.
+        """
+        from transformers import BertTokenizer
+
+        from fk_reward.rewards.blip.imagereward_files import find_files, read_model
+
+        files = find_files(weights, revision=revision)
+        config = files.config if head_size is None else dataclasses.replace(files.config, head_size=head_size)
+        return cls(
+            read_model(files.tensors, head_size=config.head_size, dtype=torch_dtype),
+            with_blip_tokens(BertTokenizer.from_pretrained(tokenizer or files.tokenizer)),
+            config=config,
+            batch_size=batch_size,
+            card=card or dataclasses.replace(_OTHER_CARD, weights=str(weights)),
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder that `from_pretrained` reads: tensors in their present dtype, configuration and tokenizer."""
+        from fk_reward.rewards.blip.imagereward_files import write_model
+
+        write_model(Path(folder), self.model, self.config)
+        self.prompts.tokenizer.save_pretrained(folder)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Read every prompt in the light of its picture, in one pass; shapes as in `Reward.score`."""
+        tokens = self.prompts(prompts).to(images.device)
+        raw = self.model(self.preprocessing(images), tokens["input_ids"], tokens["attention_mask"])
+        return (raw - self.config.mean) / self.config.std
+
+
+def _check_text(model: ImageRewardModel, tokenizer: BertTokenizer, max_tokens: int) -> None:
+    if len(tokenizer) != model.sizes.vocab_size:
+        raise ValueError(
+            f"The text encoder knows {model.sizes.vocab_size} tokens and the tokenizer {len(tokenizer)}: "
+            "pass tokenizer=<folder or hub id> of the one that it was trained with."
+        )
+    if max_tokens > model.sizes.max_positions:
+        raise ValueError(f"max_tokens is {max_tokens}, but the text encoder has {model.sizes.max_positions} positions.")
+
+
+def _build_imagereward(
+    *,
+    weights: str | os.PathLike[str] = _CARD.weights,
+    tokenizer: str | os.PathLike[str] | None = None,
+    head_size: int | None = None,
+    torch_dtype: torch.dtype = torch.float32,
+    batch_size: int | None = None,
+    revision: str = "main",
+) -> ImageReward:
+    return ImageReward.from_pretrained(
+        weights,
+        tokenizer=tokenizer,
+        head_size=head_size,
+        torch_dtype=torch_dtype,
+        batch_size=batch_size,
+        revision=revision,
+        card=_CARD if weights == _CARD.weights else None,
+    )
+
+
+def _build_shapes_imagereward(
+    *, torch_dtype: torch.dtype = torch.float32, batch_size: int | None = None
+) -> ImageReward:
+    return ImageReward.from_pretrained(
+        "shapes-imagereward", torch_dtype=torch_dtype, batch_size=batch_size, card=_SHAPES_CARD
+    )
+
+
+IMAGEREWARD = RewardEntry(_CARD, _build_imagereward)
+SHAPES_IMAGEREWARD = RewardEntry(_SHAPES_CARD, _build_shapes_imagereward)

@@ -1,0 +1,197 @@
+"""BLIP's image-text matching: whether a picture and a text belong together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fk_reward.rewards.base import Reward
+from fk_reward.rewards.blip.fusion import fused_states
+from fk_reward.rewards.blip.prompts import PromptTokens
+from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.registry import RewardEntry
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer, BlipForImageTextRetrieval
+
+MatchUnit = Literal["probability", "logit"]
+
+_CARD = RewardCard(
+    name="blip-itm",
+    summary="probability of BLIP that the picture and the prompt match",
+    typical_range=(0.0, 1.0),
+    differentiable=True,
+    max_prompt_tokens=35,
+    licence="BSD-3-Clause",
+    source="Li et al. 2022, arXiv 2201.12086, image-text matching; github.com/salesforce/BLIP",
+    weights="Salesforce/blip-itm-base-coco",
+    memory="0.9 GB in float32, 0.45 GB in float16",
+)
+
+_OTHER_CARD = dataclasses.replace(
+    _CARD, licence="that of the weights", weights="given by the caller", memory="that of the model"
+)
+
+_PROCESSOR_DEFAULTS = {"do_center_crop": False, "size": {"height": 384, "width": 384}}
+"""What transformers' `BlipImageProcessor` assumes and CLIP's does not."""
+
+
+def match_scores(logits: Tensor, *, unit: MatchUnit = "probability") -> Tensor:
+    """Turn the two outputs of the matching head into one score, in float32.
+
+    Args:
+        logits: (B, 2), of "no match" and "match".
+        unit: "probability", P(match) in (0, 1), or "logit", its log-odds: the second output minus the first.
+
+    Returns:
+        (B,), larger for a better match in either unit.
+
+    Raises:
+        ValueError: for another unit.
+
+    Example:
+        >>> match_scores(torch.tensor([[1.0, 1.0], [0.0, 20.0]]))
+        tensor([0.5000, 1.0000])
+        >>> match_scores(torch.tensor([[1.0, 1.0], [0.0, 20.0]]), unit="logit")
+        tensor([ 0., 20.])
+
+    B: number of pairs.
+    """
+    _check_unit(unit)
+    log_odds = logits[:, 1].float() - logits[:, 0].float()
+    return log_odds.sigmoid() if unit == "probability" else log_odds
+
+
+class BlipITM(Reward):
+    """How likely BLIP finds it that a picture and its prompt match.
+
+    The default is P(match), as published figures have it; near 0 and 1 it is flat, so that good pictures hardly
+    differ. `unit="logit"`, its log-odds, orders pictures alike and is nowhere flat.
+    Differentiable with respect to the images; the weights are frozen.
+
+    Args:
+        model: transformers' model; put into evaluation mode and frozen, in place.
+        tokenizer: its tokenizer.
+        preprocessing: resizing and normalisation of its pictures.
+        unit: "probability" or "logit".
+        max_tokens: number of tokens that are read of a prompt; 35 in BLIP's own code.
+        batch_size: number of images scored at once; None for all of one size.
+        card: facts about the weights, in the unit of the probability.
+
+    Raises:
+        ValueError: for another unit, or when `max_tokens` is more than the text encoder has positions.
+
+    Example:
+        >>> reward = BlipITM.from_pretrained("Salesforce/blip-itm-large-coco", unit="logit")  # doctest: +SKIP
+        >>> scores = reward(images, "a photo of a cat")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: BlipForImageTextRetrieval,
+        tokenizer: BertTokenizer,
+        *,
+        preprocessing: ImagePreprocessing,
+        unit: MatchUnit = "probability",
+        max_tokens: int = 35,
+        batch_size: int | None = None,
+        card: RewardCard | None = None,
+    ) -> None:
+        positions = model.config.text_config.max_position_embeddings
+        if max_tokens > positions:
+            raise ValueError(f"max_tokens is {max_tokens}, but the text encoder has {positions} positions.")
+        self.card = _fit_card(card or _OTHER_CARD, unit=unit, max_tokens=max_tokens)
+        self.model = model.eval().requires_grad_(False)
+        self.preprocessing = preprocessing
+        self.unit = unit
+        self.batch_size = batch_size
+        self.prompts = PromptTokens(tokenizer, max_tokens=max_tokens, name=self.card.name)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] = _CARD.weights,
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+        unit: MatchUnit = "probability",
+        max_tokens: int = 35,
+        batch_size: int | None = None,
+        revision: str = "main",
+        card: RewardCard | None = None,
+    ) -> BlipITM:
+        """Load model, tokenizer and preprocessing from a hub repository or folder in the layout of transformers.
+
+        Args:
+            model: hub id or folder.
+            torch_dtype: dtype of the weights; whatever the files have is converted.
+            unit: as for the class.
+            max_tokens: as for the class.
+            batch_size: as for the class.
+            revision: branch, tag or commit of the hub repository.
+            card: facts about the weights; by default a card that names the model.
+
+        Raises:
+            OSError: when files are missing.
+            ValueError: when the image processor does something that `ImagePreprocessing` does not reproduce.
+        """
+        from transformers import BertTokenizer, BlipForImageTextRetrieval, ImageProcessingMixin
+
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(model, revision=revision)
+        return cls(
+            BlipForImageTextRetrieval.from_pretrained(model, dtype=torch_dtype, revision=revision),
+            BertTokenizer.from_pretrained(model, revision=revision),
+            preprocessing=ImagePreprocessing.from_config({**_PROCESSOR_DEFAULTS, **settings}),
+            unit=unit,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            card=card or dataclasses.replace(_OTHER_CARD, weights=str(model)),
+        )
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Read every prompt in the light of its picture, in one pass; shapes as in `Reward.score`."""
+        tokens = self.prompts(prompts).to(images.device)
+        states = fused_states(self.model.vision_model, self.model.text_encoder, self.preprocessing(images), tokens)
+        return match_scores(self.model.itm_head(states), unit=self.unit)
+
+
+def _check_unit(unit: str) -> None:
+    if unit not in get_args(MatchUnit):
+        raise ValueError(f"unit must be one of {get_args(MatchUnit)}, got {unit!r}.")
+
+
+def _fit_card(card: RewardCard, *, unit: MatchUnit, max_tokens: int) -> RewardCard:
+    _check_unit(unit)
+    card = dataclasses.replace(card, max_prompt_tokens=max_tokens)
+    if unit == "probability":
+        return card
+    summary = "log-odds of BLIP that the picture and the prompt match"
+    return dataclasses.replace(card, summary=summary, typical_range=(-math.inf, math.inf), spread=None)
+
+
+def _build_blip_itm(
+    *,
+    model: str | os.PathLike[str] = _CARD.weights,
+    torch_dtype: torch.dtype = torch.float32,
+    unit: MatchUnit = "probability",
+    max_tokens: int = 35,
+    batch_size: int | None = None,
+    revision: str = "main",
+) -> BlipITM:
+    return BlipITM.from_pretrained(
+        model,
+        torch_dtype=torch_dtype,
+        unit=unit,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        revision=revision,
+        card=_CARD if model == _CARD.weights else None,
+    )
+
+
+BLIP_ITM = RewardEntry(_CARD, _build_blip_itm)

@@ -1,0 +1,54 @@
+"""PickScore: CLIP ViT-H/14 fine-tuned on the choices of the Pick-a-Pic users."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import torch
+
+from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.clipscore import CLIPScore, scale_card
+from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.registry import RewardEntry
+
+_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the one that the authors' snippet uses
+_SCALE = 100.0  # exp of the logit_scale of the published weights
+
+_COSINE_CARD = RewardCard(
+    name="pickscore",
+    summary="how people would rank the picture for its prompt; a CLIP ViT-H/14 trained on Pick-a-Pic",
+    typical_range=(0.16, 0.26),  # an order of magnitude from common experience, not measured here
+    differentiable=True,
+    max_prompt_tokens=77,
+    licence="MIT (github.com/yuvalkirstain/PickScore)",
+    source="Kirstain et al. 2023, arXiv 2305.01569; README.md of github.com/yuvalkirstain/PickScore",
+    weights="yuvalkirstain/PickScore_v1",
+    memory="3.9 GB in float32, 2.0 GB in float16",
+)
+
+
+def _build_pickscore(
+    *,
+    model: str | os.PathLike[str] = _COSINE_CARD.weights,
+    processor: str | os.PathLike[str] = _PROCESSOR,
+    torch_dtype: torch.dtype = torch.float32,
+    batch_size: int | None = None,
+    revision: str = "main",
+) -> CLIPScore:
+    """Cosine times the exponential of the model's own temperature, which is read before its dtype is changed."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    clip = CLIPModel.from_pretrained(model, dtype="auto", revision=revision)
+    scale = clip.logit_scale.float().exp().item()
+    return CLIPScore(
+        clip.to(torch_dtype),
+        CLIPTokenizer.from_pretrained(processor),
+        preprocessing=ImagePreprocessing.from_pretrained(processor),
+        scale=scale,
+        batch_size=batch_size,
+        card=dataclasses.replace(_COSINE_CARD, weights=str(model)),
+    )
+
+
+PICKSCORE = RewardEntry(scale_card(_COSINE_CARD, _SCALE), _build_pickscore)

@@ -1,0 +1,146 @@
+"""A vision-language model that compares two pictures, as a reward: the share of comparisons that a picture wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fk_reward.rewards.inputs import Images, in_order, prompt_list
+from fk_reward.rewards.vlm_judge.engine import JudgeEngine
+from fk_reward.rewards.vlm_judge.interview import Question, Verdict
+from fk_reward.rewards.vlm_judge.pairing import ring_pairs, win_rates
+from fk_reward.rewards.vlm_judge.template import JudgeTemplate
+from fk_reward.rewards.vlm_judge.vlm_judge import VLMJudge, to_picture
+
+
+class PreferenceJudge(VLMJudge):
+    """Compares the images of each prompt with each other; the reward is the win rate, in [0, 1].
+
+    The reward is relative, as that of a general preference: it changes with the other images of the same prompt in the
+    call. The mean over a prompt's images is 0.5, and so is the reward of an image that is alone.
+
+    K images of a prompt make K(K-1)/2 comparisons, each asked in both orders: a judge that prefers a position rather
+    than a picture contradicts itself and gives 0.5 to both. `num_rounds=m` compares each image only with its m next
+    ones on a ring, K*m comparisons.
+
+    Args:
+        engine: as for `VLMJudge`.
+        template: one that is pairwise.
+        both_orders: ask each comparison in both orders; False for half the cost, each image as often first as second.
+        num_rounds: comparisons of K images are K * num_rounds; None for all.
+        **options: `cache`, `on_unparsable`, `num_retries`, `max_new_tokens`, `batch_size` and `card` of `VLMJudge`; the
+            batch size counts questions, each with two pictures.
+
+    Raises:
+        TypeError: for another option.
+        ValueError: as `VLMJudge`, for a template about one picture, and for `num_rounds` below 1.
+
+    Example:
+        >>> class First:
+        ...     name = "always prefers what it sees first"
+        ...
+        ...     def generate(self, images, messages, *, sampling):
+        ...         return ["<answer>1</answer>"] * len(images)
+        >>> PreferenceJudge(First())(torch.rand(3, 3, 8, 8), "a red circle")
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+
+    pairwise = True
+
+    def __init__(
+        self,
+        engine: JudgeEngine,
+        template: str | JudgeTemplate = "preference",
+        *,
+        both_orders: bool = True,
+        num_rounds: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(engine, template, **options)
+        ring_pairs(2, num_rounds)  # raises now rather than at the first call
+        self.both_orders = both_orders
+        self.num_rounds = num_rounds
+
+    def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
+        """Win rate of each image among those of its prompt in the call.
+
+        Args:
+            images: B images, as for `Reward.__call__`.
+            prompts: B strings, or one string for all images; images of equal prompts are compared.
+
+        Returns:
+            (B,) float32 in [0, 1], on the images' device.
+
+        Raises:
+            JudgeAnswerError: for an answer that gives no preference; it quotes it and names images and prompt.
+            JudgeEndpointError: when an endpoint gives no answer.
+        """
+        pictures = in_order(images)
+        texts = prompt_list(prompts, len(pictures))
+        pairs = self._pairs(texts)
+        outcomes = self._compare(pictures, pairs, [texts[first] for first, _ in pairs])
+        scores = torch.tensor(win_rates(pairs, outcomes, num_members=len(texts)), device=pictures[0].device)
+        self._check_scores(scores, tuple(range(len(texts))), texts)
+        return scores
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """The same as a call; shapes as in `Reward.score`."""
+        return self(images, prompts)
+
+    def preference(self, images_a: Images, images_b: Images, prompts: str | Sequence[str]) -> Tensor:
+        """How much image a is preferred to image b for its prompt.
+
+        Args:
+            images_a: B images, as for `Reward.__call__`.
+            images_b: B images.
+            prompts: B strings, or one string for all pairs.
+
+        Returns:
+            (B,) float32: 1 for a, 0 for b, 0.5 where the two orders contradict each other.
+
+        Raises:
+            JudgeAnswerError: as a call; images b count on from images a.
+            ValueError: when the numbers of images differ.
+        """
+        first, second = list(in_order(images_a)), list(in_order(images_b))
+        if len(first) != len(second):
+            raise ValueError(f"Expected as many images b as images a, got {len(first)} and {len(second)}.")
+        pairs = [(i, i + len(first)) for i in range(len(first))]
+        outcomes = self._compare(first + second, pairs, prompt_list(prompts, len(first)))
+        return torch.tensor(outcomes, device=first[0].device)
+
+    def verdicts(self, images: Images, prompts: str | Sequence[str]) -> list[Verdict]:
+        """Not for comparisons, whose answers belong to two images each; the cache holds them.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "A PreferenceJudge has no verdict on one image; with cache=... its answers can be read on disk."
+        )
+
+    def _pairs(self, prompts: list[str]) -> list[tuple[int, int]]:
+        groups: dict[str, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            groups.setdefault(prompt, []).append(index)
+        return [
+            (members[i], members[j])
+            for members in groups.values()
+            for i, j in ring_pairs(len(members), self.num_rounds)
+        ]
+
+    def _compare(
+        self, images: Tensor | Sequence[Tensor], pairs: Sequence[tuple[int, int]], prompts: Sequence[str]
+    ) -> list[float]:
+        """For each pair how much the first image wins."""
+        pictures = [to_picture(image) for image in images]
+        orders = (1, -1) if self.both_orders else (1,)
+        asked = [(pair[::order], prompt) for pair, prompt in zip(pairs, prompts, strict=True) for order in orders]
+        questions = [Question((pictures[i], pictures[j]), prompt, indices=(i, j)) for (i, j), prompt in asked]
+        wins = [verdict.score for verdict in self._ask(questions)]
+        if not self.both_orders:
+            return wins
+        return [(straight + 1 - turned) / 2 for straight, turned in zip(wins[::2], wins[1::2], strict=True)]

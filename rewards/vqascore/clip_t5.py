@@ -1,0 +1,148 @@
+"""CLIP-FlanT5, the model of VQAScore's paper, from transformers' own T5 and CLIP; and the text that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BatchFeature, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerBase, T5Config
+from transformers import T5ForConditionalGeneration as T5
+from transformers.modeling_outputs import Seq2SeqLMOutput
+
+from fk_reward.rewards.preprocessing import ImagePreprocessing
+
+IMAGE_TOKEN = "<image>"  # noqa: S105 (no password)
+IMAGE_ID = -200
+"""Stands in `input_ids` where a visual token goes; no id of the vocabulary."""
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+"""Message that the official code puts before the question ("t5_chat" of `linzhiqiu/t2v_metrics`)."""
+
+
+class ClipT5(T5):
+    """T5 whose encoder reads the patches of a CLIP tower, through two linear layers, in the midst of the text.
+
+    Lin et al. 2024 (arXiv 2404.01291). The features are those of the tower's last layer but one, without class token.
+
+    Args:
+        config: T5's configuration with `mm_vision_config`, the keyword arguments of `CLIPVisionConfig`, and
+            `mm_vision_select_layer`.
+    """
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config)
+        vision = CLIPVisionConfig(**config.mm_vision_config)
+        self.vision_tower = CLIPVisionModel(vision)
+        self.mm_projector = nn.Sequential(
+            nn.Linear(vision.hidden_size, config.d_model), nn.GELU(), nn.Linear(config.d_model, config.d_model)
+        )
+        self.post_init()
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        decoder_input_ids: Tensor,
+        use_cache: bool = False,
+    ) -> Seq2SeqLMOutput:
+        """Put the visual tokens where `input_ids` has `IMAGE_ID`, and run T5.
+
+        Args:
+            input_ids: (B, S), with as many `IMAGE_ID` in each row as the tower has patches.
+            attention_mask: (B, S), 1 at real tokens.
+            pixel_values: (B, 3, P, P), preprocessed.
+            decoder_input_ids: (B, T).
+            use_cache: whether to keep keys and values.
+
+        B: number of images, S, T: lengths of the texts, P: side of the tower's input.
+        """
+        states = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+        visual = self.mm_projector(states[self.config.mm_vision_select_layer][:, 1:])
+        embeddings = self.shared(input_ids.clamp(min=0))
+        mask = (input_ids == IMAGE_ID).unsqueeze(-1).expand_as(embeddings)
+        return super().forward(
+            inputs_embeds=embeddings.masked_scatter(mask, visual.to(embeddings)),
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            use_cache=use_cache,
+        )
+
+
+class ClipT5Processor:
+    """What `AnswerModel` asks of a processor, for CLIP-FlanT5.
+
+    Args:
+        tokenizer: T5's.
+        pixels: preprocessing of the CLIP tower, to squares.
+        num_patches: number of visual tokens of an image.
+    """
+
+    image_token = IMAGE_TOKEN
+    chat_template = "t5_chat"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pixels: ImagePreprocessing, *, num_patches: int) -> None:
+        self.tokenizer = tokenizer
+        self.pixels = pixels
+        self.num_patches = num_patches
+
+    def apply_chat_template(
+        self, turns: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, tokenize: bool
+    ) -> str:
+        """Write system message, image and question as the official code does; both flags as `AnswerModel` has them.
+
+        Raises:
+            ValueError: when asked for tokens, or for a text without generation prompt.
+        """
+        if tokenize or not add_generation_prompt:
+            raise ValueError("CLIP-FlanT5's template only writes a text that ends in the generation prompt.")
+        texts = {turn["role"]: turn["content"][-1]["text"] for turn in turns}
+        return f"{texts.get('system', SYSTEM)} USER: {IMAGE_TOKEN}\n{texts['user']} ASSISTANT: "
+
+    def pixel_transform(self, images: Tensor) -> Tensor:
+        """Pad to a square of CLIP's mean colour, as LLaVA does, resize and normalise.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Returns:
+            (B, 3, P, P).
+        """
+        height, width = images.shape[-2:]
+        side = max(height, width)
+        left, top = (side - width) // 2, (side - height) // 2
+        colour = images.new_tensor([int(mean * 255) / 255 for mean in self.pixels.mean]).view(3, 1, 1)
+        margins = (left, side - width - left, top, side - height - top)
+        return self.pixels(functional.pad(images - colour, margins) + colour)
+
+    def __call__(
+        self, *, images: Sequence[Sequence[Image.Image]], text: Sequence[str], padding: bool, return_tensors: str
+    ) -> BatchFeature:
+        """Tokenise what stands before and after the image, each with its end of sequence, as the official code does.
+
+        Args:
+            images: one picture for each text, for its size only: `pixel_transform` makes the pixels.
+            text: B texts with one "<image>" each.
+            padding: True.
+            return_tensors: "pt".
+        """
+        rows = [torch.tensor(self._token_ids(x)) for x in text]
+        input_ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        width, height = images[0][0].size
+        pixels = self.pixel_transform(torch.zeros(1, 3, height, width)).expand(len(images), -1, -1, -1)
+        return BatchFeature({"input_ids": input_ids, "attention_mask": mask, "pixel_values": pixels})
+
+    def _token_ids(self, text: str) -> list[int]:
+        before, after = (self.tokenizer(part)["input_ids"] for part in text.split(IMAGE_TOKEN))
+        return [*before, *[IMAGE_ID] * self.num_patches, *after]
