@@ -84,10 +84,7 @@ def _entry(name: str, file: str, *, trained_on: str) -> RewardEntry:
     card = RewardCard(
         name=name,
         summary=f"how people would rank the picture for its prompt; a CLIP ViT-H/14 trained on {trained_on}",
-        typical_range=(
-            0.15,
-            0.35,
-        ),  # models average 0.233 to 0.279 in the table of its README.md
+        typical_range=(0.15, 0.35),  # models average 0.233 to 0.279 in the table of its README.md
         differentiable=True,
         max_prompt_tokens=77,
         licence="Apache-2.0 (github.com/tgxs002/HPSv2)",

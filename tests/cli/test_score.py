@@ -57,7 +57,9 @@ def test_a_truncated_image_is_named(refused, files):
 
 
 def test_an_unknown_reward_lists_the_known_ones(refused, files):
-    assert "Known rewards: brightness, clipscore" in refused("score", files[0], "-p", "a", "-r", "beauty")
+    message = refused("score", files[0], "-p", "a", "-r", "beauty")
+    known = message.partition("Known rewards: ")[2].rstrip(".\n").split(", ")
+    assert {"brightness", "clipscore", "shapes-verifier"} <= set(known) and known == sorted(known)
 
 
 def test_prompt_is_needed(refused, files):
