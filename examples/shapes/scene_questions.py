@@ -161,10 +161,12 @@ QUESTIONS: dict[Callable[[Scene, np.random.Generator], Dialogue], float] = {
 }
 """Kinds of questions and how often each is asked."""
 
+ABOUT_PLACES = (ask_to_list, ask_for_relation)
 
-def dialogue(scene: Scene, rng: np.random.Generator, *, length: int = 5) -> Dialogue:
-    """About `length` questions of random kinds, in random order; at least one."""
-    shares = np.array(list(QUESTIONS.values()))
+
+def dialogue(scene: Scene, rng: np.random.Generator, *, length: int = 5, place_weight: float = 1.0) -> Dialogue:
+    """About `length` questions of random kinds, in random order; at least one. Those about places may weigh more."""
+    shares = np.array([share * (place_weight if ask in ABOUT_PLACES else 1.0) for ask, share in QUESTIONS.items()])
     found: Dialogue = []
     while not found:
         kinds = rng.choice(list(QUESTIONS), size=length, p=shares / shares.sum())

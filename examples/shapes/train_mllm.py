@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,8 +137,11 @@ def answer_batch(backbone: PhiVisionBackbone, images: Tensor, dialogues: Sequenc
 class Dialogues(Dataset):
     """Pictures with dialogues, drawn anew for each index, the same for the same seed; batches of `answer_batch`."""
 
-    def __init__(self, data: dict[str, Tensor], backbone: PhiVisionBackbone, *, length: int, seed: int) -> None:
+    def __init__(
+        self, data: dict[str, Tensor], backbone: PhiVisionBackbone, *, length: int, seed: int, place_weight: float = 1.0
+    ) -> None:
         self.data, self.backbone, self.length, self.seed = data, backbone, length, seed
+        self.dialogue = partial(dialogue, place_weight=place_weight)
 
     def __len__(self) -> int:
         return self.length
@@ -149,7 +153,7 @@ class Dialogues(Dataset):
         rngs = [np.random.default_rng((self.seed, index)) for index in indices]
         rows = torch.tensor([int(rng.integers(len(self.data["objects"]))) for rng in rngs])
         scenes = map(from_table, self.data["objects"][rows])
-        dialogues = [dialogue(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
+        dialogues = [self.dialogue(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
         return answer_batch(self.backbone, self.data["images"][rows], dialogues)
 
 
@@ -202,6 +206,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     tower_learning_rate: float = 1e-4,
+    place_weight: float = 1.0,
     seed: int = 0,
     save_steps: int = 200,
     resume: bool = False,
@@ -217,7 +222,8 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     config = hub_config(vision_config(tower), tokenizer)
     model = make_model(config, tower)
     backbone = PhiVisionBackbone(model, tokenizer, num_crops=1)
-    objective, dataset = DialogueObjective(backbone), Dialogues(data, backbone, length=10_000_000, seed=seed)
+    objective = DialogueObjective(backbone)
+    dataset = Dialogues(data, backbone, length=10_000_000, seed=seed, place_weight=place_weight)
     if start_from is not None:
         objective.load_state_dict(load_file(start_from / "model.safetensors"))
     settings = FitConfig(
