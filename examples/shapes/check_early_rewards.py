@@ -8,8 +8,8 @@ from typing import Annotated
 
 import torch
 import typer
+from drawn_pictures import STEPS
 from safetensors.torch import load_file
-from sample_pictures import PREDICTIONS
 from torch import Tensor
 
 from fk_reward.benchmarks.reports import Column, show_table
@@ -98,7 +98,7 @@ def main(
     chosen = order[: num_draws or None].sort().values
     draws = {name: tensor[chosen] for name, tensor in draws.items()}
     scores = score_draws(load_reward(reward), draws)
-    names = [f"step {step}" for step in sorted(PREDICTIONS.scoring_steps(50))] + ["finished"]
+    names = [f"step {step}" for step in STEPS] + ["finished"]
     rows = rows_by_step(scores, draws, names, seed=seed)
     mixed = (draws["correct"].any(1) & ~draws["correct"].all(1)).sum()
     title = f"{reward}: {len(chosen)} draws of {per_prompt} pictures, {mixed} with right and wrong ones; seed {seed}"

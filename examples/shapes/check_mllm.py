@@ -10,7 +10,7 @@ import torch
 import typer
 from hard_negatives import hard_negatives
 from scene_data import captioned_scenes, pictures
-from scene_questions import QUESTIONS, Dialogue
+from scene_questions import ABOUT_PLACES, QUESTIONS, Dialogue
 from scene_table import mixed_scene
 from train_mllm import IGNORED, DialogueObjective, answer_batch
 
@@ -26,7 +26,7 @@ def questions(num_scenes: int, rng: np.random.Generator) -> Iterator[tuple[str, 
     scenes = [scene for _, scene in captioned_scenes(num_scenes // 2, rng)]
     scenes += [mixed_scene(rng) for _ in range(num_scenes - len(scenes))]
     for scene in scenes:
-        for ask in QUESTIONS:
+        for ask in {**QUESTIONS, **ABOUT_PLACES}:
             yield ask.__name__, scene, ask(scene, rng)
 
 

@@ -12,12 +12,17 @@ from prompt_sides import side_of
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fk_reward import FKSteeringConfig
 from fk_reward.shapes import TASKS, ShapesPrompt, all_prompts
 
 T = TypeVar("T")
 
-STEPS = tuple(range(10, 50, 5))
-"""Steps, of 50, whose predictions `sample_pictures.py` keeps."""
+NUM_STEPS = 50
+PREDICTIONS = FKSteeringConfig(resample_start=0.2, resample_stop=0.9, num_resamples=8)
+"""Scoring steps, at which nothing is resampled here: every tenth of the trajectory from a fifth on."""
+
+STEPS = PREDICTIONS.scoring_steps(NUM_STEPS)
+"""Those whose predictions `sample_pictures.py` keeps."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import torch
 import typer
+from drawn_pictures import NUM_STEPS, PREDICTIONS
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fk_reward import FKSteeringConfig, FKSteeringPipeline
+from fk_reward import FKSteeringPipeline
 from fk_reward.benchmarks.shapes_runs import particle_generators
 from fk_reward.shapes import ShapesPrompt, all_prompts, benchmark_prompts, verify
-
-PREDICTIONS = FKSteeringConfig(resample_start=0.2, resample_stop=0.9, num_resamples=8)
-"""Scoring steps, at which nothing is resampled here: every tenth of the trajectory from a fifth on."""
 
 
 class Recorder:
@@ -39,7 +37,7 @@ def draw(
         [prompt.text for prompt in prompts.values()],
         num_particles=per_prompt,
         generator=particle_generators(seed, list(prompts), per_prompt),
-        num_inference_steps=50,
+        num_inference_steps=NUM_STEPS,
         guidance_scale=3.0,
         output_type="pt",
     )

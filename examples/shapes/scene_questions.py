@@ -6,7 +6,7 @@ No sentence names what a held-out prompt combines: neither in a question nor in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 from hard_negatives import hard_negatives
@@ -49,11 +49,11 @@ def _place(obj: SceneObject) -> str:
 
 def _may_name(*specs: ObjectSpec) -> bool:
     """Whether no held-out prompt combines just these objects, with their colours or without them."""
-    tasks = ("colors",) if len(specs) == 1 else ("color_attr",)
+    if len(specs) == 1:
+        return not is_heldout(ShapesPrompt("colors", specs))
     plain = tuple(ObjectSpec(spec.shape) for spec in specs)
-    prompts = [ShapesPrompt(task, specs) for task in tasks]
-    prompts += [ShapesPrompt(task, plain) for task in ("two_object", "position") if len(specs) == 2]
-    return not any(is_heldout(prompt) for prompt in prompts)
+    prompts = (("color_attr", specs), ("two_object", plain), ("position", plain))
+    return not any(is_heldout(ShapesPrompt(*prompt)) for prompt in prompts)
 
 
 def _spec(obj: SceneObject) -> ObjectSpec:
@@ -93,6 +93,17 @@ def ask_for_color(scene: Scene, rng: np.random.Generator) -> Dialogue:
         return []
     obj = alone[rng.integers(len(alone))]
     return [(f"Which color has the {obj.shape}?", obj.color)]
+
+
+def ask_for_place(scene: Scene, rng: np.random.Generator) -> Dialogue:
+    """Which ninth of the canvas an object is in that is alone in its shape."""
+    shapes = [obj.shape for obj in scene.objects]
+    alone = [obj for obj in scene.objects if shapes.count(obj.shape) == 1 and _may_name(_spec(obj))]
+    if not alone:
+        return []
+    obj = alone[rng.integers(len(alone))]
+    name = f"{obj.color} {obj.shape}" if rng.random() < 0.5 else obj.shape
+    return [(f"Where is the {name}?", _place(obj))]
 
 
 def ask_whether_there_is(scene: Scene, rng: np.random.Generator) -> Dialogue:
@@ -161,18 +172,25 @@ QUESTIONS: dict[Callable[[Scene, np.random.Generator], Dialogue], float] = {
 }
 """Kinds of questions and how often each is asked."""
 
-ABOUT_PLACES = (ask_to_list, ask_for_relation)
+ABOUT_PLACES = {ask_to_list: 1.0, ask_for_relation: 2.0, ask_for_place: 2.0}
+"""What is asked besides where places matter most, times a weight."""
 
 
-def dialogue(scene: Scene, rng: np.random.Generator, *, length: int = 5, place_weight: float = 1.0) -> Dialogue:
-    """About `length` questions of random kinds, in random order; at least one. Those about places may weigh more."""
-    shares = np.array([share * (place_weight if ask in ABOUT_PLACES else 1.0) for ask, share in QUESTIONS.items()])
+def dialogue(scene: Scene, rng: np.random.Generator, *, length: int = 5, place_weight: float = 0.0) -> Dialogue:
+    """About `length` questions of random kinds, in random order; at least one."""
+    kinds = list(dict.fromkeys((*QUESTIONS, *ABOUT_PLACES)))
+    shares = np.array([QUESTIONS.get(ask, 0.0) + place_weight * ABOUT_PLACES.get(ask, 0.0) for ask in kinds])
     found: Dialogue = []
     while not found:
-        kinds = rng.choice(list(QUESTIONS), size=length, p=shares / shares.sum())
-        found = [pair for ask in map(partial(_asked, scene, rng), kinds) for pair in ask]
+        chosen = rng.choice(len(kinds), size=length, p=shares / shares.sum())
+        found = [pair for index in chosen for pair in kinds[index](scene, rng)]
     return list(dict.fromkeys(found))
 
 
-def _asked(scene: Scene, rng: np.random.Generator, ask: Callable) -> Dialogue:
-    return ask(scene, rng)
+def dialogue_about_drawn(
+    scene: Scene, prompt: ShapesPrompt, rng: np.random.Generator, *, correct: bool, place_weight: float = 0.0
+) -> Dialogue:
+    """Whether a picture that was drawn of a prompt shows it; and other questions, unless `scene` has no objects."""
+    own = (f"Is this {prompt.text}?", _yes(correct))
+    others = dialogue(scene, rng, place_weight=place_weight) if scene.objects else []
+    return [own, *(pair for pair in others if pair[0] != own[0])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import typer
 from fit import FitConfig, fit
 from mllm_tokenizer import ASSISTANT, END, ROLES, USER, save_mllm_tokenizer, train_mllm_tokenizer
 from safetensors.torch import load_file, save_file
-from scene_questions import Dialogue, dialogue
+from scene_questions import Dialogue, dialogue, dialogue_about_drawn
 from scene_table import from_table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +26,7 @@ from fk_reward.rewards.llava_reward.backbone import BackboneInputs
 from fk_reward.rewards.llava_reward.phi3_vision import PhiVisionBackbone
 from fk_reward.rewards.llava_reward.phi3_vision_images import CLIP_MEAN, CLIP_STD
 from fk_reward.rewards.llava_reward.phi3_vision_model import EMBEDDING_LAYER, PhiVisionConfig, PhiVisionModel
-from fk_reward.shapes import train_prompts
+from fk_reward.shapes import all_prompts, train_prompts
 
 SIZES = {
     "hidden_size": 160,
@@ -105,13 +104,14 @@ def corpus(objects: Tensor, *, seed: int) -> list[str]:
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, turns: Dialogue, visual_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens of a row (0 in the visual tokens' places), which are visual, and the token to be said next in answers."""
-    opening = tokenizer(f"{USER}\n").input_ids
+    texts = [f"{USER}\n"]
+    for question, answer in turns:
+        texts += [f"\n{question}{END}\n{ASSISTANT}\n", f"{answer}{END}", f"\n{USER}"]
+    opening, *parts = tokenizer(texts).input_ids
     ids = [*opening, *[0] * visual_tokens]
     answered = [False] * len(ids)
     image_mask = torch.arange(len(ids)) >= len(opening)
-    for question, answer in turns:
-        parts = (f"\n{question}{END}\n{ASSISTANT}\n", f"{answer}{END}", f"\n{USER}")
-        asked, said, next_turn = tokenizer(list(parts)).input_ids
+    for asked, said, next_turn in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
         if len(ids) + len(asked) + len(said) > len(image_mask) + MAX_TEXT_TOKENS:
             break
         ids += [*asked, *said, *next_turn]
@@ -135,13 +135,22 @@ def answer_batch(backbone: PhiVisionBackbone, images: Tensor, dialogues: Sequenc
 
 
 class Dialogues(Dataset):
-    """Pictures with dialogues, drawn anew for each index, the same for the same seed; batches of `answer_batch`."""
+    """Pictures with dialogues, drawn anew for each index, the same for the same seed; batches of `answer_batch`.
+
+    `sources` are what `make_mixed_scenes.py` and `make_drawn_scenes.py` wrote, from which pictures are taken equally.
+    """
 
     def __init__(
-        self, data: dict[str, Tensor], backbone: PhiVisionBackbone, *, length: int, seed: int, place_weight: float = 1.0
+        self,
+        sources: Sequence[dict[str, Tensor]],
+        backbone: PhiVisionBackbone,
+        *,
+        length: int,
+        seed: int,
+        place_weight: float = 0.0,
     ) -> None:
-        self.data, self.backbone, self.length, self.seed = data, backbone, length, seed
-        self.dialogue = partial(dialogue, place_weight=place_weight)
+        self.sources, self.backbone, self.length, self.seed = sources, backbone, length, seed
+        self.place_weight = place_weight
 
     def __len__(self) -> int:
         return self.length
@@ -150,11 +159,20 @@ class Dialogues(Dataset):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        rngs = [np.random.default_rng((self.seed, index)) for index in indices]
-        rows = torch.tensor([int(rng.integers(len(self.data["objects"]))) for rng in rngs])
-        scenes = map(from_table, self.data["objects"][rows])
-        dialogues = [self.dialogue(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
-        return answer_batch(self.backbone, self.data["images"][rows], dialogues)
+        images, dialogues = zip(*map(self.draw, indices), strict=True)
+        return answer_batch(self.backbone, torch.stack(images), dialogues)
+
+    def draw(self, index: int) -> tuple[Tensor, Dialogue]:
+        """A picture `(3, 64, 64)` uint8 and what is asked about it."""
+        rng = np.random.default_rng((self.seed, index))
+        source = self.sources[rng.integers(len(self.sources))]
+        row = int(rng.integers(len(source["objects"])))
+        scene = from_table(source["objects"][row])
+        if "prompts" not in source:
+            return source["images"][row], dialogue(scene, rng, place_weight=self.place_weight)
+        prompt, correct = all_prompts()[source["prompts"][row]], bool(source["correct"][row])
+        turns = dialogue_about_drawn(scene, prompt, rng, correct=correct, place_weight=self.place_weight)
+        return source["images"][row], turns
 
 
 class DialogueObjective(nn.Module):
@@ -199,6 +217,7 @@ class DialogueObjective(nn.Module):
 
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
     scenes: Path = Path("runs/mixed_scenes.safetensors"),
+    drawn: Path | None = None,
     clip: str = "shapes-clip",
     start_from: Path | None = None,
     output_dir: Path = Path("runs/mllm"),
@@ -206,13 +225,14 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     tower_learning_rate: float = 1e-4,
-    place_weight: float = 1.0,
+    place_weight: float = 0.0,
     seed: int = 0,
     save_steps: int = 200,
     resume: bool = False,
 ) -> None:
     """Trains on the scenes that `make_mixed_scenes.py` wrote and saves the model in `shapes-mllm`.
 
+    Half of the pictures are those that `make_drawn_scenes.py` wrote, where `drawn` names its file.
     `start_from` is a checkpoint of an earlier stage, of which the weights are taken and nothing else.
     """
     torch.manual_seed(seed)
@@ -223,7 +243,8 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     model = make_model(config, tower)
     backbone = PhiVisionBackbone(model, tokenizer, num_crops=1)
     objective = DialogueObjective(backbone)
-    dataset = Dialogues(data, backbone, length=10_000_000, seed=seed, place_weight=place_weight)
+    sources = [data] if drawn is None else [data, load_file(drawn)]
+    dataset = Dialogues(sources, backbone, length=10_000_000, seed=seed, place_weight=place_weight)
     if start_from is not None:
         objective.load_state_dict(load_file(start_from / "model.safetensors"))
     settings = FitConfig(

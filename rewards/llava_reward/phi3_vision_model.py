@@ -146,9 +146,14 @@ class PhiImageEmbedding(nn.Module):
             (T, 4C): for each image its crops as one picture, line by line with a separator after each; a separator; the
             global crop in the same way.
 
+        Of an image of one crop the global crop is the same picture, and goes through the tower once.
+
         N: crops of all images, P: patches of a crop, T: visual tokens of all images, C: width of the CLIP tower.
         """
-        return self.lay_out(self.encode(crops), grids)
+        distinct, order = _distinct_crops(grids)
+        if len(distinct) == len(order):
+            return self.lay_out(self.encode(crops), grids)
+        return self.lay_out(self.encode(crops[distinct])[order], grids)
 
     def encode(self, crops: Tensor) -> Tensor:
         """(N, 3, crop_size, crop_size) -> (N, P, C), the tower's features of the patches of each crop."""
@@ -173,6 +178,23 @@ class PhiImageEmbedding(nn.Module):
         blocks = patches.reshape(rows, columns, side, 2, side, 2, -1).permute(0, 2, 1, 4, 3, 5, 6)
         lines = blocks.reshape(rows * side, columns * side, -1)
         return torch.cat([lines, self.sub_GN[0].expand(rows * side, 1, -1)], dim=1).flatten(0, 1)
+
+
+def _distinct_crops(grids: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Places of the crops that differ, and for each crop of all images which of these it is.
+
+    Example:
+        >>> _distinct_crops([(1, 1), (1, 2)])
+        ([0, 2, 3, 4], [0, 0, 1, 2, 3])
+    """
+    distinct: list[int] = []
+    order: list[int] = []
+    for rows, columns in grids:
+        place, crops = len(order), 1 + rows * columns
+        different = 1 if crops == 2 else crops
+        order += [len(distinct) + min(crop, different - 1) for crop in range(crops)]
+        distinct += range(place, place + different)
+    return distinct, order
 
 
 class PhiVisionModel(Phi3PreTrainedModel):

@@ -96,13 +96,16 @@ def test_the_best_on_validation_that_scores_single_pictures_ships(folder, tmp_pa
     from export_adapters import best_run
 
     runs = []
-    for name, accuracy, loss in (("bt-seed0", 0.8, 0.5), ("bt-seed1", 0.9, 0.6), ("bt-seed2", 0.9, 0.4), ("gpm", 1, 0)):
-        kind = "alignment-plain-gpm" if name == "gpm" else "alignment-plain-bt"
+    results = {"plain-seed0": (0.85, 0.5), "plain-seed1": (0.85, 0.5), "plain-seed2": (0.85, 0.5)}
+    results |= {"skipca-seed0": (0.8, 0.6), "skipca-seed1": (0.9, 0.4), "skipca-seed2": (0.9, 0.4), "gpm-seed0": (1, 0)}
+    for name, (accuracy, loss) in results.items():
+        kind = "alignment-plain-gpm" if "gpm" in name else "alignment-plain-bt"
         runs.append(tmp_path / name)
         runs[-1].mkdir()
         shutil.copy(folder / "adapters" / f"{kind}-seed0" / "reward_config.json", runs[-1])
         (runs[-1] / "all_results.json").write_text(json.dumps({"eval_accuracy": accuracy, "eval_loss": loss}))
-    assert best_run(runs).name == "bt-seed2"
+    assert best_run(runs).name == "skipca-seed0"
+    assert best_run(runs[:4]).name == "plain-seed0"
     with pytest.raises(ValueError, match="scores single pictures"):
         best_run(runs[-1:])
 

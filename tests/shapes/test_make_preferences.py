@@ -11,12 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import parquet
-from safetensors.torch import save_file
 
-from fk_reward.shapes import TASKS, Scene, all_prompts, parse_prompt, render, sample_scene, shows_forbidden_sign, verify
+from fk_reward.shapes import Scene, all_prompts, parse_prompt, render, sample_scene, shows_forbidden_sign, verify
 from fk_reward.training import LabelledImage, read_preferences
-
-PICTURES_A_DRAW = 4
+from tests.shapes.sample_files import write_samples
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,41 +35,6 @@ def picture(data):
 def prompts_of_row(row):
     texts = [row["prompt"]] if isinstance(row["prompt"], str) else row["prompt"]
     return [parse_prompt(text) for text in texts]
-
-
-def drawn(prompt, side, rng):
-    """Scenes in place of a model's pictures: two right ones, of which one has red crosses, and two wrong ones."""
-    from alignment_pairs import pick
-    from prompt_sides import neighbours
-
-    first, second = sample_scene(prompt, rng), sample_scene(prompt, rng)
-    if prompt.objects[0].color is None:
-        first = Scene(tuple(replace(o, color="red" if o.shape == "cross" else o.color) for o in first.objects))
-    wrong = [sample_scene(pick(found, rng), rng) for found in list(neighbours(prompt, side).values())[:1] * 2]
-    return render([first, second, *wrong]).mul(255).round().byte()
-
-
-def write_samples(path, sides, *, deform=False):
-    """A file as `sample_pictures.py` writes it; the corners tell the stage and whether the picture became right."""
-    from prompt_sides import prompts_of
-    from wrong_scenes import malformed
-
-    rng, tensors = np.random.default_rng(3), {"images": [], "prompts": [], "correct": [], "scores": []}
-    for side, task in ((side, task) for side in sides for task in TASKS):
-        prompt = next((p for p in prompts_of(side, task) if "cross" in p.text), prompts_of(side, task)[0])
-        images = drawn(prompt, side, rng)
-        if deform:
-            images = torch.stack([malformed(image / 255, prompt, rng) for image in images[:2]])
-            images = images.repeat(2, 1, 1, 1).mul(255).byte()
-        right = torch.tensor([True, True, False, False])
-        stages = images[:, None].repeat(1, 9, 1, 1, 1)
-        stages[:, :, 0, 0, 0] = torch.arange(9, dtype=torch.uint8)
-        stages[:, :, 0, -1, -1] = right[:, None].byte()
-        tensors["images"].append(stages)
-        tensors["prompts"].append(torch.full((PICTURES_A_DRAW,), all_prompts().index(prompt)))
-        tensors["correct"].append(right)
-        tensors["scores"].append(torch.where(right, 1.0, 0.5))
-    save_file({name: torch.cat(parts) for name, parts in tensors.items()}, path)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from fk_reward.rewards.llava_reward import load_backbone
-from fk_reward.shapes import Scene, SceneObject, all_prompts, is_heldout, true_prompts
+from fk_reward.shapes import TASKS, Scene, SceneObject, all_prompts, is_heldout, true_prompts
+from tests.shapes.sample_files import PICTURES_A_DRAW, write_samples
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,6 +90,33 @@ def test_no_text_names_a_held_out_prompt(scenes):
     ]
     named = [text.removeprefix("Is this ").removesuffix("?").removeprefix("a photo of ") for text in texts]
     assert len(set(named)) > 300 and not heldout & set(named)
+
+
+def test_drawn_pictures_are_read_and_asked_about(scenes, tmp_path):
+    import make_drawn_scenes
+    from drawn_pictures import STEPS
+    from prompt_sides import side_of
+    from scene_questions import dialogue_about_drawn
+    from scene_table import from_table
+
+    path = tmp_path / "drawn.safetensors"
+    write_samples(tmp_path / "samples.safetensors", ["train", "heldout"])
+    make_drawn_scenes.main([tmp_path / "samples.safetensors"], path)
+    data = load_file(path)
+    prompts = [all_prompts()[number] for number in data["prompts"]]
+    assert {side_of(prompt) for prompt in prompts} == {"train"}
+    assert len(prompts) == len(TASKS) * PICTURES_A_DRAW * (len(STEPS) + 1 - make_drawn_scenes.FIRST_STAGE)
+    rng, read = np.random.default_rng(0), 0
+    for row, prompt, correct in zip(data["objects"], prompts, data["correct"].tolist(), strict=True):
+        scene = from_table(row)
+        turns = dialogue_about_drawn(scene, prompt, rng, correct=correct)
+        assert turns[0] == (f"Is this {prompt.text}?", "yes" if correct else "no")
+        assert turns[0][0] not in dict(turns[1:])
+        assert len(turns) == 1 or scene.objects
+        read += bool(scene.objects)
+        assert not correct or prompt in true_prompts(scene)
+    assert 0 < data["correct"].float().mean() < 1 and read > len(prompts) / 2
+    train(scenes, tmp_path, drawn=path)
 
 
 def test_scenes_survive_the_table():
