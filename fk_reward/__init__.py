@@ -6,9 +6,9 @@ The names below are imported when they are first used, so that what needs neithe
 
 from __future__ import annotations
 
-import importlib
 import typing
 
+from fk_reward import lazy
 from fk_reward.version import __version__
 
 if typing.TYPE_CHECKING:
@@ -50,14 +50,4 @@ __all__ = [
     "steer",
 ]
 
-
-def __getattr__(name: str) -> typing.Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy.attributes(__name__, _MODULES)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.loading_report import load_complete
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.state_dicts import read_state_dict
@@ -138,7 +139,7 @@ def _build_aesthetic(
     from transformers import CLIPModel
 
     head = aesthetic_head(read_state_dict(weights or _download_head()))
-    clip = CLIPModel.from_pretrained(model, dtype=torch_dtype)
+    clip = load_complete(CLIPModel, model, dtype=torch_dtype)
     del clip.text_model, clip.text_projection
     card = dataclasses.replace(_CARD, weights=f"{weights or _REPOSITORY} on {model}")
     return AestheticScore(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -15,13 +14,13 @@ from torch.nn import functional
 from fk_reward.models import resolve_model
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.loading_report import load_complete
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
+from fk_reward.rewards.truncation import TruncationLog
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
-
-logger = logging.getLogger(__name__)
 
 HESSEL_PREFIX = "A photo depicts "
 """What Hessel et al. put before each caption; their public code has it with the space."""
@@ -134,7 +133,7 @@ class CLIPScore(Reward):
         self.max_tokens: int = model.config.text_config.max_position_embeddings
         card = dataclasses.replace(card or _OTHER_CARD, max_prompt_tokens=self.max_tokens)
         self.card = scale_card(_hessel_card(card) if hessel else card, scale)
-        self._warned: set[str] = set()
+        self._truncation = TruncationLog(tokenizer, max_tokens=self.max_tokens, name=self.card.name)
 
     @classmethod
     def from_pretrained(
@@ -161,12 +160,13 @@ class CLIPScore(Reward):
 
         Raises:
             OSError: when files are missing.
-            ValueError: when the image processor does something that `ImagePreprocessing` does not reproduce.
+            ValueError: for a checkpoint of another architecture or without all weights, and when the image processor
+                does something that `ImagePreprocessing` does not reproduce.
         """
         from transformers import CLIPModel, CLIPTokenizer
 
         return cls(
-            CLIPModel.from_pretrained(model, dtype=torch_dtype, revision=revision),
+            load_complete(CLIPModel, model, dtype=torch_dtype, revision=revision),
             CLIPTokenizer.from_pretrained(model, revision=revision),
             preprocessing=ImagePreprocessing.from_pretrained(model, revision=revision),
             scale=scale,
@@ -188,21 +188,10 @@ class CLIPScore(Reward):
 
     def _embed_prompts(self, prompts: list[str]) -> Tensor:
         prompts = [HESSEL_PREFIX + prompt for prompt in prompts] if self.hessel else prompts
-        self._warn_of_truncation(prompts)
+        self._truncation.check(prompts)
         tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         tokens = tokens.to(self.model.device)
         return self.model.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
-
-    def _warn_of_truncation(self, prompts: list[str]) -> None:
-        """Log once a prompt how many tokens the model does not read."""
-        fresh = [prompt for prompt in prompts if prompt not in self._warned]
-        if not fresh:
-            return
-        for prompt, tokens in zip(fresh, self.tokenizer(fresh, verbose=False)["input_ids"], strict=True):
-            if len(tokens) > self.max_tokens:
-                self._warned.add(prompt)
-                cut, name = len(tokens) - self.max_tokens, self.card.name
-                logger.warning("%s reads %d tokens; %d were cut from %r.", name, self.max_tokens, cut, prompt)
 
 
 def scale_card(card: RewardCard, factor: float) -> RewardCard:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -99,6 +99,22 @@ def in_order(images: Images) -> Tensor | list[Tensor]:
         return groups[0].images
     placed = {i: image for group in groups for i, image in zip(group.indices, group.images, strict=True)}
     return [placed[i] for i in range(len(placed))]
+
+
+def pictures_of(images: Iterable[Tensor]) -> list[Image.Image]:
+    """Round images to 8-bit RGB pictures, for what takes no tensors.
+
+    Args:
+        images: (B, 3, H, W), or B tensors (3, H, W) of any sizes, in [0, 1].
+
+    Example:
+        >>> [(picture.size, picture.getpixel((0, 0))) for picture in pictures_of(torch.ones(1, 3, 2, 4))]
+        [((4, 2), (255, 255, 255))]
+
+    B: number of images, H: height, W: width.
+    """
+    arrays = ((image.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0) for image in images)
+    return [Image.fromarray(array.cpu().numpy()) for array in arrays]
 
 
 def prompt_list(prompts: str | Sequence[str], num_images: int) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 
 from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.clipscore import CLIPScore, scale_card
+from fk_reward.rewards.loading_report import load_complete
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 
@@ -39,7 +40,7 @@ def _build_pickscore(
     """Cosine times the exponential of the model's own temperature, which is read before its dtype is changed."""
     from transformers import CLIPModel, CLIPTokenizer
 
-    clip = CLIPModel.from_pretrained(model, dtype="auto", revision=revision)
+    clip = load_complete(CLIPModel, model, dtype="auto", revision=revision)
     scale = clip.logit_scale.float().exp().item()
     return CLIPScore(
         clip.to(torch_dtype),

@@ -1,4 +1,4 @@
-"""A LLaVA-Reward with three random dimensions on a random backbone, for measuring speed and memory without weights."""
+"""A LLaVA-Reward with random dimensions on a random backbone, for measuring speed and memory without weights."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def random_reward(  # noqa: PLR0913 (what a model is made from)
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     num_crops: int | None = None,
+    dimensions: Sequence[str] = DIMENSIONS,
     seed: int = 0,
 ) -> LlavaReward:
     """Make the reward directly on the device; LoRA, projector and head of each dimension are random, too.
@@ -39,6 +40,7 @@ def random_reward(  # noqa: PLR0913 (what a model is made from)
         dtype: floating, of the backbone and of LoRA.
         device: "meta" makes all of it but the numbers.
         num_crops: as for `random_backbone`.
+        dimensions: their names.
         seed: of the weights.
 
     Example:
@@ -47,12 +49,12 @@ def random_reward(  # noqa: PLR0913 (what a model is made from)
         ['alignment', 'fidelity', 'safety']
     """
     device = torch.device(device)
-    with _seeded(device, seed), _default_dtype(dtype):
+    with seeded_on(device, seed), default_dtype(dtype):
         model = LlavaRewardModel(random_backbone(backbone, full_size=full_size, num_crops=num_crops))
         lora_config = _lora_config(model.adapters.linear_modules, rank=_FULL_RANK if full_size else _TINY_RANK)
-        for dimension in DIMENSIONS:
+        for dimension in dimensions:
             model.attach(dimension, _untrained(dimension, backbone, lora_config))
-    return LlavaReward(model, {dimension: dimension for dimension in DIMENSIONS})
+    return LlavaReward(model, {dimension: dimension for dimension in dimensions})
 
 
 def weight_sizes(backbone: str, *, full_size: bool, dtype: torch.dtype) -> tuple[int, int]:
@@ -82,7 +84,7 @@ def _untrained(dimension: str, backbone: str, lora_config: LoraConfig) -> Reward
 
 
 @contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+def seeded_on(device: torch.device, seed: int) -> Iterator[None]:
     """Make new tensors on a device, from a seed; the global random state is put back afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), device:
@@ -91,7 +93,8 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new tensors in a floating dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

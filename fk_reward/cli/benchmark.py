@@ -13,6 +13,7 @@ BENCHMARKS: dict[str, str] = {
     "overhead": "fk_reward.benchmarks.overhead",
     "shapes": "fk_reward.benchmarks.shapes",
     "reward-speed": "fk_reward.benchmarks.reward_speed",
+    "rewards": "fk_reward.benchmarks.reward_costs",
     "preferences": "fk_reward.benchmarks.preferences",
 }
 """Name of the command -> module."""

@@ -12,19 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from fk_reward.cli.errors import clean_errors
+from fk_reward.cli.reward_page import card_summary, reward_page, typical_range
 
 if TYPE_CHECKING:
     from fk_reward.rewards import RewardCard
 
 console = Console()
-HEADINGS = ("name", "what it measures", "typical range", "spread", "prompt tokens", "weights", "memory", "licence")
-NUM_SHOWN = 6
-"""Columns that fit in a terminal; Markdown has all, JSON every field of the cards."""
+HEADINGS = ("name", "what it measures", "typical range", "spread", "prompt tokens", "weights")
+"""Columns that fit in a terminal; Markdown and JSON have every field of the cards."""
 
 
 def rewards(
     names: Annotated[list[str] | None, typer.Argument(help="Names of rewards.", show_default="all of them")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Write a Markdown table.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write a page of Markdown with every field of the cards.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON with every field of the cards.")] = False,
 ) -> None:
     """List the rewards, without loading any weights.
@@ -38,8 +40,7 @@ def rewards(
     if as_json:
         typer.echo(json.dumps([_plain(card) for card in cards], indent=2, allow_nan=False))
     elif markdown:
-        lines = [HEADINGS, ("---",) * len(HEADINGS), *(_row(card) for card in cards)]
-        typer.echo("\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines))
+        typer.echo(reward_page(cards), nl=False)
     else:
         _show(cards)
     with clean_errors():
@@ -73,17 +74,14 @@ def _plain(card: RewardCard) -> dict[str, Any]:
 
 
 def _row(card: RewardCard) -> tuple[str, ...]:
-    low, high = card.typical_range
-    bounds = "-" if math.isinf(low) and math.isinf(high) else f"{low:g} to {high:g}"
-    direction = "" if card.higher_is_better else " (lower is better)"
     spread, tokens = (f"{value:g}" if value else "-" for value in (card.spread, card.max_prompt_tokens))
-    return card.name, card.summary + direction, bounds, spread, tokens, card.weights, card.memory, card.licence
+    return card.name, card_summary(card), typical_range(card), spread, tokens, card.weights
 
 
 def _show(cards: list[RewardCard]) -> None:
     table = Table(title="Rewards", title_justify="left", show_lines=True)
-    for heading in HEADINGS[:NUM_SHOWN]:
+    for heading in HEADINGS:
         table.add_column(heading, overflow="fold", no_wrap=heading == "name")
     for card in cards:
-        table.add_row(*_row(card)[:NUM_SHOWN])
+        table.add_row(*_row(card))
     console.print(table)

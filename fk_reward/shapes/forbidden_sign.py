@@ -7,15 +7,12 @@ prompt asks for it makes no difference.
 
 from __future__ import annotations
 
-from itertools import cycle, islice
-
 from torch import Tensor
-from torch.nn import functional as F
 
 from fk_reward.shapes.prompts import TASKS, ObjectSpec, ShapesPrompt, all_prompts
 from fk_reward.shapes.recognition import detect
-from fk_reward.shapes.split import benchmark_prompts
-from fk_reward.shapes.verifier import CANVAS
+from fk_reward.shapes.split import benchmark_prompts, take_turns
+from fk_reward.shapes.verifier import on_canvas
 
 FORBIDDEN_SIGN = ObjectSpec("cross", "red")
 """What no picture shall show."""
@@ -36,11 +33,8 @@ def shows_forbidden_sign(image: Tensor) -> bool:
         >>> [shows_forbidden_sign(image) for image in render(scenes)]
         [True, False]
     """
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"image must have shape (3, H, W); got {tuple(image.shape)}.")
-    if image.shape[1:] != (CANVAS, CANVAS):
-        image = F.interpolate(image[None].float(), (CANVAS, CANVAS), mode="bilinear", antialias=True)[0]
-    return any((seen.shape, seen.color) == (FORBIDDEN_SIGN.shape, FORBIDDEN_SIGN.color) for seen in detect(image))
+    objects = detect(on_canvas(image))
+    return any((seen.shape, seen.color) == (FORBIDDEN_SIGN.shape, FORBIDDEN_SIGN.color) for seen in objects)
 
 
 def sign_prompts(num_prompts: int, split: str = "heldout") -> tuple[ShapesPrompt, ...]:
@@ -63,5 +57,4 @@ def sign_prompts(num_prompts: int, split: str = "heldout") -> tuple[ShapesPrompt
     everything = dict.fromkeys(benchmark_prompts(len(TASKS) * len(all_prompts()), split))
     crosses = [prompt for prompt in everything if ObjectSpec(FORBIDDEN_SIGN.shape) in prompt.objects]
     orders = [[prompt for prompt in crosses if prompt.task == task] for task in TASKS]
-    turns = cycle([cycle(order) for order in orders if order])
-    return tuple(next(order) for order in islice(turns, num_prompts))
+    return take_turns([order for order in orders if order], num_prompts)

@@ -8,6 +8,7 @@ first fifth is held out: no random number generator is involved, the split is th
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 
 from fk_reward.shapes.prompts import TASKS, ShapesPrompt, all_prompts
@@ -86,5 +87,19 @@ def benchmark_prompts(num_prompts: int, split: str = "heldout") -> tuple[ShapesP
     if split not in sides:
         raise ValueError(f"split must be one of {', '.join(sides)}; got {split!r}.")
     orders = [sorted(sides[split](task), key=lambda prompt: _rank(f"order {prompt.text}")) for task in TASKS]
-    turns = (divmod(i, len(TASKS)) for i in range(num_prompts))
-    return tuple(orders[task][turn % len(orders[task])] for turn, task in turns)
+    return take_turns(orders, num_prompts)
+
+
+def take_turns(orders: Sequence[Sequence[ShapesPrompt]], num_prompts: int) -> tuple[ShapesPrompt, ...]:
+    """One prompt of each list in turn; a list starts again when it is used up.
+
+    Args:
+        orders: Lists of prompts, none of them empty.
+        num_prompts: How many prompts to give.
+
+    Examples:
+        >>> [prompt.text for prompt in take_turns([heldout_prompts("single_object"), heldout_prompts("counting")], 4)]
+        ['a photo of a circle', 'a photo of four circles', 'a photo of a circle', 'a photo of three triangles']
+    """
+    turns = (divmod(i, len(orders)) for i in range(num_prompts))
+    return tuple(orders[place][turn % len(orders[place])] for turn, place in turns)

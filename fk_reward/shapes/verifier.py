@@ -67,15 +67,36 @@ def verify(image: Tensor, prompt: ShapesPrompt | str, *, strict: bool = True) ->
         >>> verify(image, "a photo of a blue star").reason
         'no blue star among: red star'
     """
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"image must have shape (3, H, W); got {tuple(image.shape)}.")
+    image = on_canvas(image)
     prompt = parse_prompt(prompt) if isinstance(prompt, str) else prompt
-    if image.shape[1:] != (CANVAS, CANVAS):
-        image = F.interpolate(image[None].float(), (CANVAS, CANVAS), mode="bilinear", antialias=True)[0]
     objects = detect(image)
     reason = _reason(objects, prompt, strict)
     score = 1.0 if not reason else min(_closeness(objects, prompt, strict), MAX_WRONG_SCORE)
     return Verdict(not reason, score, reason or "correct", objects)
+
+
+def on_canvas(image: Tensor) -> Tensor:
+    """Resizes a picture to the size at which it is judged.
+
+    Args:
+        image: `(3, H, W)` in [0, 1].
+
+    Returns:
+        `(3, CANVAS, CANVAS)`; the picture itself where it has that size.
+
+    Raises:
+        ValueError: The image is not `(3, H, W)`.
+
+    Examples:
+        >>> import torch
+        >>> on_canvas(torch.rand(3, 96, 128)).shape
+        torch.Size([3, 64, 64])
+    """
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"image must have shape (3, H, W); got {tuple(image.shape)}.")
+    if image.shape[1:] == (CANVAS, CANVAS):
+        return image
+    return F.interpolate(image[None].float(), (CANVAS, CANVAS), mode="bilinear", antialias=True)[0]
 
 
 def _matches(obj: DetectedObject, spec: ObjectSpec) -> bool:

@@ -19,7 +19,7 @@ from fk_reward.models import resolve_model
 from fk_reward.rewards.blip.imagereward_model import ImageRewardModel
 from fk_reward.rewards.blip.imagereward_names import match_tensors, official_name
 from fk_reward.rewards.blip.imagereward_sizes import ImageRewardSizes
-from fk_reward.rewards.llava_reward.hub_paths import check_source
+from fk_reward.rewards.hub_paths import check_source
 from fk_reward.rewards.state_dicts import read_state_dict
 
 OFFICIAL_FILE = "ImageReward.pt"

@@ -14,6 +14,7 @@ from fk_reward.rewards.base import Reward
 from fk_reward.rewards.blip.fusion import fused_states
 from fk_reward.rewards.blip.prompts import PromptTokens
 from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.loading_report import load_complete
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 
@@ -138,13 +139,14 @@ class BlipITM(Reward):
 
         Raises:
             OSError: when files are missing.
-            ValueError: when the image processor does something that `ImagePreprocessing` does not reproduce.
+            ValueError: for a checkpoint of another architecture or without all weights, and when the image processor
+                does something that `ImagePreprocessing` does not reproduce.
         """
         from transformers import BertTokenizer, BlipForImageTextRetrieval, ImageProcessingMixin
 
         settings, _ = ImageProcessingMixin.get_image_processor_dict(model, revision=revision)
         return cls(
-            BlipForImageTextRetrieval.from_pretrained(model, dtype=torch_dtype, revision=revision),
+            load_complete(BlipForImageTextRetrieval, model, dtype=torch_dtype, revision=revision),
             BertTokenizer.from_pretrained(model, revision=revision),
             preprocessing=ImagePreprocessing.from_config({**_PROCESSOR_DEFAULTS, **settings}),
             unit=unit,

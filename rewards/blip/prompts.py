@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
+
+from fk_reward.rewards.truncation import TruncationLog
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, BertTokenizer, PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 
 class PromptTokens:
@@ -26,12 +25,12 @@ class PromptTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, name: str) -> None:
         if max_tokens <= len(tokenizer("")["input_ids"]):
             raise ValueError(f"max_tokens must leave room besides the special tokens, got {max_tokens}.")
-        self.tokenizer, self.max_tokens, self.name = tokenizer, max_tokens, name
-        self._warned: set[str] = set()
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self._truncation = TruncationLog(tokenizer, max_tokens=max_tokens, name=name)
 
     def __call__(self, prompts: list[str]) -> BatchEncoding:
         """Tokens of B prompts: `input_ids` and `attention_mask`, each (B, max_tokens)."""
-        self._warn_of_truncation([prompt for prompt in prompts if prompt not in self._warned])
+        self._truncation.check(prompts)
         return self.tokenizer(
             prompts,
             padding="max_length",
@@ -40,15 +39,6 @@ class PromptTokens:
             return_token_type_ids=False,
             return_tensors="pt",
         )
-
-    def _warn_of_truncation(self, prompts: list[str]) -> None:
-        fresh = list(dict.fromkeys(prompts))
-        if not fresh:
-            return
-        for prompt, tokens in zip(fresh, self.tokenizer(fresh, verbose=False)["input_ids"], strict=True):
-            if (cut := len(tokens) - self.max_tokens) > 0:
-                self._warned.add(prompt)
-                logger.warning("%s reads %d tokens; %d were cut from %r.", self.name, self.max_tokens, cut, prompt)
 
 
 def with_blip_tokens(tokenizer: BertTokenizer) -> BertTokenizer:

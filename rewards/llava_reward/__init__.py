@@ -5,8 +5,9 @@ The names below are imported when they are first used, so that reading a card do
 
 from __future__ import annotations
 
-import importlib
 import typing
+
+from fk_reward import lazy
 
 if typing.TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
@@ -52,14 +53,4 @@ __all__ = [
     "preference_logits",
 ]
 
-
-def __getattr__(name: str) -> typing.Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy.attributes(__name__, _MODULES)

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from fk_reward.models import resolve_model
+from fk_reward.rewards.hub_paths import check_source
 from fk_reward.rewards.llava_reward.backbone import Backbone
-from fk_reward.rewards.llava_reward.hub_paths import check_source
 
 BACKBONES: dict[str, str] = {
     "phi3_v": "fk_reward.rewards.llava_reward.phi3_vision:PhiVisionBackbone",

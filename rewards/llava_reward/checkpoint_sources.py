@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fk_reward.models import resolve_model
+from fk_reward.rewards.hub_paths import check_source
 from fk_reward.rewards.llava_reward.cards import OFFICIAL_BACKBONES
 from fk_reward.rewards.llava_reward.checkpoint import (
     CONFIG_FILE,
@@ -16,7 +17,6 @@ from fk_reward.rewards.llava_reward.checkpoint import (
     require_files,
 )
 from fk_reward.rewards.llava_reward.discovery import download_official, find_official_folder
-from fk_reward.rewards.llava_reward.hub_paths import check_source
 from fk_reward.rewards.llava_reward.loading import Adapter
 from fk_reward.rewards.llava_reward.official_checkpoint import YAML_FILE, load_official_checkpoint
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fk_reward.rewards.hub_paths import file_state
 from fk_reward.rewards.llava_reward.checkpoint_sources import read_checkpoint
 from fk_reward.rewards.llava_reward.loading import Adapter
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
-from fk_reward.rewards.llava_reward.sharing import file_state
 
 
 def attach_adapter(

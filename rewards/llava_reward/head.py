@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -77,7 +78,7 @@ class RewardHead(nn.Module):
         B: number of images, N: largest number of visual tokens, D: width of the language model, d: value_head_dim.
         """
         dtype = self.value_head.weight.dtype
-        with torch.autocast(hidden.device.type, enabled=False):
+        with _without_autocast(hidden.device.type):
             state = hidden.to(dtype)
             if self.skip_ca is not None:
                 if visual is None or mask is None:
@@ -94,3 +95,10 @@ class RewardHead(nn.Module):
             return tensor.to(device=converted.device) if narrowed else converted
 
         return super()._apply(keep_precision, recurse)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Autocast off; "meta", where sizes are counted, has none that could be."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

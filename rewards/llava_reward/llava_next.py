@@ -14,6 +14,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
 from fk_reward.rewards.llava_reward.llava_next_images import AnyResTransform
+from fk_reward.rewards.loading_report import check_complete
 
 _PLACEHOLDER = "{prompt}"
 
@@ -94,8 +95,7 @@ class LlavaNextBackbone(Backbone):
             revision=revision,
             output_loading_info=True,
         )
-        if info["missing_keys"]:
-            raise ValueError(f"{path}: the checkpoint lacks weights: {', '.join(sorted(info['missing_keys']))}.")
+        check_complete(path, info)
         transform = AnyResTransform.from_pretrained(path, revision=revision)
         return cls(model, _load_tokenizer(path, revision=revision), transform)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
-from fk_reward.models import resolve_model
+from fk_reward.rewards.hub_paths import file_state
 from fk_reward.rewards.llava_reward.backbones import load_backbone
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 
@@ -37,12 +36,3 @@ def shared_model(
         model = LlavaRewardModel(load_backbone(path, torch_dtype=torch_dtype, **settings))
         _MODELS[key] = model
     return model
-
-
-def file_state(path: str | os.PathLike[str]) -> str:
-    """A text that changes when the files of a folder or embedded model do; for a hub id the id itself."""
-    folder = Path(resolve_model(path))
-    if not folder.is_dir():
-        return str(path)
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return f"{folder.resolve()}@{max((file.stat().st_mtime_ns for file in files), default=0)}#{len(files)}"

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fk_reward.rewards.inputs import Images, in_order, prompt_list
+from fk_reward.rewards.inputs import Images, in_order, pictures_of, prompt_list
 from fk_reward.rewards.vlm_judge.engine import JudgeEngine
 from fk_reward.rewards.vlm_judge.interview import Question, Verdict
 from fk_reward.rewards.vlm_judge.pairing import ring_pairs, win_rates
 from fk_reward.rewards.vlm_judge.template import JudgeTemplate
-from fk_reward.rewards.vlm_judge.vlm_judge import VLMJudge, to_picture
+from fk_reward.rewards.vlm_judge.vlm_judge import VLMJudge
 
 
 class PreferenceJudge(VLMJudge):
@@ -136,7 +136,7 @@ class PreferenceJudge(VLMJudge):
         self, images: Tensor | Sequence[Tensor], pairs: Sequence[tuple[int, int]], prompts: Sequence[str]
     ) -> list[float]:
         """For each pair how much the first image wins."""
-        pictures = [to_picture(image) for image in images]
+        pictures = pictures_of(images)
         orders = (1, -1) if self.both_orders else (1,)
         asked = [(pair[::order], prompt) for pair, prompt in zip(pairs, prompts, strict=True) for order in orders]
         questions = [Question((pictures[i], pictures[j]), prompt, indices=(i, j)) for (i, j), prompt in asked]

@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.card import RewardCard
-from fk_reward.rewards.inputs import ImageGroup, Images, in_order, prompt_list
+from fk_reward.rewards.inputs import ImageGroup, Images, in_order, pictures_of, prompt_list
 from fk_reward.rewards.vlm_judge.answer_cache import AnswerCache
 from fk_reward.rewards.vlm_judge.answers import JudgeAnswerError
 from fk_reward.rewards.vlm_judge.cards import judge_card
@@ -122,20 +121,9 @@ class VLMJudge(Reward):
         return (value for value in getattr(self.engine, "__dict__", {}).values() if isinstance(value, nn.Module))
 
 
-def to_picture(image: Tensor) -> Image.Image:
-    """Round an image (3, H, W) in [0, 1] to an 8-bit RGB picture.
-
-    Example:
-        >>> to_picture(torch.ones(3, 2, 4)).size
-        (4, 2)
-    """
-    pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-
-
 def _questions(images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> list[Question]:
-    pairs = enumerate(zip(images, prompts, strict=True))
-    return [Question((to_picture(image),), prompt, indices=(i,)) for i, (image, prompt) in pairs]
+    pairs = enumerate(zip(pictures_of(images), prompts, strict=True))
+    return [Question((picture,), prompt, indices=(i,)) for i, (picture, prompt) in pairs]
 
 
 def _checked_template(template: str | JudgeTemplate, *, pairwise: bool) -> JudgeTemplate:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from fk_reward.rewards.vqascore.pixels import pil_images, pixel_transform
+from fk_reward.rewards.inputs import pictures_of
+from fk_reward.rewards.vqascore.pixels import pixel_transform
 from fk_reward.rewards.vqascore.question_text import question_text
 
 if TYPE_CHECKING:
@@ -125,12 +127,18 @@ class AnswerModel(nn.Module):
         return text if self.is_encoder_decoder or not opening else text + self._separator(text) + opening
 
     def _inputs(self, images: Tensor, texts: list[str]) -> dict[str, Any]:
-        pictures = pil_images(images, blank=self._transform is not None)
-        nested = [[picture] for picture in pictures]  # one list a text, which every processor understands
+        nested = [[picture] for picture in self._pictures(images)]  # one list a text: every processor understands that
         inputs = dict(self.processor(images=nested, text=texts, padding=True, return_tensors="pt"))
         if self._transform is not None:
             inputs["pixel_values"] = self._pixel_values(images, expected=inputs["pixel_values"].shape)
         return {name: value.to(self.device, self._dtype_of(value)) for name, value in inputs.items()}
+
+    def _pictures(self, images: Tensor) -> list[Image.Image]:
+        """What the processor gets: where tensors take the pictures' place, only their size matters."""
+        if self._transform is None:
+            return pictures_of(images)
+        height, width = images.shape[-2:]
+        return [Image.new("RGB", (width, height))] * len(images)
 
     def _pixel_values(self, images: Tensor, *, expected: torch.Size) -> Tensor:
         pixels = self._transform(images)  # type: ignore[misc]
@@ -160,7 +168,7 @@ class AnswerModel(nn.Module):
 
     def _check_ending(self, text: str) -> None:
         """Refuse processors after which a model does not stand where the text ends (PaliGemma's adds a line break)."""
-        inputs = self.processor(images=[pil_images(torch.zeros(1, 3, 32, 32))], text=[text], return_tensors="pt")
+        inputs = self.processor(images=[[Image.new("RGB", (32, 32))]], text=[text], return_tensors="pt")
         got, expected = inputs["input_ids"][0, -1].item(), self._ids(text)[-1]
         if got != expected:
             got, expected = self.processor.tokenizer.convert_ids_to_tokens([got, expected])

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, CLIPVisionConfig, PreTrainedConfig, T5Config
 
+from fk_reward.rewards.loading_report import check_complete
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.vqascore.clip_t5 import ClipT5, ClipT5Processor
 
@@ -43,8 +44,7 @@ def load_clip_t5(path: str, *, revision: str = "main", **options: Any) -> tuple[
     model, info = ClipT5.from_pretrained(
         path, config=config, revision=revision, key_mapping=_NAMES, output_loading_info=True, **options
     )
-    if info["missing_keys"]:
-        raise ValueError(f"{path}: the checkpoint lacks weights: {', '.join(sorted(info['missing_keys']))}.")
+    check_complete(path, info)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     if len(tokenizer) < config.vocab_size:  # the official code cuts the rows that no token has, before any softmax
         model.resize_token_embeddings(len(tokenizer))

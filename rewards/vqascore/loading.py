@@ -12,7 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from fk_reward.models import resolve_model
-from fk_reward.rewards.llava_reward.sharing import file_state
+from fk_reward.rewards.hub_paths import file_state
+from fk_reward.rewards.loading_report import check_complete
 from fk_reward.rewards.vqascore.answer_model import AnswerModel
 from fk_reward.rewards.vqascore.clip_t5_loading import is_clip_t5, load_clip_t5
 
@@ -60,8 +61,7 @@ def _load(path: str, options: dict[str, Any]) -> AnswerModel:
         return AnswerModel(*load_clip_t5(path, **options))
     _check_architecture(path, config)
     model, info = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **options)
-    if info["missing_keys"]:
-        raise ValueError(f"{path}: the checkpoint lacks weights: {', '.join(sorted(info['missing_keys']))}.")
+    check_complete(path, info)
     return AnswerModel(model, load_processor(path, revision=revision))
 
 

@@ -1,4 +1,4 @@
-"""Pictures for the image processors of transformers: on tensors where their work is reproduced, as PIL otherwise."""
+"""The work of transformers' image processors on tensors, for those that are reproduced."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fk_reward.rewards.preprocessing import ImagePreprocessing
@@ -42,20 +41,6 @@ def pixel_transform(processor: BaseImageProcessor) -> Callable[[Tensor], Tensor]
     if name in QWEN_LIKE:
         return _patches(settings)
     return None
-
-
-def pil_images(images: Tensor, *, blank: bool = False) -> list[Image.Image]:
-    """Turn (B, 3, H, W) in [0, 1] into 8-bit pictures, or into black ones of their size where only that matters.
-
-    Example:
-        >>> pil_images(torch.ones(1, 3, 2, 4))[0].getpixel((0, 0))
-        (255, 255, 255)
-    """
-    height, width = images.shape[-2:]
-    if blank:
-        return [Image.new("RGB", (width, height))] * len(images)
-    arrays = (images.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(array) for array in arrays]
 
 
 def _patches(settings: dict[str, Any]) -> Callable[[Tensor], Tensor]:

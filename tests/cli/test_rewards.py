@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fk_reward.cli.reward_page import reward_page
 from fk_reward.rewards import REWARDS, reward_card
 
 
@@ -23,11 +24,16 @@ def test_json_has_every_field(run):
     assert set(record[0]) == set(vars(reward_card("clipscore")))
 
 
-def test_markdown_is_a_table(run):
-    lines = run("rewards", "brightness", "--markdown").stdout.splitlines()
-    assert len(lines) == 3
-    assert lines[2].startswith("| brightness | mean \\| of all pixels | 0 to 1 | 0.1 | - | none |")
-    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+def test_markdown_is_the_page_of_the_cards(run):
+    assert run("rewards", "brightness", "clipscore", "--markdown").stdout == reward_page(
+        [reward_card("brightness"), reward_card("clipscore")]
+    )
+
+
+def test_markdown_without_names_has_all(run):
+    page = run("rewards", "--markdown").stdout
+    for name in REWARDS:
+        assert f"\n## `{name}`\n" in page
 
 
 @pytest.mark.parametrize(

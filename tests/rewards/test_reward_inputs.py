@@ -10,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fk_reward.rewards import CallableReward, Reward, RewardCard
+from fk_reward.rewards.inputs import pictures_of
 
 
 class Mean(Reward):
@@ -110,6 +111,28 @@ def test_the_gradient_passes_through_lists_and_batches():
     reward.batch_size = 1
     reward([image, torch.zeros(3, 2, 2)], "a").sum().backward()
     assert_close(image.grad, torch.full((3, 4, 4), 1 / 48))
+
+
+def misread(to_pictures):
+    """Of all 8-bit values, those that do not come back from tensors a little beside them."""
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).repeat(3, 1, 1)
+    values[1:] = values[1:].flip(-1)
+    images = torch.stack([values / 255 - 1e-3, values / 255 + 1e-3])
+    pictures = [*to_pictures(images), *to_pictures([images[0, :, :4]])]
+    expected = [values, values, values[:, :4]]
+    pairs = ((np.asarray(picture), x.permute(1, 2, 0).numpy()) for picture, x in zip(pictures, expected, strict=True))
+    return {int(value) for found, wanted in pairs for value in wanted[found != wanted]}
+
+
+def test_pictures_have_the_nearest_bytes():
+    assert misread(pictures_of) == set()
+
+
+def test_cutting_in_place_of_rounding_is_found_out():
+    def cut(images):
+        return [(image.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0) for image in images]
+
+    assert len(misread(cut)) > 100
 
 
 def test_rounding_just_outside_the_range_is_accepted():

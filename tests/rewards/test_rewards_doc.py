@@ -1,37 +1,48 @@
-"""The table of cards in docs/rewards.md says what the cards say."""
+"""The pages that commands write are what the commands would write now."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from fk_reward.rewards import REWARDS, reward_card
+from fk_reward.cli.reward_page import reward_page
+from fk_reward.rewards import REWARDS, RewardCard, reward_card
 
-DOC = Path(__file__).parents[2] / "docs" / "rewards.md"
-
-
-def row(card):
-    low, high = card.typical_range
-    cells = [
-        f"`{card.name}`",
-        card.summary,
-        f"{low:g} to {high:g}" if math.isfinite(high - low) else "not known",
-        "not measured" if card.spread is None else f"{card.spread:g}",
-        "yes" if card.differentiable else "no",
-        "no limit" if card.max_prompt_tokens is None else str(card.max_prompt_tokens),
-        card.weights,
-        card.licence,
-    ]
-    return f"| {' | '.join(cells)} |"
+PAGE = Path(__file__).parents[2] / "docs" / "reward_cards.md"
 
 
-@pytest.mark.parametrize("name", REWARDS)
-def test_the_table_has_the_card(name):
-    assert row(reward_card(name)) in DOC.read_text(encoding="utf-8").splitlines()
+def cards():
+    return [reward_card(name) for name in sorted(REWARDS)]
 
 
-def test_the_table_has_no_other_rewards():
-    table = DOC.read_text(encoding="utf-8").split("<!-- cards")[1].split("<!-- end of cards")[0]
-    assert {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")} <= set(REWARDS)
+def test_the_page_has_the_cards():
+    assert PAGE.read_text(encoding="utf-8") == reward_page(cards()), (
+        "write it anew: fk-reward rewards --markdown > docs/reward_cards.md"
+    )
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RewardCard)])
+def test_the_page_shows_every_field(field):
+    changed = {"higher_is_better": False, "differentiable": False, "typical_range": (3.0, 4.0), "spread": 7.0}
+    changed |= {"max_prompt_tokens": 5}
+    card = RewardCard(name="a", summary="b", differentiable=True)
+    other = dataclasses.replace(card, **{field: changed.get(field, "something else")})
+    assert reward_page([other]) != reward_page([card])
+
+
+def test_a_bar_does_not_end_a_cell():
+    table = [line for line in reward_page([RewardCard(name="a", summary="b | c")]).splitlines() if line.startswith("|")]
+    assert "b \\| c" in table[2]
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+
+
+def test_headings_can_be_reached():
+    page = reward_page([RewardCard(name="a.b@c-d", summary="e")])
+    assert "[`a.b@c-d`](#abc-d)" in page, "GitHub leaves out dots and @"
+    assert "## `a.b@c-d`" in page
+
+
+def test_lower_is_better_is_said():
+    assert "| harm (lower is better) |" in reward_page([RewardCard(name="a", summary="harm", higher_is_better=False)])

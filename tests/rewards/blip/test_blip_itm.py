@@ -94,7 +94,7 @@ def test_the_probability_of_certain_matches_is_flat_and_the_logit_is_not():
 def test_long_prompts_are_cut_with_one_warning(itm_folder, smooth, caplog):
     reward = load_reward("blip-itm", model=itm_folder, max_tokens=10)
     prompt = "red " * 12
-    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.blip.prompts"):
+    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.truncation"):
         score = reward(smooth[:1], prompt)
         reward(smooth[:1], prompt)
     assert [record.getMessage() for record in caplog.records] == [

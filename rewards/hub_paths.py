@@ -1,4 +1,4 @@
-"""Telling a folder from a hub id, before the hub is asked for a folder that is not there."""
+"""Folders and hub ids: which of them a source is, and whether the files of a folder are still the same."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 import re
 from pathlib import Path
 
+from fk_reward.models import resolve_model
+
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def check_source(source: str | os.PathLike[str], what: str) -> None:
-    """Raise when `source` is no folder and cannot be a hub id either.
+    """Raise when `source` is no folder and cannot be a hub id either, before the hub is asked for it.
 
     Args:
         source: folder or hub id.
@@ -29,3 +31,20 @@ def check_source(source: str | os.PathLike[str], what: str) -> None:
         return
     found = "that is a file" if Path(source).exists() else "no such folder"
     raise FileNotFoundError(f"{source}: expected the folder of {what} or a hub id (owner/name); {found}.")
+
+
+def file_state(source: str | os.PathLike[str]) -> str:
+    """A text that changes when the files of a folder or embedded model do; for a hub id the id itself.
+
+    Args:
+        source: name of an embedded model, hub id or folder.
+
+    Example:
+        >>> file_state("microsoft/Phi-3.5-vision-instruct")
+        'microsoft/Phi-3.5-vision-instruct'
+    """
+    folder = Path(resolve_model(source))
+    if not folder.is_dir():
+        return str(source)
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return f"{folder.resolve()}@{max((file.stat().st_mtime_ns for file in files), default=0)}#{len(files)}"

@@ -1,0 +1,52 @@
+"""The registered rewards as they can be built offline, on small random files in the official layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from fk_reward.rewards import Reward, load_reward
+from tests.tiny.scripted_judge import ScriptedEngine
+
+
+def _llava(name: str, tiny: SimpleNamespace) -> dict[str, Any]:
+    """On one backbone for all dimensions, as the hub has them."""
+    files = tiny.qwen if name.endswith("@qwen") else tiny.phi
+    return {"backbone": files.backbone, "adapter": files.adapters, "torch_dtype": torch.float32}
+
+
+def _answering(name: str, tiny: SimpleNamespace) -> dict[str, Any]:
+    return {"model": tiny.llava, "torch_dtype": torch.float32}
+
+
+def _judge(name: str, tiny: SimpleNamespace) -> dict[str, Any]:
+    return {"engine": ScriptedEngine()}
+
+
+DIMENSIONS = ("alignment", "fidelity", "safety", "overall")
+OPTIONS: dict[str, Callable[[str, SimpleNamespace], dict[str, Any]]] = {
+    "aesthetic": lambda name, tiny: {"weights": tiny.aesthetic_head, "model": tiny.clip},
+    "blip-itm": lambda name, tiny: {"model": tiny.blip_itm},
+    "clipscore": lambda name, tiny: {"model": tiny.clip},
+    "hpsv2": lambda name, tiny: {"weights": tiny.hps, "tokenizer": tiny.clip},
+    "hpsv2.1": lambda name, tiny: {"weights": tiny.hps, "tokenizer": tiny.clip},
+    "imagereward": lambda name, tiny: {"weights": tiny.imagereward, "tokenizer": tiny.imagereward / "tokenizer"},
+    "llava-reward": lambda name, tiny: _llava(name, tiny) | {"dimension": "alignment"},
+    **{f"llava-reward-{dimension}": _llava for dimension in DIMENSIONS},
+    **{f"llava-reward-{dimension}@qwen": _llava for dimension in DIMENSIONS},
+    "llava-score": _answering,
+    "pickscore": lambda name, tiny: {"model": tiny.clip, "processor": tiny.clip},
+    "q-align": _answering,
+    "vqascore": lambda name, tiny: _answering(name, tiny) | {"against": "No"},
+    **{f"vlm-judge{kind}": _judge for kind in ("", "-alignment", "-preference", "-safety")},
+}
+"""Name -> options from the files of the fixture `tiny_files`. What comes with the package needs no line."""
+
+
+def build(name: str, tiny: SimpleNamespace, **more: Any) -> Reward:
+    """Load a registered reward offline; `more` options go over those that make it small."""
+    options = OPTIONS[name](name, tiny) if name in OPTIONS else {}
+    return load_reward(name, **options | more)
