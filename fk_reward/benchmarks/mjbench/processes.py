@@ -1,0 +1,63 @@
+"""Which questions this process takes, when several share the work."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+from accelerate import PartialState
+
+from fk_reward.benchmarks.shapes import parse_shard
+
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for slower ones."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of one process.
+
+    Attributes:
+        shard: index and number of the processes.
+        launched: whether accelerate launched them, so that they can wait for each other.
+    """
+
+    shard: tuple[int, int]
+    launched: bool
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process reports: the only one, or the first of those that wait for each other."""
+        return self.shard[1] == 1 or (self.launched and self.shard[0] == 0)
+
+    def wait(self) -> None:
+        """Until all processes that accelerate launched have come here."""
+        if self.launched:
+            PartialState().wait_for_everyone()
+
+
+def find_share(shard: str | None, device: str) -> Share:
+    """What this process should do.
+
+    Args:
+        shard: "i/n" as typed; None for the place among the processes that `accelerate launch` started.
+        device: "cpu" or "cuda"; accelerate has to be told when GPUs are not to be used.
+
+    Raises:
+        typer.BadParameter: for a shard of another form.
+        ValueError: when processes were launched that accelerate cannot see, which would all do the same work.
+
+    Example:
+        >>> find_share("1/2", "cpu")
+        Share(shard=(1, 2), launched=False)
+    """
+    if shard is not None:
+        return Share(parse_shard(shard), launched=False)
+    state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+    launched = int(os.environ.get("WORLD_SIZE", state.num_processes))
+    if launched != state.num_processes:
+        raise ValueError(
+            f"accelerate sees {state.num_processes} of {launched} processes; share them out with --shard i/n."
+        )
+    return Share((state.process_index, state.num_processes), launched=state.num_processes > 1)

@@ -1,0 +1,101 @@
+"""What rewards are asked: captions as they are, all pictures in one call, preferences where there is no score."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fk_reward.benchmarks.mjbench.scoring import compares, score_questions
+from fk_reward.rewards import CallableReward
+from fk_reward.rewards.llava_reward import LlavaReward
+from fk_reward.rewards.vlm_judge import PreferenceJudge
+from tests.benchmarks.mjbench.stage import BRIGHTNESS, Counting, grey, pair_rows, table
+from tests.tiny.phi3_vision import write_phi3_vision
+from tests.training.tiny_training import make_model
+
+LEVELS = ((200, 100), (50, 150), (90, 30))
+
+
+def test_scores_in_the_order_of_the_pictures():
+    scores = score_questions(BRIGHTNESS, table(pair_rows(*LEVELS)))
+    expected = [[200, 100], [150, 50], [90, 30]]
+    torch.testing.assert_close(torch.tensor(scores) * 255, torch.tensor(expected, dtype=torch.float32))
+    assert not compares(BRIGHTNESS)
+
+
+def test_the_reward_sees_the_caption_and_no_template():
+    counting = Counting()
+    score_questions(CallableReward(counting), table(pair_rows(*LEVELS)))
+    assert counting.asked == ["caption 0"] * 4 + ["caption 1"] * 2
+
+
+def test_a_reward_of_which_lower_is_better_is_turned_round():
+    darkness = CallableReward(lambda images, captions: images.mean(dim=(1, 2, 3)), "errors")
+    darkness.card = replace(darkness.card, higher_is_better=False)
+    straight, turned = (score_questions(reward, table(pair_rows(*LEVELS))) for reward in (BRIGHTNESS, darkness))
+    assert (-torch.tensor(turned)).tolist() == straight
+
+
+@pytest.fixture(scope="module")
+def general_preference(tmp_path_factory):
+    folder = write_phi3_vision(tmp_path_factory.mktemp("phi"))
+    model = make_model(folder, objective="general-preference", value_head_dim=4)
+    return LlavaReward(model.network.eval(), {"alignment": model.key})
+
+
+def official_probability(reward, question):
+    """sigmoid of (c_0 r_1 - c_1 r_0 + ...) / tau, as the public evaluation of LLaVA-Reward writes it."""
+    chosen, rejected = reward.embed([image.load() for image in question.images], question.caption)
+    product = sum(chosen[i] * rejected[i + 1] - chosen[i + 1] * rejected[i] for i in range(0, len(chosen), 2))
+    return torch.sigmoid(product / reward.config.temperature).item()
+
+
+def test_a_general_preference_is_asked_for_its_probability(general_preference):
+    questions = table(pair_rows(*LEVELS))
+    scores = score_questions(general_preference, questions)
+    expected = [official_probability(general_preference, question) for question in questions]
+    assert [row[0] for row in scores] == pytest.approx(expected, abs=1e-5)
+    assert [sum(row) for row in scores] == pytest.approx([1.0] * 3)
+    assert compares(general_preference)
+
+
+def test_scores_of_a_general_preference_would_depend_on_the_other_questions(general_preference):
+    """Why it is asked for probabilities: its scores compare all pictures of a caption in the call."""
+    images, captions = zip(
+        *((image.load(), q.caption) for q in table(pair_rows(*LEVELS)) for image in q.images), strict=True
+    )
+    together = general_preference(list(images), list(captions))
+    alone = general_preference(list(images[:2]), list(captions[:2]))
+    assert not torch.allclose(together[:2], alone, atol=1e-4)
+
+
+def test_a_composition_with_a_general_preference_does_not_depend_on_the_batch(general_preference):
+    questions = table(pair_rows(*LEVELS))
+    mixed = 0.5 * general_preference + 0.5 * BRIGHTNESS
+    together = score_questions(mixed, questions)
+    alone = [score_questions(mixed, [question])[0] for question in questions]
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), atol=1e-5, rtol=0)
+
+
+class PrefersBright:
+    """An engine that answers by brightness; a language model's place in a judge of pairs."""
+
+    name = "prefers bright"
+
+    def generate(self, images, messages, *, sampling):
+        means = [[np.asarray(picture).mean() for picture in pictures] for pictures in images]
+        return [f"<answer>{1 if first > second else 2}</answer>" for first, second in means]
+
+
+def test_a_judge_of_pairs_is_asked_for_its_preference():
+    assert score_questions(PreferenceJudge(PrefersBright()), table(pair_rows(*LEVELS))) == [[1, 0], [1, 0], [1, 0]]
+
+
+def test_single_pictures_cannot_be_compared(general_preference):
+    rows = [{"caption": "a nurse", "image0": grey(9)}]
+    assert score_questions(BRIGHTNESS, table(rows, "bias"))[0] == pytest.approx([9 / 255])
+    with pytest.raises(ValueError, match="no score of one by itself"):
+        score_questions(general_preference, table(rows, "bias"))
