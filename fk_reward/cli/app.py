@@ -10,7 +10,9 @@ from fk_reward.cli.benchmark import benchmark_app
 from fk_reward.cli.convert import convert
 from fk_reward.cli.demo import demo
 from fk_reward.cli.generate import generate
+from fk_reward.cli.geneval import geneval
 from fk_reward.cli.hard_negatives import hard_negatives
+from fk_reward.cli.mjbench import mjbench
 from fk_reward.cli.rewards import rewards
 from fk_reward.cli.score import score
 from fk_reward.cli.train import RAW_ARGUMENTS, train, trainable_share
@@ -30,6 +32,8 @@ app.command()(hard_negatives)
 app.command(context_settings=RAW_ARGUMENTS)(train)
 app.command()(trainable_share)
 app.command()(demo)
+app.command()(mjbench)
+app.command()(geneval)
 app.add_typer(benchmark_app, name="benchmark")
 
 

@@ -1,0 +1,170 @@
+"""What is known of the runs in a folder: verdicts, scores and costs, read from the notes beside the pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fk_reward.benchmarks.geneval.generation import Cost
+from fk_reward.benchmarks.geneval.layout import MADE, PromptFolder, prompt_folders
+from fk_reward.benchmarks.geneval.manifest import NAME, read_manifest, refuse_mixed_runs
+from fk_reward.benchmarks.geneval.run_settings import METHODS, UNSTEERED
+from fk_reward.benchmarks.geneval.scoring import read_scores, read_verdicts
+
+
+@dataclass(frozen=True)
+class PictureResult:
+    """A judged picture.
+
+    Attributes:
+        index: place of its prompt in the suite.
+        sample: its number among the pictures of the prompt.
+        tag: the task.
+        prompt: the prompt.
+        path: the file.
+        correct: the verdict.
+        reason: why not.
+        scores: reward -> score.
+    """
+
+    index: int
+    sample: int
+    tag: str
+    prompt: str
+    path: Path
+    correct: bool
+    reason: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A judged run.
+
+    Attributes:
+        root: its folder.
+        manifest: what it depends on; None for pictures that something else made.
+        judge: what the verdicts depend on.
+        pictures: in the order of prompts and samples.
+        cost: of all pictures; None where it was not measured.
+    """
+
+    root: Path
+    manifest: Mapping[str, Any] | None
+    judge: Mapping[str, Any]
+    pictures: tuple[PictureResult, ...]
+    cost: Cost | None
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.root.resolve().name
+
+    @property
+    def method(self) -> str:
+        """How the pictures were made, `other` where nothing says."""
+        return "other" if self.manifest is None else self.manifest["settings"]["method"]
+
+    @property
+    def reward(self) -> str | None:
+        """The reward that steers or selects."""
+        return None if self.manifest is None else self.manifest["settings"]["reward"]
+
+    @property
+    def num_particles(self) -> int | None:
+        """K."""
+        return None if self.manifest is None else self.manifest["settings"]["steering"]["num_particles"]
+
+    @cached_property
+    def by_place(self) -> dict[tuple[int, int], PictureResult]:
+        """The pictures by prompt and sample."""
+        return {(picture.index, picture.sample): picture for picture in self.pictures}
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The folders of the runs in a folder, or the folder itself where its pictures lie there, whoever made them.
+
+    Raises:
+        NotADirectoryError: no such folder.
+        FileNotFoundError: no run in it.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"There is no folder {folder}.")
+    if (folder / NAME).exists() or any(path.name.isdecimal() and path.is_dir() for path in folder.iterdir()):
+        return [folder]
+    runs = [path.parent for path in sorted(folder.glob(f"*/{NAME}"))]
+    if not runs:
+        raise FileNotFoundError(f"{folder} holds no run and no pictures in GenEval's layout (00000/samples/0000.png).")
+    return runs
+
+
+def read_runs(folder: Path) -> list[RunResult]:
+    """All judged runs of a folder: unsteered first, then by K, method and reward.
+
+    Raises:
+        FileNotFoundError: no run.
+        ValueError: pictures that are not judged, runs that cannot be compared, or verdicts of different judges.
+    """
+    refuse_mixed_runs(folder)
+    runs = [read_run(root) for root in find_runs(folder)]
+    judges = {json.dumps(run.judge, sort_keys=True) for run in runs}
+    if len(judges) > 1:
+        raise ValueError(f"The runs in {folder} were judged by different judges: {' and '.join(sorted(judges))}.")
+    return sorted(runs, key=_place)
+
+
+def _place(run: RunResult) -> tuple[Any, ...]:
+    order = METHODS.index(run.method) if run.method in METHODS else len(METHODS)
+    return (run.method != UNSTEERED, run.num_particles or 0, order, run.reward or "")
+
+
+def read_run(root: Path) -> RunResult:
+    """A judged run.
+
+    Raises:
+        FileNotFoundError: no pictures.
+        ValueError: pictures that are not judged.
+    """
+    folders = prompt_folders(root)
+    manifest = read_manifest(root) if (root / NAME).exists() else None
+    if manifest is not None and len(folders) != manifest["suite"]["num_prompts"]:
+        raise ValueError(
+            f"{root} has {len(folders)} of {manifest['suite']['num_prompts']} prompts: generate the others."
+        )
+    costs = [note for folder in folders if (note := folder.read_note(MADE)) is not None]
+    return RunResult(
+        root=root,
+        manifest=manifest,
+        judge=_judge_of(folders),
+        pictures=tuple(picture for folder in folders for picture in _pictures(folder)),
+        cost=sum((Cost(**note) for note in costs), Cost()) if len(costs) == len(folders) else None,
+    )
+
+
+def _judge_of(folders: Sequence[PromptFolder]) -> dict[str, Any]:
+    judges = {json.dumps(read_verdicts(folder)["judge"], sort_keys=True) for folder in folders}
+    if len(judges) > 1:
+        raise ValueError(f"{folders[0].root} was judged by different judges: judge it again.")
+    return json.loads(judges.pop())
+
+
+def _pictures(folder: PromptFolder) -> list[PictureResult]:
+    metadata, scores = folder.read_metadata(), read_scores(folder)
+    verdicts = read_verdicts(folder)["verdicts"]
+    return [
+        PictureResult(
+            index=folder.index,
+            sample=sample,
+            tag=metadata["tag"],
+            prompt=metadata["prompt"],
+            path=path,
+            correct=verdict["correct"],
+            reason=verdict["reason"],
+            scores={name: values[sample] for name, values in scores.items()},
+        )
+        for sample, (path, verdict) in enumerate(zip(folder.picture_paths(), verdicts, strict=True))
+    ]

@@ -1,0 +1,107 @@
+"""A small suite, a painter in place of a model, and a judge in place of a detector."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from PIL import Image
+
+from fk_reward import FKSteeringConfig
+from fk_reward.benchmarks.geneval.generation import Cost, generate_missing, is_finished
+from fk_reward.benchmarks.geneval.judge import Verdict
+from fk_reward.benchmarks.geneval.layout import PromptFolder
+from fk_reward.benchmarks.geneval.manifest import make_manifest, open_run
+from fk_reward.benchmarks.geneval.records import color_record, single_object_record
+from fk_reward.benchmarks.geneval.run_settings import RunSettings
+from fk_reward.benchmarks.geneval.scoring import judge_missing, prompt_folders, score_missing, write_results
+from fk_reward.rewards import CallableReward
+
+RECORDS = (
+    single_object_record("cow"),
+    color_record("cow", "red"),
+    single_object_record("dog"),
+    color_record("dog", "blue"),
+)
+NUM_SAMPLES = 2
+IDENTITY = {"judge": "a stub", "version": 1}
+BRIGHTNESS = CallableReward(lambda images, prompts: images.mean(dim=(1, 2, 3)), "brightness")
+
+
+def paint(prompt, index, *, shift=0):
+    """Pictures of one colour each, which depend on the prompt and the sample alone; the cost is made up."""
+    colors = [(40 * index + shift, 100 * sample, len(prompt)) for sample in range(NUM_SAMPLES)]
+    return [Image.new("RGB", (8, 8), color) for color in colors], Cost(4, 8, 2, 2, 0.5)
+
+
+class StubJudge:
+    """The second sample is correct, and so is everything about dogs."""
+
+    def __init__(self):
+        self.num_tests, self.seen = 0, []
+
+    def self_test(self):
+        self.num_tests += 1
+
+    def judge_images(self, records, images):
+        self.seen += [record["prompt"] for record in records]
+        return [self.judge_image(record, image) for record, image in zip(records, images, strict=True)]
+
+    def judge_image(self, record, image):
+        right = image.getpixel((0, 0))[1] == 100 or "dog" in record["prompt"]
+        return Verdict(right, "" if right else "wanted 1 of cow, found 0", {"cow": [[0, 0, 1, 1, 0.5]]})
+
+
+def finish_run(root, *, draw=paint, records=RECORDS, judge=None, identity=IDENTITY):
+    """All stages of one run; what is finished is left alone."""
+
+    def checked_draw(prompt, index):
+        assert not is_finished(PromptFolder(root, index), records[index]), f"prompt {index} is computed twice"
+        return draw(prompt, index)
+
+    list(generate_missing(checked_draw, records, root))
+    folders = prompt_folders(root)
+    list(judge_missing(folders, judge or StubJudge(), identity=identity, batch_size=3))
+    list(score_missing(folders, "brightness", BRIGHTNESS))
+    write_results(root)
+    return root
+
+
+def tree(root):
+    """Every file below a folder with its content."""
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+SETTINGS = RunSettings(
+    suite="shapes",
+    model="a painter",
+    method="fk",
+    reward="brightness",
+    steering=FKSteeringConfig(num_particles=4),
+    num_steps=10,
+    num_samples=NUM_SAMPLES,
+)
+MODEL = {"pipeline": "Painter", "weights": "0123456789abcdef"}
+
+
+def write_run(out, settings=SETTINGS, *, shift=0, judge=None, records=RECORDS, identity=IDENTITY):
+    """A run with its manifest, made, judged and scored."""
+    manifest = make_manifest(settings, records=records, model=MODEL, reward=None)
+    open_run(out / settings.name, manifest, about={"command": "fk-reward geneval"})
+    draw = partial(paint, shift=shift)
+    return finish_run(out / settings.name, draw=draw, records=records, judge=judge, identity=identity)
+
+
+class Fool(StubJudge):
+    """Finds everything correct, and says so with signs that mean something in HTML."""
+
+    def judge_image(self, record, image):
+        verdict = super().judge_image(record, image)
+        return replace(verdict, correct=True, reason="<script>alert('&')</script>")
+
+
+def write_two_runs(out):
+    """Unsteered: cow and red cow right in one of two samples, dogs in both. Steered: everything right."""
+    write_run(out, SETTINGS.unsteered())
+    write_run(out, shift=20, judge=Fool())
+    return out

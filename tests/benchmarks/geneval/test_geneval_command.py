@@ -1,0 +1,245 @@
+"""The command from end to end with a tiny model: resumed, shared by two processes, and refusing what does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from typer.testing import CliRunner
+
+from fk_reward.benchmarks.geneval import generation
+from fk_reward.benchmarks.geneval.plan import plan_runs
+from fk_reward.benchmarks.geneval.presets import PRESETS, find_preset
+from fk_reward.benchmarks.geneval.records import color_record, single_object_record
+from fk_reward.benchmarks.geneval.stages import load_pipe
+from fk_reward.cli import app
+from tests.benchmarks.geneval.geneval_stage import SETTINGS, tree
+from tests.benchmarks.geneval.tiny_judge import write_clip, write_mask2former
+from tests.repository.layout import ROOT
+
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+"""accelerate's way to start several processes, which then find themselves on the CPU."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_sd):
+    folder = tmp_path_factory.mktemp("tiny-sd")
+    tiny_sd().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def options(model):
+    options = ["--suite", "shapes", "--model", model, "--reward", "shapes-verifier", "--steps", "3", "--device", "cpu"]
+    return [*options, "--num-prompts", "5", "--num-samples", "2", "-k", "2", "--ess-threshold", "1"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["geneval", *map(str, arguments)])
+
+
+def refused(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def finished(options, tmp_path_factory):
+    """Folder of a finished command."""
+    out = tmp_path_factory.mktemp("geneval")
+    result = run("--out", out, *options)
+    assert result.exit_code == 0, result.output
+    assert "fk-2-shapes-verifier: pictures: 5/5, 0 min left" in result.output
+    return out
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of it that may be damaged."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def without_seconds(out):
+    """Every file but those in which seconds or the command stand; of the others the figures."""
+    files = tree(out)
+    timed = [name for name in files if name.endswith(("made.json", "manifest.json")) or name.startswith("report")]
+    kept = {name: content for name, content in files.items() if name not in timed}
+    for name in timed:
+        if name.endswith("json"):
+            content = json.loads(files[name])
+            for run_of in content.get("runs", [content]):
+                run_of.pop("command", None)
+                run_of.get("cost", run_of).pop("seconds", None)
+            kept[name] = content
+    return kept
+
+
+def test_all_stages(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"unsteered", "best-of-2-shapes-verifier", "fk-2-shapes-verifier"} | {
+        "report.json",
+        "report.md",
+        "report.html",
+    }
+    rows = json.loads((finished / "report.json").read_text())["runs"]
+    assert [row["num_pictures"] for row in rows] == [10, 10, 10]
+    assert rows[2]["cost"]["reward_calls"] > rows[1]["cost"]["reward_calls"] == 2
+    settings = json.loads((finished / "fk-2-shapes-verifier" / "manifest.json").read_text())["settings"]
+    assert (settings["steering"]["ess_threshold"], settings["guidance_scale"], settings["num_steps"]) == (1.0, 3.0, 3)
+
+
+def test_a_finished_command_does_nothing_again(copy, options, monkeypatch):
+    def fail(*arguments, **settings):
+        raise AssertionError("a prompt is made again")
+
+    monkeypatch.setattr(generation, "_call", fail)
+    before = tree(copy)
+    result = run("--out", copy, *options)
+    assert result.exit_code == 0, result.output
+    assert tree(copy) == before
+
+
+def test_damage_is_mended(copy, finished, options):
+    picture = copy / "fk-2-shapes-verifier" / "00003" / "samples" / "0001.png"
+    picture.write_bytes(picture.read_bytes()[:-40])
+    (copy / "unsteered" / "00001" / "metadata.jsonl").unlink()
+    assert run("--out", copy, *options).exit_code == 0
+    assert without_seconds(copy) == without_seconds(finished)
+
+
+@pytest.mark.parametrize("damage", ["picture", "record", "prompt"])
+def test_damage_is_named_where_nothing_is_generated(copy, options, damage):
+    prompt = copy / "fk-2-shapes-verifier" / "00003"
+    if damage == "picture":
+        picture = prompt / "samples" / "0001.png"
+        picture.write_bytes(picture.read_bytes()[:-40])
+    elif damage == "record":
+        (prompt / "metadata.jsonl").unlink()
+    else:
+        shutil.rmtree(prompt)
+    messages = {
+        "picture": "0001.png cannot be read",
+        "record": "metadata.jsonl is missing",
+        "prompt": "00003 is missing",
+    }
+    assert messages[damage] in refused("--out", copy, *options, "--stage", "judge").replace("- ", "-")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--potential", "sum"), "settings.steering.potential 'max' -> 'sum'"),
+        (("--steps", "4"), "num_steps 3 -> 4"),
+        (("--num-prompts", "4"), "suite.num_prompts 5 -> 4"),
+        (("--seed", "1"), "seed 0 -> 1"),
+    ],
+)
+def test_another_config_over_a_run_is_refused(finished, options, changes, message):
+    before = tree(finished)
+    assert message in refused("--out", finished, *options, *changes, "--method", "fk")
+    assert tree(finished) == before
+
+
+def test_another_suite_over_a_run_is_refused(finished, model, tmp_path):
+    (tmp_path / "suite.jsonl").write_text(json.dumps(single_object_record("cow")) + "\n")
+    official = ["--prompts", tmp_path / "suite.jsonl", "--model", model, "--steps", 3, "--method", "unsteered"]
+    said = refused("--out", finished, *official, "--num-samples", 2, "--device", "cpu")
+    assert "suite.name 'shapes' -> 'official'" in said
+    assert "beyond the suite's 1 prompts" in refused("--out", finished, *official, "--stage", "judge")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--stage", "draw"), "--stage should be one of generate, judge, report"),
+        (("--method", "steered", "--suite", "shapes"), "method should be one of"),
+        (("--preset", "paper"), "there are fk-paper, llava-reward-paper"),
+        (("--suite", "coco"), "suite should be one of official, shapes"),
+        (("--suite", "shapes", "--prompts", "a.jsonl"), "goes with the official suite"),
+        (("--num-prompts", "5"), "The official suite has its 553 prompts"),
+        ((), "Name a reward"),
+        (("--suite", "shapes", "-k", "1"), "unsteered has one particle"),
+        (("--suite", "shapes", "--device", "tpu"), "--device should be one of"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(tmp_path, arguments, message):
+    assert message in refused("--out", tmp_path / "new", *arguments)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("stage", ["judge", "report"])
+def test_wrong_folders(tmp_path, stage):
+    options = ("--suite", "shapes", "--stage", stage)
+    assert "There is no folder" in refused("--out", tmp_path / "nothing", *options)
+    assert "holds no run" in refused("--out", tmp_path, *options)
+
+
+def test_presets_are_the_papers_settings():
+    for name in PRESETS:
+        preset = find_preset(name)
+        assert (preset.num_steps, preset.scheduler, preset.steering.num_particles) == (100, "ddim", 4)
+        assert preset.steering.scoring_steps(100) == (20, 40, 60, 80)
+        assert (preset.steering.potential, preset.steering.reward_scale) == ("max", 10.0)
+    unsteered, best, steered = plan_runs("official", preset=PRESETS["fk-paper"], typed={"num_steps": 50})
+    assert (unsteered.model, unsteered.num_samples) == ("sd-2.1", 4)
+    assert (best.name, steered.name) == ("best-of-4-imagereward", "fk-4-imagereward")
+    assert {run.num_steps for run in (unsteered, best, steered)} == {50}, "what is typed goes before the preset"
+
+
+def test_a_preset_is_in_the_manifest(model, tmp_path):
+    options = ["--suite", "shapes", "--model", model, "--num-prompts", 1, "--num-samples", 1, "--device", "cpu"]
+    options += ["--preset", "fk-paper", "--steps", 2, "--method", "unsteered", "--stage", "generate"]
+    result = run("--out", tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "unsteered" / "manifest.json").read_text())
+    assert manifest["preset"]["name"] == "fk-paper"
+    assert (manifest["preset"]["num_steps"], manifest["preset"]["changed"]["num_steps"]) == (100, 2)
+    assert (manifest["model"]["scheduler"], manifest["model"]["eta"]) == ("DDIMScheduler", 1.0)
+
+
+def test_ddim_replaces_another_scheduler(tmp_path, tiny_sd, tiny_sd3, monkeypatch):
+    tiny_sd(scheduler=DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    settings = replace(SETTINGS, model=str(tmp_path / "ddpm"))
+    for scheduler, name in (("auto", "DDPMScheduler"), ("ddim", "DDIMScheduler")):
+        pipe = load_pipe(replace(settings, scheduler=scheduler), device="cpu", dtype=torch.float32)
+        assert type(pipe.scheduler).__name__ == name
+    tiny_sd3().save_pretrained(tmp_path / "sd3")
+    with pytest.raises(ValueError, match="no noise schedule that DDIM could follow"):
+        load_pipe(replace(settings, model=str(tmp_path / "sd3"), scheduler="ddim"), device="cpu", dtype=torch.float32)
+
+
+def test_the_official_suite_with_tiny_models(model, tmp_path):
+    (tmp_path / "suite.jsonl").write_text(json.dumps(color_record("cow", "red")) + "\n")
+    judge = ["--detector", write_mask2former(tmp_path / "detector"), "--clip", write_clip(tmp_path / "clip")]
+    options = ["--out", tmp_path / "out", "--model", model, "--prompts", tmp_path / "suite.jsonl", "--device", "cpu"]
+    options += ["--steps", 2, "--num-samples", 2, "--method", "unsteered", *judge]
+    assert "Nothing was judged; --skip-self-test" in refused(*options), "random weights know no stop sign"
+    assert not list((tmp_path / "out").rglob("verdicts.json"))
+    result = run(*options, "--skip-self-test")
+    assert result.exit_code == 0, result.output
+    assert len((tmp_path / "out" / "unsteered" / "results.jsonl").read_text().splitlines()) == 2
+    assert "self-test skipped" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(finished, options, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launch = [*LAUNCH, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    command = [sys.executable, *launch, "-m", "fk_reward.cli", "geneval", "--out", str(tmp_path / "two"), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "fk-2-shapes-verifier: pictures: 3/3" in result.stdout, "the first process has three of five prompts"
+    assert without_seconds(tmp_path / "two") == without_seconds(finished)

@@ -1,0 +1,115 @@
+"""What is drawn: seeds, methods and costs of the pictures, and the settings that say so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fk_reward import FKSteeringConfig, FKSteeringPipeline
+from fk_reward.benchmarks.geneval.generation import Cost, make_draw
+from fk_reward.benchmarks.geneval.run_settings import RunSettings
+from fk_reward.benchmarks.shapes_runs import particle_generators
+from tests.benchmarks.geneval.geneval_stage import BRIGHTNESS, NUM_SAMPLES
+
+SETTINGS = RunSettings(
+    suite="shapes",
+    model="tiny",
+    method="best-of-k",
+    reward="brightness",
+    steering=FKSteeringConfig(num_particles=3, reward_scale=1e4, ess_threshold=1.0),
+    num_steps=4,
+    num_samples=NUM_SAMPLES,
+    seed=5,
+)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_sd):
+    pipe = FKSteeringPipeline(tiny_sd(), reward=BRIGHTNESS)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def arrays(pictures):
+    return np.stack([np.asarray(picture, dtype=np.int16) for picture in pictures])
+
+
+def test_best_of_k_is_the_best_of_k_stock_pictures_and_unsteered_the_first(pipe):
+    best, cost = make_draw(pipe, SETTINGS, reward=BRIGHTNESS)("a cow", 7)
+    single, single_cost = make_draw(pipe, SETTINGS.unsteered(), reward=None)("a cow", 7)
+    for sample in range(NUM_SAMPLES):
+        stock = pipe.pipe(
+            ["a cow"] * 3,
+            generator=particle_generators(5 + sample, [7], 3),
+            num_inference_steps=4,
+            eta=1.0,
+        ).images
+        brightest = max(stock, key=lambda picture: arrays([picture]).mean())
+        assert np.abs(arrays([best[sample]]) - arrays([brightest])).max() <= 1
+        assert np.abs(arrays([single[sample]]) - arrays([stock[0]])).max() <= 1
+    assert replace(cost, seconds=0.0) == Cost(model_calls=4, model_rows=48, decodes=6, reward_calls=6)
+    assert replace(single_cost, seconds=0.0) == Cost(model_calls=4, model_rows=16, decodes=2, reward_calls=0)
+
+
+def test_steering_uses_the_settings_of_the_sampler(pipe):
+    steered = replace(SETTINGS, method="fk")
+    pictures, cost = make_draw(pipe, steered, reward=BRIGHTNESS)("a cow", 7)
+    plain, _ = make_draw(pipe, SETTINGS, reward=BRIGHTNESS)("a cow", 7)
+    num_scored = len(steered.steering.scoring_steps(4)) + 1
+    assert (cost.reward_calls, cost.decodes) == (6 * num_scored, 6 * num_scored)
+    assert (arrays(pictures) != arrays(plain)).any()
+
+
+def test_a_picture_depends_on_its_prompt_and_sample_alone(pipe):
+    draw = make_draw(pipe, replace(SETTINGS, method="fk"), reward=BRIGHTNESS)
+    first, _ = draw("a cow", 7)
+    draw("a dog", 8)
+    again, _ = draw("a cow", 7)
+    other, _ = draw("a cow", 8)
+    assert (arrays(first) == arrays(again)).all()
+    assert (arrays(first) != arrays(other)).any(), "the seed depends on the place of the prompt"
+    assert (arrays(first[:1]) != arrays(first[1:])).any()
+    later, _ = make_draw(pipe, replace(SETTINGS, method="fk", seed=6, num_samples=1), reward=BRIGHTNESS)("a cow", 7)
+    assert np.abs(arrays(later) - arrays(first[1:])).max() <= 1, "sample s of seed n is the first of seed n + s"
+
+
+def test_a_large_sample_goes_through_several_calls(pipe):
+    whole, cost = make_draw(pipe, SETTINGS, reward=BRIGHTNESS)("a cow", 7)
+    parts, parts_cost = make_draw(pipe, replace(SETTINGS, batch_size=5), reward=BRIGHTNESS)("a cow", 7)
+    assert np.abs(arrays(whole) - arrays(parts)).max() <= 1
+    assert (parts_cost.model_calls, parts_cost.model_rows) == (2 * cost.model_calls, cost.model_rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "steered"}, "method should be one of"),
+        ({"scheduler": "euler"}, "scheduler should be one of"),
+        ({"reward": None}, "A reward goes with every method but unsteered"),
+        ({"method": "unsteered"}, "A reward goes with every method but unsteered"),
+        ({"method": "unsteered", "reward": None}, "unsteered has one particle"),
+        ({"steering": FKSteeringConfig(num_particles=1)}, "unsteered has one particle"),
+        ({"batch_size": 2}, "batch_size should hold"),
+        ({"num_samples": 0}, "num_samples should be at least 1"),
+        ({"seed": -1}, "seed should be at least 0"),
+    ],
+)
+def test_settings_that_do_not_go_together(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SETTINGS, **changes)
+
+
+def test_names_of_folders_tell_compositions_apart():
+    rewards = ("clipscore", "a + b", "a - b", "min(a, 0.5*b)", "llava-reward-safety@qwen")
+    names = [replace(SETTINGS, reward=reward).name for reward in rewards]
+    assert (names[0], names[-1]) == ("best-of-3-clipscore", "best-of-3-llava-reward-safety@qwen")
+    assert len(set(names)) == len(names)
+    assert all(set("/+*() ").isdisjoint(name) for name in names)
+
+
+def test_what_a_method_does_not_use_is_not_in_its_settings():
+    other = replace(SETTINGS, steering=replace(SETTINGS.steering, potential="sum"))
+    assert SETTINGS.to_dict() == other.to_dict()
+    assert replace(SETTINGS, method="fk").to_dict() != replace(other, method="fk").to_dict()

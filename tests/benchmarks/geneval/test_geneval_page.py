@@ -1,0 +1,155 @@
+"""The HTML page of a report stands by itself: nothing from elsewhere, no script, every picture opens."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fk_reward.benchmarks.geneval.html_report import MAX_SIDE, embedded_picture
+from fk_reward.benchmarks.geneval.report import write_report
+from fk_reward.benchmarks.geneval.scoring import complete_folders, judge_missing
+from tests.benchmarks.geneval.geneval_stage import IDENTITY, RECORDS, StubJudge, finish_run, write_two_runs
+from tests.repository.layout import ROOT
+
+EXAMPLES = sorted((ROOT / "docs").glob("*.html"))
+
+
+@pytest.fixture
+def out(tmp_path):
+    return write_two_runs(tmp_path)
+
+
+class Page(HTMLParser):
+    """Every address on a page, and whether it holds scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.scripts, self.policy, self.open = [], 0, None, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        known = dict(attributes)
+        self.scripts += tag == "script" or any(name.startswith("on") for name in known)
+        self.addresses += [v for k, v in attributes if k in ("src", "href", "srcset", "data", "action", "poster")]
+        if known.get("http-equiv") == "Content-Security-Policy":
+            self.policy = known["content"]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_page(text):
+    """No address leaves the page, each picture opens, nothing runs."""
+    page = Page(text)
+    assert page.open == []
+    assert page.scripts == 0
+    assert "default-src 'none'" in page.policy
+    assert not re.search(r"@import|url\(", text)
+    assert page.addresses
+    for address in page.addresses:
+        kind, _, content = address.partition(";base64,")
+        assert kind in ("data:image/png", "data:image/jpeg")
+        Image.open(io.BytesIO(base64.b64decode(content, validate=True))).load()
+    return page
+
+
+def test_the_page_stands_by_itself(out):
+    write_report(out)
+    text = (out / "report.html").read_text()
+    page = check_page(text)
+    num_plots = 3
+    assert len(page.addresses) == 2 * len(RECORDS) + num_plots
+    assert "<script" not in text
+    for shown in ("a photo of a red cow", "wanted 1 of cow, found 0", "fk-4-brightness", "0123456789abcdef", "a stub"):
+        assert shown in text
+
+
+@pytest.mark.parametrize(
+    "addition",
+    [
+        "<script>1</script>",
+        '<img src="https://example.org/a.png">',
+        '<img src="data:image/png;base64,aaaa">',
+        '<p onclick="go()">a</p>',
+        "<style>@import 'a.css'</style>",
+        "<div>",
+    ],
+)
+def test_a_page_that_does_not_would_be_noticed(out, addition):
+    write_report(out)
+    text = (out / "report.html").read_text().replace("</body>", f"{addition}</body>")
+    with pytest.raises((AssertionError, OSError)):
+        check_page(text)
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda path: path.name)
+def test_the_example_stands_by_itself(page):
+    check_page(page.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed")
+def test_a_browser_opens_the_page(out):
+    from playwright.sync_api import Error, sync_playwright
+
+    write_report(out)
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch()
+        except Error as error:
+            pytest.skip(f"no Chromium: {error.message.splitlines()[0]}")
+        for path in [out / "report.html", *EXAMPLES]:
+            check_in_browser(browser.new_page(), path)
+        browser.close()
+
+
+def check_in_browser(page, path):
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.resolve().as_uri())
+    widths = page.evaluate("[...document.images].map(image => image.complete ? image.naturalWidth : 0)")
+    assert widths and min(widths) > 0
+    assert said == []
+    assert {url.split(":")[0] for url in asked} <= {"file", "data"}
+    assert [url for url in asked if url.startswith("file")] == [path.resolve().as_uri()]
+
+
+def test_large_pictures_are_embedded_small(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (600, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "0000.png")
+    kind, _, content = embedded_picture(tmp_path / "0000.png").partition(";base64,")
+    picture = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert (kind, picture.size) == ("data:image/jpeg", (round(MAX_SIDE * 400 / 600), MAX_SIDE))
+
+
+def test_the_same_number_of_prompts_of_each_task_is_shown(out):
+    write_report(out, num_shown=2)
+    text = (out / "report.html").read_text()
+    assert text.count('alt="a photo of a cow"') == text.count('alt="a photo of a red cow"') == 2
+    assert "a photo of a dog" not in text
+    assert "2 of 4 prompts" in text
+
+
+def test_pictures_of_something_else_are_judged_and_reported(tmp_path):
+    root = finish_run(tmp_path / "others")
+    for path in root.glob("0*/made.json"):
+        path.unlink()
+    folders = complete_folders(root, RECORDS)
+    list(judge_missing(folders, StubJudge(), identity=IDENTITY))
+    report = write_report(root)
+    (row,) = json.loads((root / "report.json").read_text())["runs"]
+    assert (row["method"], row["reward"], row["num_particles"], row["cost"]) == ("other", None, None, None)
+    assert [table.title for table in report.tables] == ["Accuracy", "Mean rewards"]
+    check_page((root / "report.html").read_text())
