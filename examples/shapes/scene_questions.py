@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from hard_negatives import hard_negatives
@@ -27,6 +28,15 @@ from fk_reward.shapes.relations import RELATIONS, alignment
 Dialogue = list[tuple[str, str]]
 """Questions and their answers."""
 
+
+class Match(NamedTuple):
+    """A caption by itself, in the place where a reward reads it, and whether it is true."""
+
+    caption: str
+    answer: str
+
+
+CAPTION_QUESTION = "Is this "
 NUMBER_WORDS = ("zero", "one", "two", "three", "four")
 CLEAR_ALIGNMENT = 0.8
 """Questions about a relation are asked where it holds, or fails, by a margin."""
@@ -151,14 +161,14 @@ def ask_whether_it_shows(scene: Scene, rng: np.random.Generator) -> Dialogue:
     """Whether a caption is true of the picture and leaves nothing out; false ones miss it in one respect."""
     true = sorted((p for p in true_prompts(scene) if not is_heldout(p)), key=lambda prompt: prompt.text)
     if true and rng.random() < 0.5:
-        return [(f"Is this {_pick(rng, true).text}?", "yes")]
+        return [(f"{CAPTION_QUESTION}{_pick(rng, true).text}?", "yes")]
     if true:
         kinds = hard_negatives(_pick(rng, true))
         near = kinds[_pick(rng, sorted(kinds))]
     else:
         near = _containing(frozenset(map(_spec, scene.objects)))
     false = [prompt for prompt in near if not is_heldout(prompt) and prompt not in true_prompts(scene)]
-    return [(f"Is this {_pick(rng, false).text}?", "no")] if false else []
+    return [(f"{CAPTION_QUESTION}{_pick(rng, false).text}?", "no")] if false else []
 
 
 QUESTIONS: dict[Callable[[Scene, np.random.Generator], Dialogue], float] = {
@@ -191,6 +201,12 @@ def dialogue_about_drawn(
     scene: Scene, prompt: ShapesPrompt, rng: np.random.Generator, *, correct: bool, place_weight: float = 0.0
 ) -> Dialogue:
     """Whether a picture that was drawn of a prompt shows it; and other questions, unless `scene` has no objects."""
-    own = (f"Is this {prompt.text}?", _yes(correct))
+    own = (f"{CAPTION_QUESTION}{prompt.text}?", _yes(correct))
     others = dialogue(scene, rng, place_weight=place_weight) if scene.objects else []
     return [own, *(pair for pair in others if pair[0] != own[0])]
+
+
+def match(turns: Dialogue) -> Match | None:
+    """The first caption that a dialogue asks about."""
+    asked = ((q.removeprefix(CAPTION_QUESTION), a) for q, a in turns if q.startswith(CAPTION_QUESTION))
+    return next((Match(question.removesuffix("?"), answer) for question, answer in asked), None)

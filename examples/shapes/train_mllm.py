@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import typer
 from fit import FitConfig, fit
-from mllm_tokenizer import ASSISTANT, END, ROLES, USER, save_mllm_tokenizer, train_mllm_tokenizer
+from mllm_tokenizer import ASSISTANT, END, END_OF_TEXT, ROLES, USER, save_mllm_tokenizer, train_mllm_tokenizer
 from safetensors.torch import load_file, save_file
-from scene_questions import Dialogue, dialogue, dialogue_about_drawn
+from scene_questions import Dialogue, Match, dialogue, dialogue_about_drawn, match
 from scene_table import from_table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,12 +102,19 @@ def corpus(objects: Tensor, *, seed: int) -> list[str]:
     return [f"\n{text}" for text in texts]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, turns: Dialogue, visual_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def row_texts(turns: Dialogue | Match) -> list[tuple[str, str, str]]:
+    """What is asked, what is to be said, and what opens the next turn."""
+    if isinstance(turns, Match):
+        return [(f"\n{turns.caption}{END_OF_TEXT}", turns.answer, "")]
+    return [(f"\n{question}{END}\n{ASSISTANT}\n", f"{answer}{END}", f"\n{USER}") for question, answer in turns]
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerFast, turns: Dialogue | Match, visual_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens of a row (0 in the visual tokens' places), which are visual, and the token to be said next in answers."""
-    texts = [f"{USER}\n"]
-    for question, answer in turns:
-        texts += [f"\n{question}{END}\n{ASSISTANT}\n", f"{answer}{END}", f"\n{USER}"]
-    opening, *parts = tokenizer(texts).input_ids
+    texts = [text for turn in row_texts(turns) for text in turn]
+    opening, *parts = tokenizer([f"{USER}\n", *texts]).input_ids
     ids = [*opening, *[0] * visual_tokens]
     answered = [False] * len(ids)
     image_mask = torch.arange(len(ids)) >= len(opening)
@@ -121,7 +128,9 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, turns: Dialogue, visual_tokens:
     return torch.tensor(ids), padded, torch.tensor([*labels, IGNORED])
 
 
-def answer_batch(backbone: PhiVisionBackbone, images: Tensor, dialogues: Sequence[Dialogue]) -> dict[str, Tensor]:
+def answer_batch(
+    backbone: PhiVisionBackbone, images: Tensor, dialogues: Sequence[Dialogue | Match]
+) -> dict[str, Tensor]:
     """`images` `(B, 3, 64, 64)` as given, `input_ids`, `image_mask`, `attention_mask` and `labels`, each `(B, S)`."""
     visual_tokens = backbone.model.vision_embed_tokens.num_tokens(1, 1)
     rows = [tokenize(backbone.tokenizer, turns, visual_tokens) for turns in dialogues]
@@ -148,9 +157,10 @@ class Dialogues(Dataset):
         length: int,
         seed: int,
         place_weight: float = 0.0,
+        match_share: float = 0.0,
     ) -> None:
         self.sources, self.backbone, self.length, self.seed = sources, backbone, length, seed
-        self.place_weight = place_weight
+        self.place_weight, self.match_share = place_weight, match_share
 
     def __len__(self) -> int:
         return self.length
@@ -162,17 +172,23 @@ class Dialogues(Dataset):
         images, dialogues = zip(*map(self.draw, indices), strict=True)
         return answer_batch(self.backbone, torch.stack(images), dialogues)
 
-    def draw(self, index: int) -> tuple[Tensor, Dialogue]:
-        """A picture `(3, 64, 64)` uint8 and what is asked about it."""
+    def draw(self, index: int) -> tuple[Tensor, Dialogue | Match]:
+        """A picture `(3, 64, 64)` uint8 and what is asked about it; for `match_share` of them a caption alone."""
         rng = np.random.default_rng((self.seed, index))
         source = self.sources[rng.integers(len(self.sources))]
         row = int(rng.integers(len(source["objects"])))
+        turns = self.ask(source, row, rng)
+        if self.match_share and rng.random() < self.match_share:
+            return source["images"][row], match(turns) or turns
+        return source["images"][row], turns
+
+    def ask(self, source: dict[str, Tensor], row: int, rng: np.random.Generator) -> Dialogue:
+        """A dialogue about a picture of a source."""
         scene = from_table(source["objects"][row])
         if "prompts" not in source:
-            return source["images"][row], dialogue(scene, rng, place_weight=self.place_weight)
+            return dialogue(scene, rng, place_weight=self.place_weight)
         prompt, correct = all_prompts()[source["prompts"][row]], bool(source["correct"][row])
-        turns = dialogue_about_drawn(scene, prompt, rng, correct=correct, place_weight=self.place_weight)
-        return source["images"][row], turns
+        return dialogue_about_drawn(scene, prompt, rng, correct=correct, place_weight=self.place_weight)
 
 
 class DialogueObjective(nn.Module):
@@ -226,6 +242,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     learning_rate: float = 1e-3,
     tower_learning_rate: float = 1e-4,
     place_weight: float = 0.0,
+    match_share: float = 0.0,
     seed: int = 0,
     save_steps: int = 200,
     resume: bool = False,
@@ -244,7 +261,8 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     backbone = PhiVisionBackbone(model, tokenizer, num_crops=1)
     objective = DialogueObjective(backbone)
     sources = [data] if drawn is None else [data, load_file(drawn)]
-    dataset = Dialogues(sources, backbone, length=10_000_000, seed=seed, place_weight=place_weight)
+    asked = {"place_weight": place_weight, "match_share": match_share}
+    dataset = Dialogues(sources, backbone, length=10_000_000, seed=seed, **asked)
     if start_from is not None:
         objective.load_state_dict(load_file(start_from / "model.safetensors"))
     settings = FitConfig(

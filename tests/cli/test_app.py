@@ -24,6 +24,8 @@ COMMANDS = (
     "train",
     "trainable-share",
     "demo",
+    "geneval",
+    "mjbench",
     "benchmark",
 )
 

@@ -119,6 +119,22 @@ def test_drawn_pictures_are_read_and_asked_about(scenes, tmp_path):
     train(scenes, tmp_path, drawn=path)
 
 
+def test_a_caption_by_itself_stands_where_the_reward_reads_it(scenes, tmp_path):
+    """The answer follows the last token of what the backbone makes of a picture and its prompt."""
+    import train_mllm
+    from scene_questions import Match, match
+
+    train(scenes, tmp_path, match_share=0.5)
+    backbone = load_backbone(tmp_path / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
+    turns = [("How many objects are there?", "two"), ("Is this a photo of two stars?", "no")]
+    assert match(turns) == Match("a photo of two stars", "no") and match(turns[:1]) is None
+    inputs = backbone.prepare([torch.rand(3, 64, 64)], ["a photo of two stars"])
+    ids, image_mask, labels = train_mllm.tokenize(backbone.tokenizer, match(turns), 41)
+    assert torch.equal(ids[:-1], inputs.input_ids[0]) and torch.equal(image_mask[:-1], inputs.image_mask[0])
+    assert (labels >= 0).nonzero().tolist() == [[inputs.last_token.item()]]
+    assert backbone.tokenizer.convert_ids_to_tokens(labels[labels >= 0].tolist()) == ["▁no"]
+
+
 def test_scenes_survive_the_table():
     from scene_table import from_table, mixed_scene, to_table
 

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_a_browser_opens_the_page(out):
     write_report(out)
     with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch()
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         except Error as error:
             pytest.skip(f"no Chromium: {error.message.splitlines()[0]}")
         for path in [out / "report.html", *EXAMPLES]:
