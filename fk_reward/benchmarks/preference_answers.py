@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fk_reward.benchmarks.comparisons import compares, has_comparing_part
 from fk_reward.benchmarks.uncertainty import clustered_bootstrap
 from fk_reward.rewards import Reward
 from fk_reward.rewards.llava_reward import LlavaReward
 from fk_reward.rewards.llava_reward.general_preference import preference_logits
+from fk_reward.rewards.vlm_judge import PreferenceJudge
 from fk_reward.training.metrics import answer_metrics
 from fk_reward.training.preference_data import LabelledImage, PreferenceItem
 
@@ -47,7 +49,8 @@ def ask_reward(reward: Reward, items: Sequence[PreferenceItem], *, batch_size: i
     """Let a reward judge preference data.
 
     A pair is decided by the difference of the scores of its two rows, where lower is better if the card says so. A
-    general preference, which has no score of a single picture, is asked for its preference logit.
+    general preference, which has no score of a single picture, is asked for its preference logit; a judge of pairs for
+    the probability, less a half; a composition with such a part is asked pair by pair.
 
     Args:
         reward: the reward.
@@ -55,7 +58,8 @@ def ask_reward(reward: Reward, items: Sequence[PreferenceItem], *, batch_size: i
         batch_size: pairs or labelled pictures that are decoded and scored at a time.
 
     Raises:
-        ValueError: without items, and for labelled pictures under a general preference.
+        ValueError: without items; for labelled pictures under a reward that compares; for pairs of two prompts under a
+            judge of pairs.
 
     Example:
         >>> from PIL import Image
@@ -69,7 +73,7 @@ def ask_reward(reward: Reward, items: Sequence[PreferenceItem], *, batch_size: i
     if not items:
         raise ValueError("Expected at least one pair or labelled picture, got none.")
     is_labelled = isinstance(items[0], LabelledImage)
-    if is_labelled and _is_relative(reward):
+    if is_labelled and (compares(reward) or has_comparing_part(reward)):
         raise ValueError(f"{reward.card.name} compares pictures; it cannot judge labelled ones by themselves.")
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     return Answers(
@@ -157,13 +161,24 @@ def join_answers(parts: Sequence[Answers]) -> Answers:
 def _logits(reward: Reward, items: Sequence[PreferenceItem]) -> Tensor:
     places = range(len(items[0].images))
     columns = [([item.images[i].load() for item in items], [item.prompts[i] for item in items]) for i in places]
-    if isinstance(reward, LlavaReward) and _is_relative(reward):
-        chosen, rejected = (reward.embed(images, prompts) for images, prompts in columns)
-        return preference_logits(chosen, rejected, temperature=reward.config.temperature)
+    if compares(reward):
+        return _comparison_logits(reward, columns)
+    if len(columns) == 2 and has_comparing_part(reward):
+        pairs = zip(*columns[0], *columns[1], strict=True)
+        rows = [reward([chosen, rejected], [one, other]) for chosen, one, rejected, other in pairs]
+        return torch.stack([chosen - rejected for chosen, rejected in rows])
     sign = 1.0 if reward.card.higher_is_better else -1.0
     scores = [sign * reward(images, prompts) for images, prompts in columns]
     return scores[0] - scores[1] if len(scores) > 1 else scores[0]
 
 
-def _is_relative(reward: Reward) -> bool:
-    return isinstance(reward, LlavaReward) and reward.config.objective == "general-preference"
+def _comparison_logits(
+    reward: LlavaReward | PreferenceJudge, columns: Sequence[tuple[list[Tensor], list[str]]]
+) -> Tensor:
+    (chosen, prompts), (rejected, other_prompts) = columns
+    if isinstance(reward, LlavaReward):
+        embedded = (reward.embed(images, texts) for images, texts in columns)
+        return preference_logits(*embedded, temperature=reward.config.temperature)
+    if prompts != other_prompts:
+        raise ValueError(f"{reward.card.name} compares two pictures of one prompt; some pairs have a prompt each.")
+    return reward.preference(chosen, rejected, prompts) - 0.5

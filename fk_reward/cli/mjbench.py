@@ -146,7 +146,7 @@ def _open_store(
     folder: Path, reward: Reward, name: str, questions: QuestionTable, *, source: Mapping[str, Any]
 ) -> ResultStore:
     """The store of these questions and these very weights; a folder of others is refused."""
-    from fk_reward.benchmarks.mjbench.scoring import compares
+    from fk_reward.benchmarks.comparisons import compares
     from fk_reward.benchmarks.result_store import ResultStore
     from fk_reward.benchmarks.weights_digest import weights_digest
 

@@ -18,8 +18,10 @@ from fk_reward.benchmarks.preference_answers import (
 from fk_reward.benchmarks.preferences import accuracy_rows
 from fk_reward.rewards import RewardCard, load_reward
 from fk_reward.rewards.llava_reward import LlavaReward
+from fk_reward.rewards.vlm_judge import PreferenceJudge
 from fk_reward.training import read_preferences
 from tests.tiny.phi3_vision import write_phi3_vision
+from tests.tiny.scripted_judge import ScriptedEngine
 from tests.training.tiny_training import make_model
 
 
@@ -118,6 +120,29 @@ def test_a_general_preference_answers_as_it_prefers(backbone):
     torch.testing.assert_close(answers.logits.sigmoid(), probabilities, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="cannot judge labelled"):
         ask_reward(reward, labelled())
+
+
+def test_a_composition_with_a_general_preference_is_asked_pair_by_pair(backbone):
+    """In one call its scores would depend on the other pairs of the batch."""
+    mixed = llava_reward(backbone, objective="general-preference", value_head_dim=4) + load_reward(brightness)
+    items = pairs(RIGHT, WRONG, RIGHT)
+    together, alone = (ask_reward(mixed, items, batch_size=size).logits for size in (3, 1))
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+    assert together.abs().min() > 0.01
+    with pytest.raises(ValueError, match="cannot judge labelled"):
+        ask_reward(mixed, labelled())
+
+
+def test_a_judge_of_pairs_is_asked_for_its_preference():
+    judge = PreferenceJudge(ScriptedEngine())
+    row = {
+        "prompt": "a",
+        "chosen_path": Image.new("RGB", (8, 8), "red"),
+        "reject_path": Image.new("RGB", (8, 8), "blue"),
+    }
+    assert ask_reward(judge, read_preferences([row])).logits.tolist() == [0.5]
+    with pytest.raises(ValueError, match="two pictures of one prompt"):
+        ask_reward(judge, read_preferences([row | {"prompt": ["a", "b"]}]))
 
 
 def test_the_border_of_labels_is_for_binary_rewards(backbone):

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
+from fk_reward.benchmarks.comparisons import compares, has_comparing_part
 from fk_reward.benchmarks.mjbench.questions import Question
 from fk_reward.rewards import Reward
-from fk_reward.rewards.composition.composite import CompositeReward
 from fk_reward.rewards.llava_reward import LlavaReward
 from fk_reward.rewards.vlm_judge import PreferenceJudge
-
-
-def compares(reward: Reward) -> TypeGuard[LlavaReward | PreferenceJudge]:
-    """Whether a reward compares pictures and has no score of a single one: a general preference, a judge of pairs."""
-    if isinstance(reward, LlavaReward):
-        return reward.config.objective == "general-preference"
-    return isinstance(reward, PreferenceJudge)
 
 
 @torch.no_grad()
@@ -54,7 +46,7 @@ def score_questions(reward: Reward, questions: Sequence[Question]) -> list[list[
     captions = [question.caption for question in questions]
     if compares(reward):
         return _probabilities(reward, pictures, captions)
-    if isinstance(reward, CompositeReward) and any(compares(part) for part in reward.parts.values()):
+    if has_comparing_part(reward):
         rows = zip(pictures, captions, strict=True)
         return [_scores(reward, [images], [caption])[0] for images, caption in rows]
     return _scores(reward, pictures, captions)
