@@ -138,8 +138,12 @@ class ImagePreprocessing:
         (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop_size
         if crop_height > height or crop_width > width:
             raise ValueError(f"A crop of {self.crop_size} does not fit into a resized image of {(height, width)}.")
-        top, left = (height - crop_height) // 2, (width - crop_width) // 2
+        top, left = self._begin(height - crop_height), self._begin(width - crop_width)
         return images[..., top : top + crop_height, left : left + crop_width]
+
+    def _begin(self, margin: int) -> int:
+        """Where a crop begins that leaves out this many pixels; of an odd number fewer at the beginning."""
+        return margin // 2
 
 
 def _resize_target(size: int | Mapping[str, int]) -> int | tuple[int, int]:

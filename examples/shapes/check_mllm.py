@@ -10,7 +10,7 @@ import torch
 import typer
 from hard_negatives import hard_negatives
 from scene_data import captioned_scenes, pictures
-from scene_questions import ABOUT_PLACES, QUESTIONS, Dialogue
+from scene_questions import ABOUT_PLACES, CAPTION_QUESTION, QUESTIONS, Dialogue
 from scene_table import mixed_scene
 from train_mllm import IGNORED, DialogueObjective, answer_batch
 
@@ -36,7 +36,7 @@ def heldout_questions(num_scenes: int, rng: np.random.Generator) -> Iterator[tup
         scene = sample_scene(prompt, rng)
         near = [p for found in hard_negatives(prompt).values() for p in found if p not in true_prompts(scene)]
         for caption, answer in ((prompt, "yes"), (near[rng.integers(len(near))], "no")):
-            yield f"{HELDOUT}, {answer}", scene, [(f"Is this {caption.text}?", answer)]
+            yield f"{HELDOUT}, {answer}", scene, [(f"{CAPTION_QUESTION}{caption.text}?", answer)]
 
 
 @torch.no_grad()

@@ -70,6 +70,12 @@ def _spec(obj: SceneObject) -> ObjectSpec:
     return ObjectSpec(obj.shape, obj.color)
 
 
+def _alone(scene: Scene) -> list[SceneObject]:
+    """The objects that no other one shares its shape with."""
+    shapes = [obj.shape for obj in scene.objects]
+    return [obj for obj in scene.objects if shapes.count(obj.shape) == 1]
+
+
 def ask_to_list(scene: Scene, rng: np.random.Generator) -> Dialogue:
     """All objects with their places, in reading order."""
     objects = sorted(scene.objects, key=lambda obj: (int(obj.y * 2.999), obj.x))
@@ -97,8 +103,7 @@ def ask_for_count(scene: Scene, rng: np.random.Generator) -> Dialogue:
 
 def ask_for_color(scene: Scene, rng: np.random.Generator) -> Dialogue:
     """The colour of an object that is alone in its shape."""
-    shapes = [obj.shape for obj in scene.objects]
-    alone = [obj for obj in scene.objects if shapes.count(obj.shape) == 1 and _may_name(_spec(obj))]
+    alone = [obj for obj in _alone(scene) if _may_name(_spec(obj))]
     if not alone:
         return []
     obj = alone[rng.integers(len(alone))]
@@ -107,8 +112,7 @@ def ask_for_color(scene: Scene, rng: np.random.Generator) -> Dialogue:
 
 def ask_for_place(scene: Scene, rng: np.random.Generator) -> Dialogue:
     """Which ninth of the canvas an object is in that is alone in its shape."""
-    shapes = [obj.shape for obj in scene.objects]
-    alone = [obj for obj in scene.objects if shapes.count(obj.shape) == 1 and _may_name(_spec(obj))]
+    alone = [obj for obj in _alone(scene) if _may_name(_spec(obj))]
     if not alone:
         return []
     obj = alone[rng.integers(len(alone))]
@@ -127,8 +131,7 @@ def ask_whether_there_is(scene: Scene, rng: np.random.Generator) -> Dialogue:
 
 def _related(scene: Scene) -> list[tuple[SceneObject, str, SceneObject]]:
     """Pairs of objects, each alone in its shape, and the relations that clearly hold."""
-    shapes = [obj.shape for obj in scene.objects]
-    alone = [obj for obj in scene.objects if shapes.count(obj.shape) == 1]
+    alone = _alone(scene)
     pairs = [(a, b) for a in alone for b in alone if a is not b and _may_name(ObjectSpec(a.shape), ObjectSpec(b.shape))]
     return [
         (a, relation, b)

@@ -20,7 +20,7 @@ from fk_reward.rewards.blip.imagereward_files import ImageRewardConfig
 from fk_reward.rewards.blip.imagereward_model import ImageRewardModel
 from fk_reward.rewards.blip.imagereward_sizes import ImageRewardSizes
 from fk_reward.rewards.blip.preprocessing import TorchvisionPreprocessing
-from fk_reward.rewards.blip.prompts import with_blip_tokens
+from fk_reward.rewards.blip.prompts import PromptTokens, with_blip_tokens
 from fk_reward.shapes import train_prompts
 from fk_reward.training import PreferencePair, bradley_terry_loss, read_preferences
 
@@ -52,15 +52,8 @@ def make_tokenizer() -> BertTokenizer:
 
 def tensors_of(pairs: list[PreferencePair], tokenizer: BertTokenizer) -> dict[str, Tensor]:
     """Pictures `(N, 2, 3, H, W)` uint8 and tokens `(N, 2, L)` of N pairs, the chosen one first."""
-    texts = [prompt for pair in pairs for prompt in pair.prompts]
-    tokens = tokenizer(
-        texts,
-        padding="max_length",
-        truncation=True,
-        max_length=CONFIG.max_tokens,
-        return_token_type_ids=False,
-        return_tensors="pt",
-    )
+    tokenize = PromptTokens(tokenizer, max_tokens=CONFIG.max_tokens, name="shapes-imagereward")
+    tokens = tokenize([prompt for pair in pairs for prompt in pair.prompts])
     images = [torch.stack([(image.load() * 255).round().byte() for image in pair.images]) for pair in pairs]
     return {"images": torch.stack(images), **{name: ids.view(len(pairs), 2, -1) for name, ids in tokens.items()}}
 

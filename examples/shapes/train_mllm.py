@@ -178,9 +178,8 @@ class Dialogues(Dataset):
         source = self.sources[rng.integers(len(self.sources))]
         row = int(rng.integers(len(source["objects"])))
         turns = self.ask(source, row, rng)
-        if self.match_share and rng.random() < self.match_share:
-            return source["images"][row], match(turns) or turns
-        return source["images"][row], turns
+        caption_alone = self.match_share and rng.random() < self.match_share
+        return source["images"][row], (caption_alone and match(turns)) or turns
 
     def ask(self, source: dict[str, Tensor], row: int, rng: np.random.Generator) -> Dialogue:
         """A dialogue about a picture of a source."""
@@ -210,9 +209,8 @@ class DialogueObjective(nn.Module):
         return [{"params": rest}, {"params": [p for p in tower if p.requires_grad], "lr": tower_learning_rate}]
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What `backbone.encode_images` gives where a picture is its own overview and only crop, at half the cost."""
-        embedding = self.backbone.model.vision_embed_tokens
-        return embedding.lay_out(embedding.encode(pixels).repeat_interleave(2, dim=0), [(1, 1)] * len(pixels))
+        """What `backbone.encode_images` gives where a picture is its own overview and only crop."""
+        return self.backbone.model.vision_embed_tokens(pixels.repeat_interleave(2, dim=0), [(1, 1)] * len(pixels))
 
     def logits(self, images: Tensor, labels: Tensor, **text: Tensor) -> Tensor:
         """Logits `(A, V)` of the A answer tokens, in the order of the rows, given pictures in [0, 1]."""

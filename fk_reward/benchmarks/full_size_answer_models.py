@@ -27,6 +27,7 @@ from fk_reward.rewards.llava_reward.backbone_sizes import FULL, QWEN_VL
 from fk_reward.rewards.llava_reward.random_backbones import byte_tokenizer
 from fk_reward.rewards.q_align import LEVELS
 from fk_reward.rewards.vqascore.answer_model import AnswerModel
+from fk_reward.rewards.vqascore.loading import without_video
 
 _CONTENT = (
     "{{% for part in message['content'] %}}{{% if part['type'] == 'image' %}}{image}{{% else %}}"
@@ -85,11 +86,8 @@ def _qwen3_vl(sizes: dict[str, Any]) -> AnswerModel:
 
 
 def _qwen(model: PreTrainedModel, processor: type[ProcessorMixin], tokenizer: PreTrainedTokenizerFast) -> AnswerModel:
-    """Its processor without what reads videos, which would want torchvision."""
     images = Qwen2VLImageProcessorPil(patch_size=model.config.vision_config.patch_size)
-    get_attributes = classmethod(lambda _: ["image_processor", "tokenizer"])
-    without_video: Any = type(processor.__name__, (processor,), {"get_attributes": get_attributes})
-    return AnswerModel(model, without_video(images, tokenizer, chat_template=_QWEN_TEMPLATE))
+    return AnswerModel(model, without_video(processor)(images, tokenizer, chat_template=_QWEN_TEMPLATE))
 
 
 def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:

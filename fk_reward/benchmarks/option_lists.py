@@ -1,7 +1,8 @@
-"""Lists as a person types them on the command line."""
+"""Lists and shares of the work as a person types them on the command line."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import typer
@@ -46,3 +47,19 @@ def parse_choices(name: str, text: str, choices: Sequence[str]) -> tuple[str, ..
     if unknown := [word for word in words if word not in choices]:
         raise typer.BadParameter(f"{name} should be of {', '.join(choices)}, separated by commas; got {unknown[0]!r}.")
     return words
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Index and number of processes, as typed: `"0/2"`.
+
+    Raises:
+        typer.BadParameter: for anything else.
+
+    Example:
+        >>> parse_shard("1/2")
+        (1, 2)
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise typer.BadParameter(f"shard should be i/n with 0 <= i < n, got {text!r}.")
+    return int(match[1]), int(match[2])

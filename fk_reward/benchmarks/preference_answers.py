@@ -163,13 +163,14 @@ def _logits(reward: Reward, items: Sequence[PreferenceItem]) -> Tensor:
     columns = [([item.images[i].load() for item in items], [item.prompts[i] for item in items]) for i in places]
     if compares(reward):
         return _comparison_logits(reward, columns)
-    if len(columns) == 2 and has_comparing_part(reward):
+    sign = 1.0 if reward.card.higher_is_better else -1.0
+    if has_comparing_part(reward):
         pairs = zip(*columns[0], *columns[1], strict=True)
         rows = [reward([chosen, rejected], [one, other]) for chosen, one, rejected, other in pairs]
-        return torch.stack([chosen - rejected for chosen, rejected in rows])
-    sign = 1.0 if reward.card.higher_is_better else -1.0
-    scores = [sign * reward(images, prompts) for images, prompts in columns]
-    return scores[0] - scores[1] if len(scores) > 1 else scores[0]
+        scores = torch.stack(rows).unbind(dim=1)
+    else:
+        scores = tuple(reward(images, prompts) for images, prompts in columns)
+    return sign * (scores[0] - scores[1] if len(scores) > 1 else scores[0])
 
 
 def _comparison_logits(

@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
+
+RANGE, CHANGE = "{:.3f} [{:.3f}, {:.3f}]", "{:+.3f} [{:+.3f}, {:+.3f}]"
+"""Styles of an estimate, or of a difference, with both ends of its interval."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,14 @@ class Column:
         return "-" if None in values else self.style.format(*values)
 
 
+class Table(NamedTuple):
+    """A table of a report."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: list[dict[str, Any]]
+
+
 def show_table(
     title: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], *, console: Console | None = None
 ) -> None:
@@ -51,7 +62,7 @@ def show_table(
         │ 4 │
         └───┘
     """
-    table = Table(title=title or None, title_justify="left")
+    table = rich_table.Table(title=title or None, title_justify="left")
     for column in columns:
         table.add_column(column.heading(), justify="right" if column.style != "{}" else "left")
     for row in rows:
@@ -77,6 +88,11 @@ def markdown_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]])
     lines = [[column.heading() for column in columns], ["---"] * len(columns)]
     lines += [[column.cell(row) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown_report(tables: Sequence[Table]) -> str:
+    """All tables in Markdown."""
+    return "\n\n".join(f"### {table.title}\n\n{markdown_table(table.columns, table.rows)}" for table in tables) + "\n"
 
 
 def write_json(path: str | Path, content: Any) -> Path:

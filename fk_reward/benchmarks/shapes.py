@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fk_reward.benchmarks.option_lists import parse_integers
-from fk_reward.benchmarks.reports import show_table, write_json
+from fk_reward.benchmarks.option_lists import parse_integers, parse_shard
+from fk_reward.benchmarks.reports import markdown_report, show_table, write_json
 from fk_reward.benchmarks.result_store import ResultStore
-from fk_reward.benchmarks.shapes_report import markdown_report, report_tables
+from fk_reward.benchmarks.shapes_report import report_tables
 from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, ShapesSettings, run_missing
 from fk_reward.benchmarks.shapes_summary import summarize
 from fk_reward.benchmarks.weights_digest import weights_digest
@@ -78,22 +77,6 @@ def generate(
         kind = "plain" if population.reward is None else f"steered by {population.reward}"
         elapsed, size = time.perf_counter() - started, population.num_particles
         typer.echo(f"{elapsed:7.0f} s  seed {population.seed}, {kind}, K = {size}: {done}/{todo} prompts")
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Index and number of processes, as typed: `"0/2"`.
-
-    Raises:
-        typer.BadParameter: for anything else.
-
-    Example:
-        >>> parse_shard("1/2")
-        (1, 2)
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise typer.BadParameter(f"shard should be i/n with 0 <= i < n, got {text!r}.")
-    return int(match[1]), int(match[2])
 
 
 def _steering(options: Mapping[str, Any], reward_scale: str) -> FKSteeringConfig:

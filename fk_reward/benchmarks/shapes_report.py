@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from fk_reward.benchmarks.reports import Column, markdown_table
+from fk_reward.benchmarks.reports import CHANGE, RANGE, Column, Table
 from fk_reward.shapes import TASKS
 
 METHOD_COLUMNS = (Column("method"), Column("reward"), Column("num_particles", "K", "{:d}"))
@@ -29,15 +29,6 @@ FORBIDDEN_COLUMNS = (
     Column("forbidden_ratio", "ratio to unsteered [95 %]"),
     Column("num_judged", "pictures", "{:d}"),
 )
-RANGE, CHANGE = "{:.3f} [{:.3f}, {:.3f}]", "{:+.3f} [{:+.3f}, {:+.3f}]"
-
-
-class Table(NamedTuple):
-    """A table of the report."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: list[dict[str, Any]]
 
 
 def report_tables(summary: Mapping[str, Any]) -> list[Table]:
@@ -58,11 +49,6 @@ def report_tables(summary: Mapping[str, Any]) -> list[Table]:
         Table("Paired differences of the rate of forbidden signs", forbidden, differences),
         Table("Populations and cost, per prompt", METHOD_COLUMNS + POPULATION_COLUMNS, methods),
     ]
-
-
-def markdown_report(tables: Sequence[Table]) -> str:
-    """All tables in Markdown."""
-    return "\n\n".join(f"### {table.title}\n\n{markdown_table(table.columns, table.rows)}" for table in tables) + "\n"
 
 
 def _with_texts(row: Mapping[str, Any], *, overall: str, task: str) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Generator, Tensor
+from torch import Generator
 
+from fk_reward.benchmarks.indifferent_reward import indifferent_reward
 from fk_reward.benchmarks.result_store import ResultStore
 from fk_reward.benchmarks.shapes_judge import cost, judge, outcome
 from fk_reward.config import FKSteeringConfig
-from fk_reward.rewards import CallableReward, Reward
+from fk_reward.rewards import Reward
 from fk_reward.shapes import ShapesPrompt, benchmark_prompts, sign_prompts
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def run_population(
         One dictionary for each method, reward, K and prompt that this population decides.
     """
     if population.reward is None:
-        pipe.reward, steering = CallableReward(_indifferent), PLAIN
+        pipe.reward, steering = indifferent_reward(), PLAIN
     else:
         pipe.reward, steering = rewards[population.reward], settings.steering
     output = _draw(pipe, population, settings=settings, steering=steering, prompts=prompts)
@@ -199,11 +199,6 @@ def _draw(
         guidance_scale=settings.guidance_scale,
         output_type="pt",
     )
-
-
-def _indifferent(images: Tensor, prompts: list[str]) -> Tensor:  # noqa: ARG001 (the signature of all rewards)
-    """A reward that finds all pictures equal."""
-    return torch.zeros(len(images), device=images.device)
 
 
 def _decides(population: Population, settings: ShapesSettings) -> list[tuple[str, str | None, int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 STAGES = ("generate", "judge", "report")
-LONGEST_WAIT = timedelta(days=7)
-"""How long a process waits for the others at the end of a stage: their shares may take longer by hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +73,10 @@ def run_request(request: Request) -> None:
         ValueError: settings, folders or pictures that do not fit.
         OSError: missing folders, files or models.
     """
-    from accelerate import PartialState
+    from fk_reward.benchmarks.processes import join_processes
 
     device = resolve_device(request.device)
-    state = PartialState(cpu=device == "cpu", timeout=LONGEST_WAIT)
+    state = join_processes(device)
     console = Console(quiet=not state.is_main_process)
     if "generate" in request.stages:
         _generate(request, state=state, device=device, console=console)

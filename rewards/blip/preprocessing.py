@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 
 
@@ -35,11 +33,5 @@ class TorchvisionPreprocessing(ImagePreprocessing):
         settings = ImagePreprocessing.from_config({"size": size, "crop_size": size})
         return cls(**vars(settings))
 
-    def _center_crop(self, images: Tensor) -> Tensor:
-        if self.crop_size is None:
-            return images
-        (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop_size
-        if crop_height > height or crop_width > width:
-            raise ValueError(f"A crop of {self.crop_size} does not fit into a resized image of {(height, width)}.")
-        top, left = round((height - crop_height) / 2), round((width - crop_width) / 2)
-        return images[..., top : top + crop_height, left : left + crop_width]
+    def _begin(self, margin: int) -> int:
+        return round(margin / 2)

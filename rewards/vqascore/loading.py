@@ -78,10 +78,13 @@ def load_processor(path: str | os.PathLike[str], *, revision: str = "main") -> P
         OSError: when files are missing.
     """
     config = AutoConfig.from_pretrained(path, revision=revision)
-    cls = PROCESSOR_MAPPING[type(config)]
-    names = [name for name in cls.get_attributes() if name != "video_processor"]
-    without_video: Any = type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: names)})
-    return without_video.from_pretrained(path, revision=revision, backend="pil")
+    return without_video(PROCESSOR_MAPPING[type(config)]).from_pretrained(path, revision=revision, backend="pil")
+
+
+def without_video(processor: type[ProcessorMixin]) -> Any:
+    """The class of a processor without the part that reads videos, which would want torchvision."""
+    names = [name for name in processor.get_attributes() if name != "video_processor"]
+    return type(processor.__name__, (processor,), {"get_attributes": classmethod(lambda _: names)})
 
 
 def _check_architecture(path: str, config: dict[str, Any]) -> None:

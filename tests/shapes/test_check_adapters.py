@@ -21,13 +21,6 @@ from tests.tiny.phi3_vision import write_phi3_vision
 KINDS = ("alignment-plain-bt", "alignment-plain-gpm", "fidelity-plain-bt", "safety-plain-binary")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _scripts_are_importable(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "examples" / "shapes")
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Preferences that are easily learnt, a backbone, and one run of each of four kinds in `adapters`."""

@@ -17,13 +17,6 @@ from fk_reward.training import LabelledImage, read_preferences
 from tests.shapes.sample_files import write_samples
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _scripts_are_importable(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "examples" / "shapes")
-        yield
-
-
 def rows_of(path):
     return parquet.read_table(path).to_pylist()
 

@@ -15,13 +15,6 @@ from fk_reward.shapes import TASKS, Scene, SceneObject, all_prompts, is_heldout,
 from tests.shapes.sample_files import PICTURES_A_DRAW, write_samples
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _scripts_are_importable(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "examples" / "shapes")
-        yield
-
-
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     import make_mixed_scenes

@@ -15,13 +15,6 @@ from tests.tiny.phi3_vision import write_phi3_vision
 STEPS = 2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _scripts_are_importable(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "examples" / "shapes")
-        yield
-
-
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")

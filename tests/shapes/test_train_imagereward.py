@@ -18,13 +18,6 @@ from fk_reward.rewards.blip.imagereward import SHAPES_IMAGEREWARD
 from tests.shapes.preference_fixtures import write_preferences
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _scripts_are_importable(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "examples" / "shapes")
-        yield
-
-
 @pytest.fixture(scope="module")
 def preferences(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preferences")

@@ -11,13 +11,6 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _scripts_are_importable(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "examples" / "shapes")
-        yield
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folder with a tokenizer, scenes, a VAE and its whitened latents."""

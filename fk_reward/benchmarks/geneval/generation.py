@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from fk_reward.benchmarks.geneval.layout import MADE, PromptFolder
 from fk_reward.benchmarks.geneval.run_settings import UNSTEERED, RunSettings
+from fk_reward.benchmarks.indifferent_reward import indifferent_reward
 from fk_reward.benchmarks.shapes_runs import particle_generators
-from fk_reward.rewards import CallableReward, Reward
+from fk_reward.rewards import Reward
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
@@ -48,20 +47,6 @@ class Cost:
 
 DrawFn = Callable[[str, int], tuple[list[Image.Image], Cost]]
 """Prompt and its index -> pictures and their cost."""
-
-
-def indifferent_reward() -> Reward:
-    """A reward that finds all pictures equal, for pictures that no reward steers.
-
-    Example:
-        >>> indifferent_reward()(torch.rand(2, 3, 8, 8), "anything")
-        tensor([0., 0.])
-    """
-    return CallableReward(_zeros, "none")
-
-
-def _zeros(images: Tensor, prompts: list[str]) -> Tensor:  # noqa: ARG001 (the signature of all rewards)
-    return torch.zeros(len(images), device=images.device)
 
 
 def make_draw(pipe: FKSteeringPipeline, settings: RunSettings, *, reward: Reward | None) -> DrawFn:

@@ -15,21 +15,28 @@ from PIL import Image
 from fk_reward.benchmarks.geneval.html_template import PAGE
 from fk_reward.benchmarks.geneval.layout import read_picture
 from fk_reward.benchmarks.geneval.plots import accuracy_plots
-from fk_reward.benchmarks.geneval.report_tables import report_tables
 from fk_reward.benchmarks.geneval.run_results import PictureResult, RunResult
+from fk_reward.benchmarks.reports import Table
 
 MAX_SIDE = 224
 """Pictures are shown at most this large, in pixels; larger ones are embedded as JPEG files of this size."""
 
 
 def html_report(
-    runs: Sequence[RunResult], rows: Sequence[Mapping[str, Any]], *, title: str, facts: str, num_shown: int = 60
+    runs: Sequence[RunResult],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    tables: Sequence[Table],
+    title: str,
+    facts: str,
+    num_shown: int = 60,
 ) -> str:
     """The page.
 
     Args:
         runs: judged, in the order of the columns.
         rows: of `summarize`.
+        tables: of `report_tables`.
         title: heading.
         facts: a sentence below it.
         num_shown: prompts whose pictures are shown, the same number of each task.
@@ -41,7 +48,7 @@ def html_report(
     return environment.from_string(PAGE).render(
         title=title,
         facts=facts,
-        tables=report_tables(rows),
+        tables=tables,
         plots={name: _data_uri(png, "png") for name, png in accuracy_plots(rows).items()},
         gallery=gallery,
         names=[run.name for run in runs],

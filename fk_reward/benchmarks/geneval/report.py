@@ -12,7 +12,7 @@ from fk_reward.benchmarks.geneval.layout import write_whole
 from fk_reward.benchmarks.geneval.report_tables import report_tables
 from fk_reward.benchmarks.geneval.run_results import RunResult, read_runs
 from fk_reward.benchmarks.geneval.summary import summarize
-from fk_reward.benchmarks.shapes_report import Table, markdown_report
+from fk_reward.benchmarks.reports import Table, markdown_report
 
 
 class Report(NamedTuple):
@@ -47,7 +47,7 @@ def write_report(folder: Path, *, num_shown: int = 60) -> Report:
     texts = {
         "report.json": json.dumps(summary, indent=2) + "\n",
         "report.md": f"# {title}\n\n{facts}\n\n{markdown_report(tables)}",
-        "report.html": html_report(runs, rows, title=title, facts=facts, num_shown=num_shown),
+        "report.html": html_report(runs, rows, tables=tables, title=title, facts=facts, num_shown=num_shown),
     }
     for name, text in texts.items():
         write_whole(folder / name, text)
@@ -71,4 +71,4 @@ def _facts(runs: Sequence[RunResult]) -> str:
     if settings is not None:
         guidance = settings.pop("guidance_scale")
         facts += f" {settings['num_steps']} steps, guidance {guidance or 'of the pipeline'}, seed {settings['seed']}."
-    return f"{facts} Brackets and ± are 95 % bootstrap intervals over prompts."
+    return f"{facts} Brackets and ± are 95 % bootstrap intervals over prompts, which need two of a task."

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fk_reward.benchmarks.geneval.summary import OVERALL
-from fk_reward.benchmarks.reports import Column
-from fk_reward.benchmarks.shapes_report import CHANGE, RANGE, Table
+from fk_reward.benchmarks.geneval.summary import OVERALL, Ends
+from fk_reward.benchmarks.reports import CHANGE, RANGE, Column, Table
 
 RUN_COLUMNS = (Column("method"), Column("reward"), Column("num_particles", "K", "{:d}"))
 COUNT_COLUMNS = (
@@ -50,21 +49,21 @@ def report_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def _accuracy_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    texts = _cells(row, row["accuracy"], "{:.2f} ± {:.2f}")
-    return {**texts, OVERALL: RANGE.format(*row["accuracy"][OVERALL].values())}
+    return {**_cells(row, row["accuracy"], "{:.2f} ± {:.2f}"), OVERALL: _text(row["accuracy"][OVERALL], RANGE)}
 
 
 def _gain_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    texts = _cells(row, row["difference"], "{:+.2f} ± {:.2f}")
-    return {**texts, OVERALL: CHANGE.format(*row["difference"][OVERALL].values())}
+    return {**_cells(row, row["difference"], "{:+.2f} ± {:.2f}"), OVERALL: _text(row["difference"][OVERALL], CHANGE)}
 
 
-def _cells(row: Mapping[str, Any], intervals: Mapping[str, Mapping[str, float] | None], style: str) -> dict[str, Any]:
-    """The row with intervals as text: both ends, or half the width where the style has a ±."""
-    texts = {}
-    for name, interval in intervals.items():
-        if interval is not None:
-            estimate, low, high = interval.values()
-            numbers = (estimate, (high - low) / 2) if "±" in style else (estimate, low, high)
-            texts[name] = style.format(*numbers)
-    return {**row, **texts}
+def _cells(row: Mapping[str, Any], intervals: Mapping[str, Ends | None], style: str) -> dict[str, Any]:
+    """The row with intervals as text."""
+    return {**row, **{name: _text(ends, style) for name, ends in intervals.items() if ends is not None}}
+
+
+def _text(ends: Ends, style: str) -> str:
+    """An estimate and both ends, or half the width where the style has a ±; by itself where the ends are not known."""
+    estimate, low, high = ends.values()
+    if low is None or high is None:
+        return style.split()[0].format(estimate)
+    return style.format(estimate, (high - low) / 2) if "±" in style else style.format(estimate, low, high)

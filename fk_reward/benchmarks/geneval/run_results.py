@@ -135,26 +135,26 @@ def read_run(root: Path) -> RunResult:
         raise ValueError(
             f"{root} has {len(folders)} of {manifest['suite']['num_prompts']} prompts: generate the others."
         )
+    notes = [read_verdicts(folder) for folder in folders]
     costs = [note for folder in folders if (note := folder.read_note(MADE)) is not None]
     return RunResult(
         root=root,
         manifest=manifest,
-        judge=_judge_of(folders),
-        pictures=tuple(picture for folder in folders for picture in _pictures(folder)),
+        judge=_judge_of(root, notes),
+        pictures=tuple(p for pair in zip(folders, notes, strict=True) for p in _pictures(*pair)),
         cost=sum((Cost(**note) for note in costs), Cost()) if len(costs) == len(folders) else None,
     )
 
 
-def _judge_of(folders: Sequence[PromptFolder]) -> dict[str, Any]:
-    judges = {json.dumps(read_verdicts(folder)["judge"], sort_keys=True) for folder in folders}
+def _judge_of(root: Path, notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    judges = {json.dumps(note["judge"], sort_keys=True) for note in notes}
     if len(judges) > 1:
-        raise ValueError(f"{folders[0].root} was judged by different judges: judge it again.")
+        raise ValueError(f"{root} was judged by different judges: judge it again.")
     return json.loads(judges.pop())
 
 
-def _pictures(folder: PromptFolder) -> list[PictureResult]:
+def _pictures(folder: PromptFolder, note: Mapping[str, Any]) -> list[PictureResult]:
     metadata, scores = folder.read_metadata(), read_scores(folder)
-    verdicts = read_verdicts(folder)["verdicts"]
     return [
         PictureResult(
             index=folder.index,
@@ -166,5 +166,5 @@ def _pictures(folder: PromptFolder) -> list[PictureResult]:
             reason=verdict["reason"],
             scores={name: values[sample] for name, values in scores.items()},
         )
-        for sample, (path, verdict) in enumerate(zip(folder.picture_paths(), verdicts, strict=True))
+        for sample, (path, verdict) in enumerate(zip(folder.picture_paths(), note["verdicts"], strict=True))
     ]

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from accelerate import PartialState
 from diffusers import DDIMScheduler
 
-from fk_reward.benchmarks.geneval.generation import generate_missing, indifferent_reward, make_draw
-from fk_reward.benchmarks.geneval.layout import PromptFolder
+from fk_reward.benchmarks.geneval.generation import generate_missing, make_draw
 from fk_reward.benchmarks.geneval.manifest import NAME, describe_model, make_manifest, open_run, read_manifest
 from fk_reward.benchmarks.geneval.run_results import find_runs
 from fk_reward.benchmarks.geneval.run_settings import RunSettings
@@ -22,6 +21,7 @@ from fk_reward.benchmarks.geneval.scoring import (
     write_results,
 )
 from fk_reward.benchmarks.geneval.suites import load_judge
+from fk_reward.benchmarks.indifferent_reward import indifferent_reward
 from fk_reward.rewards import load_reward
 
 if TYPE_CHECKING:
@@ -160,13 +160,9 @@ def score_runs(
     used = [manifest["settings"]["reward"] for manifest in manifests]
     for name in dict.fromkeys(name for name in [*used, *names] if name is not None):
         own = {root: folders[state.process_index :: state.num_processes] for root, folders in runs.items()}
-        if any(_lacks(folder, name) for folders in own.values() for folder in folders):
+        if any(name not in read_scores(folder) for folders in own.values() for folder in folders):
             reward = load_reward(name).to(device)
             for root, folders in own.items():
                 for done, todo in score_missing(folders, name, reward):
                     yield Step(f"{root.name}: {name}", done, todo)
     state.wait_for_everyone()
-
-
-def _lacks(folder: PromptFolder, name: str) -> bool:
-    return name not in read_scores(folder)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from datetime import timedelta
 
 from accelerate import PartialState
 
-from fk_reward.benchmarks.shapes import parse_shard
-
-_PATIENCE = timedelta(days=7)
-"""How long a process waits for slower ones."""
+from fk_reward.benchmarks.option_lists import parse_shard
+from fk_reward.benchmarks.processes import join_processes
 
 
 @dataclass(frozen=True)
@@ -54,10 +50,5 @@ def find_share(shard: str | None, device: str) -> Share:
     """
     if shard is not None:
         return Share(parse_shard(shard), launched=False)
-    state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
-    launched = int(os.environ.get("WORLD_SIZE", state.num_processes))
-    if launched != state.num_processes:
-        raise ValueError(
-            f"accelerate sees {state.num_processes} of {launched} processes; share them out with --shard i/n."
-        )
+    state = join_processes(device)
     return Share((state.process_index, state.num_processes), launched=state.num_processes > 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import typer
 
@@ -12,7 +12,7 @@ from fk_reward.benchmarks.mjbench.pair_summary import summarize_pairs, sweep_tie
 from fk_reward.benchmarks.mjbench.published import published_rows
 from fk_reward.benchmarks.mjbench.questions import BIAS
 from fk_reward.benchmarks.mjbench.runs import load_results
-from fk_reward.benchmarks.reports import Column, markdown_table, show_table, write_json
+from fk_reward.benchmarks.reports import Column, Table, markdown_report, show_table, write_json
 from fk_reward.benchmarks.result_store import ResultStore
 
 RANGE = "{:.3f} to {:.3f}"
@@ -41,14 +41,6 @@ BIAS_COLUMNS = (
 )
 THRESHOLD = Column("tie_threshold", "tie threshold", "{:.4g}")
 MODEL, SOURCE = Column("model"), Column("source")
-
-
-class Table(NamedTuple):
-    """A table of the report."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: list[dict[str, Any]]
 
 
 def summarize(
@@ -107,8 +99,7 @@ def show_report(
     for table in tables:
         show_table(*table)
     write_json(store.folder / "mjbench.json", summary)
-    parts = [f"### {table.title}\n\n{markdown_table(table.columns, table.rows)}" for table in tables]
-    (store.folder / "mjbench.md").write_text("\n\n".join([title, *parts]) + "\n", encoding="utf-8")
+    (store.folder / "mjbench.md").write_text(f"{title}\n\n{markdown_report(tables)}", encoding="utf-8")
     typer.echo(f"Results: {store.folder / 'mjbench.json'}, {store.folder / 'mjbench.md'}")
     return summary
 

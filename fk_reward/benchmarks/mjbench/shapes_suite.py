@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 
 from fk_reward.benchmarks.mjbench.questions import BIAS, check_perspective
 from fk_reward.benchmarks.mjbench.sources import QuestionTable, RowFile
+from fk_reward.rewards.inputs import pictures_of
 from fk_reward.shapes import (
     COLORS,
     FORBIDDEN_SIGN,
@@ -90,8 +91,7 @@ class ShapesRows(Sequence[Mapping[str, Any]]):
 
 def picture(scene: Scene) -> Image.Image:
     """A scene as a picture of 64 by 64 pixels."""
-    pixels = render([scene])[0].permute(1, 2, 0).mul(255).round().byte()
-    return Image.fromarray(pixels.numpy())
+    return pictures_of(render([scene]))[0]
 
 
 def _alignment(prompt: ShapesPrompt, rng: np.random.Generator) -> Pair:
