@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from fk_reward.benchmarks.geneval.run_settings import UNSTEERED
-from fk_reward.benchmarks.geneval.summary import OVERALL
+from fk_reward.benchmarks.geneval.summary import OVERALL, Ends
 
 Row = Mapping[str, Any]
 PARTICLES = "K, particles of a picture"
@@ -66,14 +66,19 @@ def _draw_line(axes: Axes, name: str, points: Sequence[tuple[Row, float]]) -> No
     ordered = sorted(points, key=lambda point: point[1])
     intervals = [row["accuracy"][OVERALL] for row, _ in ordered]
     means = [interval["estimate"] for interval in intervals]
-    below = [max(0.0, interval["estimate"] - interval["low"]) for interval in intervals]
-    above = [max(0.0, interval["high"] - interval["estimate"]) for interval in intervals]
+    reach = list(zip(*map(_reach, intervals), strict=True))
     color = "black" if name == UNSTEERED else None
-    line = axes.errorbar([x for _, x in ordered], means, [below, above], label=name, color=color, marker="o", capsize=3)
+    line = axes.errorbar([x for _, x in ordered], means, reach, label=name, color=color, marker="o", capsize=3)
     if name == UNSTEERED:
         axes.axhline(means[0], color="black", linewidth=0.8, linestyle=":")
     for bar in line[2]:
         bar.set_alpha(0.6)
+
+
+def _reach(ends: Ends) -> tuple[float, float]:
+    """How far the interval goes below and above its estimate; not at all where it is not known."""
+    estimate, low, high = ends.values()
+    return (0.0, 0.0) if low is None or high is None else (max(0.0, estimate - low), max(0.0, high - estimate))
 
 
 def _png(figure: Figure) -> bytes:

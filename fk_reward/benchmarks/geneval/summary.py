@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +13,15 @@ from fk_reward.benchmarks.uncertainty import clustered_bootstrap
 OVERALL = "overall"
 """Name of the mean of the tasks."""
 
+Ends = dict[str, float | None]
+"""`estimate`, and the ends of its interval, `low` and `high`: None where they cannot be known, see `summarize`."""
+
 
 def summarize(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     """One row for each run, as JSON.
 
-    Intervals come from a bootstrap over prompts within tasks, and over the pictures of each drawn prompt.
+    Intervals come from a bootstrap over prompts within tasks, and over the pictures of each drawn prompt. Where a task
+    has a single prompt nothing is known of how prompts differ, and neither end of an interval with it is given.
 
     Args:
         runs: judged; the unsteered one, if there is one, is what the others are compared with, picture by picture.
@@ -61,7 +66,7 @@ def _pairs(run: RunResult, other: RunResult) -> list[tuple[PictureResult, Pictur
     return [(run.by_place[place], other.by_place[place]) for place in run.by_place if place in other.by_place]
 
 
-def _differences(run: RunResult, other: RunResult | None) -> dict[str, dict[str, float]] | None:
+def _differences(run: RunResult, other: RunResult | None) -> dict[str, Ends] | None:
     pairs = [] if other is None else _pairs(run, other)
     if not pairs:
         return None
@@ -69,14 +74,14 @@ def _differences(run: RunResult, other: RunResult | None) -> dict[str, dict[str,
     return _by_task([ours for ours, _ in pairs], gains)
 
 
-def _score_difference(run: RunResult, other: RunResult | None, name: str) -> dict[str, float] | None:
+def _score_difference(run: RunResult, other: RunResult | None, name: str) -> Ends | None:
     if other is None or name not in _scored(other):
         return None
     pairs = _pairs(run, other)
     return _interval([ours for ours, _ in pairs], [ours.scores[name] - theirs.scores[name] for ours, theirs in pairs])
 
 
-def _by_task(pictures: Sequence[PictureResult], values: Sequence[float]) -> dict[str, dict[str, float]]:
+def _by_task(pictures: Sequence[PictureResult], values: Sequence[float]) -> dict[str, Ends]:
     """Interval of the mean of the tasks, and of each task."""
     intervals = {OVERALL: _interval(pictures, values)}
     for task in dict.fromkeys(picture.tag for picture in pictures):
@@ -85,6 +90,8 @@ def _by_task(pictures: Sequence[PictureResult], values: Sequence[float]) -> dict
     return intervals
 
 
-def _interval(pictures: Sequence[PictureResult], values: Sequence[float]) -> dict[str, float]:
+def _interval(pictures: Sequence[PictureResult], values: Sequence[float]) -> Ends:
     prompts, tasks = [picture.prompt for picture in pictures], [picture.tag for picture in pictures]
-    return vars(clustered_bootstrap(values, prompts, strata=tasks))
+    interval = vars(clustered_bootstrap(values, prompts, strata=tasks))
+    prompts_of_task = Counter(tag for tag, _ in set(zip(tasks, prompts, strict=True)))
+    return interval if min(prompts_of_task.values()) > 1 else {**interval, "low": None, "high": None}

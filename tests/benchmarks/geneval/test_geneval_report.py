@@ -58,6 +58,19 @@ def test_overall_is_the_mean_of_the_tasks_not_of_the_pictures(tmp_path):
     assert row["difference"] is None
 
 
+def test_one_prompt_of_a_task_tells_nothing_of_the_others(tmp_path):
+    write_run(tmp_path, records=RECORDS[:3])
+    report = write_report(tmp_path)
+    accuracy = json.loads((tmp_path / "report.json").read_text())["runs"][0]["accuracy"]
+    assert {name: interval["low"] is None for name, interval in accuracy.items()} == {
+        "overall": True,
+        "single_object": False,
+        "colors": True,
+    }
+    (table,) = [table for table in report.tables if table.title == "Accuracy"]
+    assert (table.rows[0]["overall"], table.rows[0]["colors"]) == ("0.625", "0.50")
+
+
 def official_summary(path):
     """The figures of GenEval's `summary_scores.py`, in our words: overall score, and shares of pictures and prompts."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
