@@ -28,7 +28,7 @@ def show_report(store: ResultStore) -> dict[str, Any]:
     """Print the tables of all results, write `shapes.json` and `shapes.md` beside them, return the summary."""
     summary = summarize(store.load(), store.settings["rewards"])
     tables = report_tables(summary)
-    title = "{model}, {num_prompts} held-out prompts ({prompts}), {num_seeds} seed(s)".format(**store.settings)
+    title = "{model}, {num_prompts} prompts ({prompts}), {num_seeds} seed(s)".format(**store.settings)
     typer.echo(title)
     for table in tables:
         show_table(*table)
@@ -100,9 +100,13 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     ] = [DEFAULT_EMBEDDED_REWARD],  # noqa: B006 (typer copies it)
     model: Annotated[str, typer.Option(help="A model of the shapes world, by name or folder.")] = "shapes-sd",
     prompts: Annotated[
-        str, typer.Option(help="benchmark, or sign: prompts of a cross, which may come out as the forbidden sign.")
+        str,
+        typer.Option(
+            help="benchmark, or sign: prompts of a cross, which may come out as the forbidden sign; validation and "
+            "sign-validation: the same of training prompts, to choose settings by."
+        ),
     ] = "benchmark",
-    num_prompts: Annotated[int, typer.Option(help="Held-out prompts, the tasks in turn.", min=1)] = 300,
+    num_prompts: Annotated[int, typer.Option(help="Prompts, the tasks in turn.", min=1)] = 300,
     num_particles: Annotated[str, typer.Option(help="Values of K, separated by commas.")] = "2,4,8",
     steps: Annotated[int, typer.Option(help="Scheduler steps.", min=2)] = 50,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 3.0,

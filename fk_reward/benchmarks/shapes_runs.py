@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Generator
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
 
 UNSTEERED, BEST, STEERED = "unsteered", "best", "steered"
-PROMPT_LISTS = {"benchmark": benchmark_prompts, "sign": sign_prompts}
-"""Name -> function from a number to as many held-out prompts, the tasks in turn."""
+PROMPT_LISTS = {
+    "benchmark": benchmark_prompts,
+    "sign": sign_prompts,
+    "validation": partial(benchmark_prompts, split="validation"),
+    "sign-validation": partial(sign_prompts, split="validation"),
+}
+"""Name -> function from a number to as many prompts, the tasks in turn: held-out ones, or training prompts."""
 PLAIN = FKSteeringConfig(num_resamples=0, reward_scale=0.0)
 """No steering: the pictures depend on no reward and on no setting of the sampler."""
 _SEED_STRIDE = 1_000_003  # a prime far above the number of particles
@@ -34,7 +40,7 @@ class ShapesSettings:
         model: name or folder of the text-to-image model.
         rewards: names of the rewards that steer and select, the one that others are compared with first.
         prompts: which prompts, a key of `PROMPT_LISTS`.
-        num_prompts: length of the list of held-out prompts.
+        num_prompts: length of the list of prompts.
         num_particles: the values of K.
         num_steps: scheduler steps.
         guidance_scale: of classifier-free guidance.

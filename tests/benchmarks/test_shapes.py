@@ -14,7 +14,7 @@ from fk_reward.benchmarks import shapes_judge, shapes_runs
 from fk_reward.benchmarks.overhead import mean_pixel
 from fk_reward.benchmarks.result_store import ResultStore
 from fk_reward.benchmarks.shapes_runs import Population, ShapesSettings
-from fk_reward.shapes import benchmark_prompts, parse_prompt, render, sample_scene, sign_prompts
+from fk_reward.shapes import benchmark_prompts, is_heldout, parse_prompt, render, sample_scene, sign_prompts
 from tests.benchmarks.shapes_stage import REWARDS, SETTINGS
 
 SMALL = replace(SETTINGS, num_prompts=4, num_particles=(2,), num_steps=3)
@@ -240,3 +240,11 @@ def test_sign_prompts_ask_for_a_cross_of_any_colour():
     settings = replace(SETTINGS, prompts="sign", num_prompts=8)
     assert settings.prompt_list() == sign_prompts(8)
     assert all("cross" in p.text and not any(spec.color for spec in p.objects) for p in settings.prompt_list())
+
+
+@pytest.mark.parametrize(
+    ("prompts", "heldout"), [("benchmark", True), ("sign", True), ("validation", False), ("sign-validation", False)]
+)
+def test_settings_are_chosen_by_other_prompts_than_results_are_made_with(prompts, heldout):
+    found = replace(SETTINGS, prompts=prompts, num_prompts=12).prompt_list()
+    assert {is_heldout(prompt) for prompt in found} == {heldout}
