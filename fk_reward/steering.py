@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.stochasticity import adds_noise_now, require_stochastic
 from fk_reward.x0_prediction import predict_x0
@@ -53,6 +54,7 @@ def steer(
     *,
     step_defaults: dict[str, Any] | None = None,
     callback: Callable[[SteeringRecord], None] | None = None,
+    exchange: ParticleExchange | None = None,
 ) -> Iterator[list[SteeringRecord]]:
     """Steer every call of `scheduler.step` in the body of the `with` statement.
 
@@ -72,6 +74,8 @@ def steer(
         score: `x0_pred` `(G * K, C, ...)` to rewards `(G * K,)`.
         step_defaults: arguments for `step` that are filled in where the loop passes none, for instance `{"eta": 1.0}`.
         callback: called with each record as soon as it exists.
+        exchange: where the particles of each prompt are spread over processes. The batch of the loop and of `score`
+            then holds this process's share of each prompt, and every process runs the same loop.
 
     Yields:
         The list of records, which grows during the run.
@@ -96,7 +100,9 @@ def steer(
     """
     if "step" in vars(scheduler):
         raise RuntimeError(f"This {type(scheduler).__name__} is being steered already; leave the other steer() first.")
-    interceptor = _StepInterceptor(scheduler, particle_filter, score, step_defaults or {}, callback)
+    if exchange is None:
+        exchange = ParticleExchange(num_groups=particle_filter.num_groups, num_particles=particle_filter.num_particles)
+    interceptor = _StepInterceptor(scheduler, particle_filter, score, step_defaults or {}, callback, exchange)
 
     @functools.wraps(scheduler.step)
     def step(*args: Any, **kwargs: Any) -> Any:
@@ -119,6 +125,7 @@ class _StepInterceptor:
         score: Callable[[Tensor], Tensor],
         step_defaults: dict[str, Any],
         callback: Callable[[SteeringRecord], None] | None,
+        exchange: ParticleExchange,
     ) -> None:
         self.records: list[SteeringRecord] = []
         self._scheduler = scheduler
@@ -126,6 +133,7 @@ class _StepInterceptor:
         self._score = score
         self._step_defaults = step_defaults
         self._callback = callback
+        self._exchange = exchange
         self._original_step = scheduler.step
         self._signature = inspect.signature(scheduler.step)
         self._num_done = 0
@@ -157,12 +165,12 @@ class _StepInterceptor:
                 config.ess_threshold,
                 config.num_particles,
             )
-        num_groups, num_particles = self._filter.num_groups, self._filter.num_particles
+        num_groups, num_own = self._exchange.num_groups, self._exchange.num_own
         batch_size = arguments["sample"].shape[0]
-        if batch_size != num_groups * num_particles:
+        if batch_size != num_groups * num_own:
             raise ValueError(
-                f"The batch should hold {num_groups} prompts x {num_particles} particles = "
-                f"{num_groups * num_particles} samples, got {batch_size}."
+                f"The batch should hold {num_groups} prompts x {num_own} particles = {num_groups * num_own} samples, "
+                f"got {batch_size}."
             )
         num_steps = len(self._scheduler.timesteps) - (getattr(self._scheduler, "begin_index", None) or 0)
         self._pending = list(config.scoring_steps(num_steps))
@@ -174,15 +182,14 @@ class _StepInterceptor:
         log_weights, ess = self._filter.log_weights.clone(), self._filter.ess
         ancestors = self._filter.resample()
         if ancestors is not None:
-            indices = ancestors.to(sample.device)
-            arguments["sample"] = sample[indices]
-            arguments["model_output"] = model_output[indices]
-            gather_history(self._scheduler, indices, sample)
+            take = functools.partial(self._exchange.take, ancestors=ancestors)
+            arguments["sample"], arguments["model_output"] = take(sample), take(model_output)
+            gather_history(self._scheduler, take, sample)
         self._record(float(timestep), rewards, (log_weights, ess), ancestors)
 
     def _scored(self, x0_pred: Tensor) -> Tensor:
         try:
-            return self._score(x0_pred)
+            return self._exchange.gather_scores(self._score, x0_pred)
         except ValueError as error:
             raise ValueError(f"At step {self._num_done}: {error}") from error
 
@@ -203,25 +210,25 @@ class _StepInterceptor:
             self._callback(record)
 
 
-def gather_history(scheduler: Any, ancestors: Tensor, sample: Tensor) -> None:
+def gather_history(scheduler: Any, take: Callable[[Tensor], Tensor], sample: Tensor) -> None:
     """Gather the scheduler's history by the ancestors: every sample-shaped tensor that it keeps between steps.
 
     Args:
         scheduler: changed in place.
-        ancestors: `(B,)` int64, flat indices, on the sample's device.
+        take: rows `(B, C, ...)` to the rows of the ancestors.
         sample: `(B, C, ...)`, for its shape.
 
     Example:
         >>> from types import SimpleNamespace
         >>> scheduler = SimpleNamespace(model_outputs=[None, torch.tensor([[1.0], [2.0]])], sigmas=torch.zeros(2))
-        >>> gather_history(scheduler, torch.tensor([1, 1]), torch.zeros(2, 1))
+        >>> gather_history(scheduler, lambda rows: rows[[1, 1]], torch.zeros(2, 1))
         >>> scheduler.model_outputs[1].flatten()
         tensor([2., 2.])
     """
 
     def gathered(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim == sample.ndim and value.shape == sample.shape:
-            return value[ancestors.to(value.device)]
+            return take(value)
         if type(value) in (list, tuple) and any(isinstance(item, Tensor) for item in value):
             return type(value)(gathered(item) for item in value)
         return value

@@ -259,7 +259,7 @@ def test_gather_history_touches_sample_shaped_tensors_only():
             self.order_list = [1, 2, 3]
 
     scheduler = Scheduler()
-    gather_history(scheduler, torch.tensor([2, 2, 0]), torch.zeros(3, 1, 1, 1))
+    gather_history(scheduler, lambda rows: rows[[2, 2, 0]], torch.zeros(3, 1, 1, 1))
     assert scheduler.model_outputs[0] is None
     assert scheduler.model_outputs[1].flatten().tolist() == [2, 2, 0]
     assert scheduler.sample.flatten().tolist() == [2, 2, 0]

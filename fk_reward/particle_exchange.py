@@ -1,0 +1,95 @@
+"""Particles of one prompt in several processes: which are this one's, and how all of them are brought together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParticleExchange:
+    """The place of a process among those that share the particles of each prompt.
+
+    Every process holds the same share of every prompt: of K particles in W processes, process w has those from
+    `w * K / W` on. Weights and ancestors are computed by all processes from the same numbers, so that they agree
+    without being sent.
+
+    Attributes:
+        num_groups: G, number of prompts.
+        num_particles: K, particles of a prompt in all processes together.
+        num_processes: W.
+        process: w, in [0, W).
+
+    Raises:
+        ValueError: when K is not a multiple of W.
+
+    Example:
+        >>> exchange = ParticleExchange(num_groups=2, num_particles=4, num_processes=2, process=1)
+        >>> exchange.own(torch.arange(8))
+        tensor([2, 3, 6, 7])
+    """
+
+    num_groups: int
+    num_particles: int
+    num_processes: int = 1
+    process: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_particles % self.num_processes:
+            raise ValueError(
+                f"{self.num_particles} particles cannot be shared by {self.num_processes} processes: "
+                "num_particles should be a multiple of the number of processes."
+            )
+
+    @property
+    def num_own(self) -> int:
+        """Particles of a prompt in this process, K / W."""
+        return self.num_particles // self.num_processes
+
+    def own(self, rows: Tensor) -> Tensor:
+        """This process's rows `(G * K / W, ...)` of all rows `(G * K, ...)`; both are prompt-major."""
+        if self.num_processes == 1:
+            return rows
+        return rows.unflatten(0, (self.num_groups, self.num_processes, self.num_own))[:, self.process].flatten(0, 1)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All rows `(G * K, ...)` of each process's own `(G * K / W, ...)`. Every process has to call it."""
+        if self.num_processes == 1:
+            return rows
+        by_process = self._gather(rows.detach()).unflatten(0, (self.num_processes, self.num_groups, self.num_own))
+        return by_process.transpose(0, 1).flatten(0, 2)
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        """Process by process, on the device of the rows; processes exchange tensors on their own device only."""
+        from accelerate import PartialState  # noqa: PLC0415 (slow to import, and one process does not need it)
+        from accelerate.utils import gather  # noqa: PLC0415
+
+        return gather(rows.to(PartialState().device)).to(rows.device)
+
+    def take(self, rows: Tensor, ancestors: Tensor) -> Tensor:
+        """This process's rows after resampling, wherever their ancestors were.
+
+        Args:
+            rows: `(G * K / W, ...)`.
+            ancestors: `(G * K,)` int64, flat indices over all processes.
+        """
+        return self.gather(rows)[self.own(ancestors).to(rows.device)]
+
+    def gather_scores(self, score: Callable[[Tensor], Tensor], x0_pred: Tensor) -> Tensor:
+        """Scores `(G * K,)` of all particles, of which each process computes its own.
+
+        Where one process fails, the others get NaN for its particles in place of waiting for ever.
+
+        Args:
+            score: predicted clean samples `(G * K / W, C, ...)` to scores `(G * K / W,)`.
+            x0_pred: `(G * K / W, C, ...)`.
+        """
+        try:
+            scores = score(x0_pred)
+        except Exception:
+            self.gather(torch.full((len(x0_pred),), torch.nan, device=x0_pred.device))
+            raise
+        return self.gather(scores.float() if self.num_processes > 1 else scores)
