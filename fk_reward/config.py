@@ -43,6 +43,13 @@ class FKSteeringConfig:
             drawn by their weights without replacement (a draw from the tilted distribution; `"best"` is biased
             towards its upper end).
         target_ess: with `reward_scale="auto"`, the ESS aimed at, as a fraction of K in (0, 1).
+        final_particles: K', how many particles are left at the end, in [1, K]: the population is resampled to fewer
+            and fewer, by the same factor at each scoring step, so that many starts are tried and few are finished.
+            None for K throughout. Needs at least one scoring step.
+        stop_reward: once a predicted sample of a prompt has at least this reward, the particles of that prompt are
+            neither weighed nor resampled again before the end, and where this holds for all prompts nothing is scored
+            until then. The stopping rule looks at the past only and the terminal correction is still made, so that
+            the target stays the same. None for no such rule; not together with `final_particles`.
 
     Example:
         >>> FKSteeringConfig(num_particles=8).scoring_steps(100)
@@ -59,6 +66,8 @@ class FKSteeringConfig:
     resampling: str = "systematic"
     selection: str = "best"
     target_ess: float = 0.5
+    final_particles: int | None = None
+    stop_reward: float | None = None
 
     def __post_init__(self) -> None:
         _check_integer("num_particles", self.num_particles, minimum=1)
@@ -72,6 +81,21 @@ class FKSteeringConfig:
         _check_range("target_ess", self.target_ess, (1e-6, 1.0 - 1e-6))
         if self.reward_scale != AUTO:
             _check_range("reward_scale", self.reward_scale, (0.0, math.inf), note='or "auto"')
+        if self.stop_reward is not None:
+            _check_range("stop_reward", self.stop_reward, (-math.inf, math.inf))
+        if self.final_particles is not None:
+            self._check_funnel(self.final_particles)
+
+    def _check_funnel(self, final_particles: int) -> None:
+        _check_integer("final_particles", final_particles, minimum=1)
+        if final_particles > self.num_particles:
+            raise ValueError(
+                f"final_particles should be at most num_particles = {self.num_particles}, got {final_particles}."
+            )
+        if not self.resamples:
+            raise ValueError("final_particles needs a scoring step: num_resamples and reward_scale should be above 0.")
+        if self.stop_reward is not None:
+            raise ValueError("final_particles and stop_reward exclude each other: give one of them.")
 
     @property
     def resamples(self) -> bool:
@@ -106,6 +130,19 @@ class FKSteeringConfig:
         fractions = (self.resample_start + width * i / gaps for i in range(self.num_resamples))
         indices = {min(math.floor(f * num_steps + 0.5), num_steps - 2) for f in fractions}
         return tuple(sorted(index for index in indices if index >= 0))
+
+    def population_sizes(self, num_scoring_steps: int) -> tuple[int, ...]:
+        """How many particles go on after each scoring step.
+
+        Example:
+            >>> FKSteeringConfig(num_particles=16, final_particles=2).population_sizes(3)
+            (8, 4, 2)
+            >>> FKSteeringConfig(num_particles=16).population_sizes(3)
+            (16, 16, 16)
+        """
+        last = self.num_particles if self.final_particles is None else self.final_particles
+        factors = ((last / self.num_particles) ** (i / num_scoring_steps) for i in range(1, num_scoring_steps + 1))
+        return tuple(max(last, round(self.num_particles * factor)) for factor in factors)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary of all fields; `from_dict` turns it back."""

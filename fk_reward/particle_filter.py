@@ -27,7 +27,7 @@ class ParticleFilter:
 
     Args:
         config: settings; the particle filter reads `num_particles`, `potential`, `reward_scale`, `ess_threshold`,
-            `resampling`, `selection` and `target_ess`.
+            `resampling`, `selection`, `target_ess` and `stop_reward`.
         num_groups: G, number of prompts. Groups never exchange particles.
         generator: source of the randomness, on the CPU: one for all groups, or one for each, so that the result of a
             group does not depend on the others. A new one with seed 0 when missing.
@@ -37,6 +37,7 @@ class ParticleFilter:
         log_evidence: `(G,)` float64, estimate of `log E_p[exp(reward_scale * r(x))]` once the final rewards are in.
         reward_scale: `(G,)` float64, the lambda of each group; with `"auto"` it is 0 until the first rewards that
             differ.
+        stopped: `(G,)` bool, groups that `config.stop_reward` has excused from weighing and resampling.
 
     Example:
         >>> particle_filter = ParticleFilter(FKSteeringConfig(num_particles=3, potential="difference"))
@@ -61,13 +62,14 @@ class ParticleFilter:
         self._final_rewards: Tensor | None = None
         self.log_weights = torch.zeros_like(self._path.last)
         self.log_evidence = torch.zeros(num_groups, dtype=torch.float64)
+        self.stopped = torch.zeros(num_groups, dtype=torch.bool)
         scale = 0.0 if config.reward_scale == AUTO else float(config.reward_scale)
         self.reward_scale = torch.full((num_groups,), scale, dtype=torch.float64)
 
     @property
     def num_particles(self) -> int:
-        """K, the particles of one group."""
-        return self.config.num_particles
+        """K, the particles of one group; fewer than at the beginning once `resample` has left fewer."""
+        return self.log_weights.shape[1]
 
     @property
     def weights(self) -> Tensor:
@@ -100,34 +102,51 @@ class ParticleFilter:
             cumulative = grouped
         else:
             increments = POTENTIALS[self.config.potential](grouped, self._path)
+            increments = increments.masked_fill(self.stopped[:, None], 0.0)
             self._path = self._path.update(grouped, increments)
             cumulative = self._path.increments
         if self.config.reward_scale == AUTO:
             self._choose_reward_scale(cumulative)
         self._add(self.reward_scale[:, None] * cumulative - self._applied)
+        if self.config.stop_reward is not None:
+            self.stopped |= grouped.amax(1) >= self.config.stop_reward
 
-    def resample(self) -> Tensor | None:
+    def resample(self, num_survivors: int | None = None) -> Tensor | None:
         """Draw ancestors in each group whose ESS is below the threshold; its log-weights are then 0 again.
 
-        Weights that are all equal are left alone, at any threshold: resampling could only add variance.
+        Weights that are all equal are left alone, at any threshold: resampling could only add variance. So are the
+        groups that have stopped.
+
+        Args:
+            num_survivors: K', how many particles of each group go on, at most K; where they are fewer, every group is
+                resampled, whatever its ESS. K when missing.
 
         Returns:
-            `(G * K,)` int64, flat indices of the ancestors, group-major; None where no group was resampled.
+            `(G * K',)` int64, flat indices of the ancestors, group-major; None where no group was resampled.
         """
-        below = (self.ess < self.config.ess_threshold * self.num_particles) | (self.config.ess_threshold == 1.0)
-        unequal = self.log_weights.amax(1) > self.log_weights.amin(1)
-        groups = (below & unequal).nonzero().flatten().tolist()
+        size = self.num_particles if num_survivors is None else num_survivors
+        groups = self._groups_to_resample(size)
         if not groups:
             return None
-        ancestors = torch.arange(self.num_particles).repeat(self.num_groups, 1)
+        ancestors = torch.arange(size).repeat(self.num_groups, 1)
         resampler = RESAMPLERS[self.config.resampling]
         for group in groups:
-            ancestors[group] = resampler(self.log_weights[group], self.num_particles, self._generators[group])
-        self.log_weights[groups] = 0.0
+            ancestors[group] = resampler(self.log_weights[group], size, self._generators[group])
+        offsets = self.num_particles * torch.arange(self.num_groups)[:, None]
         self._path = self._path.gather(ancestors)
         self._applied = self._applied.gather(1, ancestors)
-        offsets = self.num_particles * torch.arange(self.num_groups)[:, None]
+        self.log_weights = self.log_weights.gather(1, ancestors)
+        self.log_weights[groups] = 0.0
         return (ancestors + offsets).flatten()
+
+    def _groups_to_resample(self, size: int) -> list[int]:
+        if not 1 <= size <= self.num_particles:
+            raise ValueError(f"num_survivors should be in [1, {self.num_particles}], got {size}.")
+        if size < self.num_particles:
+            return list(range(self.num_groups))
+        below = (self.ess < self.config.ess_threshold * self.num_particles) | (self.config.ess_threshold == 1.0)
+        unequal = self.log_weights.amax(1) > self.log_weights.amin(1)
+        return (below & unequal & ~self.stopped).nonzero().flatten().tolist()
 
     def select(self, num_selected: int) -> Tensor:
         """Final particles to return, by `config.selection`.

@@ -31,7 +31,8 @@ class SteeringRecord:
         rewards: `(G, K)` float32, of the predicted clean samples, before resampling.
         log_weights: `(G, K)` float64, un-normalised, after weighing and before resampling.
         ess: `(G,)` float64, effective sample size before resampling, in [1, K].
-        ancestors: `(G, K)` int64, indices within the group; None where no group was resampled.
+        ancestors: `(G, K')` int64, indices within the group, where K' particles go on; None where no group was
+            resampled.
 
     Notation used for tensor shapes:
         - G: number of groups (prompts)
@@ -62,7 +63,8 @@ def steer(
     updated and, if the effective sample size asks for it, ancestors drawn. `sample`, `model_output` and the
     scheduler's own history of past predictions are gathered by the ancestors, then the scheduler makes its move:
     copies of a particle get independent noise at once. The terminal correction is the caller's:
-    `particle_filter.weigh(final_rewards, final=True)`.
+    `particle_filter.weigh(final_rewards, final=True)`. With `final_particles` the batch becomes smaller on the way:
+    what `scheduler.step` returns has fewer rows than it got, and the loop has to cope with that.
 
     The scheduler gets an instance attribute `step` of the same signature, which is removed at the end, also after an
     error.
@@ -82,7 +84,8 @@ def steer(
 
     Raises:
         RuntimeError: when the scheduler is being steered already.
-        ValueError: at the first step, for a deterministic scheduler or a batch of the wrong size.
+        ValueError: at the first step, for a deterministic scheduler or a batch of the wrong size; for
+            `final_particles` with particles in several processes.
 
     Example:
         >>> from diffusers import DDIMScheduler
@@ -102,6 +105,8 @@ def steer(
         raise RuntimeError(f"This {type(scheduler).__name__} is being steered already; leave the other steer() first.")
     if exchange is None:
         exchange = ParticleExchange(num_groups=particle_filter.num_groups, num_particles=particle_filter.num_particles)
+    if exchange.num_processes > 1 and particle_filter.config.final_particles is not None:
+        raise ValueError("final_particles cannot be had with the particles of a prompt in several processes.")
     interceptor = _StepInterceptor(scheduler, particle_filter, score, step_defaults or {}, callback, exchange)
 
     @functools.wraps(scheduler.step)
@@ -137,7 +142,7 @@ class _StepInterceptor:
         self._original_step = scheduler.step
         self._signature = inspect.signature(scheduler.step)
         self._num_done = 0
-        self._pending: list[int] = []
+        self._pending: list[tuple[int, int]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)
@@ -146,11 +151,25 @@ class _StepInterceptor:
                 bound.arguments[name] = value
         if self._num_done == 0:
             self._begin(bound.arguments)
-        if self._pending and self._num_done >= self._pending[0] and adds_noise_now(self._scheduler):
-            self._pending.pop(0)
-            self._weigh_and_resample(bound.arguments)
+        if self._is_due():
+            _, num_survivors = self._pending.pop(0)
+            self._weigh_and_resample(bound.arguments, num_survivors)
+        self._thin_generators(bound.arguments)
         self._num_done += 1
         return self._original_step(*bound.args, **bound.kwargs)
+
+    def _is_due(self) -> bool:
+        """Whether the particles are scored before this step."""
+        waits = not self._pending or self._num_done < self._pending[0][0] or not adds_noise_now(self._scheduler)
+        return not (waits or self._filter.stopped.all())
+
+    def _thin_generators(self, arguments: dict[str, Any]) -> None:
+        """Leave the generators of the slots that still exist, where the loop has one for each."""
+        generators = arguments.get("generator")
+        num_first, num_left = self._filter.config.num_particles, self._filter.num_particles
+        if num_left < num_first and isinstance(generators, list | tuple) and len(generators) > 1:
+            firsts = range(0, len(generators), num_first)
+            arguments["generator"] = [generators[first + slot] for first in firsts for slot in range(num_left)]
 
     def _begin(self, arguments: dict[str, Any]) -> None:
         config = self._filter.config
@@ -173,14 +192,15 @@ class _StepInterceptor:
                 f"got {batch_size}."
             )
         num_steps = len(self._scheduler.timesteps) - (getattr(self._scheduler, "begin_index", None) or 0)
-        self._pending = list(config.scoring_steps(num_steps))
+        steps = config.scoring_steps(num_steps)
+        self._pending = list(zip(steps, config.population_sizes(len(steps)), strict=True))
 
-    def _weigh_and_resample(self, arguments: dict[str, Any]) -> None:
+    def _weigh_and_resample(self, arguments: dict[str, Any], num_survivors: int) -> None:
         model_output, timestep, sample = (arguments[name] for name in ("model_output", "timestep", "sample"))
         rewards = self._scored(predict_x0(self._scheduler, model_output, timestep, sample))
         self._filter.weigh(rewards, step=self._num_done)
         log_weights, ess = self._filter.log_weights.clone(), self._filter.ess
-        ancestors = self._filter.resample()
+        ancestors = self._filter.resample(num_survivors)
         if ancestors is not None:
             take = functools.partial(self._exchange.take, ancestors=ancestors)
             arguments["sample"], arguments["model_output"] = take(sample), take(model_output)
@@ -196,14 +216,14 @@ class _StepInterceptor:
     def _record(
         self, timestep: float, rewards: Tensor, weights: tuple[Tensor, Tensor], ancestors: Tensor | None
     ) -> None:
-        shape = (self._filter.num_groups, self._filter.num_particles)
+        num_groups, num_particles = weights[0].shape
         record = SteeringRecord(
             step=self._num_done,
             timestep=timestep,
-            rewards=rewards.detach().to("cpu", torch.float32).view(shape),
+            rewards=rewards.detach().to("cpu", torch.float32).view(num_groups, num_particles),
             log_weights=weights[0],
             ess=weights[1],
-            ancestors=None if ancestors is None else ancestors.view(shape) % shape[1],
+            ancestors=None if ancestors is None else ancestors.view(num_groups, -1) % num_particles,
         )
         self.records.append(record)
         if self._callback is not None:

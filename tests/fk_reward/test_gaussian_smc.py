@@ -15,6 +15,7 @@ from fk_reward.resampling import RESAMPLERS, systematic
 
 PROBLEM = GaussianProblem()
 REWARD_SCALE = 2.0
+STOP_REWARD = -0.8
 TOLERANCE = {"mean": 0.03, "variance": 0.05, "log_evidence": 0.05}
 
 
@@ -106,11 +107,56 @@ def test_error_falls_like_one_over_root_k(resampling):
     assert -0.7 < sum(slopes) / len(slopes) < -0.3
 
 
+@pytest.mark.parametrize("potential", ["difference", "max"])
+@pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
+def test_a_population_that_shrinks(potential, resampling):
+    assert_close_to_closed_form(
+        errors(num_particles=8000, final_particles=2000, num_runs=12, potential=potential, resampling=resampling)
+    )
+
+
+@pytest.mark.parametrize("potential", ["difference", "max"])
+def test_a_reward_that_ends_the_scoring(potential):
+    """Reached by some of 4000 predictions in the middle of the run, as the next test shows."""
+    assert_close_to_closed_form(errors(potential=potential, stop_reward=STOP_REWARD))
+
+
+def test_the_end_of_the_scoring_comes_between_the_first_and_the_last_step():
+    config = FKSteeringConfig(num_particles=4000, reward_scale=REWARD_SCALE, stop_reward=STOP_REWARD)
+    seen = []
+
+    class Watched(ParticleFilter):
+        def weigh(self, rewards, *, final=False, step=None):
+            super().weigh(rewards, final=final, step=step)
+            seen.append((step, bool(self.stopped.any())))
+
+    estimate_tilt(PROBLEM, config, num_runs=1, filter_type=Watched)
+    steps = [step for step, _ in seen if step is not None]
+    assert 1 <= len(steps) - 1 < len(config.scoring_steps(PROBLEM.num_steps)) - 1
+    assert [stopped for _, stopped in seen[: len(steps)]] == [False] * (len(steps) - 1) + [True]
+
+
+class KeepsTheFirst(ParticleFilter):
+    """Saboteur: the population shrinks by leaving out the last particles, whatever their weights."""
+
+    def resample(self, num_survivors=None):
+        self.log_weights = torch.zeros_like(self.log_weights)
+        return super().resample(num_survivors)
+
+
+class KeepsTheBest(ParticleFilter):
+    """Saboteur: the population shrinks to the best, which is no draw by weight."""
+
+    def resample(self, num_survivors=None):
+        self.log_weights = 5.0 * self.log_weights
+        return super().resample(num_survivors)
+
+
 class DropsWeights(ParticleFilter):
     """Saboteur, the public FK code's adaptive mode: weights are forgotten at a step that does not resample."""
 
-    def resample(self):
-        ancestors = super().resample()
+    def resample(self, num_survivors=None):
+        ancestors = super().resample(num_survivors)
         self.log_weights = torch.zeros_like(self.log_weights)
         return ancestors
 
@@ -125,9 +171,9 @@ class NoTerminalCorrection(ParticleFilter):
 class LosesTheAncestry(ParticleFilter):
     """Saboteur: the path statistics stay where they are when the particles move."""
 
-    def resample(self):
+    def resample(self, num_survivors=None):
         path, applied = self._path, self._applied
-        ancestors = super().resample()
+        ancestors = super().resample(num_survivors)
         self._path, self._applied = path, applied
         return ancestors
 
@@ -140,6 +186,8 @@ class LosesTheAncestry(ParticleFilter):
         (NoTerminalCorrection, {"potential": "immediate"}),
         (LosesTheAncestry, {}),
         (LosesTheAncestry, {"potential": "max"}),
+        (KeepsTheFirst, {"num_particles": 8000, "final_particles": 2000}),
+        (KeepsTheBest, {"num_particles": 8000, "final_particles": 2000}),
     ],
 )
 def test_broken_particle_filter_is_caught(saboteur, settings):

@@ -43,8 +43,8 @@ def test_evidence_by_hand_with_resampling():
 class DropsWeights(ParticleFilter):
     """Saboteur: what is not resampled is forgotten."""
 
-    def resample(self):
-        ancestors = super().resample()
+    def resample(self, num_survivors=None):
+        ancestors = super().resample(num_survivors)
         self.log_weights = torch.zeros_like(self.log_weights)
         return ancestors
 
