@@ -1,7 +1,7 @@
 """What happened in a steered run: rewards, weights and ancestors of every particle at every scoring step.
 
 Letters of shapes: G prompts, K particles a prompt, S recorded steps (the last holds the finished images),
-n returned images a prompt.
+n returned images a prompt. K falls from step to step where `final_particles` says so.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fk_reward import trace_json
 from fk_reward.trace_fields import STEP_DTYPES, TRACE_DTYPES, check_indices, check_parts, check_shape, check_tensors
@@ -31,8 +32,8 @@ class TraceStep:
         rewards: (G, K) float32, reward of the predicted (or finished) image, before resampling.
         log_weights: (G, K) float64, un-normalised log-weights after weighing, before resampling.
         ess: (G,) float64 in [1, K], the effective sample size of these weights.
-        ancestors: (G, K) int64, the slot within its prompt that each particle continues from; None where
-            nothing was resampled.
+        ancestors: (G, K') int64, the slot within its prompt from which each of the K' <= K particles that go on
+            continues; None where nothing was resampled.
         decode_seconds: wall clock spent in decoding the predicted images.
         reward_seconds: wall clock spent in the reward.
         thumbnails: (G, K, 3, h, w) uint8, the predicted images before resampling, or None.
@@ -68,7 +69,7 @@ class TraceStep:
         check_tensors(tensors, STEP_DTYPES)
         check_shape("rewards", self.rewards, (-1, -1))
         particles = (self.num_prompts, self.num_particles)
-        shapes = {"ess": particles[:1], "thumbnails": (*particles, 3, -1, -1)}
+        shapes = {"ess": particles[:1], "ancestors": (self.num_prompts, -1), "thumbnails": (*particles, 3, -1, -1)}
         for name, tensor in tensors.items():
             check_shape(name, tensor, shapes.get(name, particles))
         check_parts(self.reward_parts, particles)
@@ -80,6 +81,8 @@ class TraceStep:
             raise ValueError(f"ess: expected values in [1, {num_particles}], got {self.ess.tolist()}.")
         if self.ancestors is not None:
             check_indices("ancestors", self.ancestors, num_particles)
+            if self.num_left > num_particles:
+                raise ValueError(f"ancestors: expected at most {num_particles} of a prompt, got {self.num_left}.")
             if self.final:
                 raise ValueError("ancestors: the finished images are not resampled; the final entry takes None.")
 
@@ -92,6 +95,11 @@ class TraceStep:
     def num_particles(self) -> int:
         """K."""
         return self.rewards.shape[1]
+
+    @property
+    def num_left(self) -> int:
+        """K', particles that go on."""
+        return self.num_particles if self.ancestors is None else self.ancestors.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +159,9 @@ class SteeringTrace:
         """Validate that the records fit together."""
         check_tensors({name: getattr(self, name) for name in TRACE_DTYPES}, TRACE_DTYPES)
         self._check_order()
-        for step in self.steps:
-            check_shape(f"rewards of step {step.step}", step.rewards, (len(self.prompts), self.num_particles))
+        sizes = (self.steps[0].num_particles, *(step.num_left for step in self.steps[:-1]))
+        for step, size in zip(self.steps, sizes, strict=True):
+            check_shape(f"rewards of step {step.step}", step.rewards, (len(self.prompts), size))
             if set(step.reward_parts) != set(self.steps[-1].reward_parts):
                 raise ValueError(
                     f"reward_parts: step {step.step} has other parts than the last, {[*step.reward_parts]}."
@@ -172,7 +181,7 @@ class SteeringTrace:
 
     @property
     def num_particles(self) -> int:
-        """K."""
+        """K at the end: how many images were finished for each prompt."""
         return self.steps[-1].num_particles
 
     @property
@@ -188,8 +197,8 @@ class SteeringTrace:
             prompt_index: which prompt.
 
         Returns:
-            (S, K) int64: entry [s, k] is the slot, at recorded step s, of the ancestor of finished image k.
-            The last row is 0..K-1.
+            (S, K) int64, K at the end: entry [s, k] is the slot, at recorded step s, of the ancestor of finished
+            image k. The last row is 0..K-1.
 
         Raises:
             IndexError: no such prompt.
@@ -208,22 +217,26 @@ class SteeringTrace:
             prompt_index: which prompt.
 
         Returns:
-            Name -> (S, K) float32; empty where the reward was no composition.
+            Name -> (S, K) float32, K at the beginning, NaN where a step had fewer particles; empty where the reward
+            was no composition.
 
         Raises:
             IndexError: no such prompt.
         """
         self._check_prompt(prompt_index)
         names = self.steps[-1].reward_parts
-        return {name: torch.stack([step.reward_parts[name][prompt_index] for step in self.steps]) for name in names}
+        rows = {name: [step.reward_parts[name][prompt_index] for step in self.steps] for name in names}
+        return {name: pad_sequence(parts, batch_first=True, padding_value=torch.nan) for name, parts in rows.items()}
 
     def summary(self) -> str:
         """Describe the run in one paragraph of plain text: size, cost, resampling and rewards."""
         final = self.steps[-1].rewards
         resampled = sum(step.ancestors is not None for step in self.steps)
         survivors = [len(self.lineage(g)[0].unique()) for g in range(len(self.prompts))]
+        first, last = self.steps[0].num_particles, self.num_particles
+        count = f"{first} particles each" + (f" ({last} at the end)" if last < first else "")
         return (
-            f"{len(self.prompts)} prompt(s) with {self.num_particles} particles each, {self.num_steps} "
+            f"{len(self.prompts)} prompt(s) with {count}, {self.num_steps} "
             f"steps, steered by {self.reward_name}: scored {len(self.steps) - 1} times before the end, "
             f"resampled {resampled} times; on average {sum(survivors) / len(survivors):.1f} of the first "
             f"scored particles have descendants. Finished images: mean reward {float(final.mean()):.4g}, "

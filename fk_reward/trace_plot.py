@@ -40,16 +40,20 @@ class _Scene:
     prompt_index: int
 
     @cached_property
-    def rewards(self) -> np.ndarray:
-        """(S, K)."""
-        return torch.stack([step.rewards[self.prompt_index] for step in self.trace.steps]).numpy()
+    def rewards(self) -> list[np.ndarray]:
+        """(K,) of each step."""
+        return [step.rewards[self.prompt_index].numpy() for step in self.trace.steps]
+
+    @property
+    def num_rows(self) -> int:
+        """The largest number of particles."""
+        return max(map(len, self.rewards))
 
     @cached_property
     def parents(self) -> list[list[int]]:
         """[s][k]: the slot in column s from which particle k of column s + 1 continues."""
-        slots = torch.arange(self.trace.num_particles)
-        ancestors = [step.ancestors for step in self.trace.steps[:-1]]
-        return [(slots if a is None else a[self.prompt_index]).tolist() for a in ancestors]
+        drawn = [(step.ancestors, torch.arange(step.num_particles)) for step in self.trace.steps[:-1]]
+        return [(slots if a is None else a[self.prompt_index]).tolist() for a, slots in drawn]
 
     @cached_property
     def places(self) -> dict[int, int]:
@@ -60,7 +64,7 @@ class _Scene:
     @cached_property
     def classes(self) -> list[list[str]]:
         """[s][k]: the best fate among the descendants of particle k of step s, a key of `LINE_STYLES`."""
-        classes = [["dead"] * self.trace.num_particles for _ in self.trace.steps]
+        classes = [["dead"] * step.num_particles for step in self.trace.steps]
         order = list(LINE_STYLES)
         for slots, row in zip(self.trace.lineage(self.prompt_index).tolist(), classes, strict=True):
             for final_slot, slot in enumerate(slots):
@@ -71,7 +75,8 @@ class _Scene:
     @cached_property
     def norm(self) -> Normalize:
         """Rewards to [0, 1]; equal rewards stand in the middle."""
-        low, high = float(self.rewards.min()), float(self.rewards.max())
+        everything = np.concatenate(self.rewards)
+        low, high = float(everything.min()), float(everything.max())
         pad = 0.0 if high > low else max(abs(high), 1.0) * 1e-3
         return Normalize(low - pad, high + pad)
 
@@ -79,7 +84,7 @@ class _Scene:
     def cell(self) -> float:
         """Height of a row: smaller for many particles or steps, so that the picture fits on a screen."""
         tallest = 0.55 if all(step.thumbnails is None for step in self.trace.steps) else 0.95
-        return max(0.34, min(tallest, 7.2 / self.trace.num_particles, 10.5 / len(self.trace.steps)))
+        return max(0.34, min(tallest, 7.2 / self.num_rows, 10.5 / len(self.trace.steps)))
 
     @property
     def pitch(self) -> float:
@@ -128,7 +133,7 @@ def plot_trace(trace: SteeringTrace, prompt_index: int = 0) -> Figure:
 
 
 def _make_axes(scene: _Scene, title: str) -> tuple[Figure, dict[str, Axes]]:
-    lineage_height = scene.cell * scene.trace.num_particles
+    lineage_height = scene.cell * scene.num_rows
     panels = 2 * (PANEL_HEIGHT + PANEL_GAP)
     title_height = 0.16 + 0.21 * (title.count("\n") + 1)
     height = MARGIN_BOTTOM + panels + lineage_height + HEADER + title_height
@@ -183,7 +188,7 @@ def _draw_particles(axes: Axes, scene: _Scene) -> None:
                 pixels = step.thumbnails[scene.prompt_index, slot].permute(1, 2, 0).numpy()
                 _draw_thumbnail(axes, pixels, extent=scene.extent(column, slot, pixels), color=color, dim=dim)
     axes.set_xlim(*scene.horizontal_limits)
-    axes.set_ylim(scene.trace.num_particles - 0.5, -0.5)
+    axes.set_ylim(scene.num_rows - 0.5, -0.5)
 
 
 def _draw_thumbnail(
@@ -205,10 +210,9 @@ def _draw_labels(axes: Axes, scene: _Scene) -> None:
     """Step numbers above the columns, particle numbers on the left, rewards and places on the right."""
     axes.set_axis_off()
     label = partial(axes.annotate, textcoords="offset points", annotation_clip=False)
-    order = list(range(scene.trace.num_particles))
     for column, step in enumerate(scene.trace.steps):
         head = "finished" if step.final else f"step {step.step}"
-        note = "" if step.final else ("resampled" if scene.parents[column] != order else "kept")
+        note = "" if step.final else ("resampled" if scene.parents[column] != [*range(step.num_particles)] else "kept")
         if scene.pitch < NARROW:
             head, note = head.replace("step ", "").replace("finished", "end"), ""
         label(head, (column, -0.5), (0, 15), ha="center", fontsize=9)
@@ -219,6 +223,7 @@ def _draw_labels(axes: Axes, scene: _Scene) -> None:
         text = _number(reward) + {None: "", 1: "  ★ best"}.get(place, f"  no. {place}")
         style: dict[str, Any] = {"color": ACCENT if place else "black", "weight": "bold" if place == 1 else "normal"}
         label(text, (len(scene.trace.steps) - 1 + edge, slot), (4, 0), va="center", fontsize=font, **style)
+    for slot in range(len(scene.rewards[0])):
         label(str(slot), (-edge, slot), (-6, 0), va="center", ha="right", fontsize=font, color=ALIVE)
 
 
@@ -230,10 +235,10 @@ def _draw_rewards(axes: Axes, scene: _Scene) -> None:
     """Each particle faint (from its ancestor's reward to its own), their mean, and the best so far."""
     rewards, columns = scene.rewards, range(len(scene.trace.steps))
     ends = [(s, p, k) for s, parents in enumerate(scene.parents) for k, p in enumerate(parents)]
-    segments = [[(s, rewards[s, p]), (s + 1, rewards[s + 1, k])] for s, p, k in ends]
+    segments = [[(s, rewards[s][p]), (s + 1, rewards[s + 1][k])] for s, p, k in ends]
     axes.add_collection(LineCollection(segments, colors="#ccd0d5", linewidths=0.9, label="particles"))
-    axes.plot(np.repeat(columns, rewards.shape[1]), rewards.ravel(), "o", ms=2.2, color="#ccd0d5")
-    axes.plot(columns, rewards.mean(axis=1), color=ALIVE, lw=1.6, marker="o", ms=3, label="mean")
+    axes.plot(np.repeat(columns, [*map(len, rewards)]), np.concatenate(rewards), "o", ms=2.2, color="#ccd0d5")
+    axes.plot(columns, [*map(np.mean, rewards)], color=ALIVE, lw=1.6, marker="o", ms=3, label="mean")
     best = scene.trace.best_so_far[scene.prompt_index]
     axes.plot(columns, best.numpy(), color=ACCENT, lw=1.8, marker="o", ms=3.5, label="best so far")
     axes.set_ylabel("reward", fontsize=9)
@@ -244,13 +249,13 @@ def _draw_rewards(axes: Axes, scene: _Scene) -> None:
 
 def _draw_ess(axes: Axes, scene: _Scene) -> None:
     ess = [float(step.ess[scene.prompt_index]) for step in scene.trace.steps]
-    num_particles = scene.trace.num_particles
+    sizes, num_rows = np.array([*map(len, scene.rewards)]), scene.num_rows
     axes.plot(range(len(ess)), ess, color=BLUE, lw=1.6, marker="o", ms=3.5, label="ESS")
     threshold = scene.trace.config.get("ess_threshold")
     if threshold is not None:
-        axes.axhline(threshold * num_particles, color=BLUE, lw=0.9, ls=(0, (4, 3)), label="threshold")
-    axes.set_ylim(0, num_particles * 1.12)
-    axes.set_yticks([0, num_particles / 2, num_particles])
+        axes.plot(range(len(ess)), threshold * sizes, color=BLUE, lw=0.9, ls=(0, (4, 3)), label="threshold")
+    axes.set_ylim(0, num_rows * 1.12)
+    axes.set_yticks([0, num_rows / 2, num_rows])
     axes.set_ylabel("ESS", fontsize=9)
     axes.set_xlabel("scheduler step", fontsize=9)
     _style_panel(axes, scene)

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
@@ -66,7 +67,7 @@ def _draw_line(axes: Axes, name: str, points: Sequence[tuple[Row, float]]) -> No
     ordered = sorted(points, key=lambda point: point[1])
     intervals = [row["accuracy"][OVERALL] for row, _ in ordered]
     means = [interval["estimate"] for interval in intervals]
-    reach = list(zip(*map(_reach, intervals), strict=True))
+    reach = np.transpose([_reach(interval) for interval in intervals])
     color = "black" if name == UNSTEERED else None
     line = axes.errorbar([x for _, x in ordered], means, reach, label=name, color=color, marker="o", capsize=3)
     if name == UNSTEERED:
@@ -78,7 +79,9 @@ def _draw_line(axes: Axes, name: str, points: Sequence[tuple[Row, float]]) -> No
 def _reach(ends: Ends) -> tuple[float, float]:
     """How far the interval goes below and above its estimate; not at all where it is not known."""
     estimate, low, high = ends.values()
-    return (0.0, 0.0) if low is None or high is None else (max(0.0, estimate - low), max(0.0, high - estimate))
+    if estimate is None or low is None or high is None:
+        return 0.0, 0.0
+    return max(0.0, estimate - low), max(0.0, high - estimate)
 
 
 def _png(figure: Figure) -> bytes:
