@@ -12,6 +12,7 @@ from fk_reward import lazy
 from fk_reward.version import __version__
 
 if typing.TYPE_CHECKING:
+    from fk_reward.batch_sizes import BatchSizes
     from fk_reward.config import FKSteeringConfig
     from fk_reward.particle_filter import ParticleFilter
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
@@ -20,6 +21,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.trace import SteeringTrace, TraceStep
 
 _MODULES = {
+    "BatchSizes": "batch_sizes",
     "FKSteeringConfig": "config",
     "FKSteeringOutput": "pipelines",
     "FKSteeringPipeline": "pipelines",
@@ -35,6 +37,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "BatchSizes",
     "FKSteeringConfig",
     "FKSteeringOutput",
     "FKSteeringPipeline",

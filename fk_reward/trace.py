@@ -115,8 +115,8 @@ class SteeringTrace:
         log_evidence: (G,) float64, log of the estimated normalising constant E[exp(lambda r)].
         selected: (G, n) int64, slots of the returned images, best first.
         num_steps: steps of the scheduler.
-        num_model_calls: forward passes of the denoiser.
-        num_model_rows: rows of the batches of these passes (guidance doubles them).
+        num_model_calls: calls of the denoiser; one that is split into micro-batches counts once.
+        num_model_rows: rows of the batches of these calls (guidance doubles them).
         num_decode_calls: images decoded.
         num_reward_calls: images scored.
         seconds: wall clock of the whole call.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fk_reward.batch_sizes import BatchSizes, batch_size_fields
 from fk_reward.config import FKSteeringConfig, config_fields
 from fk_reward.stochasticity import require_stochastic, takes_argument
 
@@ -15,25 +16,28 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def split_arguments(
-    pipe: Any, steering: FKSteeringConfig, arguments: Mapping[str, Any]
-) -> tuple[FKSteeringConfig, dict[str, Any]]:
-    """Config with the fields given as keywords replaced, and the arguments of the wrapped pipeline.
+    pipe: Any, arguments: Mapping[str, Any], *, steering: FKSteeringConfig, batch_sizes: BatchSizes
+) -> tuple[FKSteeringConfig, BatchSizes, dict[str, Any]]:
+    """Settings with the fields given as keywords replaced, and the arguments of the wrapped pipeline.
 
     Raises:
         TypeError: for a name that is neither; the message suggests close ones.
     """
     fields = {name: value for name, value in arguments.items() if name in config_fields()}
-    rest = {name: value for name, value in arguments.items() if name not in fields}
+    sizes = {name: value for name, value in arguments.items() if name in batch_size_fields()}
+    rest = {name: value for name, value in arguments.items() if name not in fields and name not in sizes}
     parameters = inspect.signature(pipe.__call__).parameters
     known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name != "self"]
     for name in rest:
         if name not in known:
-            close = difflib.get_close_matches(name, [*known, *config_fields()], n=3)
+            close = difflib.get_close_matches(name, [*known, *config_fields(), *batch_size_fields()], n=3)
             hint = f" Did you mean {', '.join(close)}?" if close else ""
-            raise TypeError(f"{name!r} is an argument neither of {type(pipe).__name__} nor of FKSteeringConfig.{hint}")
+            raise TypeError(
+                f"{name!r} is an argument neither of {type(pipe).__name__} nor of FKSteeringConfig or BatchSizes.{hint}"
+            )
     if "num_images_per_prompt" not in known:
         raise TypeError(f"{type(pipe).__name__} takes no num_images_per_prompt, so its particles cannot be batched.")
-    return replace(steering, **fields), rest
+    return replace(steering, **fields), replace(batch_sizes, **sizes), rest
 
 
 def resolve_prompts(prompt: Any, arguments: Mapping[str, Any], reward_prompts: str | Sequence[str] | None) -> list[str]:

@@ -10,19 +10,21 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from fk_reward.batch_sizes import BatchSizes
 from fk_reward.config import FKSteeringConfig
 from fk_reward.models import resolve_model
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.call_arguments import check_output, complete_eta, resolve_prompts, split_arguments
 from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
 from fk_reward.pipelines.default_scheduler import stochastic_scheduler
+from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.seeds import resampling_generators
 from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.steering import steer
 
-_OWN_ATTRIBUTES = ("pipe", "reward", "steering", "decode_fn")
+_OWN_ATTRIBUTES = ("pipe", "reward", "steering", "decode_fn", "batch_sizes", "_found_sizes")
 
 
 class FKSteeringPipeline:
@@ -42,6 +44,8 @@ class FKSteeringPipeline:
         decode_fn: predicted latents to images `(B, 3, H, W)` in [0, 1], for pipelines whose latents are not known
             here, or for a cheaper decoder at the scoring steps. The finished images are always decoded by the wrapped
             pipeline.
+        batch_sizes: default limits of the batches of denoiser, decoder and reward; sizes that `"auto"` finds are
+            kept for later calls, until the attribute is set again.
 
     Example:
         >>> pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward="shapes-clipscore")
@@ -55,6 +59,7 @@ class FKSteeringPipeline:
     reward: Reward
     steering: FKSteeringConfig
     decode_fn: DecodeFn | None
+    batch_sizes: BatchSizes
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class FKSteeringPipeline:
         reward: str | Reward | Callable[[Tensor, list[str]], Tensor],
         steering: FKSteeringConfig | None = None,
         decode_fn: DecodeFn | None = None,
+        batch_sizes: BatchSizes | None = None,
     ) -> None:
         if not isinstance(pipe, DiffusionPipeline) or not hasattr(pipe, "scheduler"):
             raise TypeError(f"pipe should be a Diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
@@ -70,6 +76,7 @@ class FKSteeringPipeline:
         self.reward = _steering_reward(reward)
         self.steering = steering or FKSteeringConfig()
         self.decode_fn = decode_fn
+        self.batch_sizes = batch_sizes or BatchSizes()
 
     @classmethod
     def from_pretrained(
@@ -79,6 +86,7 @@ class FKSteeringPipeline:
         reward: str | Reward | Callable[[Tensor, list[str]], Tensor],
         steering: FKSteeringConfig | None = None,
         decode_fn: DecodeFn | None = None,
+        batch_sizes: BatchSizes | None = None,
         **diffusers_arguments: Any,
     ) -> FKSteeringPipeline:
         """Load a pipeline as `DiffusionPipeline.from_pretrained` does, and wrap it.
@@ -91,6 +99,7 @@ class FKSteeringPipeline:
             reward: see the class.
             steering: see the class.
             decode_fn: see the class.
+            batch_sizes: see the class.
             **diffusers_arguments: go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, `scheduler`,
             ...).
         """
@@ -98,7 +107,7 @@ class FKSteeringPipeline:
         pipe = DiffusionPipeline.from_pretrained(resolve_model(name_or_path), **diffusers_arguments)
         if "scheduler" not in diffusers_arguments:
             pipe.scheduler = stochastic_scheduler(pipe.scheduler)
-        return cls(pipe, reward=loaded_reward, steering=steering, decode_fn=decode_fn)
+        return cls(pipe, reward=loaded_reward, steering=steering, decode_fn=decode_fn, batch_sizes=batch_sizes)
 
     def to(self, *args: Any, **kwargs: Any) -> FKSteeringPipeline:
         """Move the wrapped pipeline as `DiffusionPipeline.to` does, and the reward to the same device. Returns itself.
@@ -131,7 +140,8 @@ class FKSteeringPipeline:
                 `prompt_embeds` are given.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict: False for a tuple (images, rewards, trace, nsfw flags).
-            **arguments: fields of `FKSteeringConfig` (`num_particles=8`) and arguments of the wrapped pipeline's call;
+            **arguments: fields of `FKSteeringConfig` (`num_particles=8`) and of `BatchSizes`
+                (`particle_batch_size=4`), and arguments of the wrapped pipeline's call;
                 `generator` takes one generator, or a list of one for each of the G * K particles. `eta` is 1.0 unless
                 given.
 
@@ -140,30 +150,34 @@ class FKSteeringPipeline:
             ValueError: for a deterministic scheduler, more images than particles, an image or a reward that is not
                 finite, ...
         """
-        config, arguments = split_arguments(self.pipe, steering or self.steering, arguments)
+        config, sizes, arguments = split_arguments(
+            self.pipe, arguments, steering=steering or self.steering, batch_sizes=self.batch_sizes
+        )
         check_output(output_type, num_images_per_prompt, config)
         texts = resolve_prompts(prompt, arguments, reward_prompts)
         step_defaults = complete_eta(self.pipe, config, arguments)
         generator = arguments.get("generator")
         if generator is not None:
             step_defaults["generator"] = generator  # SD3 and Flux do not hand it on
+        batches = MicroBatches(sizes, num_particles=len(texts) * config.num_particles, found=self._found_sizes)
         run = SteeredRun(
             reward=self.reward,
             prompts=texts,
             particle_filter=ParticleFilter(config, len(texts), resampling_generators(generator, len(texts))),
-            decode=self._decoder(arguments),
+            decode=self._decoder(arguments) if self.decode_fn is None else batches.decoder(self.decode_fn),
+            batches=batches,
         )
         stock_type = "latent" if output_type == "latent" else "pt"
-        with (
-            run.watch(self.pipe),
-            steer(
-                self.pipe.scheduler, run.particle_filter, run.score, step_defaults=step_defaults, callback=run.record
-            ),
-        ):
-            out = self.pipe(
-                prompt=prompt, num_images_per_prompt=config.num_particles, output_type=stock_type, **arguments
-            )
-        return self._finish(run, out, (num_images_per_prompt, output_type, return_dict))
+        scheduler, particle_filter = self.pipe.scheduler, run.particle_filter
+        with batches.splitting(self.pipe):
+            with (
+                run.watch(self.pipe),
+                steer(scheduler, particle_filter, run.score, step_defaults=step_defaults, callback=run.record),
+            ):
+                out = self.pipe(
+                    prompt=prompt, num_images_per_prompt=config.num_particles, output_type=stock_type, **arguments
+                )
+            return self._finish(run, out, (num_images_per_prompt, output_type, return_dict))
 
     def _finish(self, run: SteeredRun, out: Any, request: tuple[int, str, bool]) -> Any:
         num_images_per_prompt, output_type, return_dict = request
@@ -204,6 +218,8 @@ class FKSteeringPipeline:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "reward":
             value = _steering_reward(value)
+        if name == "batch_sizes":
+            object.__setattr__(self, "_found_sizes", {})
         if name in _OWN_ATTRIBUTES:
             object.__setattr__(self, name, value)
         else:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fk_reward.particle_filter import ParticleFilter
+from fk_reward.pipelines.batch_layout import batch_rows
 from fk_reward.pipelines.decoding import DecodeFn
+from fk_reward.pipelines.micro_batches import MicroBatches
+from fk_reward.pipelines.replacement import call_name, replaced
 from fk_reward.rewards import NonFiniteScoreError, Reward
 from fk_reward.steering import SteeringRecord
 from fk_reward.trace import SteeringTrace, TraceStep
@@ -30,12 +32,14 @@ class SteeredRun:
         prompts: G texts that the reward reads.
         particle_filter: the particle filter of this call.
         decode: latents to images in [0, 1].
+        batches: how much the reward gets at once.
     """
 
     reward: Reward
     prompts: list[str]
     particle_filter: ParticleFilter
     decode: DecodeFn
+    batches: MicroBatches
     _steps: list[TraceStep] = field(default_factory=list)
     _measured: dict[str, Any] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "scored"), 0))
@@ -61,7 +65,7 @@ class SteeredRun:
         started = _clock(images)
         prompts = [prompt for prompt in self.prompts for _ in range(num_particles)]
         try:
-            rewards, parts = self.reward.score_with_parts(images, prompts)
+            rewards, parts = self.batches.score(self.reward, images, prompts)
         except NonFiniteScoreError as error:
             raise ValueError(f"The reward of {self._name(error.index)} is {error.score}: {error}") from error
         self._counts["scored"] += len(images)
@@ -116,32 +120,29 @@ class SteeredRun:
 
     @contextmanager
     def watch(self, pipe: Any) -> Iterator[None]:
-        """Count the denoiser's forward passes and catch the progress bar of the wrapped pipeline, for one call."""
+        """Count the denoiser's calls and catch the progress bar of the wrapped pipeline, for one call.
+
+        A call counts once with all its rows, whether or not it is split into micro-batches further inside.
+        """
         denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-        hook = None if denoiser is None else denoiser.register_forward_hook(self._count, with_kwargs=True)
-        stock_progress_bar = pipe.progress_bar
-
-        @wraps(stock_progress_bar)
-        def progress_bar(*args: Any, **kwargs: Any) -> Any:
-            self._bar = stock_progress_bar(*args, **kwargs)
-            return self._bar
-
-        pipe.progress_bar = progress_bar
-        try:
+        with ExitStack() as stack:
+            if denoiser is not None:
+                stack.enter_context(replaced(denoiser, call_name(denoiser), self._counted))
+            stack.enter_context(replaced(pipe, "progress_bar", self._watched_bar))
             yield
-        finally:
-            del pipe.progress_bar
-            if hook is not None:
-                hook.remove()
 
     def count_final_decode(self, num_images: int) -> None:
         """Add the images that the wrapped pipeline decoded at its end."""
         self._counts["decoded"] += num_images
 
-    def _count(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1]
+    def _counted(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._counts["calls"] += 1
-        self._counts["rows"] += len(tensors[0]) if tensors else 0
+        self._counts["rows"] += batch_rows(args, kwargs)
+        return call(*args, **kwargs)
+
+    def _watched_bar(self, progress_bar: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._bar = progress_bar(*args, **kwargs)
+        return self._bar
 
     def _grouped(self, scores: Tensor) -> Tensor:
         """(G * K,) to (G, K) float32 on the CPU."""

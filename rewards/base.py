@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -108,6 +109,19 @@ class Reward(RewardArithmetic, abc.ABC):
     def score_together(self, others: Sequence[Reward], images: Images, prompts: str | Sequence[str]) -> list[Tensor]:
         """Score with this reward and others of equal `shared_pass`: what calling each gives, in that order."""
         return [reward(images, prompts) for reward in (self, *others)]
+
+    @contextmanager
+    def limited_to(self, batch_size: int) -> Iterator[None]:
+        """Let `score` see at most `batch_size` images at once inside a `with` block; a smaller own `batch_size` holds.
+
+        A call still gets all images, so that a reward that compares them gives what it gives without the limit.
+        """
+        own = self._checked_batch_size()
+        self.batch_size = min(own or batch_size, batch_size)
+        try:
+            yield
+        finally:
+            self.batch_size = own
 
     @property
     def device(self) -> torch.device | None:

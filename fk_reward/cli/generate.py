@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +50,11 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     selection: Annotated[str, typer.Option(help="best, or sample (by weight).")] = "best",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    particle_batch_size: Annotated[
+        str | None, typer.Option(help="Particles in one pass of the denoiser, or auto; all if not given.")
+    ] = None,
+    decode_batch_size: Annotated[str | None, typer.Option(help="Latents decoded at once, or auto.")] = None,
+    reward_batch_size: Annotated[str | None, typer.Option(help="Images the reward sees at once, or auto.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Generate images, steered by a reward.
@@ -57,6 +63,7 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     lineage-000.png; result.json sums up.
     """
     with clean_errors():
+        from fk_reward.batch_sizes import BatchSizes, parse_batch_size
         from fk_reward.config import FKSteeringConfig, parse_reward_scale
 
         steering = FKSteeringConfig(
@@ -68,8 +75,13 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
             ess_threshold=ess_threshold,
             selection=selection,
         )
+        sizes = BatchSizes(
+            particle_batch_size=parse_batch_size(particle_batch_size),
+            decode_batch_size=parse_batch_size(decode_batch_size),
+            reward_batch_size=parse_batch_size(reward_batch_size),
+        )
         folder = prepare_folder(out, overwrite=overwrite)
-        pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype=dtype)
+        pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype=dtype, batch_sizes=sizes)
         arguments = {"num_inference_steps": steps, **default_guidance(model, guidance_scale)}
         start = time.perf_counter()
         results = []
@@ -78,6 +90,7 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
             output = _sample(pipe, prompt, seeds, arguments | {"num_images_per_prompt": images_per_prompt})
             results.append({"prompt": prompt, "seeds": seeds} | _save(folder, index, output))
         request = {"model": model, "reward": reward, "arguments": arguments, "config": steering.to_dict()}
+        request |= {"batch_sizes": asdict(sizes)}
         summary = request | _environment(pipe) | {"seconds": time.perf_counter() - start, "results": results}
         (folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _show(results, folder)

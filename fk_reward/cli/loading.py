@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from fk_reward.batch_sizes import BatchSizes
     from fk_reward.config import FKSteeringConfig
     from fk_reward.pipelines import FKSteeringPipeline
 
@@ -53,8 +54,14 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
     return getattr(torch, automatic if name == "auto" else name)
 
 
-def load_pipeline(
-    model: str, *, reward: str, steering: FKSteeringConfig, device: str, dtype: str
+def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
+    model: str,
+    *,
+    reward: str,
+    steering: FKSteeringConfig,
+    device: str,
+    dtype: str,
+    batch_sizes: BatchSizes | None = None,
 ) -> FKSteeringPipeline:
     """Load model and reward onto a device.
 
@@ -64,6 +71,7 @@ def load_pipeline(
         steering: settings of the sampler.
         device: one of `DEVICES`.
         dtype: one of `DTYPES`.
+        batch_sizes: how much is run at once; None for everything.
 
     Raises:
         ValueError: an unknown device, type or reward.
@@ -72,8 +80,9 @@ def load_pipeline(
     from fk_reward.pipelines import FKSteeringPipeline
 
     place = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, place)
     pipe = FKSteeringPipeline.from_pretrained(
-        model, reward=reward, steering=steering, torch_dtype=resolve_dtype(dtype, place)
+        model, reward=reward, steering=steering, batch_sizes=batch_sizes, torch_dtype=torch_dtype
     )
     return pipe.to(place)
 

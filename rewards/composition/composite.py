@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,6 +60,14 @@ class CompositeReward(Reward):
     def batch_size(self, value: int | None) -> None:
         for part in self.parts.values():
             part.batch_size = value
+
+    @contextmanager
+    def limited_to(self, batch_size: int) -> Iterator[None]:
+        """Limit each part, see `Reward.limited_to`."""
+        with ExitStack() as stack:
+            for part in self.parts.values():
+                stack.enter_context(part.limited_to(batch_size))
+            yield
 
     @property
     def device(self) -> torch.device | None:

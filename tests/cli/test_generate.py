@@ -78,6 +78,20 @@ def test_settings_reach_the_sampler(run, options, tmp_path):
     assert len(trace.steps) == 3
 
 
+def test_batch_sizes_reach_the_pipeline_and_change_no_image(run, options, tmp_path):
+    assert run("generate", PROMPTS[0], *options).exit_code == 0
+    sizes = ["--particle-batch-size", 3, "--decode-batch-size", "auto", "--reward-batch-size", 1]
+    assert run("generate", PROMPTS[0], *options[:-1], tmp_path / "split", *sizes).exit_code == 0
+    summary = json.loads((tmp_path / "split" / "result.json").read_text())
+    assert summary["batch_sizes"] == {
+        "particle_batch_size": 3,
+        "decode_batch_size": "auto",
+        "reward_batch_size": 1,
+    }
+    split, whole = (pixels(tmp_path / folder / "000-00.png").astype(int) for folder in ("split", "out"))
+    assert abs(split - whole).max() <= 1
+
+
 def test_defaults_are_those_of_the_config():
     config = FKSteeringConfig()
     for name, parameter in inspect.signature(generate).parameters.items():
@@ -111,6 +125,8 @@ def test_a_file_in_place_of_the_folder_is_refused(refused, options, tmp_path):
         (["--device", "tpu"], "--device should be one of"),
         (["--dtype", "int8"], "--dtype should be one of"),
         (["--steps", 0], "--steps"),
+        (["--particle-batch-size", "few"], "whole number or auto"),
+        (["--decode-batch-size", 0], "decode_batch_size should be at least 1"),
     ],
 )
 def test_a_wrong_option_is_told_without_a_traceback(refused, options, arguments, message):

@@ -9,7 +9,7 @@ import re
 import pytest
 
 import fk_reward
-from fk_reward import FKSteeringConfig
+from fk_reward import BatchSizes, FKSteeringConfig
 from tests.repository.layout import ROOT, documents
 
 DOCUMENTED_PACKAGES = (
@@ -47,8 +47,9 @@ def test_names_that_a_person_types_are_documented(table, prose):
     assert undocumented(list(getattr(importlib.import_module(module), attribute)), prose) == []
 
 
-def test_settings_are_documented(prose):
-    assert undocumented([field.name for field in dataclasses.fields(FKSteeringConfig)], prose) == []
+@pytest.mark.parametrize("settings", [FKSteeringConfig, BatchSizes])
+def test_settings_are_documented(settings, prose):
+    assert undocumented([field.name for field in dataclasses.fields(settings)], prose) == []
 
 
 def test_a_name_outside_code_does_not_count():

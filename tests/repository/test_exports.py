@@ -43,6 +43,7 @@ def test_mistakes_are_noticed():
 def test_the_public_names_of_the_package():
     fk_reward = importlib.import_module("fk_reward")
     assert set(fk_reward.__all__) == {
+        "BatchSizes",
         "FKSteeringConfig",
         "FKSteeringOutput",
         "FKSteeringPipeline",

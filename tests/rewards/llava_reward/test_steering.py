@@ -60,3 +60,13 @@ def test_offload_refuses_a_gradient(phi, batch):
     images, prompts = batch
     with pytest.raises(ValueError, match="offload=True"):
         phi.load(offload=True)(images.clone().requires_grad_(), prompts)
+
+
+def test_a_general_preference_compares_all_particles_however_few_are_read_at_once(phi):
+    reward, expected = phi.load("overall", num_crops=1), run(phi.load("overall", num_crops=1))
+    output = run(reward, reward_batch_size=2)
+    assert_close(output.rewards, expected.rewards, rtol=1e-4, atol=1e-4)
+    assert reward.batch_size == 8
+    images, prompts = output.images, ["a star"] * 3 + ["two circles"] * 3
+    apart = torch.cat([reward(images[i : i + 1], prompts[i : i + 1]) for i in range(6)])
+    assert not torch.allclose(apart, expected.rewards.flatten(), atol=1e-2)  # saboteur: calls of one image each
