@@ -66,10 +66,12 @@ def check_output(output_type: str, num_images_per_prompt: int, config: FKSteerin
     """Raise for an output type that is not known, or when more images are asked for than there are particles."""
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type should be one of {list(OUTPUT_TYPES)}, got {output_type!r}.")
-    if not 1 <= num_images_per_prompt <= config.num_particles:
+    name = "num_particles" if config.final_particles is None else "final_particles"
+    finished = getattr(config, name)
+    if not 1 <= num_images_per_prompt <= finished:
         raise ValueError(
-            f"num_images_per_prompt should be in [1, num_particles = {config.num_particles}], "
-            f"got {num_images_per_prompt}; raise num_particles for more."
+            f"num_images_per_prompt should be in [1, {name} = {finished}], got {num_images_per_prompt}; "
+            f"raise {name} for more."
         )
 
 

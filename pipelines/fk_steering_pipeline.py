@@ -19,12 +19,13 @@ from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
 from fk_reward.pipelines.default_scheduler import stochastic_scheduler
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.output import FKSteeringOutput
+from fk_reward.pipelines.particle_share import find_exchange, own_arguments
 from fk_reward.pipelines.seeds import resampling_generators
 from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.steering import steer
 
-_OWN_ATTRIBUTES = ("pipe", "reward", "steering", "decode_fn", "batch_sizes", "_found_sizes")
+_OWN_ATTRIBUTES = ("pipe", "reward", "steering", "decode_fn", "batch_sizes", "spread", "_found_sizes")
 
 
 class FKSteeringPipeline:
@@ -46,6 +47,9 @@ class FKSteeringPipeline:
             pipeline.
         batch_sizes: default limits of the batches of denoiser, decoder and reward; sizes that `"auto"` finds are
             kept for later calls, until the attribute is set again.
+        spread: share the particles of each prompt out to the processes that `accelerate launch` started. All of them
+            make the same calls and get the same result, that of one process; K should be a multiple of their number,
+            and `generator` a list with one for each particle.
 
     Example:
         >>> pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward="shapes-clipscore")
@@ -60,6 +64,7 @@ class FKSteeringPipeline:
     steering: FKSteeringConfig
     decode_fn: DecodeFn | None
     batch_sizes: BatchSizes
+    spread: bool
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class FKSteeringPipeline:
         steering: FKSteeringConfig | None = None,
         decode_fn: DecodeFn | None = None,
         batch_sizes: BatchSizes | None = None,
+        spread: bool = False,
     ) -> None:
         if not isinstance(pipe, DiffusionPipeline) or not hasattr(pipe, "scheduler"):
             raise TypeError(f"pipe should be a Diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
@@ -77,6 +83,7 @@ class FKSteeringPipeline:
         self.steering = steering or FKSteeringConfig()
         self.decode_fn = decode_fn
         self.batch_sizes = batch_sizes or BatchSizes()
+        self.spread = spread
 
     @classmethod
     def from_pretrained(
@@ -87,6 +94,7 @@ class FKSteeringPipeline:
         steering: FKSteeringConfig | None = None,
         decode_fn: DecodeFn | None = None,
         batch_sizes: BatchSizes | None = None,
+        spread: bool = False,
         **diffusers_arguments: Any,
     ) -> FKSteeringPipeline:
         """Load a pipeline as `DiffusionPipeline.from_pretrained` does, and wrap it.
@@ -100,6 +108,7 @@ class FKSteeringPipeline:
             steering: see the class.
             decode_fn: see the class.
             batch_sizes: see the class.
+            spread: see the class.
             **diffusers_arguments: go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, `scheduler`,
             ...).
         """
@@ -107,7 +116,14 @@ class FKSteeringPipeline:
         pipe = DiffusionPipeline.from_pretrained(resolve_model(name_or_path), **diffusers_arguments)
         if "scheduler" not in diffusers_arguments:
             pipe.scheduler = stochastic_scheduler(pipe.scheduler)
-        return cls(pipe, reward=loaded_reward, steering=steering, decode_fn=decode_fn, batch_sizes=batch_sizes)
+        return cls(
+            pipe,
+            reward=loaded_reward,
+            steering=steering,
+            decode_fn=decode_fn,
+            batch_sizes=batch_sizes,
+            spread=spread,
+        )
 
     def to(self, *args: Any, **kwargs: Any) -> FKSteeringPipeline:
         """Move the wrapped pipeline as `DiffusionPipeline.to` does, and the reward to the same device. Returns itself.
@@ -156,43 +172,55 @@ class FKSteeringPipeline:
         check_output(output_type, num_images_per_prompt, config)
         texts = resolve_prompts(prompt, arguments, reward_prompts)
         step_defaults = complete_eta(self.pipe, config, arguments)
-        generator = arguments.get("generator")
-        if generator is not None:
-            step_defaults["generator"] = generator  # SD3 and Flux do not hand it on
-        batches = MicroBatches(sizes, num_particles=len(texts) * config.num_particles, found=self._found_sizes)
+        run, arguments = self._start(texts, config, sizes, arguments)
+        if arguments.get("generator") is not None:
+            step_defaults["generator"] = arguments["generator"]  # SD3 and Flux do not hand it on
+        arguments |= {"prompt": prompt, "num_images_per_prompt": run.exchange.num_own}
+        arguments["output_type"] = "latent" if output_type == "latent" else "pt"
+        steering_hooks = {"step_defaults": step_defaults, "callback": run.record, "exchange": run.exchange}
+        with run.batches.splitting(self.pipe):
+            with (
+                run.watch(self.pipe),
+                steer(self.pipe.scheduler, run.particle_filter, run.score, **steering_hooks),
+            ):
+                out = self.pipe(**arguments)
+            return self._finish(run, out, (num_images_per_prompt, output_type, return_dict))
+
+    def _start(
+        self, texts: list[str], config: FKSteeringConfig, sizes: BatchSizes, arguments: dict[str, Any]
+    ) -> tuple[SteeredRun, dict[str, Any]]:
+        """The run of a call, and the arguments of this process's share of it."""
+        exchange = find_exchange(config, len(texts), spread=self.spread, reward=self.reward)
+        particle_filter = ParticleFilter(
+            config, len(texts), resampling_generators(arguments.get("generator"), len(texts))
+        )
+
+        def num_own() -> int:
+            return len(texts) * particle_filter.num_particles // exchange.num_processes
+
+        batches = MicroBatches(sizes, num_particles=num_own, found=self._found_sizes)
         run = SteeredRun(
             reward=self.reward,
             prompts=texts,
-            particle_filter=ParticleFilter(config, len(texts), resampling_generators(generator, len(texts))),
+            particle_filter=particle_filter,
             decode=self._decoder(arguments) if self.decode_fn is None else batches.decoder(self.decode_fn),
             batches=batches,
+            exchange=exchange,
         )
-        stock_type = "latent" if output_type == "latent" else "pt"
-        scheduler, particle_filter = self.pipe.scheduler, run.particle_filter
-        with batches.splitting(self.pipe):
-            with (
-                run.watch(self.pipe),
-                steer(scheduler, particle_filter, run.score, step_defaults=step_defaults, callback=run.record),
-            ):
-                out = self.pipe(
-                    prompt=prompt, num_images_per_prompt=config.num_particles, output_type=stock_type, **arguments
-                )
-            return self._finish(run, out, (num_images_per_prompt, output_type, return_dict))
+        return run, own_arguments(arguments, exchange)
 
     def _finish(self, run: SteeredRun, out: Any, request: tuple[int, str, bool]) -> Any:
         num_images_per_prompt, output_type, return_dict = request
-        if output_type == "latent":
-            rewards = run.score(out.images)
-        else:
-            run.count_final_decode(len(out.images))
-            rewards = run.score_images(out.images.float())
+        rewards = run.score_finished(out.images, is_latent=output_type == "latent")
         run.finish(rewards, len(self.pipe.scheduler.timesteps))
         selected = run.particle_filter.select(num_images_per_prompt)
         offsets = run.particle_filter.num_particles * torch.arange(len(selected))[:, None]
         indices = (selected + offsets).flatten()
-        flags = getattr(out, "nsfw_content_detected", None)
+        images, flags = run.exchange.gather(out.images), getattr(out, "nsfw_content_detected", None)
+        if flags is not None:
+            flags = run.exchange.gather(torch.tensor(flags)).tolist()
         output = FKSteeringOutput(
-            images=self._converted(out.images[indices.to(out.images.device)], output_type),
+            images=self._converted(images[indices.to(images.device)], output_type),
             rewards=rewards.detach().to("cpu", torch.float32)[indices].view(selected.shape),
             trace=run.trace(selected),
             nsfw_content_detected=None if flags is None else [bool(flags[i]) for i in indices.tolist()],

@@ -13,10 +13,9 @@ from fk_reward.batch_sizes import BatchSizes, batch_size_fields
 from fk_reward.pipelines.batch_layout import BatchLayout, batch_rows
 from fk_reward.pipelines.batch_limit import BatchLimit
 from fk_reward.pipelines.decoding import DecodeFn
+from fk_reward.pipelines.denoisers import find_denoisers
 from fk_reward.pipelines.replacement import call_name, replaced
 from fk_reward.rewards import Reward
-
-DENOISERS = ("unet", "transformer", "controlnet")
 
 
 class MicroBatches:
@@ -24,11 +23,11 @@ class MicroBatches:
 
     Args:
         sizes: what was asked for.
-        num_particles: G * K, those of all prompts.
+        num_particles: tells how many particles of all prompts there are at the moment.
         found: sizes at which "auto" arrived in earlier calls, by field; updated.
     """
 
-    def __init__(self, sizes: BatchSizes, *, num_particles: int, found: dict[str, int]) -> None:
+    def __init__(self, sizes: BatchSizes, *, num_particles: Callable[[], int], found: dict[str, int]) -> None:
         self._num_particles = num_particles
         self._particles, self._decodes, self._rewards = (
             BatchLimit(name, getattr(sizes, name), found=found) for name in batch_size_fields()
@@ -74,7 +73,7 @@ class MicroBatches:
                 "The denoiser is called without a tensor of rows, so that particle_batch_size cannot split its batch; "
                 "leave it out."
             )
-        layout = BatchLayout.of(num_rows, num_particles=self._num_particles)
+        layout = BatchLayout.of(num_rows, num_particles=self._num_particles())
         return _split_call(self._particles, layout, call, (args, kwargs))
 
     def _decode(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -95,7 +94,7 @@ def _split_call(limit: BatchLimit, layout: BatchLayout, call: Callable[..., Any]
 
 
 def _denoisers(pipe: Any) -> list[nn.Module]:
-    found = [module for name in DENOISERS if (module := getattr(pipe, name, None)) is not None]
+    found = find_denoisers(pipe)
     if not found:
         raise ValueError(
             f"{type(pipe).__name__} has no unet and no transformer, so particle_batch_size splits nothing."

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.batch_layout import batch_rows
 from fk_reward.pipelines.decoding import DecodeFn
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.replacement import call_name, replaced
+from fk_reward.pipelines.survivors import survivors_only
 from fk_reward.rewards import NonFiniteScoreError, Reward
 from fk_reward.steering import SteeringRecord
 from fk_reward.trace import SteeringTrace, TraceStep
@@ -33,6 +35,7 @@ class SteeredRun:
         particle_filter: the particle filter of this call.
         decode: latents to images in [0, 1].
         batches: how much the reward gets at once.
+        exchange: where the particles are; images and scores of this class are those of this process's own.
     """
 
     reward: Reward
@@ -40,6 +43,7 @@ class SteeredRun:
     particle_filter: ParticleFilter
     decode: DecodeFn
     batches: MicroBatches
+    exchange: ParticleExchange
     _steps: list[TraceStep] = field(default_factory=list)
     _measured: dict[str, Any] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "scored"), 0))
@@ -55,7 +59,6 @@ class SteeredRun:
 
     def score_images(self, images: Tensor, *, decode_seconds: float = 0.0) -> Tensor:
         """Rewards `(G * K,)` of images `(G * K, 3, H, W)`; names prompt and particle of one that is not finite."""
-        num_particles = self.particle_filter.num_particles
         bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
         if bad:
             raise ValueError(
@@ -63,7 +66,7 @@ class SteeredRun:
                 "denoiser overflowed. Run the autoencoder in float32 (pipe.vae.to(torch.float32)) or bfloat16."
             )
         started = _clock(images)
-        prompts = [prompt for prompt in self.prompts for _ in range(num_particles)]
+        prompts = [prompt for prompt in self.prompts for _ in range(self._num_own)]
         try:
             rewards, parts = self.batches.score(self.reward, images, prompts)
         except NonFiniteScoreError as error:
@@ -73,13 +76,20 @@ class SteeredRun:
             "decode_seconds": decode_seconds,
             "reward_seconds": _clock(rewards) - started,
             "thumbnails": self._thumbnails(images),
-            "reward_parts": {name: self._grouped(scores) for name, scores in parts.items()},
+            "reward_parts": parts,
         }
         return rewards
 
+    def score_finished(self, finished: Tensor, *, is_latent: bool) -> Tensor:
+        """Rewards `(G * K,)` of what the wrapped pipeline returned: latents, or images that it has decoded."""
+        if is_latent:
+            return self.exchange.gather_scores(self.score, finished)
+        self._counts["decoded"] += len(finished)
+        return self.exchange.gather_scores(self.score_images, finished.float())
+
     def record(self, record: SteeringRecord) -> None:
         """Keep the record with what was measured, and show it in the progress bar; the callback of `steer`."""
-        self._steps.append(TraceStep(**vars(record), **self._measured))
+        self._steps.append(TraceStep(**vars(record), **self._measures()))
         if self._bar is not None:
             best, ess = record.rewards.amax(1).mean(), record.ess.mean()
             self._bar.set_postfix(reward=f"{best:.3f}", ess=f"{ess:.1f}", refresh=False)
@@ -96,12 +106,13 @@ class SteeredRun:
                 ess=self.particle_filter.ess,
                 ancestors=None,
                 final=True,
-                **self._measured,
+                **self._measures(),
             )
         )
 
     def trace(self, selected: Tensor) -> SteeringTrace:
-        """The trace of the finished run; `selected` is `(G, n)`."""
+        """The trace of the finished run; `selected` is `(G, n)`. Counts are those of all processes together."""
+        counts = {name: count * self.exchange.num_processes for name, count in self._counts.items()}
         return SteeringTrace(
             prompts=tuple(self.prompts),
             config=self.particle_filter.config.to_dict(),
@@ -111,10 +122,10 @@ class SteeredRun:
             log_evidence=self.particle_filter.log_evidence.clone(),
             selected=selected,
             num_steps=self._steps[-1].step,
-            num_model_calls=self._counts["calls"],
-            num_model_rows=self._counts["rows"],
-            num_decode_calls=self._counts["decoded"],
-            num_reward_calls=self._counts["scored"],
+            num_model_calls=counts["calls"],
+            num_model_rows=counts["rows"],
+            num_decode_calls=counts["decoded"],
+            num_reward_calls=counts["scored"],
             seconds=time.perf_counter() - self._started,
         )
 
@@ -122,18 +133,17 @@ class SteeredRun:
     def watch(self, pipe: Any) -> Iterator[None]:
         """Count the denoiser's calls and catch the progress bar of the wrapped pipeline, for one call.
 
-        A call counts once with all its rows, whether or not it is split into micro-batches further inside.
+        A call counts once with all its rows, whether or not it is split into micro-batches further inside. Where the
+        population shrinks, the calls are cut to those that are left.
         """
         denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
         with ExitStack() as stack:
+            if self.particle_filter.config.final_particles is not None:
+                stack.enter_context(survivors_only(pipe, self.particle_filter))
             if denoiser is not None:
                 stack.enter_context(replaced(denoiser, call_name(denoiser), self._counted))
             stack.enter_context(replaced(pipe, "progress_bar", self._watched_bar))
             yield
-
-    def count_final_decode(self, num_images: int) -> None:
-        """Add the images that the wrapped pipeline decoded at its end."""
-        self._counts["decoded"] += num_images
 
     def _counted(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._counts["calls"] += 1
@@ -144,20 +154,34 @@ class SteeredRun:
         self._bar = progress_bar(*args, **kwargs)
         return self._bar
 
+    @property
+    def _num_own(self) -> int:
+        """Particles of a prompt that this process holds at the moment."""
+        return self.particle_filter.num_particles // self.exchange.num_processes
+
+    def _measures(self) -> dict[str, Any]:
+        """What was measured of the last scores, of all processes; not before all of them have scores."""
+        parts, thumbnails = self._measured["reward_parts"], self.exchange.gather(self._measured["thumbnails"])
+        sizes = (self.particle_filter.num_groups, -1)
+        return {
+            **self._measured,
+            "thumbnails": thumbnails.unflatten(0, sizes),
+            "reward_parts": {name: self._grouped(self.exchange.gather(part)) for name, part in parts.items()},
+        }
+
     def _grouped(self, scores: Tensor) -> Tensor:
         """(G * K,) to (G, K) float32 on the CPU."""
-        return scores.detach().to("cpu", torch.float32).view(-1, self.particle_filter.num_particles)
+        return scores.detach().to("cpu", torch.float32).view(self.particle_filter.num_groups, -1)
 
     def _name(self, index: int) -> str:
-        group, particle = divmod(index, self.particle_filter.num_particles)
-        return f"prompt {group}, particle {particle}"
+        group, particle = divmod(index, self._num_own)
+        return f"prompt {group}, particle {self.exchange.process * self._num_own + particle}"
 
     def _thumbnails(self, images: Tensor) -> Tensor:
         scale = min(1.0, _THUMBNAIL_SIZE / max(images.shape[-2:]))
         if scale < 1.0:
             images = torch.nn.functional.interpolate(images, scale_factor=scale, mode="area")
-        pixels = (images * 255).round().to("cpu", torch.uint8)
-        return pixels.view(self.particle_filter.num_groups, self.particle_filter.num_particles, *pixels.shape[1:])
+        return (images * 255).round().to("cpu", torch.uint8)
 
 
 def _clock(after: Tensor) -> float:

@@ -99,6 +99,14 @@ class Reward(RewardArithmetic, abc.ABC):
         return self(images, prompts), {}
 
     @property
+    def compares_images(self) -> bool:
+        """Whether a score depends on which other images of the prompt are in the call. Scores of single images: False.
+
+        Only rewards that override `__call__` to compare say True; `score` never compares.
+        """
+        return False
+
+    @property
     def shared_pass(self) -> Hashable | None:
         """What makes one forward pass do for several rewards; None where there is no such thing.
 

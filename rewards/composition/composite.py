@@ -70,6 +70,11 @@ class CompositeReward(Reward):
             yield
 
     @property
+    def compares_images(self) -> bool:
+        """Whether one of the parts does."""
+        return any(part.compares_images for part in self.parts.values())
+
+    @property
     def device(self) -> torch.device | None:
         """Device of the first part that has weights; None if none has."""
         return next((part.device for part in self.parts.values() if part.device is not None), None)

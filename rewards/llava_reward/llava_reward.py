@@ -131,7 +131,7 @@ class LlavaReward(Reward):
 
     def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
         """Score images as `Reward.__call__` does; a general preference is relative to the images of the same prompt."""
-        if self.config.objective != "general-preference":
+        if not self.compares_images:
             return super().__call__(images, prompts)
         vectors = self.embed(images, prompts)
         prompts = prompt_list(prompts, len(vectors))
@@ -176,6 +176,11 @@ class LlavaReward(Reward):
         for values in scores.values():
             self._check_scores(values, tuple(range(len(texts))), texts)
         return scores
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether the dimension that is set holds a general preference."""
+        return self.config.objective == "general-preference"
 
     @property
     def shared_pass(self) -> Hashable:

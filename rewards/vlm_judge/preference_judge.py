@@ -86,6 +86,11 @@ class PreferenceJudge(VLMJudge):
         self._check_scores(scores, tuple(range(len(texts))), texts)
         return scores
 
+    @property
+    def compares_images(self) -> bool:
+        """True."""
+        return True
+
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """The same as a call; shapes as in `Reward.score`."""
         return self(images, prompts)

@@ -24,7 +24,7 @@ def peak(unet, num_particles, particle_batch_size=None):
     rows = 2 * num_particles
     sample, states = torch.zeros(rows, 8, 8, 8), torch.zeros(rows, 16, 128)
     sizes = BatchSizes(particle_batch_size=particle_batch_size)
-    batches = MicroBatches(sizes, num_particles=num_particles, found={})
+    batches = MicroBatches(sizes, num_particles=lambda: num_particles, found={})
     with torch.no_grad(), batches.splitting(SimpleNamespace(unet=unet)), LiveBytes() as memory:
         unet(sample, torch.tensor(500), encoder_hidden_states=states)
     return memory.peak

@@ -106,7 +106,7 @@ def sdxl_difference():
     outputs = []
     with torch.no_grad():
         for size in (None, 2):
-            batches = MicroBatches(BatchSizes(particle_batch_size=size), num_particles=5, found={})
+            batches = MicroBatches(BatchSizes(particle_batch_size=size), num_particles=lambda: 5, found={})
             with batches.splitting(pipe):
                 outputs.append(pipe.unet(sample, torch.tensor(500), **conditions).sample)
     return (outputs[0] - outputs[1]).abs().max()
