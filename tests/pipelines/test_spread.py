@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from fk_reward import CallableReward
+from fk_reward.rewards import CallableReward
 from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.pipelines import particle_share
 from tests.pipelines.spread_call import call, generators, main
