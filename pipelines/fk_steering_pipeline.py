@@ -17,12 +17,14 @@ from fk_reward.pipelines.call_arguments import check_output, complete_eta, resol
 from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
 from fk_reward.pipelines.default_scheduler import stochastic_scheduler
 from fk_reward.pipelines.output import FKSteeringOutput
+from fk_reward.pipelines.previews import Preview, load_preview, preview_decoder
 from fk_reward.pipelines.seeds import resampling_generators
+from fk_reward.pipelines.solvers import Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.steering import steer
 
-_OWN_ATTRIBUTES = ("pipe", "reward", "steering", "decode_fn")
+_OWN_ATTRIBUTES = ("pipe", "reward", "steering", "preview", "solver", "_plain_scheduler")
 
 
 class FKSteeringPipeline:
@@ -39,9 +41,14 @@ class FKSteeringPipeline:
         pipe: a pipeline in memory, whose scheduler is kept: a deterministic one is refused when the pipeline is called.
         reward: name or composition of names, `Reward`, or a function `(images, prompts) -> (B,) tensor`.
         steering: default settings of the calls.
-        decode_fn: predicted latents to images `(B, 3, H, W)` in [0, 1], for pipelines whose latents are not known
-            here, or for a cheaper decoder at the scoring steps. The finished images are always decoded by the wrapped
-            pipeline.
+        preview: a cheaper decoder for the scoring steps: `"auto"`, `"taesd"` or another name of `PREVIEWS`, `"vae/2"`
+            for half the resolution, a hub id or a folder of an `AutoencoderTiny`, one in memory, or a function from
+            predicted latents to images `(B, 3, H, W)` in [0, 1], which also serves pipelines whose latents are not
+            known here. It follows the pipeline's device and precision. The finished images, and so the final rewards,
+            are always the wrapped pipeline's own.
+        solver: name of `SOLVERS` or a `Solver`: replaces the scheduler, and gives the number of steps, eta and guidance
+            of calls that do not name them. Writing `pipe.solver` does the same later; None, or a new `pipe.scheduler`,
+            ends it.
 
     Example:
         >>> pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward="shapes-clipscore")
@@ -54,7 +61,8 @@ class FKSteeringPipeline:
     pipe: Any
     reward: Reward
     steering: FKSteeringConfig
-    decode_fn: DecodeFn | None
+    preview: Preview | None
+    solver: Solver | None
 
     def __init__(
         self,
@@ -62,14 +70,17 @@ class FKSteeringPipeline:
         *,
         reward: str | Reward | Callable[[Tensor, list[str]], Tensor],
         steering: FKSteeringConfig | None = None,
-        decode_fn: DecodeFn | None = None,
+        preview: str | Path | Preview | None = None,
+        solver: str | Solver | None = None,
     ) -> None:
         if not isinstance(pipe, DiffusionPipeline) or not hasattr(pipe, "scheduler"):
             raise TypeError(f"pipe should be a Diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
         self.pipe = pipe
         self.reward = _steering_reward(reward)
         self.steering = steering or FKSteeringConfig()
-        self.decode_fn = decode_fn
+        self.preview = preview
+        self._plain_scheduler = pipe.scheduler
+        self.solver = solver
 
     @classmethod
     def from_pretrained(
@@ -78,7 +89,8 @@ class FKSteeringPipeline:
         *,
         reward: str | Reward | Callable[[Tensor, list[str]], Tensor],
         steering: FKSteeringConfig | None = None,
-        decode_fn: DecodeFn | None = None,
+        preview: str | Path | Preview | None = None,
+        solver: str | Solver | None = None,
         **diffusers_arguments: Any,
     ) -> FKSteeringPipeline:
         """Load a pipeline as `DiffusionPipeline.from_pretrained` does, and wrap it.
@@ -90,7 +102,8 @@ class FKSteeringPipeline:
             name_or_path: hub id, folder, embedded model (`"shapes-sd"`) or alias (`"sd-2.1"`, `"sdxl"`).
             reward: see the class.
             steering: see the class.
-            decode_fn: see the class.
+            preview: see the class.
+            solver: see the class.
             **diffusers_arguments: go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, `scheduler`,
             ...).
         """
@@ -98,15 +111,18 @@ class FKSteeringPipeline:
         pipe = DiffusionPipeline.from_pretrained(resolve_model(name_or_path), **diffusers_arguments)
         if "scheduler" not in diffusers_arguments:
             pipe.scheduler = stochastic_scheduler(pipe.scheduler)
-        return cls(pipe, reward=loaded_reward, steering=steering, decode_fn=decode_fn)
+        return cls(pipe, reward=loaded_reward, steering=steering, preview=preview, solver=solver)
 
     def to(self, *args: Any, **kwargs: Any) -> FKSteeringPipeline:
-        """Move the wrapped pipeline as `DiffusionPipeline.to` does, and the reward to the same device. Returns itself.
+        """Move the wrapped pipeline as `DiffusionPipeline.to` does, reward and preview to its device. Returns itself.
 
-        The reward keeps its own precision; `pipe.reward.to(dtype=...)` changes it.
+        The reward keeps its own precision; `pipe.reward.to(dtype=...)` changes it. A tiny autoencoder takes that of the
+        pipeline's autoencoder when it decodes.
         """
         self.pipe.to(*args, **kwargs)
         self.reward.to(self.pipe.device)
+        if isinstance(self.preview, torch.nn.Module):
+            self.preview.to(self.pipe.device)
         return self
 
     @torch.no_grad()
@@ -141,6 +157,8 @@ class FKSteeringPipeline:
                 finite, ...
         """
         config, arguments = split_arguments(self.pipe, steering or self.steering, arguments)
+        if self.solver is not None:
+            arguments = self.solver.arguments(self.pipe) | arguments
         check_output(output_type, num_images_per_prompt, config)
         texts = resolve_prompts(prompt, arguments, reward_prompts)
         step_defaults = complete_eta(self.pipe, config, arguments)
@@ -163,6 +181,8 @@ class FKSteeringPipeline:
             out = self.pipe(
                 prompt=prompt, num_images_per_prompt=config.num_particles, output_type=stock_type, **arguments
             )
+        if output_type == "latent":
+            run.decode = self._finished_decoder(out.images, arguments)
         return self._finish(run, out, (num_images_per_prompt, output_type, return_dict))
 
     def _finish(self, run: SteeredRun, out: Any, request: tuple[int, str, bool]) -> Any:
@@ -192,9 +212,13 @@ class FKSteeringPipeline:
         return arrays if output_type == "np" else self.pipe.image_processor.numpy_to_pil(arrays)
 
     def _decoder(self, arguments: dict[str, Any]) -> DecodeFn:
-        if self.decode_fn is not None:
-            return self.decode_fn
-        return LatentDecoder(self.pipe, height=arguments.get("height"), width=arguments.get("width"))
+        height, width = arguments.get("height"), arguments.get("width")
+        return preview_decoder(self.preview, self.pipe, height=height, width=width)
+
+    def _finished_decoder(self, latents: Tensor, arguments: dict[str, Any]) -> DecodeFn:
+        """The pipeline's own autoencoder, also where there is a preview, unless it is the only one that can decode."""
+        own = LatentDecoder(self.pipe, height=arguments.get("height"), width=arguments.get("width"))
+        return own if own.knows(latents) else self._decoder(arguments)
 
     def __getattr__(self, name: str) -> Any:
         if name in _OWN_ATTRIBUTES:  # not set yet: __init__ failed, or the object is being unpickled
@@ -204,10 +228,22 @@ class FKSteeringPipeline:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "reward":
             value = _steering_reward(value)
+        elif name == "preview":
+            value = load_preview(value, self.pipe)
+        elif name == "solver":
+            value = self._put_in(resolve_solver(value))
+        elif name == "scheduler":
+            self._plain_scheduler, self.solver = value, None
         if name in _OWN_ATTRIBUTES:
             object.__setattr__(self, name, value)
         else:
             setattr(self.pipe, name, value)
+
+    def _put_in(self, solver: Solver | None) -> Solver | None:
+        """Give the wrapped pipeline the solver's scheduler; its own for None."""
+        own = self._plain_scheduler
+        self.pipe.scheduler = own if solver is None else solver.build(own)
+        return solver
 
     def __repr__(self) -> str:
         pipe, reward = type(self.pipe).__name__, self.reward.card.name
