@@ -80,7 +80,7 @@ class FKSteeringPipeline:
         self.steering = steering or FKSteeringConfig()
         self.preview = preview
         self._plain_scheduler = pipe.scheduler
-        self.solver = solver
+        self.solver = resolve_solver(solver)
 
     @classmethod
     def from_pretrained(

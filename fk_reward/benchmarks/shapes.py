@@ -42,11 +42,12 @@ def show_report(store: ResultStore) -> dict[str, Any]:
 def load_models(settings: ShapesSettings, device: str) -> tuple[FKSteeringPipeline, dict[str, Reward]]:
     """The pipeline with its solver and preview, without progress bars, and the rewards by name, checked to steer."""
     from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415 (slow to import, not needed for a report)
+    from fk_reward.pipelines.solvers import resolve_solver  # noqa: PLC0415 (the same)
 
     rewards = {name: load_reward(name).to(device) for name in settings.rewards}
     pipe = FKSteeringPipeline.from_pretrained(settings.model, reward=rewards[settings.rewards[0]]).to(device)
     pipe.set_progress_bar_config(disable=True)
-    pipe.solver, pipe.preview = settings.solver, settings.preview
+    pipe.solver, pipe.preview = resolve_solver(settings.solver), settings.preview
     for reward in rewards.values():
         pipe.reward = reward
     return pipe, rewards

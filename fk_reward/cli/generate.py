@@ -65,6 +65,7 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     """
     with clean_errors():
         from fk_reward.config import FKSteeringConfig, parse_reward_scale
+        from fk_reward.pipelines.solvers import resolve_solver
 
         steering = FKSteeringConfig(
             num_particles=num_particles,
@@ -75,9 +76,10 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
             ess_threshold=ess_threshold,
             selection=selection,
         )
+        chosen_solver = resolve_solver(solver)
         folder = prepare_folder(out, overwrite=overwrite)
         pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype=dtype)
-        pipe.solver, pipe.preview = solver, preview
+        pipe.solver, pipe.preview = chosen_solver, preview
         arguments = call_arguments(pipe, model, steps=steps, guidance_scale=guidance_scale)
         start = time.perf_counter()
         results = []
