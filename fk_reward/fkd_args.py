@@ -15,7 +15,7 @@ _ELSEWHERE = {
     "guidance_reward_fn": 'the reward is an argument of the pipeline: reward="imagereward"',
     "metric_to_chase": "the reward is an argument of the pipeline",
     "reward_fn": "the reward is an argument of the pipeline",
-    "latent_to_decode_fn": "FKSteeringPipeline(pipe, decode_fn=...)",
+    "latent_to_decode_fn": "FKSteeringPipeline(pipe, preview=...)",
     "device": "the pipeline's device is used",
     "reward_min_value": "there is no lowest reward: weights are kept in the log domain",
 }

@@ -4,5 +4,16 @@ from fk_reward.pipelines.decoding import LatentDecoder
 from fk_reward.pipelines.default_scheduler import stochastic_scheduler
 from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline
 from fk_reward.pipelines.output import FKSteeringOutput
+from fk_reward.pipelines.previews import PREVIEWS, ReducedResolution
+from fk_reward.pipelines.solvers import SOLVERS, Solver
 
-__all__ = ["FKSteeringOutput", "FKSteeringPipeline", "LatentDecoder", "stochastic_scheduler"]
+__all__ = [
+    "PREVIEWS",
+    "SOLVERS",
+    "FKSteeringOutput",
+    "FKSteeringPipeline",
+    "LatentDecoder",
+    "ReducedResolution",
+    "Solver",
+    "stochastic_scheduler",
+]

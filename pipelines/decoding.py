@@ -16,40 +16,61 @@ DecodeFn = Callable[[Tensor], Tensor]
 class LatentDecoder:
     """Decodes the latents of one pipeline call.
 
-    Families: `AutoencoderKL` and whatever shares its configuration (a `scaling_factor`, an optional `shift_factor`,
-        or a mean and a standard
-    deviation per channel), with the float32 upcast that SDXL's autoencoder asks for; packed latents (Flux); and
-    pipelines without an autoencoder, whose samples are the pictures.
+    Families: `AutoencoderKL` and whatever shares its configuration (a `scaling_factor`, an optional `shift_factor`, or
+    a mean and a standard deviation per channel; `AutoencoderTiny` too), with the float32 upcast that SDXL's autoencoder
+    asks for; packed latents (Flux); and pipelines without an autoencoder, whose samples are the pictures.
 
     Args:
         pipe: the wrapped pipeline.
         height: height of the picture in pixels, None for the pipeline's default. Only packed latents need it.
         width: the same for the width.
+        autoencoder: decodes in place of the pipeline's own. It is moved to the latents and to the precision of the
+            pipeline's own.
+        shrink: factor by which the latents are averaged down first; the picture is as much smaller.
 
     Raises:
-        ValueError: when called on latents that it cannot decode; pass `decode_fn` to `FKSteeringPipeline` for these.
+        ValueError: when called on latents that it cannot decode; pass `preview` to `FKSteeringPipeline` for these.
     """
 
-    def __init__(self, pipe: Any, *, height: int | None = None, width: int | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        autoencoder: Any = None,
+        shrink: int = 1,
+    ) -> None:
         self._pipe = pipe
         self._size = (height, width)
+        self._autoencoder = autoencoder
+        self._shrink = shrink
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents `(B, ...)` to images `(B, 3, H, W)` float32 in [0, 1]. Values that are not finite stay so."""
         vae = getattr(self._pipe, "vae", None)
         if vae is None:
             return to_unit_range(latents)
+        if self._autoencoder is not None:
+            vae = self._autoencoder.to(latents.device, vae.dtype)
         with float32_if_asked(vae):
-            scaled = unscale_latents(vae, self._unpack(latents)).to(vae.dtype)
+            scaled = unscale_latents(vae, self._shrunk(self._unpack(latents))).to(vae.dtype)
             return to_unit_range(vae.decode(scaled, return_dict=False)[0])
+
+    def knows(self, latents: Tensor) -> bool:
+        """Whether latents of this shape can be decoded."""
+        return latents.ndim == 4 or (latents.ndim == 3 and hasattr(self._pipe, "_unpack_latents"))
+
+    def _shrunk(self, latents: Tensor) -> Tensor:
+        return latents if self._shrink == 1 else torch.nn.functional.avg_pool2d(latents, self._shrink)
 
     def _unpack(self, latents: Tensor) -> Tensor:
         if latents.ndim == 4:
             return latents
-        if latents.ndim != 3 or not hasattr(self._pipe, "_unpack_latents"):
+        if not self.knows(latents):
             raise ValueError(
                 f"{type(self._pipe).__name__} has latents of shape {tuple(latents.shape)}, which are not known here; "
-                "pass FKSteeringPipeline(pipe, reward=..., decode_fn=...), a function of these latents to images in "
+                "pass FKSteeringPipeline(pipe, reward=..., preview=...), a function of these latents to images in "
                 "[0, 1]."
             )
         default = self._pipe.default_sample_size * self._pipe.vae_scale_factor

@@ -17,15 +17,20 @@ from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.call_arguments import check_output, complete_eta, resolve_prompts, split_arguments
 from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
 from fk_reward.pipelines.default_scheduler import stochastic_scheduler
+from fk_reward.pipelines.finishing import finish
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.particle_share import find_exchange, own_arguments
+from fk_reward.pipelines.previews import Preview, load_preview, preview_decoder
 from fk_reward.pipelines.seeds import resampling_generators
+from fk_reward.pipelines.solvers import Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.rewards import Reward, load_reward
-from fk_reward.steering import steer
 
-_OWN_ATTRIBUTES = ("pipe", "reward", "steering", "decode_fn", "batch_sizes", "spread", "_found_sizes")
+_OWN_ATTRIBUTES = (
+    *("pipe", "reward", "steering", "preview", "solver", "batch_sizes", "spread"),
+    *("_plain_scheduler", "_found_sizes"),
+)
 
 
 class FKSteeringPipeline:
@@ -42,9 +47,14 @@ class FKSteeringPipeline:
         pipe: a pipeline in memory, whose scheduler is kept: a deterministic one is refused when the pipeline is called.
         reward: name or composition of names, `Reward`, or a function `(images, prompts) -> (B,) tensor`.
         steering: default settings of the calls.
-        decode_fn: predicted latents to images `(B, 3, H, W)` in [0, 1], for pipelines whose latents are not known
-            here, or for a cheaper decoder at the scoring steps. The finished images are always decoded by the wrapped
-            pipeline.
+        preview: a cheaper decoder for the scoring steps: `"auto"`, `"taesd"` or another name of `PREVIEWS`, `"vae/2"`
+            for half the resolution, a hub id or a folder of an `AutoencoderTiny`, one in memory, or a function from
+            predicted latents to images `(B, 3, H, W)` in [0, 1], which also serves pipelines whose latents are not
+            known here. It follows the pipeline's device and precision. The finished images, and so the final rewards,
+            are always the wrapped pipeline's own.
+        solver: name of `SOLVERS` or a `Solver`: replaces the scheduler, and gives the number of steps, eta and guidance
+            of calls that do not name them. Writing `pipe.solver` does the same later; None, or a new `pipe.scheduler`,
+            ends it.
         batch_sizes: default limits of the batches of denoiser, decoder and reward; sizes that `"auto"` finds are
             kept for later calls, until the attribute is set again.
         spread: share the particles of each prompt out to the processes that `accelerate launch` started. All of them
@@ -62,7 +72,8 @@ class FKSteeringPipeline:
     pipe: Any
     reward: Reward
     steering: FKSteeringConfig
-    decode_fn: DecodeFn | None
+    preview: Preview | None
+    solver: Solver | None
     batch_sizes: BatchSizes
     spread: bool
 
@@ -72,7 +83,8 @@ class FKSteeringPipeline:
         *,
         reward: str | Reward | Callable[[Tensor, list[str]], Tensor],
         steering: FKSteeringConfig | None = None,
-        decode_fn: DecodeFn | None = None,
+        preview: str | Path | Preview | None = None,
+        solver: str | Solver | None = None,
         batch_sizes: BatchSizes | None = None,
         spread: bool = False,
     ) -> None:
@@ -81,9 +93,11 @@ class FKSteeringPipeline:
         self.pipe = pipe
         self.reward = _steering_reward(reward)
         self.steering = steering or FKSteeringConfig()
-        self.decode_fn = decode_fn
         self.batch_sizes = batch_sizes or BatchSizes()
         self.spread = spread
+        self.preview = preview
+        self._plain_scheduler = pipe.scheduler
+        self.solver = resolve_solver(solver)
 
     @classmethod
     def from_pretrained(
@@ -92,7 +106,8 @@ class FKSteeringPipeline:
         *,
         reward: str | Reward | Callable[[Tensor, list[str]], Tensor],
         steering: FKSteeringConfig | None = None,
-        decode_fn: DecodeFn | None = None,
+        preview: str | Path | Preview | None = None,
+        solver: str | Solver | None = None,
         batch_sizes: BatchSizes | None = None,
         spread: bool = False,
         **diffusers_arguments: Any,
@@ -106,7 +121,8 @@ class FKSteeringPipeline:
             name_or_path: hub id, folder, embedded model (`"shapes-sd"`) or alias (`"sd-2.1"`, `"sdxl"`).
             reward: see the class.
             steering: see the class.
-            decode_fn: see the class.
+            preview: see the class.
+            solver: see the class.
             batch_sizes: see the class.
             spread: see the class.
             **diffusers_arguments: go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, `scheduler`,
@@ -120,18 +136,22 @@ class FKSteeringPipeline:
             pipe,
             reward=loaded_reward,
             steering=steering,
-            decode_fn=decode_fn,
+            preview=preview,
+            solver=solver,
             batch_sizes=batch_sizes,
             spread=spread,
         )
 
     def to(self, *args: Any, **kwargs: Any) -> FKSteeringPipeline:
-        """Move the wrapped pipeline as `DiffusionPipeline.to` does, and the reward to the same device. Returns itself.
+        """Move the wrapped pipeline as `DiffusionPipeline.to` does, reward and preview to its device. Returns itself.
 
-        The reward keeps its own precision; `pipe.reward.to(dtype=...)` changes it.
+        The reward keeps its own precision; `pipe.reward.to(dtype=...)` changes it. A tiny autoencoder takes that of the
+        pipeline's autoencoder when it decodes.
         """
         self.pipe.to(*args, **kwargs)
         self.reward.to(self.pipe.device)
+        if isinstance(self.preview, torch.nn.Module):
+            self.preview.to(self.pipe.device)
         return self
 
     @torch.no_grad()
@@ -169,6 +189,8 @@ class FKSteeringPipeline:
         config, sizes, arguments = split_arguments(
             self.pipe, arguments, steering=steering or self.steering, batch_sizes=self.batch_sizes
         )
+        if self.solver is not None:
+            arguments = self.solver.arguments(self.pipe) | arguments
         check_output(output_type, num_images_per_prompt, config)
         texts = resolve_prompts(prompt, arguments, reward_prompts)
         step_defaults = complete_eta(self.pipe, config, arguments)
@@ -177,14 +199,13 @@ class FKSteeringPipeline:
             step_defaults["generator"] = arguments["generator"]  # SD3 and Flux do not hand it on
         arguments |= {"prompt": prompt, "num_images_per_prompt": run.exchange.num_own}
         arguments["output_type"] = "latent" if output_type == "latent" else "pt"
-        steering_hooks = {"step_defaults": step_defaults, "callback": run.record, "exchange": run.exchange}
         with run.batches.splitting(self.pipe):
-            with (
-                run.watch(self.pipe),
-                steer(self.pipe.scheduler, run.particle_filter, run.score, **steering_hooks),
-            ):
-                out = self.pipe(**arguments)
-            return self._finish(run, out, (num_images_per_prompt, output_type, return_dict))
+            out = run.steer(self.pipe, arguments, step_defaults)
+            if output_type == "latent":
+                run.decode = self._finished_decoder(out.images, arguments)
+            wanted = {"num_images_per_prompt": num_images_per_prompt, "output_type": output_type}
+            output = finish(run, out, pipe=self.pipe, **wanted)
+        return output if return_dict else tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
 
     def _start(
         self, texts: list[str], config: FKSteeringConfig, sizes: BatchSizes, arguments: dict[str, Any]
@@ -203,40 +224,20 @@ class FKSteeringPipeline:
             reward=self.reward,
             prompts=texts,
             particle_filter=particle_filter,
-            decode=self._decoder(arguments) if self.decode_fn is None else batches.decoder(self.decode_fn),
+            decode=batches.decoder(self._decoder(arguments)),
             batches=batches,
             exchange=exchange,
         )
         return run, own_arguments(arguments, exchange)
 
-    def _finish(self, run: SteeredRun, out: Any, request: tuple[int, str, bool]) -> Any:
-        num_images_per_prompt, output_type, return_dict = request
-        rewards = run.score_finished(out.images, is_latent=output_type == "latent")
-        run.finish(rewards, len(self.pipe.scheduler.timesteps))
-        selected = run.particle_filter.select(num_images_per_prompt)
-        offsets = run.particle_filter.num_particles * torch.arange(len(selected))[:, None]
-        indices = (selected + offsets).flatten()
-        images, flags = run.exchange.gather(out.images), getattr(out, "nsfw_content_detected", None)
-        if flags is not None:
-            flags = run.exchange.gather(torch.tensor(flags)).tolist()
-        output = FKSteeringOutput(
-            images=self._converted(images[indices.to(images.device)], output_type),
-            rewards=rewards.detach().to("cpu", torch.float32)[indices].view(selected.shape),
-            trace=run.trace(selected),
-            nsfw_content_detected=None if flags is None else [bool(flags[i]) for i in indices.tolist()],
-        )
-        return output if return_dict else tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
-
-    def _converted(self, images: Tensor, output_type: str) -> Any:
-        if output_type in ("latent", "pt"):
-            return images
-        arrays = self.pipe.image_processor.pt_to_numpy(images)
-        return arrays if output_type == "np" else self.pipe.image_processor.numpy_to_pil(arrays)
-
     def _decoder(self, arguments: dict[str, Any]) -> DecodeFn:
-        if self.decode_fn is not None:
-            return self.decode_fn
-        return LatentDecoder(self.pipe, height=arguments.get("height"), width=arguments.get("width"))
+        height, width = arguments.get("height"), arguments.get("width")
+        return preview_decoder(self.preview, self.pipe, height=height, width=width)
+
+    def _finished_decoder(self, latents: Tensor, arguments: dict[str, Any]) -> DecodeFn:
+        """The pipeline's own autoencoder, also where there is a preview, unless it is the only one that can decode."""
+        own = LatentDecoder(self.pipe, height=arguments.get("height"), width=arguments.get("width"))
+        return own if own.knows(latents) else self._decoder(arguments)
 
     def __getattr__(self, name: str) -> Any:
         if name in _OWN_ATTRIBUTES:  # not set yet: __init__ failed, or the object is being unpickled
@@ -246,12 +247,24 @@ class FKSteeringPipeline:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "reward":
             value = _steering_reward(value)
-        if name == "batch_sizes":
+        elif name == "batch_sizes":
             object.__setattr__(self, "_found_sizes", {})
+        elif name == "preview":
+            value = load_preview(value, self.pipe)
+        elif name == "solver":
+            value = self._put_in(resolve_solver(value))
+        elif name == "scheduler":
+            self._plain_scheduler, self.solver = value, None
         if name in _OWN_ATTRIBUTES:
             object.__setattr__(self, name, value)
         else:
             setattr(self.pipe, name, value)
+
+    def _put_in(self, solver: Solver | None) -> Solver | None:
+        """Give the wrapped pipeline the solver's scheduler; its own for None."""
+        own = self._plain_scheduler
+        self.pipe.scheduler = own if solver is None else solver.build(own)
+        return solver
 
     def __repr__(self) -> str:
         pipe, reward = type(self.pipe).__name__, self.reward.card.name

@@ -19,7 +19,7 @@ from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.replacement import call_name, replaced
 from fk_reward.pipelines.survivors import survivors_only
 from fk_reward.rewards import NonFiniteScoreError, Reward
-from fk_reward.steering import SteeringRecord
+from fk_reward.steering import SteeringRecord, steer
 from fk_reward.trace import SteeringTrace, TraceStep
 
 _THUMBNAIL_SIZE = 96
@@ -49,6 +49,18 @@ class SteeredRun:
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "scored"), 0))
     _bar: Any = None
     _started: float = field(default_factory=time.perf_counter)
+
+    def steer(self, pipe: Any, arguments: dict[str, Any], step_defaults: dict[str, Any]) -> Any:
+        """Call the wrapped pipeline with its scheduler steered; returns what it returns.
+
+        Args:
+            pipe: the wrapped pipeline.
+            arguments: of its call.
+            step_defaults: arguments for `scheduler.step` that it does not pass.
+        """
+        hooks = {"step_defaults": step_defaults, "callback": self.record, "exchange": self.exchange}
+        with self.watch(pipe), steer(pipe.scheduler, self.particle_filter, self.score, **hooks):
+            return pipe(**arguments)
 
     def score(self, x0_pred: Tensor) -> Tensor:
         """Rewards `(G * K,)` of the predicted clean samples; the `score` argument of `steer`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import ModelMixin, StableDiffusionPipeline
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -26,16 +26,25 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def save_pipeline(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Saves a pipeline; Diffusers loads its own models in float32 whatever the file holds.
+def save_model_of_diffusers(model: ModelMixin, folder: Path) -> None:
+    """Saves a model of Diffusers, which loads it in float32 whatever the file holds."""
+    _halve(model)
+    model.save_pretrained(folder)
+    _forget_origin(folder)
 
-    Diffusers notes in a model's config where it was loaded from; that means nothing on another machine and is left out.
-    """
+
+def save_pipeline(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Saves a pipeline of such models."""
     _halve(pipe.unet)
     _halve(pipe.vae)
     pipe.save_pretrained(folder)
     save_model(pipe.text_encoder, folder / "text_encoder")
-    path = folder / "vae" / "config.json"
+    _forget_origin(folder / "vae")
+
+
+def _forget_origin(folder: Path) -> None:
+    """Diffusers notes in a model's config where it was loaded from, which means nothing on another machine."""
+    path = folder / "config.json"
     config = json.loads(path.read_text())
     config.pop("_name_or_path", None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

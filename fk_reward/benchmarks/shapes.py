@@ -23,12 +23,14 @@ from fk_reward.rewards import Reward, load_reward
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline
 
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 50, 3.0
+
 
 def show_report(store: ResultStore) -> dict[str, Any]:
     """Print the tables of all results, write `shapes.json` and `shapes.md` beside them, return the summary."""
     summary = summarize(store.load(), store.settings["rewards"])
     tables = report_tables(summary)
-    title = "{model}, {num_prompts} prompts ({prompts}), {num_seeds} seed(s)".format(**store.settings)
+    title = _title(store.settings)
     typer.echo(title)
     for table in tables:
         show_table(*table)
@@ -38,12 +40,14 @@ def show_report(store: ResultStore) -> dict[str, Any]:
 
 
 def load_models(settings: ShapesSettings, device: str) -> tuple[FKSteeringPipeline, dict[str, Reward]]:
-    """The pipeline, without progress bars, and the rewards by name; each is checked to be one that can steer."""
+    """The pipeline with its solver and preview, without progress bars, and the rewards by name, checked to steer."""
     from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415 (slow to import, not needed for a report)
+    from fk_reward.pipelines.solvers import resolve_solver  # noqa: PLC0415 (the same)
 
     rewards = {name: load_reward(name).to(device) for name in settings.rewards}
     pipe = FKSteeringPipeline.from_pretrained(settings.model, reward=rewards[settings.rewards[0]]).to(device)
     pipe.set_progress_bar_config(disable=True)
+    pipe.solver, pipe.preview = resolve_solver(settings.solver), settings.preview
     for reward in rewards.values():
         pipe.reward = reward
     return pipe, rewards
@@ -52,12 +56,12 @@ def load_models(settings: ShapesSettings, device: str) -> tuple[FKSteeringPipeli
 def open_store(
     folder: Path, settings: ShapesSettings, *, pipe: FKSteeringPipeline, rewards: Mapping[str, Reward]
 ) -> ResultStore:
-    """The store of these settings and these very weights, of the model and of all rewards.
+    """The store of these settings and these very weights, of the model, its preview and all rewards.
 
     Raises:
         ValueError: when the folder holds results of others.
     """
-    digest = weights_digest([dict(pipe.components), rewards])
+    digest = weights_digest([dict(pipe.components), pipe.preview, rewards])
     return ResultStore(folder, settings.to_dict() | {"weights": digest})
 
 
@@ -77,6 +81,30 @@ def generate(
         kind = "plain" if population.reward is None else f"steered by {population.reward}"
         elapsed, size = time.perf_counter() - started, population.num_particles
         typer.echo(f"{elapsed:7.0f} s  seed {population.seed}, {kind}, K = {size}: {done}/{todo} prompts")
+
+
+def _title(settings: Mapping[str, Any]) -> str:
+    title = "{model}, {num_prompts} prompts ({prompts}), {num_seeds} seed(s)".format(**settings)
+    chosen = [f"{name} {settings[name]}" for name in ("solver", "preview") if settings.get(name)]
+    return ", ".join([title, *chosen])
+
+
+def _trajectory(solver: str | None, steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
+    """Steps and guidance: what was typed, else the solver's, else the defaults of the benchmark."""
+    from fk_reward.pipelines.solvers import resolve_solver  # noqa: PLC0415 (slow to import, not needed for a report)
+
+    try:
+        chosen = resolve_solver(solver)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if chosen is not None:
+        steps = chosen.num_inference_steps if steps is None else steps
+        guidance_scale = chosen.guidance_scale if guidance_scale is None else guidance_scale
+    return {
+        "solver": solver,
+        "num_steps": DEFAULT_STEPS if steps is None else steps,
+        "guidance_scale": DEFAULT_GUIDANCE if guidance_scale is None else guidance_scale,
+    }
 
 
 def _steering(options: Mapping[str, Any], reward_scale: str) -> FKSteeringConfig:
@@ -108,8 +136,16 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     ] = "benchmark",
     num_prompts: Annotated[int, typer.Option(help="Prompts, the tasks in turn.", min=1)] = 300,
     num_particles: Annotated[str, typer.Option(help="Values of K, separated by commas.")] = "2,4,8",
-    steps: Annotated[int, typer.Option(help="Scheduler steps.", min=2)] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 3.0,
+    solver: Annotated[str | None, typer.Option(help="ddim-100, sde-dpmsolver++-20, ...")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Scheduler steps.", min=2, show_default="the solver's, or 50")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance.", show_default="the solver's, or 3")
+    ] = None,
+    preview: Annotated[
+        str | None, typer.Option(help="Decodes at the scoring steps: shapes-preview, vae/2, a folder, ...")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
     num_seeds: Annotated[int, typer.Option(help="Runs of each prompt.", min=1)] = 1,
     potential: Annotated[str, typer.Option(help="difference, max, sum or immediate.")] = "max",
@@ -139,11 +175,11 @@ def main(  # noqa: PLR0913 (one parameter for each option)
             prompts=_one_of("prompts", prompts, list(PROMPT_LISTS)),
             num_prompts=num_prompts,
             num_particles=parse_integers("num_particles", num_particles),
-            num_steps=steps,
-            guidance_scale=guidance_scale,
             seed=seed,
             num_seeds=num_seeds,
             steering=_steering(options | {"target_ess": target_ess}, reward_scale),
+            preview=preview,
+            **_trajectory(solver, steps, guidance_scale),
         )
         pipe, rewards = load_models(settings, device)
         store = open_store(out, settings, pipe=pipe, rewards=rewards)

@@ -47,6 +47,8 @@ class ShapesSettings:
         seed: the first seed.
         num_seeds: runs of each prompt.
         steering: settings of the sampler but for `num_particles`.
+        solver: name of the solver that draws all pictures; None for the model's own scheduler.
+        preview: name of the decoder of the scoring steps; None for the model's own.
     """
 
     model: str
@@ -59,6 +61,8 @@ class ShapesSettings:
     seed: int
     num_seeds: int
     steering: FKSteeringConfig
+    solver: str | None = None
+    preview: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; K is listed apart from the settings of the sampler."""

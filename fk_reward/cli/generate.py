@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fk_reward.cli.errors import clean_errors
-from fk_reward.cli.loading import default_guidance, load_pipeline
+from fk_reward.cli.loading import call_arguments, load_pipeline
 from fk_reward.cli.output_folder import prepare_folder
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
@@ -35,9 +35,16 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     ] = DEFAULT_EMBEDDED_REWARD,
     num_particles: Annotated[int, typer.Option("--num-particles", "-k", help="K, particles of each prompt.")] = 4,
     images_per_prompt: Annotated[int, typer.Option(help="Images to keep of the K, best first.")] = 1,
-    steps: Annotated[int, typer.Option(help="Scheduler steps.", min=1)] = 50,
+    solver: Annotated[str | None, typer.Option(help="ddim-100, sde-dpmsolver++-20, lcm-4, ...")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Scheduler steps.", min=1, show_default="the solver's, or 50")
+    ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Guidance.", show_default="3 for shapes-sd, else the pipeline's own")
+        float | None,
+        typer.Option(help="Guidance.", show_default="the solver's, 3 for shapes-sd, or the pipeline's own"),
+    ] = None,
+    preview: Annotated[
+        str | None, typer.Option(help="Decodes at the scoring steps: auto, taesd, taesdxl, vae/2, a hub id, ...")
     ] = None,
     seed: Annotated[int, typer.Option(help="Particle k of each prompt starts from the noise of seed + k.")] = 0,
     potential: Annotated[str, typer.Option(help="max, difference, sum or immediate.")] = "max",
@@ -65,6 +72,7 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     with clean_errors():
         from fk_reward.batch_sizes import BatchSizes, parse_batch_size
         from fk_reward.config import FKSteeringConfig, parse_reward_scale
+        from fk_reward.pipelines.solvers import resolve_solver
 
         steering = FKSteeringConfig(
             num_particles=num_particles,
@@ -80,17 +88,19 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
             decode_batch_size=parse_batch_size(decode_batch_size),
             reward_batch_size=parse_batch_size(reward_batch_size),
         )
+        chosen_solver = resolve_solver(solver)
         folder = prepare_folder(out, overwrite=overwrite)
         pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype=dtype, batch_sizes=sizes)
-        arguments = {"num_inference_steps": steps, **default_guidance(model, guidance_scale)}
+        pipe.solver, pipe.preview = chosen_solver, preview
+        arguments = call_arguments(pipe, model, steps=steps, guidance_scale=guidance_scale)
         start = time.perf_counter()
         results = []
         for index, prompt in enumerate(prompts):
             seeds = [seed + particle for particle in range(num_particles)]
             output = _sample(pipe, prompt, seeds, arguments | {"num_images_per_prompt": images_per_prompt})
             results.append({"prompt": prompt, "seeds": seeds} | _save(folder, index, output))
-        request = {"model": model, "reward": reward, "arguments": arguments, "config": steering.to_dict()}
-        request |= {"batch_sizes": asdict(sizes)}
+        request = {"model": model, "reward": reward, "solver": solver, "preview": preview, "arguments": arguments}
+        request |= {"config": steering.to_dict(), "batch_sizes": asdict(sizes)}
         summary = request | _environment(pipe) | {"seconds": time.perf_counter() - start, "results": results}
         (folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _show(results, folder)

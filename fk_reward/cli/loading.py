@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEFAULT_STEPS = 50
+"""Scheduler steps where neither the command line nor a solver says how many."""
 SHAPES_GUIDANCE = 3.0
 """Guidance scale for which the embedded model was tuned; other models keep the default of their pipeline."""
 
@@ -97,3 +99,21 @@ def default_guidance(model: str, guidance_scale: float | None) -> dict[str, floa
     if guidance_scale is None and model == "shapes-sd":
         guidance_scale = SHAPES_GUIDANCE
     return {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+
+
+def call_arguments(
+    pipe: FKSteeringPipeline, model: str, *, steps: int | None, guidance_scale: float | None
+) -> dict[str, Any]:
+    """Keyword arguments for the pipeline's call: what was typed, else what the solver says, else the defaults here.
+
+    Args:
+        pipe: the pipeline, with its solver.
+        model: its name, as typed.
+        steps: as typed, or None.
+        guidance_scale: as typed, or None.
+    """
+    of_solver = {} if pipe.solver is None else pipe.solver.arguments(pipe)
+    of_solver.pop("eta", None)  # the pipeline knows where it goes
+    typed = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
+    defaults = {"num_inference_steps": DEFAULT_STEPS, **default_guidance(model, None)}
+    return defaults | of_solver | {name: value for name, value in typed.items() if value is not None}

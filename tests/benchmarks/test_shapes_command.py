@@ -16,8 +16,10 @@ from fk_reward.benchmarks import shapes
 from fk_reward.benchmarks.overhead import mean_pixel
 from fk_reward.benchmarks.result_store import ResultStore
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.pipelines import SOLVERS
 from fk_reward.rewards import CallableReward
 from tests.benchmarks.shapes_stage import REWARDS, SETTINGS
+from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
 
 @pytest.fixture
@@ -60,6 +62,39 @@ def test_the_option_may_be_repeated_and_its_text_may_hold_commas(offline, tmp_pa
     assert (settings["rewards"], settings["prompts"]) == ([text, "brightness"], "sign")
 
 
+def test_solver_and_preview_are_part_of_a_runs_identity(offline, pipe, tmp_path, capsys):
+    options = {"num_prompts": 1, "num_particles": "2", "out": tmp_path, "reward": ["brightness"]}
+    shapes.main(**options, solver="lcm-4", preview="vae/2")
+    settings = ResultStore(tmp_path).settings
+    assert (settings["solver"], settings["num_steps"], settings["guidance_scale"]) == ("lcm-4", 4, 1.0)
+    assert settings["preview"] == "vae/2"
+    assert "solver lcm-4, preview vae/2" in capsys.readouterr().out
+    assert pipe.solver is SOLVERS["lcm-4"]
+    for other in ({"solver": "lcm-4"}, {"solver": "tcd-4", "preview": "vae/2"}):
+        with pytest.raises(ValueError, match="other settings"):
+            shapes.main(**options, **other)
+
+
+def test_solver_and_typed_settings():
+    assert shapes._trajectory(None, None, None) == {"solver": None, "num_steps": 50, "guidance_scale": 3.0}
+    assert shapes._trajectory("ddim-100", None, None) == {
+        "solver": "ddim-100",
+        "num_steps": 100,
+        "guidance_scale": 3.0,
+    }
+    assert shapes._trajectory("lcm-4", 6, 2.0) == {"solver": "lcm-4", "num_steps": 6, "guidance_scale": 2.0}
+
+
+def test_a_preview_of_other_weights_is_refused(pipe, tmp_path):
+    preview = make_tiny_autoencoder()
+    pipe.preview = preview
+    shapes.open_store(tmp_path, SETTINGS, pipe=pipe, rewards=REWARDS)
+    with torch.no_grad():
+        next(preview.decoder.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="other settings .weights"):
+        shapes.open_store(tmp_path, SETTINGS, pipe=pipe, rewards=REWARDS)
+
+
 def test_the_default_reward_is_the_embedded_one():
     assert inspect.signature(shapes.main).parameters["reward"].default == [DEFAULT_EMBEDDED_REWARD]
 
@@ -96,7 +131,8 @@ def test_wrong_shards(text):
 
 
 @pytest.mark.parametrize(
-    "options", [{"potential": "min"}, {"reward_scale": "much"}, {"num_particles": "0"}, {"prompts": "all"}]
+    "options",
+    [{"potential": "min"}, {"reward_scale": "much"}, {"num_particles": "0"}, {"prompts": "all"}, {"solver": "x"}],
 )
 def test_wrong_options_are_refused_before_any_work(tmp_path, options):
     with pytest.raises(typer.BadParameter):

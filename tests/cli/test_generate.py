@@ -92,6 +92,31 @@ def test_batch_sizes_reach_the_pipeline_and_change_no_image(run, options, tmp_pa
     assert abs(split - whole).max() <= 1
 
 
+def test_a_solver_brings_its_steps_and_guidance_and_what_is_typed_wins(run, model, tmp_path):
+    line = [
+        "generate",
+        PROMPTS[0],
+        "--model",
+        model,
+        "--reward",
+        "brightness",
+        "--solver",
+        "lcm-4",
+        "--preview",
+        "vae/2",
+    ]
+    assert run(*line, "--out", tmp_path / "out").exit_code == 0
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (summary["solver"], summary["preview"], summary["scheduler"]) == ("lcm-4", "vae/2", "LCMScheduler")
+    assert summary["arguments"] == {"num_inference_steps": 4, "guidance_scale": 1.0}
+    trace = SteeringTrace.from_json(tmp_path / "out" / "trace-000.json")
+    assert (trace.num_steps, trace.num_model_rows) == (4, 16)
+    assert [step.thumbnails.shape[-1] for step in trace.steps] == [32] * (len(trace.steps) - 1) + [64]
+    assert run(*line, "--steps", 3, "--guidance-scale", 2, "--out", tmp_path / "typed").exit_code == 0
+    summary = json.loads((tmp_path / "typed" / "result.json").read_text())
+    assert summary["arguments"] == {"num_inference_steps": 3, "guidance_scale": 2.0}
+
+
 def test_defaults_are_those_of_the_config():
     config = FKSteeringConfig()
     for name, parameter in inspect.signature(generate).parameters.items():
@@ -127,6 +152,8 @@ def test_a_file_in_place_of_the_folder_is_refused(refused, options, tmp_path):
         (["--steps", 0], "--steps"),
         (["--particle-batch-size", "few"], "whole number or auto"),
         (["--decode-batch-size", 0], "decode_batch_size should be at least 1"),
+        (["--solver", "ddim100"], "Did you mean 'ddim-100'"),
+        (["--preview", "taesd-xl"], "Did you mean 'taesdxl'"),
     ],
 )
 def test_a_wrong_option_is_told_without_a_traceback(refused, options, arguments, message):

@@ -101,7 +101,7 @@ def test_sizes_that_were_chosen_are_not_changed(stage, size):
 def test_a_decoder_of_ones_own():
     memory = SmallMemory(3)
     wrapped = steered(tiny.make_sd())
-    wrapped.decode_fn = memory.around(lambda latents: torch.full((len(latents), 3, 8, 8), 0.5))
+    wrapped.preview = memory.around(lambda latents: torch.full((len(latents), 3, 8, 8), 0.5))
     wrapped("x", decode_batch_size="auto", **ARGUMENTS)
     assert memory.rows[:6] == [8, 4, 2, 2, 2, 2]
 

@@ -85,11 +85,11 @@ def test_flux_decodes_at_the_size_that_was_asked_for():
     assert out.trace.steps[0].thumbnails.shape[-2:] == (64, 32)
 
 
-def test_a_pipeline_whose_latents_are_unknown_asks_for_decode_fn():
+def test_a_pipeline_whose_latents_are_unknown_asks_for_preview():
     wrapped = steered(make("sd"))
-    with pytest.raises(ValueError, match="decode_fn"):
+    with pytest.raises(ValueError, match="preview"):
         wrapped._decoder({})(torch.zeros(1, 4, 1, 8, 8))
-    wrapped.decode_fn = lambda latents: torch.full((len(latents), 3, 8, 8), 0.5)
+    wrapped.preview = lambda latents: torch.full((len(latents), 3, 8, 8), 0.5)
     out = wrapped("a red circle", num_inference_steps=3, num_particles=2)
     assert float(out.trace.steps[0].rewards.std()) == 0.0
 
@@ -115,7 +115,7 @@ def test_a_decode_that_overflows_names_prompt_and_particle():
         images[5, 0, 0, 0] = torch.nan
         return images
 
-    wrapped.decode_fn = overflow
+    wrapped.preview = overflow
     with pytest.raises(ValueError, match="prompt 1, particle 1 holds NaN"):
         wrapped(["a red circle", "a blue square"], num_inference_steps=STEPS)
 

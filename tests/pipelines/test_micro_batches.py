@@ -230,7 +230,7 @@ def test_a_decoder_of_ones_own_gets_batches():
         return torch.full((len(latents), 3, 8, 8), 0.5)
 
     wrapped = steered(tiny.make_sd())
-    wrapped.decode_fn = decode
+    wrapped.preview = decode
     wrapped(PROMPTS, num_inference_steps=3, decode_batch_size=5)
     assert set(zip(seen[::2], seen[1::2], strict=True)) == {(5, 3)}
 

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
-from fk_reward.rewards import CallableReward
 from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.pipelines import particle_share
+from fk_reward.rewards import CallableReward
 from tests.pipelines.spread_call import call, generators, main
 from tests.repository.layout import ROOT
 

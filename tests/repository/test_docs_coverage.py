@@ -21,7 +21,13 @@ DOCUMENTED_PACKAGES = (
     "fk_reward.training",
 )
 SOURCE_PATH = r"`((?:fk_reward|pipelines|rewards|training|tests|scripts|examples)/[\w/]+(?:\.py|/))`"
-TABLES = ("fk_reward.resampling:RESAMPLERS", "fk_reward.potentials:POTENTIALS", "fk_reward.rewards.registry:REWARDS")
+TABLES = (
+    "fk_reward.resampling:RESAMPLERS",
+    "fk_reward.potentials:POTENTIALS",
+    "fk_reward.rewards.registry:REWARDS",
+    "fk_reward.pipelines.previews:PREVIEWS",
+    "fk_reward.pipelines.solvers:SOLVERS",
+)
 
 
 @pytest.fixture(scope="module")

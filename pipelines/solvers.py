@@ -1,0 +1,144 @@
+"""Solvers: a scheduler with the number of steps, the eta and the guidance that go with it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
+
+from fk_reward.stochasticity import takes_argument
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver:
+    """How a trajectory is solved.
+
+    Attributes:
+        scheduler: class of the scheduler.
+        num_inference_steps: number of steps, unless the call names another.
+        config: settings of the scheduler; the others are those of the model's own scheduler (betas, prediction type,
+            ...).
+        eta: noise of each step, unless the call names another; None where the scheduler's step takes none.
+        guidance_scale: unless the call names another; 1 is no classifier-free guidance. None for the pipeline's
+            default. Models that read the guidance as an input (`time_cond_proj_dim` in the UNet's config) always keep
+            the pipeline's default.
+
+    Raises:
+        ValueError: for a setting that the scheduler does not have, or no steps.
+
+    Example:
+        >>> solver = Solver(scheduler=DDIMScheduler, num_inference_steps=30, eta=0.5)
+        >>> type(solver.build(LCMScheduler())).__name__
+        'DDIMScheduler'
+    """
+
+    scheduler: type[Any]
+    num_inference_steps: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+    eta: float | None = None
+    guidance_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what Diffusers would ignore."""
+        unknown = sorted(self.config.keys() - inspect.signature(self.scheduler).parameters.keys())
+        if unknown:
+            raise ValueError(f"{self.scheduler.__name__} has no setting {unknown[0]!r}.")
+        if self.eta is not None and not takes_argument(self.scheduler, "eta"):
+            raise ValueError(f"The step of {self.scheduler.__name__} takes no eta; leave it out.")
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps should be at least 1, got {self.num_inference_steps}.")
+
+    def build(self, scheduler: Any) -> Any:
+        """The scheduler of this solver, for the model of another scheduler.
+
+        Raises:
+            ValueError: for a flow-matching or an EDM model, which have other noise levels.
+        """
+        config = scheduler.config
+        has_betas = config.get("beta_schedule") is not None or config.get("trained_betas") is not None
+        of_another_kind = type(scheduler).__name__.startswith(("FlowMatch", "EDM")) or config.get("use_flow_sigmas")
+        if of_another_kind or not has_betas:
+            raise ValueError(
+                f"{self.scheduler.__name__} solves models with a schedule of betas, and this one came with "
+                f"{type(scheduler).__name__}. Leave solver out: FKSteeringPipeline.from_pretrained takes the "
+                "stochastic counterpart of flow-matching and EDM schedulers; num_inference_steps goes into the call."
+            )
+        return self.scheduler.from_config(config, **self.config)
+
+    def arguments(self, pipe: Any) -> dict[str, Any]:
+        """Arguments of the pipeline's call, those that the caller does not give.
+
+        Example:
+            >>> Solver(scheduler=LCMScheduler, num_inference_steps=4, guidance_scale=1.0).arguments(pipe=None)
+            {'num_inference_steps': 4, 'guidance_scale': 1.0}
+        """
+        unet = getattr(pipe, "unet", None)
+        reads_guidance = unet is not None and unet.config.get("time_cond_proj_dim") is not None
+        guidance_scale = None if reads_guidance else self.guidance_scale
+        arguments = {
+            "num_inference_steps": self.num_inference_steps,
+            "eta": self.eta,
+            "guidance_scale": guidance_scale,
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _ddim(num_steps: int) -> Solver:
+    """Singhal et al. (2025): DDIM with eta 1; 100 steps are theirs."""
+    config = {"clip_sample": False, "set_alpha_to_one": False}
+    return Solver(scheduler=DDIMScheduler, num_inference_steps=num_steps, config=config, eta=1.0)
+
+
+def _sde_dpm_solver(num_steps: int) -> Solver:
+    """Lu et al. (2022), second order. Levels of Karras et al. (2022), which fall early: predictions clear early."""
+    config = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "use_karras_sigmas": True}
+    return Solver(scheduler=DPMSolverMultistepScheduler, num_inference_steps=num_steps, config=config)
+
+
+def _lcm(num_steps: int) -> Solver:
+    """Luo et al. (2023): no classifier-free guidance, which is distilled into the model."""
+    return Solver(scheduler=LCMScheduler, num_inference_steps=num_steps, guidance_scale=1.0)
+
+
+def _tcd(num_steps: int) -> Solver:
+    """Zheng et al. (2024): the noise (their gamma) and the absent guidance are the authors' choice."""
+    return Solver(scheduler=TCDScheduler, num_inference_steps=num_steps, eta=0.3, guidance_scale=1.0)
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim-50": _ddim(50),
+    "ddim-100": _ddim(100),
+    "sde-dpmsolver++-20": _sde_dpm_solver(20),
+    "sde-dpmsolver++-25": _sde_dpm_solver(25),
+    "lcm-4": _lcm(4),
+    "lcm-8": _lcm(8),
+    "tcd-4": _tcd(4),
+    "tcd-8": _tcd(8),
+}
+"""Presets by name. `lcm-*` and `tcd-*` need a model, or a LoRA, that was distilled for them."""
+
+
+def resolve_solver(solver: str | Solver | None) -> Solver | None:
+    """A solver by name; one that is a `Solver` already, or None, is returned as it is.
+
+    Raises:
+        ValueError: for an unknown name; the message suggests close ones.
+        TypeError: for anything else.
+
+    Example:
+        >>> resolve_solver("ddim-100").num_inference_steps
+        100
+    """
+    if solver is None or isinstance(solver, Solver):
+        return solver
+    if not isinstance(solver, str):
+        raise TypeError(f"solver should be a name, a Solver or None, got {type(solver).__name__}.")
+    if solver not in SOLVERS:
+        close = difflib.get_close_matches(solver, SOLVERS, n=3)
+        hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+        raise ValueError(f"Unknown solver {solver!r}.{hint} Known are {', '.join(map(repr, SOLVERS))}.")
+    return SOLVERS[solver]

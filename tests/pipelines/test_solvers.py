@@ -1,0 +1,192 @@
+"""Solvers: the stock pipeline with the scheduler built by hand is the oracle; what the caller says wins."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
+
+from fk_reward import FKSteeringPipeline
+from fk_reward.pipelines import SOLVERS, Solver
+from fk_reward.stochasticity import require_stochastic
+from tests import tiny
+from tests.pipelines.calls import BrightnessReward, constant, generator
+
+PROMPT = "a red circle"
+BY_HAND = {
+    "ddim-50": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}, 50, {"eta": 1.0}),
+    "sde-dpmsolver++-20": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+        20,
+        {},
+    ),
+    "lcm-4": (LCMScheduler, {}, 4, {"guidance_scale": 1.0}),
+    "tcd-8": (TCDScheduler, {}, 8, {"eta": 0.3, "guidance_scale": 0.0}),
+}
+MAKERS = {"sd": tiny.make_sd, "sdxl": tiny.make_sdxl}
+
+
+def wrap(pipe, **options):
+    return FKSteeringPipeline(pipe, reward=options.pop("reward", constant), **options)
+
+
+def check_equals_stock(family, name, solver=None):
+    """With the steps of the preset where it has few, else with as few as a test can wait for."""
+    scheduler, config, num_steps, arguments = BY_HAND[name]
+    fewer = {"num_inference_steps": 6} if num_steps > 8 else {}
+    num_steps = fewer.get("num_inference_steps", num_steps)
+    wrapped = wrap(MAKERS[family](), solver=solver or name)
+    out = wrapped(PROMPT, num_particles=1, generator=generator(), output_type="np", **fewer)
+    stock = MAKERS[family]()
+    stock.scheduler = scheduler.from_config(stock.scheduler.config, **config)
+    images = stock(PROMPT, num_inference_steps=num_steps, generator=generator(), output_type="np", **arguments).images
+    assert np.array_equal(out.images, images)
+    assert out.trace.num_steps == num_steps
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("family", MAKERS)
+def test_one_particle_is_the_stock_picture_of_the_scheduler_built_by_hand(family, name):
+    check_equals_stock(family, name)
+
+
+def test_another_schedule_of_noise_levels_is_noticed():
+    config = {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": False}
+    with pytest.raises(AssertionError):
+        check_equals_stock(
+            "sd",
+            "sde-dpmsolver++-20",
+            Solver(scheduler=DPMSolverMultistepScheduler, num_inference_steps=20, config=config),
+        )
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_preset_adds_noise_and_states_its_steps(name):
+    solver = SOLVERS[name]
+    require_stochastic(solver.build(EulerDiscreteScheduler()), eta=solver.eta)
+    assert name.endswith(f"-{solver.num_inference_steps}")
+
+
+def test_a_solver_steers():
+    wrapped = wrap(tiny.make_sd(), reward=BrightnessReward(), solver="sde-dpmsolver++-20")
+    arguments = {"num_particles": 6, "num_images_per_prompt": 6, "num_inference_steps": 8}
+    plain = wrapped(PROMPT, num_resamples=0, generator=generator(), **arguments)
+    out = wrapped(PROMPT, reward_scale=1e4, ess_threshold=1.0, generator=generator(), **arguments)
+    assert out.trace.num_steps == 8
+    assert out.rewards.mean() > plain.rewards.mean()
+
+
+def test_arguments_of_the_call_win(monkeypatch):
+    wrapped = wrap(tiny.make_sd(), solver="tcd-4")
+    seen = []
+    step = TCDScheduler.step
+
+    @functools.wraps(step)
+    def watched(*args, **kwargs):
+        seen.append(inspect.signature(step).bind(*args, **kwargs).arguments["eta"])
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(TCDScheduler, "step", watched)
+    out = wrapped(PROMPT, num_particles=1, num_inference_steps=6, eta=0.7, guidance_scale=5.0)
+    assert out.trace.num_steps == 6
+    assert out.trace.num_model_rows == 12, "guidance doubles the rows"
+    assert seen == [0.7] * 6
+    assert wrapped(PROMPT, num_particles=1).trace.num_model_rows == 4
+    assert seen[6:] == [0.3] * 4
+
+
+def test_a_model_that_reads_its_guidance_keeps_the_default_of_the_pipeline():
+    wrapped = wrap(tiny.make_sd(), solver="lcm-4")
+    assert wrapped.solver.arguments(wrapped.pipe)["guidance_scale"] == 1.0
+    wrapped.unet.register_to_config(time_cond_proj_dim=8)
+    assert wrapped.solver.arguments(wrapped.pipe) == {"num_inference_steps": 4}
+
+
+def test_solvers_replace_each_other_and_end():
+    pipe = tiny.make_sd()
+    own, config = pipe.scheduler, dict(pipe.scheduler.config)
+    wrapped = wrap(
+        pipe,
+        solver=Solver(scheduler=DDIMScheduler, num_inference_steps=3, config={"timestep_spacing": "trailing"}, eta=1.0),
+    )
+    assert wrapped.scheduler.config.timestep_spacing == "trailing"
+    wrapped.solver = "lcm-8"
+    assert isinstance(wrapped.scheduler, LCMScheduler)
+    assert wrapped.scheduler.config.timestep_spacing == config["timestep_spacing"], "of the model, not of the last one"
+    wrapped.solver = None
+    assert wrapped.scheduler is own
+    assert dict(own.config) == config
+    wrapped.solver = "tcd-4"
+    mine = LCMScheduler.from_config(own.config)
+    wrapped.scheduler = mine
+    assert wrapped.solver is None
+    assert pipe.scheduler is mine
+
+
+def test_from_pretrained(tmp_path):
+    tiny.make_sdxl().save_pretrained(tmp_path)
+    wrapped = FKSteeringPipeline.from_pretrained(tmp_path, reward=constant, solver="sde-dpmsolver++-25")
+    assert isinstance(wrapped.scheduler, DPMSolverMultistepScheduler)
+    assert wrapped.scheduler.config.steps_offset == 1, "of the repository"
+    wrapped.solver = None
+    assert isinstance(wrapped.scheduler, DDIMScheduler)
+
+
+@pytest.mark.parametrize(
+    ("solver", "error", "message"),
+    [
+        ("ddim100", ValueError, "Did you mean 'ddim-100'"),
+        ("heun", ValueError, "Known are 'ddim-50'"),
+        (DDIMScheduler, TypeError, "should be a name"),
+    ],
+)
+def test_wrong_solvers(solver, error, message):
+    with pytest.raises(error, match=message):
+        wrap(tiny.make_sd(), solver=solver)
+
+
+@pytest.mark.parametrize("make", [tiny.make_sd3, tiny.make_flux])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_flow_matching_is_told_what_to_do(make, name):
+    with pytest.raises(ValueError, match="came with FlowMatchEulerDiscreteScheduler. Leave solver out"):
+        wrap(make(), solver=name)
+
+
+def test_edm_is_told_what_to_do():
+    with pytest.raises(ValueError, match="came with EDMEulerScheduler"):
+        SOLVERS["ddim-100"].build(EDMEulerScheduler())
+
+
+def test_settings_that_diffusers_would_ignore_are_refused():
+    with pytest.raises(ValueError, match="DDIMScheduler has no setting 'algorithm_type'"):
+        Solver(scheduler=DDIMScheduler, num_inference_steps=3, config={"algorithm_type": "sde-dpmsolver++"})
+    with pytest.raises(ValueError, match="LCMScheduler takes no eta"):
+        Solver(scheduler=LCMScheduler, num_inference_steps=3, eta=0.5)
+    with pytest.raises(ValueError, match="at least 1"):
+        Solver(scheduler=LCMScheduler, num_inference_steps=0)
+
+
+def test_a_deterministic_solver_is_refused_when_called():
+    wrapped = wrap(tiny.make_sd(), solver=Solver(scheduler=DDIMScheduler, num_inference_steps=3, eta=0.0))
+    with pytest.raises(ValueError, match="Pass eta=1.0"):
+        wrapped(PROMPT)
+
+
+def test_the_same_seed_gives_the_same_result_with_the_solver_in_the_constructor_or_later():
+    first = wrap(tiny.make_sd(), solver="lcm-4")
+    later = wrap(tiny.make_sd())
+    later.solver = "lcm-4"
+    images = [p(PROMPT, generator=generator(), output_type="pt").images for p in (first, later)]
+    assert torch.equal(*images)
