@@ -156,6 +156,10 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     ess_threshold: Annotated[float, typer.Option(help="Resample below this fraction of K.")] = 0.5,
     resampling: Annotated[str, typer.Option(help="Resampling scheme.")] = "systematic",
     target_ess: Annotated[float, typer.Option(help="With lambda auto: the ESS aimed at.")] = 0.5,
+    final_particles: Annotated[
+        int | None, typer.Option(help="How many of the K are finished; all if not given.")
+    ] = None,
+    stop_reward: Annotated[float | None, typer.Option(help="A reward that ends the scoring of a prompt.")] = None,
     batch_size: Annotated[int, typer.Option(help="Particles a call.", min=1)] = 64,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     shard: Annotated[str, typer.Option(help="i/n: this process takes every n-th prompt.")] = "0/1",
@@ -169,15 +173,19 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     if store is None:
         options = {"potential": potential, "resampling": resampling, "ess_threshold": ess_threshold}
         options |= {"resample_start": resample_start, "resample_stop": resample_stop, "num_resamples": num_resamples}
+        options |= {"target_ess": target_ess, "final_particles": final_particles, "stop_reward": stop_reward}
+        sizes = parse_integers("num_particles", num_particles)
         settings = ShapesSettings(
             model=model,
             rewards=tuple(dict.fromkeys(reward)),
             prompts=_one_of("prompts", prompts, list(PROMPT_LISTS)),
             num_prompts=num_prompts,
-            num_particles=parse_integers("num_particles", num_particles),
+            num_particles=sizes,
             seed=seed,
             num_seeds=num_seeds,
-            steering=_steering(options | {"target_ess": target_ess}, reward_scale),
+            steering=_steering(
+                options | {"num_particles": min((size for size in sizes if size > 1), default=1)}, reward_scale
+            ),
             preview=preview,
             **_trajectory(solver, steps, guidance_scale),
         )

@@ -45,7 +45,7 @@ def judge(
     """Pictures of one prompt, put back from best first into the order of the particles, scored by every reward.
 
     Args:
-        output: of a call that returned all K particles.
+        output: of a call that returned all particles that it finished.
         group: place of the prompt in the call.
         prompt: the prompt.
         rewards: names -> rewards.
@@ -101,8 +101,8 @@ def outcome(result: PromptResult, size: int, *, selected_by: str | None) -> dict
         "forbidden": None if signs is None else bool(signs[chosen]),
         "share_forbidden": None if signs is None else float(signs[:size].float().mean()),
         "num_ancestors": min(result.num_ancestors, size),
-        "distance": mean_pairwise_distance(result.images[:size]) if size > 1 else None,
-        "reward_spread": None if values is None else float(values.std()),
+        "distance": mean_pairwise_distance(result.images[:size]) if len(result.images[:size]) > 1 else None,
+        "reward_spread": None if values is None or len(values) < 2 else float(values.std()),
     }
 
 

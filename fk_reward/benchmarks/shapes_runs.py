@@ -204,7 +204,7 @@ def _draw(
         [prompt.text for prompt in prompts.values()],
         steering=replace(steering, num_particles=population.num_particles),
         generator=particle_generators(population.seed, list(prompts), population.num_particles),
-        num_images_per_prompt=population.num_particles,
+        num_images_per_prompt=steering.final_particles or population.num_particles,
         num_inference_steps=settings.num_steps,
         guidance_scale=settings.guidance_scale,
         output_type="pt",

@@ -138,3 +138,20 @@ def test_wrong_options_are_refused_before_any_work(tmp_path, options):
     with pytest.raises(typer.BadParameter):
         shapes.main(out=tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("final_particles", [1, 2])
+def test_a_population_that_shrinks_costs_less(offline, tmp_path, final_particles):
+    options = {"num_prompts": 1, "num_particles": "6", "steps": 4, "reward": ["brightness"]}
+    shapes.main(**options, out=tmp_path / "all")
+    shapes.main(**options, out=tmp_path / "few", final_particles=final_particles)
+    rows = {}
+    for name in ("all", "few"):
+        methods = json.loads((tmp_path / name / "shapes.json").read_text(encoding="utf-8"))["methods"]
+        rows[name] = {row["method"]: row["model_rows"] for row in methods}
+    assert rows["few"]["steered"] < rows["all"]["steered"] == rows["few"]["best"]
+
+
+def test_more_finished_particles_than_there_are_is_told(offline, tmp_path):
+    with pytest.raises(typer.BadParameter, match="at most num_particles = 2"):
+        shapes.main(num_particles="2,4", final_particles=3, out=tmp_path)
