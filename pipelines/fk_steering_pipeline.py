@@ -62,7 +62,7 @@ class FKSteeringPipeline:
             and `generator` a list with one for each particle.
 
     Example:
-        >>> pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward="shapes-clipscore")
+        >>> pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward="shapes-llava-reward-alignment")
         >>> pipe.set_progress_bar_config(disable=True)
         >>> out = pipe("a photo of a red circle", num_particles=2, num_inference_steps=4)
         >>> out.images[0].size, tuple(out.rewards.shape)

@@ -22,6 +22,7 @@ COLUMNS = (
     Column("name", "scored"),
     Column("with_own", "correlation with its final score", "{:.2f}"),
     Column("with_verifier", "with the verifier", "{:.2f}"),
+    Column("spread", "spread within a prompt", "{:.3f}"),
     Column("pairwise", "pairs foreseen [95 %]", "{:.3f} [{:.3f}, {:.3f}]", ("low", "high")),
 )
 
@@ -74,6 +75,7 @@ def rows_by_step(scores: Tensor, draws: dict[str, Tensor], names: list[str], *, 
                 "name": name,
                 "with_own": within_prompt_correlation(table, scores[-1]),
                 "with_verifier": within_prompt_correlation(table, correct),
+                "spread": float(table.std(dim=1).mean()),
                 "pairwise": interval.estimate,
                 "low": interval.low,
                 "high": interval.high,
