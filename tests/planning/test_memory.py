@@ -82,7 +82,7 @@ def test_the_search_finds_what_trying_everything_finds(model, memory):
 def test_what_moves_less_comes_first(model):
     weights = WEIGHTS | {"reward": GB}
     small_reward = MemoryModel(4, weights, model.one, model.all)
-    settings = fitting_settings(small_reward, 12 * GB, can_offload_reward=True, num_scorings=5)
+    settings = fitting_settings(small_reward, 25 * GB // 2, can_offload_reward=True, num_scorings=5)
     assert settings is not None
     assert (settings.model_offload, settings.reward_offload) == (False, True)
 
