@@ -115,7 +115,8 @@ def measure(
         Seconds of each round, and the peak in bytes (None where nothing counts it), by the name of the variant.
     """
     device = torch.device(settings.device)
-    peaks, seconds = {}, {}
+    peaks: dict[str, int | None] = {}
+    seconds: dict[str, list[float]] = {}
     for variant in variants:
         try:
             with variant.set_up(pipe):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fk_reward.benchmarks.overhead import mean_pixel
@@ -55,7 +55,7 @@ def thumbnails(latents: Tensor) -> Tensor:
 def free_reward(pipe: FKSteeringPipeline) -> Iterator[None]:
     """The mean pixel in place of the reward."""
     reward = pipe.reward
-    pipe.reward = mean_pixel
+    pipe.reward = mean_pixel  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -125,7 +125,7 @@ class Compiled:
     """The denoiser compiled by `torch.compile`, once for all contexts; the first call in one takes the time of it."""
 
     def __init__(self) -> None:
-        self._compiled: nn.Module | None = None
+        self._compiled: Any = None
 
     @contextmanager
     def __call__(self, pipe: FKSteeringPipeline) -> Iterator[None]:
@@ -142,7 +142,8 @@ class Compiled:
 
 def _has_many_crops(pipe: FKSteeringPipeline) -> bool:
     backbone = getattr(getattr(pipe.reward, "model", None), "backbone", None)
-    return hasattr(backbone, "hd_transform") and backbone.options["num_crops"] > _FEW_CROPS
+    transform = getattr(backbone, "hd_transform", None)
+    return transform is not None and transform.num_crops > _FEW_CROPS
 
 
 def _has_unet(pipe: FKSteeringPipeline) -> bool:

@@ -131,8 +131,8 @@ class MemoryModel:
     def _resident(self, phase: str, settings: Settings) -> int:
         """Weights on the GPU. With model offload the decoder, once used, stays beside the denoiser and the reward."""
         reward = 0 if settings.reward_offload and phase != "reward" else self.weights["reward"]
-        here = ("text",) if phase == "text" else ("decoder",)
-        here += ("denoiser",) if phase == "denoise" else ()
-        if not settings.model_offload:
-            here = ("text", "denoiser", "decoder", "other")
+        if settings.model_offload:
+            here = {"text": ["text"], "denoise": ["denoiser", "decoder"]}.get(phase, ["decoder"])
+        else:
+            here = ["text", "denoiser", "decoder", "other"]
         return reward + sum(self.weights[name] for name in here)

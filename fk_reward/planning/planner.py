@@ -121,7 +121,7 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     floating = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     picture = Picture(height, width, guidance_scale)
     limit = parse_memory(memory)
-    options = {} if num_resamples is None else {"num_resamples": num_resamples}
+    options: dict[str, Any] = {} if num_resamples is None else {"num_resamples": num_resamples}
     config = FKSteeringConfig(num_particles=num_particles, **options)
     num_scorings = 1 + (len(config.scoring_steps(steps)) if config.resamples else 0)
     with hollow_subjects(model, reward, dtype=floating) as subjects:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from fk_reward.planning.costs import PHASES
 from fk_reward.planning.memory import MemoryModel, Settings
@@ -56,12 +57,17 @@ def _moved_bytes(model: MemoryModel, mode: dict[str, bool], num_scorings: int) -
     return moved
 
 
+def _with_batch_size(settings: Settings, phase: str, size: int) -> Settings:
+    fields: dict[str, Any] = {_FIELDS[phase]: size} if phase in _FIELDS else {}
+    return replace(settings, **fields)
+
+
 def _largest_batches(model: MemoryModel, memory: int, settings: Settings) -> Settings | None:
     """Phases do not happen at once, so that each has its own limit."""
     for phase in PHASES:
         sizes = range(model.num_particles, 0, -1) if phase in _FIELDS else (model.num_particles,)
         for size in sizes:
-            settings = replace(settings, **{_FIELDS[phase]: size}) if phase in _FIELDS else settings
+            settings = _with_batch_size(settings, phase, size)
             if model.need(phase, settings).needed <= memory:
                 break
         else:

@@ -1,12 +1,15 @@
-"""The prediction against a GPU, where there is one."""
+"""The prediction of a whole call against real tensors on the CPU, and against a GPU where there is one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from fk_reward import FKSteeringPipeline
 from fk_reward.planning import plan
 from fk_reward.planning.check import Check, check_plan
+from fk_reward.planning.costs import PROMPT
+from fk_reward.planning.live_bytes import LiveBytes
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -20,6 +23,17 @@ def test_without_a_gpu_nothing_is_checked(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="GPU"):
         check_plan(plan("shapes-sd", reward="shapes-verifier", num_particles=1))
+
+
+def test_a_whole_call_on_real_tensors_holds_what_the_plan_says():
+    made = plan("shapes-sd", reward="shapes-clipscore", dtype="float32", guidance_scale=3.0)
+    pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward="shapes-clipscore")
+    pipe.set_progress_bar_config(disable=True)
+    with LiveBytes() as tracker:
+        pipe(PROMPT, num_particles=4, num_inference_steps=5, guidance_scale=3.0)
+    above = made.peak - sum(made.weights.values())
+    assert Check(predicted=above, measured=tracker.peak, seconds=0.0).is_right
+    assert not Check(predicted=above, measured=2 * tracker.peak, seconds=0.0).is_right
 
 
 @NEEDS_GPU
