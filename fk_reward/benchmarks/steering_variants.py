@@ -83,7 +83,7 @@ def solved_by(solver: str) -> SetUp:
     @contextmanager
     def set_up(pipe: FKSteeringPipeline) -> Iterator[None]:
         before = pipe.solver
-        pipe.solver = solver
+        pipe.solver = solver  # type: ignore[assignment]
         try:
             yield
         finally:
