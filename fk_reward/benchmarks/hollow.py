@@ -1,4 +1,4 @@
-"""Counting the floating-point operations of a reward whose weights nobody has."""
+"""Running models without the numbers of their weights, and counting floating-point operations so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fk_reward.rewards import Reward
 _META = torch.device("meta")
 
 
-class _HollowTensors(TorchDispatchMode):
+class HollowTensors(TorchDispatchMode):
     """Lets tensors of shapes alone ("meta") meet tensors with numbers.
 
     What depends on a weight or a picture has a shape and no numbers. Everything else (tokens, masks, positions,
@@ -73,13 +73,13 @@ def count_flops(reward: Reward, image_size: int, prompt: str) -> int:
         120
     """
     image = torch.empty(1, 3, image_size, image_size, device=_META)
-    with _without_weights(reward), torch.no_grad(), FlopCounterMode(display=False) as counter, _HollowTensors():
+    with without_weights(reward), torch.no_grad(), FlopCounterMode(display=False) as counter, HollowTensors():
         reward.score(image, [prompt])
     return counter.get_total_flops()
 
 
 @contextmanager
-def _without_weights(reward: Reward) -> Iterator[None]:
+def without_weights(reward: Reward) -> Iterator[None]:
     """The reward on the meta device; its tensors are put back afterwards, since other rewards may share them."""
     modules = [module for held in reward._held_modules() for module in held.modules()]
     saved = [(module, dict(module._parameters), dict(module._buffers)) for module in modules]

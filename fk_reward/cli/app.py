@@ -13,6 +13,7 @@ from fk_reward.cli.generate import generate
 from fk_reward.cli.geneval import geneval
 from fk_reward.cli.hard_negatives import hard_negatives
 from fk_reward.cli.mjbench import mjbench
+from fk_reward.cli.plan import plan
 from fk_reward.cli.rewards import rewards
 from fk_reward.cli.score import score
 from fk_reward.cli.train import RAW_ARGUMENTS, train, trainable_share
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(score)
 app.command()(rewards)
+app.command()(plan)
 app.command()(convert)
 app.command()(hard_negatives)
 app.command(context_settings=RAW_ARGUMENTS)(train)

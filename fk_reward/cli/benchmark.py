@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 BENCHMARKS: dict[str, str] = {
     "gaussian": "fk_reward.benchmarks.gaussian",
     "overhead": "fk_reward.benchmarks.overhead",
+    "steering-speed": "fk_reward.benchmarks.steering_speed",
     "shapes": "fk_reward.benchmarks.shapes",
     "reward-speed": "fk_reward.benchmarks.reward_speed",
     "rewards": "fk_reward.benchmarks.reward_costs",

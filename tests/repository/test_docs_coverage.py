@@ -15,6 +15,7 @@ from tests.repository.layout import ROOT, documents
 DOCUMENTED_PACKAGES = (
     "fk_reward",
     "fk_reward.pipelines",
+    "fk_reward.planning",
     "fk_reward.rewards",
     "fk_reward.rewards.llava_reward",
     "fk_reward.rewards.vlm_judge",

@@ -1,0 +1,243 @@
+"""Seconds and memory of a steered call against the stock pipeline, with each option on and off, in one run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from torch import Generator
+
+from fk_reward.benchmarks.reports import RANGE, Column, markdown_table, show_table, write_json
+from fk_reward.benchmarks.reward_speed import OUT_OF_MEMORY
+from fk_reward.benchmarks.reward_times import PROMPT, is_at_hand
+from fk_reward.benchmarks.speed_measure import peak_memory, timed_on
+from fk_reward.benchmarks.steering_variants import STEERED, STOCK, VARIANTS, Variant, compiled_variant
+from fk_reward.cli.errors import clean_errors
+from fk_reward.cli.loading import DEVICES, DTYPES, default_guidance, resolve_device, resolve_dtype
+from fk_reward.config import FKSteeringConfig
+from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+
+if TYPE_CHECKING:
+    from fk_reward.pipelines import FKSteeringPipeline
+    from fk_reward.rewards import Reward
+
+COLUMNS = (
+    Column("variant"),
+    Column("seconds", "s an image", "{:.3g} [{:.3g}, {:.3g}]", ("seconds_low", "seconds_high")),
+    Column("to_stock", "/ stock", RANGE, ("to_stock_low", "to_stock_high")),
+    Column("to_steered", "/ steered", RANGE, ("to_steered_low", "to_steered_high")),
+    Column("peak_gb", "peak GB", "{:.2f}"),
+    Column("note"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringSpeedSettings:
+    """What to measure.
+
+    Attributes:
+        model: name, hub id or folder.
+        reward: registered name.
+        random_weights: model and reward at their full size with random weights; no file is read.
+        num_particles: K, for all variants.
+        steps: scheduler steps.
+        num_repetitions: rounds, at least 2.
+        device: "cpu" or "cuda".
+        dtype: of the pipeline, the name of a floating dtype.
+        compile: whether a compiled denoiser is among the variants.
+        seed: of random weights and of the pictures.
+    """
+
+    model: str = "shapes-sd"
+    reward: str = DEFAULT_EMBEDDED_REWARD
+    random_weights: bool = False
+    num_particles: int = 4
+    steps: int = 50
+    num_repetitions: int = 7
+    device: str = "cpu"
+    dtype: str = "float32"
+    compile: bool = False
+    seed: int = 0
+
+
+def make_pipeline(settings: SteeringSpeedSettings) -> FKSteeringPipeline:
+    """The pipeline with its reward on the device.
+
+    Raises:
+        ValueError: with `random_weights`, for a model whose size is not known, or a reward that has none.
+    """
+    from fk_reward.benchmarks.full_size_pipelines import FULL_SIZE_PIPELINES  # noqa: PLC0415 (slow to import)
+    from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415
+
+    dtype = getattr(torch, settings.dtype)
+    if not settings.random_weights:
+        pipe = FKSteeringPipeline.from_pretrained(settings.model, reward=settings.reward, torch_dtype=dtype)
+    elif settings.model in FULL_SIZE_PIPELINES:
+        stock = FULL_SIZE_PIPELINES[settings.model].make(device=settings.device, dtype=dtype, seed=settings.seed)
+        pipe = FKSteeringPipeline(stock, reward=_full_size_reward(settings))
+    else:
+        known = ", ".join(name for name in FULL_SIZE_PIPELINES if "/" not in name)
+        raise ValueError(f"--random-weights knows the sizes of {known}; got {settings.model!r}.")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(settings.device)
+
+
+def _full_size_reward(settings: SteeringSpeedSettings) -> Reward | str:
+    from fk_reward.benchmarks.full_size_rewards import FULL_SIZE  # noqa: PLC0415 (slow to import)
+
+    if settings.reward in FULL_SIZE:
+        return FULL_SIZE[settings.reward].make(device=settings.device, seed=settings.seed)
+    if is_at_hand(settings.reward):
+        return settings.reward
+    raise ValueError(f"--random-weights knows the sizes of {', '.join(FULL_SIZE)}; got {settings.reward!r}.")
+
+
+def variants_for(pipe: FKSteeringPipeline, settings: SteeringSpeedSettings) -> list[Variant]:
+    """Those of `VARIANTS` that the pipeline can do, and the compiled denoiser where it is asked for."""
+    extra = (compiled_variant(),) if settings.compile else ()
+    return [variant for variant in (*VARIANTS, *extra) if variant.available(pipe)]
+
+
+def measure(
+    pipe: FKSteeringPipeline, variants: Sequence[Variant], settings: SteeringSpeedSettings
+) -> tuple[dict[str, list[float]], dict[str, int | None]]:
+    """Time all variants in each round, one right after the other and in reversed order every other round.
+
+    One call of each comes first, which warms up and tells the peak of memory. Every scoring step resamples, so that all
+    of steering is in the measure. A variant for which memory does not suffice is left out.
+
+    Returns:
+        Seconds of each round, and the peak in bytes (None where nothing counts it), by the name of the variant.
+    """
+    device = torch.device(settings.device)
+    peaks: dict[str, int | None] = {}
+    seconds: dict[str, list[float]] = {}
+    for variant in variants:
+        try:
+            with variant.set_up(pipe):
+                peaks[variant.name] = peak_memory(_run(pipe, variant, settings), device)
+            seconds[variant.name] = []
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+    fitting = [variant for variant in variants if variant.name in seconds]
+    timed = timed_on(device)
+    for index in range(settings.num_repetitions):
+        for variant in fitting if index % 2 == 0 else fitting[::-1]:
+            with variant.set_up(pipe):
+                seconds[variant.name].append(timed(_run(pipe, variant, settings)))
+    return seconds, peaks
+
+
+def _run(pipe: FKSteeringPipeline, variant: Variant, settings: SteeringSpeedSettings) -> Callable[[], Any]:
+    """A call that makes K pictures."""
+    arguments: dict[str, Any] = {
+        "num_inference_steps": settings.steps,
+        "num_images_per_prompt": settings.num_particles,
+        "output_type": "pt",
+        **default_guidance(settings.model, None),
+        **variant.call,
+    }
+    if variant.steered:
+        arguments["steering"] = FKSteeringConfig(num_particles=settings.num_particles, ess_threshold=1.0)
+
+    def run() -> None:
+        generator = Generator(pipe.device).manual_seed(settings.seed)
+        if variant.steered:
+            pipe(PROMPT, generator=generator, **arguments)
+        else:
+            pipe.pipe(PROMPT, generator=generator, **arguments)
+
+    return run
+
+
+def summarize(
+    seconds: dict[str, list[float]], peaks: dict[str, int | None], *, names: Sequence[str], num_particles: int
+) -> list[dict[str, Any]]:
+    """A row for each variant: median and quartiles of the seconds an image and of the ratios within a round.
+
+    Example:
+        >>> rows = summarize({"stock": [1.0, 1.0], "steered": [2.0, 3.0]}, {}, names=["steered"], num_particles=4)
+        >>> rows[0]["seconds"], rows[0]["to_stock"], rows[0]["to_steered"]
+        (0.625, 2.5, 1.0)
+    """
+    return [_row(name, seconds, peaks, num_particles) for name in names]
+
+
+def _row(
+    name: str, seconds: dict[str, list[float]], peaks: dict[str, int | None], num_particles: int
+) -> dict[str, Any]:
+    if name not in seconds:
+        return {"variant": name, "note": OUT_OF_MEMORY}
+    row: dict[str, Any] = {"variant": name, "note": "", "peak_gb": None}
+    if peaks.get(name) is not None:
+        row["peak_gb"] = peaks[name] / 1e9  # type: ignore[operator]
+    row |= _quartiles("seconds", [value / num_particles for value in seconds[name]])
+    for other, key in ((STOCK.name, "to_stock"), (STEERED.name, "to_steered")):
+        if other in seconds:
+            row |= _quartiles(key, [a / b for a, b in zip(seconds[name], seconds[other], strict=True)])
+    return row
+
+
+def _quartiles(key: str, values: Sequence[float]) -> dict[str, float]:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {key: median, f"{key}_low": low, f"{key}_high": high}
+
+
+def main(  # noqa: PLR0913 (one parameter for each option)
+    *,
+    model: Annotated[str, typer.Option(help="Model, by name, hub id or folder.")] = "shapes-sd",
+    reward: Annotated[str, typer.Option(help="Reward, by name.")] = DEFAULT_EMBEDDED_REWARD,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="sd-2.1, sd-2.1-base or sdxl and the reward at full size, no files."),
+    ] = False,
+    num_particles: Annotated[int, typer.Option(help="K.", min=2)] = 4,
+    steps: Annotated[int, typer.Option(help="Scheduler steps.", min=2)] = 50,
+    num_repetitions: Annotated[int, typer.Option(help="Rounds, at least 2.", min=2)] = 7,
+    device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"Of the pipeline, one of {', '.join(DTYPES)}.")] = "auto",
+    compile_denoiser: Annotated[bool, typer.Option("--compile", help="Time a compiled denoiser, too.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of random weights and of the pictures.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/steering-speed"),
+) -> None:
+    """Time the steered pipeline with each option on and off, by turns; write `steering_speed.json` and `.md`."""
+    with clean_errors():
+        place = resolve_device(device)
+        settings = SteeringSpeedSettings(
+            model=model,
+            reward=reward,
+            random_weights=random_weights,
+            num_particles=num_particles,
+            steps=steps,
+            num_repetitions=num_repetitions,
+            device=place,
+            dtype=str(resolve_dtype(dtype, place)).removeprefix("torch."),
+            compile=compile_denoiser,
+            seed=seed,
+        )
+        pipe = make_pipeline(settings)
+    _report(settings, pipe, out)
+
+
+def _report(settings: SteeringSpeedSettings, pipe: FKSteeringPipeline, out: Path) -> None:
+    variants = variants_for(pipe, settings)
+    seconds, peaks = measure(pipe, variants, settings)
+    names = [variant.name for variant in variants]
+    rows = summarize(seconds, peaks, names=names, num_particles=settings.num_particles)
+    machine = torch.cuda.get_device_name() if settings.device == "cuda" else settings.device
+    environment = {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    content = {"settings": asdict(settings), "environment": environment, "rows": rows, "rounds": seconds}
+    path = write_json(out / "steering_speed.json", content)
+    path.with_suffix(".md").write_text(markdown_table(COLUMNS, rows) + "\n", encoding="utf-8")
+    title = f"{settings.model} with {settings.reward}, K = {settings.num_particles}, {settings.steps} steps, {machine}"
+    show_table(title, COLUMNS, rows)
+    typer.echo(f"Results: {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,180 @@
+"""Ways to make the same pictures, whose time and memory are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fk_reward.benchmarks.overhead import mean_pixel
+
+if TYPE_CHECKING:
+    from fk_reward.pipelines import FKSteeringPipeline
+
+_FEW_CROPS = 4
+
+SetUp: TypeAlias = Callable[["FKSteeringPipeline"], AbstractContextManager[Any]]
+"""Changes a pipeline for as long as the context lasts; outside of what is timed."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to make K pictures.
+
+    Attributes:
+        name: in the table.
+        call: keywords of the pipeline's call.
+        set_up: what is changed beforehand.
+        steered: whether the steered pipeline is called, not the one that it wraps.
+        available: whether a pipeline can do it.
+    """
+
+    name: str
+    call: Mapping[str, Any] = field(default_factory=dict)
+    set_up: SetUp = nullcontext
+    steered: bool = True
+    available: Callable[[FKSteeringPipeline], bool] = lambda pipe: True
+
+
+def thumbnails(latents: Tensor) -> Tensor:
+    """A decoder that costs nothing: the first three channels of the latents, (B, C, h, w) to (B, 3, h, w) in [0, 1].
+
+    Example:
+        >>> thumbnails(torch.zeros(2, 4, 8, 8)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    return functional.sigmoid(latents[:, :3].float())
+
+
+@contextmanager
+def free_reward(pipe: FKSteeringPipeline) -> Iterator[None]:
+    """The mean pixel in place of the reward."""
+    reward = pipe.reward
+    pipe.reward = mean_pixel  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        pipe.reward = reward
+
+
+def previewed(preview: Any) -> SetUp:
+    """A set-up that decodes the scoring steps by a preview, as `FKSteeringPipeline` takes it."""
+
+    @contextmanager
+    def set_up(pipe: FKSteeringPipeline) -> Iterator[None]:
+        before = pipe.preview
+        pipe.preview = preview
+        try:
+            yield
+        finally:
+            pipe.preview = before
+
+    return set_up
+
+
+def solved_by(solver: str) -> SetUp:
+    """A set-up with another solver; the variant's call names its number of steps."""
+
+    @contextmanager
+    def set_up(pipe: FKSteeringPipeline) -> Iterator[None]:
+        before = pipe.solver
+        pipe.solver = solver  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            pipe.solver = before
+
+    return set_up
+
+
+@contextmanager
+def free_reward_and_decoder(pipe: FKSteeringPipeline) -> Iterator[None]:
+    """The mean pixel of `thumbnails`: what is left is the sampler."""
+    with previewed(thumbnails)(pipe), free_reward(pipe):
+        yield
+
+
+@contextmanager
+def few_crops(pipe: FKSteeringPipeline) -> Iterator[None]:
+    """Four crops for the HD transform of Phi-3.5-vision, in place of sixteen."""
+    backbone = pipe.reward.model.backbone  # type: ignore[attr-defined]
+    transform = backbone.hd_transform
+    backbone.hd_transform = replace(transform, num_crops=_FEW_CROPS)
+    try:
+        yield
+    finally:
+        backbone.hd_transform = transform
+
+
+@contextmanager
+def channels_last(pipe: FKSteeringPipeline) -> Iterator[None]:
+    """The weights of the denoiser's convolutions with their channels last in memory."""
+    pipe.unet.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        pipe.unet.to(memory_format=torch.contiguous_format)
+
+
+class Compiled:
+    """The denoiser compiled by `torch.compile`, once for all contexts; the first call in one takes the time of it."""
+
+    def __init__(self) -> None:
+        self._compiled: Any = None
+
+    @contextmanager
+    def __call__(self, pipe: FKSteeringPipeline) -> Iterator[None]:
+        """Put it in the place of the denoiser."""
+        unet = pipe.unet
+        if self._compiled is None:
+            self._compiled = torch.compile(unet)
+        pipe.unet = self._compiled
+        try:
+            yield
+        finally:
+            pipe.unet = unet
+
+
+def _has_many_crops(pipe: FKSteeringPipeline) -> bool:
+    backbone = getattr(getattr(pipe.reward, "model", None), "backbone", None)
+    transform = getattr(backbone, "hd_transform", None)
+    return transform is not None and transform.num_crops > _FEW_CROPS
+
+
+def _has_unet(pipe: FKSteeringPipeline) -> bool:
+    return getattr(pipe, "unet", None) is not None
+
+
+STOCK = Variant("stock", steered=False)
+"""K pictures of the wrapped pipeline, neither decoded under way nor scored."""
+
+STEERED = Variant("steered")
+"""K particles with the decoder of the pipeline and the reward, as a user gets them."""
+
+VARIANTS: tuple[Variant, ...] = (
+    STOCK,
+    Variant("steered, free reward and decoder", set_up=free_reward_and_decoder),
+    Variant("steered, free reward", set_up=free_reward),
+    STEERED,
+    Variant("steered, 4 crops", set_up=few_crops, available=_has_many_crops),
+    Variant("steered, one particle at a time", call={"particle_batch_size": 1}),
+    Variant("steered, decoded and scored one at a time", call={"decode_batch_size": 1, "reward_batch_size": 1}),
+    Variant("steered, preview vae/2", set_up=previewed("vae/2")),
+    Variant(
+        "steered, 20 steps of SDE-DPM-Solver++",
+        call={"num_inference_steps": 20},
+        set_up=solved_by("sde-dpmsolver++-20"),
+    ),
+    Variant("steered, denoiser channels-last", set_up=channels_last, available=_has_unet),
+)
+"""What is compared, in the order of the table. Another option of the pipeline's call is one more row."""
+
+
+def compiled_variant() -> Variant:
+    """The steered call with the denoiser compiled."""
+    return Variant("steered, denoiser compiled", set_up=Compiled(), available=_has_unet)

@@ -1,0 +1,150 @@
+"""What each phase of a steered call takes, found by running it and watching its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fk_reward.benchmarks.hollow import HollowTensors
+from fk_reward.config import FKSteeringConfig
+from fk_reward.pipelines import LatentDecoder
+from fk_reward.pipelines.call_arguments import complete_eta
+from fk_reward.planning.fused_attention import FusedAttention, flop_counter
+from fk_reward.planning.live_bytes import LiveBytes
+from fk_reward.planning.subjects import Subjects, tensors_of
+from fk_reward.rewards import Reward
+
+PHASES = ("text", "denoise", "decode", "reward")
+PROMPT = "a photo of a red circle and a blue square"
+_NUM_STEPS = 2  # so that what the first step leaves behind is there in the second
+
+
+@dataclass(frozen=True)
+class BatchCosts:
+    """Costs of a batch of n pictures.
+
+    Attributes:
+        activations: bytes above the weights, at most, in each phase: the text encoders, a step of the denoiser, the
+            decoding of n predicted pictures, the reward of n pictures. Of `denoise` without `kept`.
+        kept: bytes that stay from step to step: embeddings, latents.
+        flops: floating-point operations; of `denoise` for one step.
+        image_bytes: of n decoded pictures.
+    """
+
+    activations: dict[str, int]
+    kept: int
+    flops: dict[str, int]
+    image_bytes: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn.
+
+    Attributes:
+        height: in pixels, None for the pipeline's default.
+        width: the same.
+        guidance_scale: None for the pipeline's default.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those that are set, as arguments of a pipeline's call."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@torch.no_grad()
+def batch_costs(subjects: Subjects, picture: Picture, *, batch_size: int) -> BatchCosts:
+    """Run each phase on a batch of n pictures of one prompt.
+
+    On the meta device nothing is computed. On real tensors the same bytes are counted, and real work is done.
+
+    Args:
+        subjects: the pipeline and the reward, on the meta device or not.
+        picture: what is drawn.
+        batch_size: n.
+    """
+    generation = _Generation(subjects, picture)
+    latents = generation.run(batch_size)
+    decoder = LatentDecoder(subjects.pipe, height=picture.height, width=picture.width)
+    vae = getattr(subjects.pipe, "vae", None)
+    with _watched([] if vae is None else tensors_of(vae)) as decode:
+        images = decoder(latents)
+    peak, flops = 0, 0
+    for reward in subjects.rewards:
+        reward.batch_size = batch_size
+        held = [tensor for module in reward._held_modules() for tensor in tensors_of(module)]
+        with _watched(held) as scoring:
+            reward.score(_readable(images, reward), [PROMPT] * batch_size)
+        peak, flops = max(peak, scoring.peak), flops + scoring.flops
+    text, denoise = generation.text, generation.denoise
+    return BatchCosts(
+        activations={"text": text.peak, "denoise": denoise.peak, "decode": decode.peak, "reward": peak},
+        kept=generation.kept,
+        flops={"text": text.flops, "denoise": denoise.flops, "decode": decode.flops, "reward": flops},
+        image_bytes=images.nbytes,
+    )
+
+
+def _readable(images: Tensor, reward: Reward) -> Tensor:
+    """Grey pictures for a reward without weights, which is a rule that looks at numbers."""
+    return torch.full(images.shape, 0.5) if reward.device is None and images.is_meta else images
+
+
+@dataclass
+class _Watch:
+    peak: int = 0
+    flops: int = 0
+
+
+@contextmanager
+def _watched(held: list[Tensor]) -> Iterator[_Watch]:
+    """Measure the body of the `with` statement."""
+    watch = _Watch()
+    with flop_counter() as counter, LiveBytes(held) as tracker, HollowTensors(), FusedAttention():
+        yield watch
+    watch.peak, watch.flops = tracker.peak, counter.get_total_flops()
+
+
+class _Generation:
+    """Runs the pipeline's own loop for two steps, and tells text encoding and denoising apart."""
+
+    def __init__(self, subjects: Subjects, picture: Picture) -> None:
+        self.text, self.denoise = _Watch(), _Watch()
+        self.kept = 0
+        self._subjects, self._picture = subjects, picture
+
+    def run(self, batch_size: int) -> Tensor:
+        """Generate latents of n pictures of one prompt."""
+        pipe = self._subjects.pipe
+        arguments: dict[str, Any] = self._picture.arguments() | {"num_inference_steps": _NUM_STEPS}
+        complete_eta(pipe, FKSteeringConfig(num_resamples=0), arguments)
+        pipe.set_progress_bar_config(disable=True)
+        with flop_counter() as counter, LiveBytes() as tracker, HollowTensors(), FusedAttention():
+            with self._marked(tracker, counter):
+                out = pipe(PROMPT, num_images_per_prompt=batch_size, output_type="latent", **arguments)
+        self.denoise.peak = tracker.peak - self.kept
+        self.denoise.flops = (counter.get_total_flops() - self.text.flops) // _NUM_STEPS
+        return out.images
+
+    @contextmanager
+    def _marked(self, tracker: LiveBytes, counter: Any) -> Iterator[None]:
+        def begin(*_: Any) -> None:
+            if self.text.peak == 0:
+                self.text.peak, self.text.flops = tracker.peak, counter.get_total_flops()
+                tracker.restart()
+            self.kept = max(self.kept, tracker.live)
+
+        hook = self._subjects.denoiser.register_forward_pre_hook(begin)
+        try:
+            yield
+        finally:
+            hook.remove()

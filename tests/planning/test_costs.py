@@ -1,0 +1,97 @@
+"""Costs without numbers against the same code with numbers."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fk_reward.planning import costs
+from fk_reward.planning.costs import Picture, batch_costs
+from fk_reward.planning.fused_attention import FusedAttention
+from fk_reward.planning.live_bytes import BLOCK_BYTES
+from fk_reward.planning.memory import MemoryModel
+
+
+def measured(subjects, family, *, hollow, batch_size=2):
+    with subjects(family, hollow=hollow) as made:
+        return batch_costs(made, Picture(), batch_size=batch_size)
+
+
+def assert_twins(hollow, real):
+    """The same bytes and operations; of what is kept a number beside the real one may differ, in a block of its own."""
+    for phase in ("denoise", "decode", "reward"):
+        assert hollow.activations[phase] == real.activations[phase]
+    assert hollow.activations["text"] == pytest.approx(real.activations["text"], abs=4 * BLOCK_BYTES)
+    assert hollow.kept == pytest.approx(real.kept, abs=4 * BLOCK_BYTES)
+    assert hollow.flops == real.flops
+    assert hollow.image_bytes == real.image_bytes
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_without_numbers_the_bytes_are_those_of_a_real_run(subjects, family):
+    assert_twins(measured(subjects, family, hollow=True), measured(subjects, family, hollow=False))
+
+
+def test_attention_that_writes_out_its_matrix_is_noticed(subjects, monkeypatch):
+    real = measured(subjects, "sd", hollow=False)
+    monkeypatch.setattr(costs, "FusedAttention", contextlib.nullcontext)
+    with pytest.raises(AssertionError):
+        assert_twins(measured(subjects, "sd", hollow=True), real)
+
+
+def test_fused_attention_has_the_numbers_and_bytes_of_pytorch():
+    x = torch.rand(2, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+    with FusedAttention():
+        real = functional.scaled_dot_product_attention(x, x, x)
+        hollow = functional.scaled_dot_product_attention(*(x.to("meta"),) * 3)
+    assert torch.equal(real, functional.scaled_dot_product_attention(x, x, x))
+    assert hollow.shape == real.shape
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(16, 16).tril().bool(), torch.zeros(16, 16)])
+def test_fused_attention_takes_masks(mask):
+    x = torch.empty(2, 3, 16, 8, device="meta")
+    mask = mask if mask is None else mask.to("meta")
+    with FusedAttention():
+        assert functional.scaled_dot_product_attention(x, x, x, attn_mask=mask).shape == x.shape
+
+
+def test_shapes_that_no_fused_kernel_takes_are_left_to_pytorch():
+    query, value = torch.empty(2, 3, 16, 8, device="meta"), torch.empty(2, 3, 16, 4, device="meta")
+    with FusedAttention():
+        assert functional.scaled_dot_product_attention(query, query, value).shape == value.shape
+
+
+def test_between_one_picture_and_all_the_chord_is_never_below(subjects):
+    one, two, all_of_them = (measured(subjects, "sd", hollow=True, batch_size=n) for n in (1, 2, 4))
+    chord = MemoryModel(4, dict.fromkeys(("text", "denoiser", "decoder", "other", "reward"), 0), one, all_of_them)
+    for phase in ("denoise", "decode", "reward"):
+        assert two.activations[phase] <= chord._activations(phase, 2) <= 1.1 * two.activations[phase]
+
+
+def test_a_larger_picture_and_guidance_cost_more(subjects):
+    with subjects("sd", hollow=True) as made:
+        small = batch_costs(made, Picture(), batch_size=1)
+        large = batch_costs(made, Picture(height=128, width=64), batch_size=1)
+        unguided = batch_costs(made, Picture(guidance_scale=1.0), batch_size=1)
+    assert large.image_bytes == 2 * small.image_bytes
+    assert 1.9 < large.activations["decode"] / small.activations["decode"] < 2.1
+    assert unguided.flops["denoise"] * 2 == small.flops["denoise"]
+
+
+def blocks(numbers, size):
+    return sum(-(-tensor.numel() * size // BLOCK_BYTES) * BLOCK_BYTES for tensor in numbers)
+
+
+def test_an_autoencoder_that_is_widened_takes_the_difference_of_its_weights(subjects):
+    with subjects("sd", hollow=True) as made:
+        made.pipe.vae.register_to_config(force_upcast=True)
+        plain = batch_costs(made, Picture(), batch_size=1)
+        made.pipe.vae.to(torch.float16)
+        widened = batch_costs(made, Picture(), batch_size=1)
+        weights = list(made.pipe.vae.parameters())
+    added = widened.activations["decode"] - plain.activations["decode"]
+    assert added == pytest.approx(blocks(weights, 4) - blocks(weights, 2), abs=4 * BLOCK_BYTES)

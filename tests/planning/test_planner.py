@@ -1,0 +1,160 @@
+"""Plans of the shapes world and of local folders, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fk_reward.cli import app
+from fk_reward.models import ASSETS
+from fk_reward.planning import Settings, plan
+from fk_reward.planning import planner as planner_module
+from fk_reward.planning.advice import advice_for
+from fk_reward.planning.memory import CUDA_CONTEXT_BYTES
+from fk_reward.planning.throughput import parse_tflops
+
+MB = 10**6
+DOC = Path(__file__).parents[2] / "docs" / "performance.md"
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return plan("shapes-sd", reward="shapes-clipscore", dtype="float32", tflops=2.0, memory="1GB")
+
+
+def test_a_small_model_fits_all_at_once(shapes):
+    assert shapes.fits
+    assert shapes.settings.keywords(4) == {}
+    assert "Nothing special" in shapes.advice[0]
+    assert shapes.needed <= shapes.memory
+    assert shapes.peak < 40 * MB
+
+
+def test_weights_are_those_of_the_files(shapes):
+    files = {"text": "text_encoder/model", "denoiser": "unet/diffusion_pytorch_model"}
+    for part, name in files.items():
+        numbers = sum(weight.numel() for weight in load_file(ASSETS / "shapes-sd" / f"{name}.safetensors").values())
+        assert shapes.weights[part] == pytest.approx(4 * numbers, abs=4096)
+
+
+def test_seconds_are_operations_over_operations_a_second(shapes):
+    assert shapes.num_scorings == 5
+    assert shapes.seconds == pytest.approx(sum(shapes.flops.values()) / 2e12)
+    assert plan("shapes-sd", reward="shapes-verifier", num_particles=1).num_scorings == 1
+
+
+def test_less_memory_means_smaller_batches_then_nothing(shapes):
+    def planned(extra):
+        return plan("shapes-sd", reward="shapes-clipscore", dtype="float32", memory=CUDA_CONTEXT_BYTES + extra)
+
+    weights = sum(shapes.weights.values())
+    batches = planned(weights + 3 * MB // 2)
+    assert batches.fits
+    assert batches.settings.particle_batch_size < 4
+    assert not batches.settings.model_offload
+    assert "batch_size=" in batches.advice[0]
+    nothing = planned(MB)
+    assert not nothing.fits
+    assert "does not fit" in nothing.advice[0]
+    assert any("float16" in sentence for sentence in nothing.advice)
+
+
+def test_a_folder(tiny_sdxl, tmp_path):
+    tiny_sdxl().save_pretrained(tmp_path)
+    made = plan(str(tmp_path), reward="shapes-verifier", num_particles=2, dtype="float32")
+    numbers = sum(weight.numel() for weight in tiny_sdxl().unet.parameters())
+    assert made.weights["denoiser"] == 4 * numbers
+    assert made.weights["reward"] == 0
+
+
+def test_parts_of_a_composition_add_up(shapes):
+    made = plan("shapes-sd", reward="0.5*shapes-clipscore + 0.5*shapes-verifier", dtype="float32")
+    assert made.weights == shapes.weights
+    assert made.phases[3].activations >= shapes.phases[3].activations
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reward": "llava-reward"}, "size of reward"),
+        ({"reward": "vlm-judge"}, "answers in words"),
+        ({"memory": "much"}, "24GB"),
+        ({"tflops": "fast"}, "tflops"),
+        ({"num_particles": 0}, "num_particles"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(ValueError, match=message):
+        plan("shapes-sd", **{"reward": "shapes-verifier", **options})
+
+
+@pytest.mark.parametrize("text", ["-1", "0", "float16=", "float16=4,", "inf"])
+def test_rates_that_are_none(text):
+    with pytest.raises(ValueError, match="tflops"):
+        parse_tflops(text)
+
+
+def test_the_autoencoder_that_is_widened_counts_as_float32():
+    made = plan("shapes-sd", reward="shapes-verifier", dtype="float16", num_particles=1)
+    assert set(made.flops) == {"float16", "float32"}
+
+
+def test_offload_is_told():
+    both = Settings(4, 4, 4, model_offload=True, reward_offload=True)
+    sentences = " ".join(advice_for(both, [], None, request=("llava-reward-safety", 4, torch.float16)))
+    assert "pipe.enable_model_cpu_offload()" in sentences
+    assert "load_reward('llava-reward-safety', offload=True)" in sentences
+
+
+@pytest.mark.slow
+def test_sdxl_with_llava_reward():
+    made = plan("sdxl", reward="llava-reward-alignment", num_particles=4, memory="24GB")
+    assert made.weights["denoiser"] == pytest.approx(2 * 2_567_463_684, rel=1e-3)
+    assert made.weights["decoder"] == pytest.approx(2 * 83_653_863, rel=1e-3)
+    assert made.settings.keywords(4) == {"decode_batch_size": 2}
+    assert f"Needed on the GPU: {made.needed / 1e9:.1f} GB of 24.0 GB" in DOC.read_text(encoding="utf-8")
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, ["plan", "--model", "shapes-sd", "--reward", "shapes-verifier", *arguments])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.output
+
+
+def test_the_command_prints_a_table_and_sentences():
+    text = run("--memory", "1GB", "--tflops", "1")
+    assert "denoise" in text
+    assert "Peak of PyTorch's allocator" in text
+    assert "an estimate" in text
+
+
+def test_the_command_writes_json():
+    content = json.loads(run("--json", "--memory", "1GB"))
+    assert content["fits"] is True
+    assert content["settings"]["particle_batch_size"] == 4
+    assert content["peak"] == max(phase["peak"] for phase in content["phases"])
+    assert content["picture"]["guidance_scale"] == 3.0
+
+
+def test_the_command_fails_where_nothing_fits():
+    assert "does not fit" in run("--memory", "10MB", code=1)
+
+
+def test_mistakes_on_the_command_line():
+    assert "--dtype" in run("--dtype", "int8", code=2)
+
+
+def test_a_check_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "GPU" in run("--check", code=2)
+
+
+def test_rates_are_measured_on_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(planner_module, "measured_tflops", lambda device, dtype: 4.0)
+    assert planner_module._rates(None, {"float16": 10, "float32": 0}) == {"float16": 4.0}
