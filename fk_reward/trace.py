@@ -176,8 +176,7 @@ class SteeringTrace:
             raise ValueError(f"steps: the last entry, and only it, must be final; got final={final}.")
         indices = [step.step for step in self.steps]
         if indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] != self.num_steps:
-            expected = f"increasing indices that end in num_steps={self.num_steps}"
-            raise ValueError(f"steps: expected {expected}, got {indices}.")
+            raise ValueError(f"steps: expected indices that rise to num_steps={self.num_steps}, got {indices}.")
 
     @property
     def num_particles(self) -> int:

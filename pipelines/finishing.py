@@ -11,7 +11,7 @@ from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.steered_run import SteeredRun
 
 
-def finish(run: SteeredRun, out: Any, *, pipe: Any, num_images_per_prompt: int, output_type: str) -> FKSteeringOutput:
+def finish(run: SteeredRun, out: Any, pipe: Any, *, num_images_per_prompt: int, output_type: str) -> FKSteeringOutput:
     """Score the finished samples, make the terminal correction, and select.
 
     Args:

@@ -58,7 +58,7 @@ class SteeredRun:
             arguments: of its call.
             step_defaults: arguments for `scheduler.step` that it does not pass.
         """
-        hooks = {"step_defaults": step_defaults, "callback": self.record, "exchange": self.exchange}
+        hooks: dict[str, Any] = {"step_defaults": step_defaults, "callback": self.record, "exchange": self.exchange}
         with self.watch(pipe), steer(pipe.scheduler, self.particle_filter, self.score, **hooks):
             return pipe(**arguments)
 

@@ -69,7 +69,7 @@ class ShapesSettings:
         steering = self.steering.to_dict()
         del steering["num_particles"]
         lists = {"rewards": list(self.rewards), "num_particles": list(self.num_particles)}
-        return asdict(self) | lists | {"steering": steering}
+        return {**asdict(self), **lists, "steering": steering}
 
     def prompt_list(self) -> tuple[ShapesPrompt, ...]:
         """The prompts."""
