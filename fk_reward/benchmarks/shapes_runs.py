@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
 
 UNSTEERED, BEST, STEERED = "unsteered", "best", "steered"
-PROMPT_LISTS = {
+PROMPT_LISTS: dict[str, Callable[[int], tuple[ShapesPrompt, ...]]] = {
     "benchmark": benchmark_prompts,
     "sign": sign_prompts,
     "validation": partial(benchmark_prompts, split="validation"),
