@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from fk_reward import BatchSizes
 from fk_reward.models import resolve_model
 from fk_reward.pipelines.micro_batches import MicroBatches
-from tests.pipelines.live_bytes import LiveBytes
+from fk_reward.planning.live_bytes import LiveBytes
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,3 @@ def test_64_particles_fit_where_8_do(unet):
     small = peak(unet, 8)
     assert peak(unet, 64, particle_batch_size=8) < 1.3 * small
     assert peak(unet, 64) > 4 * small  # saboteur: undivided
-
-
-def test_the_measure():
-    with LiveBytes() as memory:
-        first = torch.zeros(1000)
-        _view = first.view(10, 100)
-        second = first + 1
-        del first, _view
-        _third = second.mul_(2)
-        _fourth = torch.zeros(500)
-    assert memory.peak == 8000
-    assert memory.live == 6000
