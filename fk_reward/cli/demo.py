@@ -34,7 +34,8 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     """Steer the model that ships in the package, and say honestly what it gained.
 
     For prompts of the shapes world that no model was trained on: one picture, the best of K by the reward, and K
-    steered particles, all from the same seeds. A rule-based verifier, which the reward has never seen, judges them.
+    steered particles, all from the same seeds. A rule-based verifier judges them; the default reward learned from what
+    it says of pictures of other prompts.
     """
     with clean_errors():
         from fk_reward.cli.demo_picture import draw_demo
