@@ -203,9 +203,7 @@ class FKSteeringPipeline:
             out = run.steer(self.pipe, arguments, step_defaults)
             if output_type == "latent":
                 run.decode = self._finished_decoder(out.images, arguments)
-            output = finish(
-                run, out, self.pipe, num_images_per_prompt=num_images_per_prompt, output_type=output_type
-            )
+            output = finish(run, out, self.pipe, num_images_per_prompt=num_images_per_prompt, output_type=output_type)
         as_tuple: Any = tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
         return output if return_dict else as_tuple
 
