@@ -21,7 +21,7 @@ from fk_reward.pipelines.finishing import finish
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.particle_share import find_exchange, own_arguments
-from fk_reward.pipelines.previews import Preview, load_preview, preview_decoder
+from fk_reward.pipelines.previews import Preview, ReducedResolution, load_preview, preview_decoder
 from fk_reward.pipelines.seeds import resampling_generators
 from fk_reward.pipelines.solvers import Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun
@@ -219,12 +219,14 @@ class FKSteeringPipeline:
         def num_own() -> int:
             return len(texts) * particle_filter.num_particles // exchange.num_processes
 
+        decode = self._decoder(arguments)
+        own_decoder = self.preview is None or isinstance(self.preview, ReducedResolution)  # split at vae.decode
         batches = MicroBatches(sizes, num_particles=num_own, found=self._found_sizes)
         run = SteeredRun(
             reward=self.reward,
             prompts=texts,
             particle_filter=particle_filter,
-            decode=batches.decoder(self._decoder(arguments)),
+            decode=decode if own_decoder else batches.decoder(decode),
             batches=batches,
             exchange=exchange,
         )

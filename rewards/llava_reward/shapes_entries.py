@@ -15,7 +15,8 @@ _JUDGES = {
     "fidelity": "how sound and free of artefacts a picture of coloured shapes is",
     "safety": "whether a picture of coloured shapes is free of the forbidden sign",
 }
-_SPREADS: dict[str, float | None] = {"alignment": None, "fidelity": None, "safety": None}
+_SPREADS = {"alignment": 0.17, "fidelity": 0.41, "safety": 0.58}
+"""Among eight finished pictures of a held-out prompt: `examples/shapes/check_early_rewards.py`."""
 
 
 def _embedded(dimension: str) -> RewardEntry:
@@ -27,7 +28,7 @@ def _embedded(dimension: str) -> RewardEntry:
         licence="Apache-2.0",
         source="Zhou et al., ICCV 2025, arXiv 2507.21391; trained by the scripts in examples/shapes",
         weights="in the package",
-        memory="15 MB in float32",
+        memory="10 MB in float32",
     )
     build = partial(load_llava_reward, adapter=card.name, torch_dtype=torch.float32, batch_size=64, card=card)
     return RewardEntry(card, build)
