@@ -71,4 +71,4 @@ def _facts(runs: Sequence[RunResult]) -> str:
     if settings is not None:
         guidance = settings.pop("guidance_scale")
         facts += f" {settings['num_steps']} steps, guidance {guidance or 'of the pipeline'}, seed {settings['seed']}."
-    return f"{facts} Brackets and ± are 95 % bootstrap intervals over prompts, which need two of a task."
+    return f"{facts} Brackets and ± are 95 % bootstrap intervals over prompts."

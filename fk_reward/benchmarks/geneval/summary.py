@@ -21,7 +21,7 @@ def summarize(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     """One row for each run, as JSON.
 
     Intervals come from a bootstrap over prompts within tasks, and over the pictures of each drawn prompt. Where a task
-    has a single prompt nothing is known of how prompts differ, and neither end of an interval with it is given.
+    has a single picture nothing is known of how they vary, and neither end of an interval with it is given.
 
     Args:
         runs: judged; the unsteered one, if there is one, is what the others are compared with, picture by picture.
@@ -93,5 +93,4 @@ def _by_task(pictures: Sequence[PictureResult], values: Sequence[float]) -> dict
 def _interval(pictures: Sequence[PictureResult], values: Sequence[float]) -> Ends:
     prompts, tasks = [picture.prompt for picture in pictures], [picture.tag for picture in pictures]
     interval = vars(clustered_bootstrap(values, prompts, strata=tasks))
-    prompts_of_task = Counter(tag for tag, _ in set(zip(tasks, prompts, strict=True)))
-    return interval if min(prompts_of_task.values()) > 1 else {**interval, "low": None, "high": None}
+    return interval if min(Counter(tasks).values()) > 1 else {**interval, "low": None, "high": None}

@@ -11,6 +11,7 @@ import pytest
 from fk_reward import FKSteeringConfig
 from fk_reward.benchmarks.geneval.report import write_report
 from fk_reward.benchmarks.geneval.run_results import read_runs
+from tests.benchmarks.geneval import geneval_stage
 from tests.benchmarks.geneval.geneval_stage import RECORDS, SETTINGS, write_run, write_two_runs
 
 
@@ -58,8 +59,9 @@ def test_overall_is_the_mean_of_the_tasks_not_of_the_pictures(tmp_path):
     assert row["difference"] is None
 
 
-def test_one_prompt_of_a_task_tells_nothing_of_the_others(tmp_path):
-    write_run(tmp_path, records=RECORDS[:3])
+def test_one_picture_of_a_task_tells_nothing_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(geneval_stage, "NUM_SAMPLES", 1)
+    write_run(tmp_path, replace(SETTINGS, num_samples=1), records=RECORDS[:3])
     report = write_report(tmp_path)
     accuracy = json.loads((tmp_path / "report.json").read_text())["runs"][0]["accuracy"]
     assert {name: interval["low"] is None for name, interval in accuracy.items()} == {
@@ -68,7 +70,9 @@ def test_one_prompt_of_a_task_tells_nothing_of_the_others(tmp_path):
         "colors": True,
     }
     (table,) = [table for table in report.tables if table.title == "Accuracy"]
-    assert (table.rows[0]["overall"], table.rows[0]["colors"]) == ("0.625", "0.50")
+    assert "[" not in table.rows[0]["overall"]
+    assert "±" not in table.rows[0]["colors"]
+    assert "±" in table.rows[0]["single_object"]
 
 
 def official_summary(path):
