@@ -10,6 +10,7 @@ from diffusers import AutoencoderTiny
 from torch import nn
 
 from fk_reward import FKSteeringPipeline
+from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 from fk_reward.models import resolve_model
 from tests.tiny.components import make_vae
 
@@ -106,6 +107,6 @@ def test_check_previews_prints_its_table(preview, monkeypatch, capsys):
     monkeypatch.setattr(check_previews, "NUM_STEPS", 10)
     check_previews.main(preview=[str(preview), "vae/2"], num_prompts=2, per_prompt=4, num_rounds=1)
     printed = capsys.readouterr().out
-    assert "shapes-clipscore: 2 prompts, 4 particles each" in printed
+    assert f"{DEFAULT_EMBEDDED_REWARD}: 2 prompts, 4 particles each" in printed
     assert "vae/2" in printed
     assert "same best particle" in printed
