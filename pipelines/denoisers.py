@@ -18,3 +18,14 @@ def find_denoisers(pipe: Any) -> list[nn.Module]:
         1
     """
     return [module for name in DENOISERS if (module := getattr(pipe, name, None)) is not None]
+
+
+def main_denoiser(pipe: Any) -> nn.Module | None:
+    """The UNet or transformer of a pipeline; None where it has neither.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> main_denoiser(SimpleNamespace(controlnet=nn.Linear(1, 1))) is None
+        True
+    """
+    return getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)

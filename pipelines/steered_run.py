@@ -15,6 +15,7 @@ from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.batch_layout import batch_rows
 from fk_reward.pipelines.decoding import DecodeFn
+from fk_reward.pipelines.denoisers import main_denoiser
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.replacement import call_name, replaced
 from fk_reward.pipelines.survivors import survivors_only
@@ -148,7 +149,7 @@ class SteeredRun:
         A call counts once with all its rows, whether or not it is split into micro-batches further inside. Where the
         population shrinks, the calls are cut to those that are left.
         """
-        denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+        denoiser = main_denoiser(pipe)
         with ExitStack() as stack:
             if self.particle_filter.config.final_particles is not None:
                 stack.enter_context(survivors_only(pipe, self.particle_filter))

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from fk_reward import FKSteeringPipeline
+from fk_reward.benchmarks.indifferent_reward import indifferent_reward
 from fk_reward.benchmarks.reports import Column, show_table
 from fk_reward.benchmarks.shapes_runs import particle_generators
 from fk_reward.benchmarks.speed_measure import timed_on
@@ -45,16 +46,11 @@ class Recorder:
         return latents.new_full((len(latents), 3, 64, 64), 0.5)
 
 
-def indifferent(images: Tensor, prompts: list[str]) -> Tensor:
-    """A reward by which nothing is resampled."""
-    return torch.zeros(len(images))
-
-
 def predicted_latents(
     model: str, prompts: dict[int, ShapesPrompt], *, per_prompt: int, seed: int
 ) -> tuple[FKSteeringPipeline, Tensor]:
     """The pipeline, and what it predicts at each scoring step: `(P, S, K, 8, 8, 8)`, K particles of each prompt."""
-    pipe = FKSteeringPipeline.from_pretrained(model, reward=indifferent, steering=PREDICTIONS)
+    pipe = FKSteeringPipeline.from_pretrained(model, reward=indifferent_reward(), steering=PREDICTIONS)
     pipe.set_progress_bar_config(disable=True)
     rows = []
     for index, prompt in prompts.items():

@@ -51,51 +51,29 @@ def thumbnails(latents: Tensor) -> Tensor:
     return functional.sigmoid(latents[:, :3].float())
 
 
-@contextmanager
-def free_reward(pipe: FKSteeringPipeline) -> Iterator[None]:
-    """The mean pixel in place of the reward."""
-    reward = pipe.reward
-    pipe.reward = mean_pixel  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        pipe.reward = reward
-
-
-def previewed(preview: Any) -> SetUp:
-    """A set-up that decodes the scoring steps by a preview, as `FKSteeringPipeline` takes it."""
+def with_setting(name: str, value: Any) -> SetUp:
+    """A set-up that writes an attribute of the pipeline, and puts back what was there."""
 
     @contextmanager
     def set_up(pipe: FKSteeringPipeline) -> Iterator[None]:
-        before = pipe.preview
-        pipe.preview = preview
+        before = getattr(pipe, name)
+        setattr(pipe, name, value)
         try:
             yield
         finally:
-            pipe.preview = before
+            setattr(pipe, name, before)
 
     return set_up
 
 
-def solved_by(solver: str) -> SetUp:
-    """A set-up with another solver; the variant's call names its number of steps."""
-
-    @contextmanager
-    def set_up(pipe: FKSteeringPipeline) -> Iterator[None]:
-        before = pipe.solver
-        pipe.solver = solver  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            pipe.solver = before
-
-    return set_up
+free_reward = with_setting("reward", mean_pixel)
+"""The mean pixel in place of the reward."""
 
 
 @contextmanager
 def free_reward_and_decoder(pipe: FKSteeringPipeline) -> Iterator[None]:
     """The mean pixel of `thumbnails`: what is left is the sampler."""
-    with previewed(thumbnails)(pipe), free_reward(pipe):
+    with with_setting("preview", thumbnails)(pipe), free_reward(pipe):
         yield
 
 
@@ -164,11 +142,11 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("steered, 4 crops", set_up=few_crops, available=_has_many_crops),
     Variant("steered, one particle at a time", call={"particle_batch_size": 1}),
     Variant("steered, decoded and scored one at a time", call={"decode_batch_size": 1, "reward_batch_size": 1}),
-    Variant("steered, preview vae/2", set_up=previewed("vae/2")),
+    Variant("steered, preview vae/2", set_up=with_setting("preview", "vae/2")),
     Variant(
         "steered, 20 steps of SDE-DPM-Solver++",
         call={"num_inference_steps": 20},
-        set_up=solved_by("sde-dpmsolver++-20"),
+        set_up=with_setting("solver", "sde-dpmsolver++-20"),
     ),
     Variant("steered, denoiser channels-last", set_up=channels_last, available=_has_unet),
 )

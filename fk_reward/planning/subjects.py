@@ -20,6 +20,7 @@ from fk_reward.benchmarks.random_reward import default_dtype
 from fk_reward.benchmarks.reward_times import is_at_hand
 from fk_reward.models import resolve_model
 from fk_reward.pipelines import stochastic_scheduler
+from fk_reward.pipelines.denoisers import main_denoiser
 from fk_reward.rewards import Reward, reward_card
 from fk_reward.rewards.composition.loading import is_composition
 from fk_reward.rewards.composition.parser import parse_expression
@@ -68,7 +69,7 @@ def denoiser_of(pipe: Any) -> nn.Module:
     Raises:
         ValueError: when it has neither.
     """
-    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    denoiser = main_denoiser(pipe)
     if denoiser is None:
         raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer, so it cannot be planned for.")
     return denoiser
