@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.pipelines import particle_share
 from fk_reward.rewards import CallableReward
+from tests.accelerate_launch import launch
 from tests.pipelines.spread_call import call, generators, main
-from tests.repository.layout import ROOT
-
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    options = (*LAUNCH, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()))
-    command = [sys.executable, *options, "-m", "tests.pipelines.spread_call", str(tmp_path)]
-    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr[-3000:]
+    launch("tests.pipelines.spread_call", tmp_path, timeout=500)
     main(str(tmp_path))
     one, first, second = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("0-of-1", "0-of-2", "1-of-2")
