@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,8 @@ from safety_labels import safety_labels, unasked_sign_pairs
 ALIGNMENT = {"captions": 3500, "scenes": 2000, "samples": 3500, "predictions": 3000}
 """Training pairs by part; validation has 600 in the same proportions, and each part a held-out file of 600."""
 
+DRAWN_PARTS = ("samples", "predictions")
+
 FIDELITY = {"train": 5000, "validation": 500, "heldout": 600}
 SAFETY = {"train": 5000, "validation": 500, "heldout": 600}
 UNASKED_SIGNS = 400
@@ -36,6 +38,7 @@ class Maker:
     folder: Path
     seed: int
     scale: float
+    drawn: float
     num_files: int = field(default=0, init=False)
 
     def size(self, number: float) -> int:
@@ -65,15 +68,17 @@ class Maker:
             return sample_pairs(number, side, self.draws[side], rng)
         return prediction_pairs(number, self.draws[side], rng)
 
-    def all_alignment(self, total: int, side: str, rng: np.random.Generator) -> list[Pair]:
-        """Pairs of all parts in fixed proportions, `total` in all."""
-        shares = {part: number / sum(ALIGNMENT.values()) for part, number in ALIGNMENT.items()}
-        return [p for part, share in shares.items() for p in self.alignment(part, self.size(share * total), side, rng)]
+    def all_alignment(self, numbers: Mapping[str, float], side: str, rng: np.random.Generator) -> list[Pair]:
+        """Pairs of all parts, as many of each as `numbers` says."""
+        sizes = {part: self.size(number) for part, number in numbers.items()}
+        return [pair for part, size in sizes.items() for pair in self.alignment(part, size, side, rng)]
 
     def write_alignment(self) -> None:
         """Training and validation of all parts together, a held-out file for each."""
-        self.write("alignment/train", lambda rng: self.all_alignment(sum(ALIGNMENT.values()), "train", rng))
-        self.write("alignment/validation", lambda rng: self.all_alignment(600, "validation", rng))
+        training = {part: n * (self.drawn if part in DRAWN_PARTS else 1) for part, n in ALIGNMENT.items()}
+        validation = {part: n * 600 / sum(ALIGNMENT.values()) for part, n in ALIGNMENT.items()}
+        self.write("alignment/train", lambda rng: self.all_alignment(training, "train", rng))
+        self.write("alignment/validation", lambda rng: self.all_alignment(validation, "validation", rng))
         for part in ALIGNMENT:
             self.write(
                 f"alignment/heldout-{part}",
@@ -100,12 +105,13 @@ def main(
     output_dir: Path = Path("runs/preferences"),
     seed: int = 0,
     scale: Annotated[float, typer.Option(help="Of all numbers of rows.")] = 1.0,
+    drawn: Annotated[float, typer.Option(help="Times as many training pairs of drawn pictures, for alignment.")] = 1.0,
 ) -> None:
     """Writes Parquet files for three dimensions: alignment, fidelity and safety."""
     start = time.perf_counter()
     draws, early = load_draws(samples), load_draws(early_samples or [])
     by_side = [{side: on_side(found, side) for side in SIDES} for found in (draws, early)]
-    maker = Maker(*by_side, folder=output_dir, seed=seed, scale=scale)
+    maker = Maker(*by_side, folder=output_dir, seed=seed, scale=scale, drawn=drawn)
     maker.write_alignment()
     for side in SIDES:
         maker.write_fidelity(side)

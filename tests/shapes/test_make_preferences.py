@@ -232,7 +232,7 @@ def test_missing_sides_and_early_pictures_are_told(samples, tmp_path, capsys):
     with pytest.raises(ValueError, match="Nothing to write into alignment/heldout-samples"):
         make_preferences.main([samples / "train.safetensors"], None, tmp_path, scale=0.006)
     draws = {side: [] for side in make_preferences.SIDES}
-    maker = make_preferences.Maker(draws, draws, folder=tmp_path, seed=0, scale=0.01)
+    maker = make_preferences.Maker(draws, draws, folder=tmp_path, seed=0, scale=0.01, drawn=1.0)
     maker.write_fidelity("validation")
     assert "no pictures of an early model" in capsys.readouterr().out
     assert "early" not in {row["kind"] for row in rows_of(tmp_path / "fidelity" / "validation.parquet")}
