@@ -47,7 +47,16 @@ class ParticleExchange:
     @property
     def num_own(self) -> int:
         """Particles of a prompt in this process, K / W."""
-        return self.num_particles // self.num_processes
+        return self.share(self.num_particles)
+
+    def share(self, num_particles: int) -> int:
+        """Particles of a prompt in this process when there are so many in all processes; K may shrink on the way.
+
+        Example:
+            >>> ParticleExchange(num_groups=1, num_particles=8).share(2)
+            2
+        """
+        return num_particles // self.num_processes
 
     def own(self, rows: Tensor) -> Tensor:
         """This process's rows `(G * K / W, ...)` of all rows `(G * K, ...)`; both are prompt-major."""

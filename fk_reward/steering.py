@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fk_reward.config import FKSteeringConfig
 from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.stochasticity import adds_noise_now, require_stochastic
@@ -85,7 +86,7 @@ def steer(
     Raises:
         RuntimeError: when the scheduler is being steered already.
         ValueError: at the first step, for a deterministic scheduler or a batch of the wrong size; for
-            `final_particles` with particles in several processes.
+            `final_particles` with particles in several processes or on a trajectory without a scoring step.
 
     Example:
         >>> from diffusers import DDIMScheduler
@@ -151,17 +152,23 @@ class _StepInterceptor:
                 bound.arguments[name] = value
         if self._num_done == 0:
             self._begin(bound.arguments)
-        if self._is_due():
-            _, num_survivors = self._pending.pop(0)
+        num_survivors = self._due()
+        if num_survivors is not None:
             self._weigh_and_resample(bound.arguments, num_survivors)
         self._thin_generators(bound.arguments)
         self._num_done += 1
         return self._original_step(*bound.args, **bound.kwargs)
 
-    def _is_due(self) -> bool:
-        """Whether the particles are scored before this step."""
-        waits = not self._pending or self._num_done < self._pending[0][0] or not adds_noise_now(self._scheduler)
-        return not (waits or self._filter.stopped.all())
+    def _due(self) -> int | None:
+        """How many particles go on when they are scored before this step; None where they are not.
+
+        Of several scoring steps that had to wait for noise only the last one counts.
+        """
+        if not adds_noise_now(self._scheduler) or self._filter.stopped.all():
+            return None
+        due = [num_survivors for step, num_survivors in self._pending if step <= self._num_done]
+        self._pending = self._pending[len(due) :]
+        return due[-1] if due else None
 
     def _thin_generators(self, arguments: dict[str, Any]) -> None:
         """Leave the generators of the slots that still exist, where the loop has one for each."""
@@ -176,14 +183,6 @@ class _StepInterceptor:
         if not config.resamples:
             return
         require_stochastic(self._scheduler, eta=arguments.get("eta"))
-        if config.ess_threshold * config.num_particles <= 1.0:
-            logger.warning(
-                "The ESS of %d particles is never below %g of them, so nothing will be resampled: this is best of %d. "
-                "Raise ess_threshold (1.0 resamples at every scoring step) or num_particles.",
-                config.num_particles,
-                config.ess_threshold,
-                config.num_particles,
-            )
         num_groups, num_own = self._exchange.num_groups, self._exchange.num_own
         batch_size = arguments["sample"].shape[0]
         if batch_size != num_groups * num_own:
@@ -193,6 +192,7 @@ class _StepInterceptor:
             )
         num_steps = len(self._scheduler.timesteps) - (getattr(self._scheduler, "begin_index", None) or 0)
         steps = config.scoring_steps(num_steps)
+        _check_effect(config, num_steps)
         self._pending = list(zip(steps, config.population_sizes(len(steps)), strict=True))
 
     def _weigh_and_resample(self, arguments: dict[str, Any], num_survivors: int) -> None:
@@ -228,6 +228,26 @@ class _StepInterceptor:
         self.records.append(record)
         if self._callback is not None:
             self._callback(record)
+
+
+def _check_effect(config: FKSteeringConfig, num_steps: int) -> None:
+    """Warn where settings that ask for resampling cannot resample anything; refuse a funnel that cannot shrink."""
+    if not config.scoring_steps(num_steps):
+        if config.final_particles is not None:
+            raise ValueError(f"final_particles needs a scoring step, and a trajectory of {num_steps} step has none.")
+        logger.warning(
+            "A trajectory of %d step has no scoring step, so nothing will be resampled: this is best of %d.",
+            num_steps,
+            config.num_particles,
+        )
+    elif config.ess_threshold * config.num_particles <= 1.0 and config.final_particles is None:
+        logger.warning(
+            "The ESS of %d particles is never below %g of them, so nothing will be resampled: this is best of %d. "
+            "Raise ess_threshold (1.0 resamples at every scoring step) or num_particles.",
+            config.num_particles,
+            config.ess_threshold,
+            config.num_particles,
+        )
 
 
 def gather_history(scheduler: Any, take: Callable[[Tensor], Tensor], sample: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 from fk_reward.batch_sizes import BatchSizes, batch_size_fields
 from fk_reward.config import FKSteeringConfig, config_fields
 from fk_reward.stochasticity import require_stochastic, takes_argument
+from fk_reward.suggestions import did_you_mean
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -30,8 +30,7 @@ def split_arguments(
     known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name != "self"]
     for name in rest:
         if name not in known:
-            close = difflib.get_close_matches(name, [*known, *config_fields(), *batch_size_fields()], n=3)
-            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            hint = did_you_mean(name, [*known, *config_fields(), *batch_size_fields()], show=str)
             raise TypeError(
                 f"{name!r} is an argument neither of {type(pipe).__name__} nor of FKSteeringConfig or BatchSizes.{hint}"
             )

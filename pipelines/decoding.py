@@ -48,34 +48,36 @@ class LatentDecoder:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents `(B, ...)` to images `(B, 3, H, W)` float32 in [0, 1]. Values that are not finite stay so."""
-        vae = getattr(self._pipe, "vae", None)
-        if vae is None:
-            return to_unit_range(latents)
-        if self._autoencoder is not None:
-            vae = self._autoencoder.to(latents.device, vae.dtype)
-        with float32_if_asked(vae):
-            scaled = unscale_latents(vae, self._shrunk(self._unpack(latents))).to(vae.dtype)
-            return to_unit_range(vae.decode(scaled, return_dict=False)[0])
-
-    def knows(self, latents: Tensor) -> bool:
-        """Whether latents of this shape can be decoded."""
-        return latents.ndim == 4 or (latents.ndim == 3 and hasattr(self._pipe, "_unpack_latents"))
-
-    def _shrunk(self, latents: Tensor) -> Tensor:
-        return latents if self._shrink == 1 else torch.nn.functional.avg_pool2d(latents, self._shrink)
-
-    def _unpack(self, latents: Tensor) -> Tensor:
-        if latents.ndim == 4:
-            return latents
-        if not self.knows(latents):
+        vae, unpacked = getattr(self._pipe, "vae", None), self._unpacked(latents)
+        if unpacked is None:
             raise ValueError(
                 f"{type(self._pipe).__name__} has latents of shape {tuple(latents.shape)}, which are not known here; "
                 "pass FKSteeringPipeline(pipe, reward=..., preview=...), a function of these latents to images in "
                 "[0, 1]."
             )
-        default = self._pipe.default_sample_size * self._pipe.vae_scale_factor
-        height, width = (side or default for side in self._size)
-        return self._pipe._unpack_latents(latents, height, width, self._pipe.vae_scale_factor)
+        if vae is None:
+            return to_unit_range(unpacked)
+        if self._autoencoder is not None:
+            vae = self._autoencoder.to(latents.device, vae.dtype)
+        with float32_if_asked(vae):
+            scaled = unscale_latents(vae, self._shrunk(unpacked)).to(vae.dtype)
+            return to_unit_range(vae.decode(scaled, return_dict=False)[0])
+
+    def knows(self, latents: Tensor) -> bool:
+        """Whether these latents can be decoded."""
+        return self._unpacked(latents) is not None
+
+    def _shrunk(self, latents: Tensor) -> Tensor:
+        return latents if self._shrink == 1 else torch.nn.functional.avg_pool2d(latents, self._shrink)
+
+    def _unpacked(self, latents: Tensor) -> Tensor | None:
+        """Latents, or the pixels where there is no autoencoder, `(B, C, H, W)`; None where they are of another kind."""
+        if latents.ndim == 3 and hasattr(self._pipe, "_unpack_latents"):
+            default = self._pipe.default_sample_size * self._pipe.vae_scale_factor
+            height, width = (side or default for side in self._size)
+            latents = self._pipe._unpack_latents(latents, height, width, self._pipe.vae_scale_factor)
+        is_decodable = latents.ndim == 4 and (getattr(self._pipe, "vae", None) is not None or latents.shape[1] == 3)
+        return latents if is_decodable else None
 
 
 def unscale_latents(vae: Any, latents: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
+from fk_reward.pipelines.beta_schedules import has_betas
 from fk_reward.stochasticity import require_stochastic, takes_argument
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,8 @@ def stochastic_scheduler(scheduler: Any) -> Any:
 
     A scheduler that is stochastic already (DDIM counts: it is run with eta 1) is returned as it is. Otherwise: DDIM,
     the setting of Singhal et al. (2025), for models that predict noise, v or the sample; the SDE variant of
-    DPM-Solver++ for EDM models and for flow models that came with DPM-Solver; the stochastic Euler sampler for other
-    flow-matching models.
+    DPM-Solver++ for EDM models and for flow models that came with a multistep solver (DPM-Solver, UniPC, DEIS); the
+    stochastic Euler sampler for other flow-matching models.
 
     Example:
         >>> from diffusers import EulerDiscreteScheduler
@@ -35,7 +36,7 @@ def stochastic_scheduler(scheduler: Any) -> Any:
     except ValueError:
         replacement = _replacement(scheduler)
         logger.info(
-            "%s is deterministic and cannot be steered: replaced by %s. Pass scheduler=... to choose another.",
+            "%s cannot be steered (deterministic, or not supported): replaced by %s. scheduler=... chooses another.",
             type(scheduler).__name__,
             type(replacement).__name__,
         )
@@ -48,11 +49,11 @@ def _replacement(scheduler: Any) -> Any:
     name = type(scheduler).__name__
     if name.startswith("EDM"):
         return EDMDPMSolverMultistepScheduler.from_config(config, algorithm_type="sde-dpmsolver++", solver_order=2)
-    if name == "DPMSolverMultistepScheduler" and config.get("use_flow_sigmas"):
+    if config.get("use_flow_sigmas"):
         return DPMSolverMultistepScheduler.from_config(config, algorithm_type="sde-dpmsolver++")
     if name.startswith("FlowMatch"):
         return FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=True)
-    if config.get("beta_schedule") is None and config.get("trained_betas") is None:
+    if not has_betas(scheduler):
         raise ValueError(
             f"No stochastic scheduler is known for {name}; pass scheduler=... with one that can be steered."
         )

@@ -38,7 +38,8 @@ class FKSteeringPipeline:
 
     The wrapped pipeline runs its own `__call__` on K particles a prompt; its scheduler's `step` is intercepted for
     the time of the call (`fk_reward.steer`). With one particle, or with `reward_scale=0`, the images are those of the
-    wrapped pipeline bit for bit.
+    wrapped pipeline at the same `eta`, bit for bit; of Stable Diffusion 3 and Flux where no `generator` is given, which
+    they do not hand on to their scheduler.
 
     Every attribute that is not named here (`unet`, `scheduler`, `load_lora_weights`, `enable_model_cpu_offload`, ...)
     is read from and written to the wrapped pipeline.
@@ -202,7 +203,7 @@ class FKSteeringPipeline:
         with run.batches.splitting(self.pipe):
             out = run.steer(self.pipe, arguments, step_defaults)
             if output_type == "latent":
-                run.decode = self._finished_decoder(out.images, arguments)
+                run.decode = self._finished_decoder(out.images, arguments) or run.decode
             output = finish(run, out, self.pipe, num_images_per_prompt=num_images_per_prompt, output_type=output_type)
         as_tuple: Any = tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
         return output if return_dict else as_tuple
@@ -212,12 +213,11 @@ class FKSteeringPipeline:
     ) -> tuple[SteeredRun, dict[str, Any]]:
         """The run of a call, and the arguments of this process's share of it."""
         exchange = find_exchange(config, len(texts), spread=self.spread, reward=self.reward)
-        particle_filter = ParticleFilter(
-            config, len(texts), resampling_generators(arguments.get("generator"), len(texts))
-        )
+        generators = resampling_generators(arguments.get("generator"), len(texts), device=self.pipe._execution_device)
+        particle_filter = ParticleFilter(config, len(texts), generators)
 
         def num_own() -> int:
-            return len(texts) * particle_filter.num_particles // exchange.num_processes
+            return len(texts) * exchange.share(particle_filter.num_particles)
 
         decode = self._decoder(arguments)
         own_decoder = self.preview is None or isinstance(self.preview, ReducedResolution)  # split at vae.decode
@@ -236,10 +236,10 @@ class FKSteeringPipeline:
         height, width = arguments.get("height"), arguments.get("width")
         return preview_decoder(self.preview, self.pipe, height=height, width=width)
 
-    def _finished_decoder(self, latents: Tensor, arguments: dict[str, Any]) -> DecodeFn:
-        """The pipeline's own autoencoder, also where there is a preview, unless it is the only one that can decode."""
+    def _finished_decoder(self, latents: Tensor, arguments: dict[str, Any]) -> DecodeFn | None:
+        """The pipeline's own autoencoder; None where only the preview can decode these latents."""
         own = LatentDecoder(self.pipe, height=arguments.get("height"), width=arguments.get("width"))
-        return own if own.knows(latents) else self._decoder(arguments)
+        return own if own.knows(latents) else None
 
     def __getattr__(self, name: str) -> Any:
         if name in _OWN_ATTRIBUTES:  # not set yet: __init__ failed, or the object is being unpickled

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -14,6 +13,7 @@ from diffusers import AutoencoderTiny, ModelMixin
 
 from fk_reward.models import resolve_model
 from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
+from fk_reward.suggestions import did_you_mean
 
 AUTO = "auto"
 _REDUCED = re.compile(r"vae/(\d+)")
@@ -151,8 +151,7 @@ def _load_by_name(name: str, pipe: Any) -> Preview:
     if known is not None:
         _check_family(name, pipe)
     elif "/" not in name and not Path(name).is_dir():
-        close = difflib.get_close_matches(name, PREVIEWS, n=3)
-        hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+        hint = did_you_mean(name, PREVIEWS)
         raise ValueError(
             f"Unknown preview {name!r}.{hint} Known are {', '.join(map(repr, PREVIEWS))}, 'auto' and 'vae/2'; or pass "
             "the hub id or the folder of an AutoencoderTiny."

@@ -13,13 +13,16 @@ import torch
 from torch import Generator
 
 
-def resampling_generators(generator: Generator | Sequence[Generator] | None, num_groups: int) -> list[Generator]:
+def resampling_generators(
+    generator: Generator | Sequence[Generator] | None, num_groups: int, *, device: torch.device | str = "cpu"
+) -> list[Generator]:
     """One generator on the CPU for each group, a function of the state of the caller's generators.
 
     Args:
         generator: as Diffusers pipelines take it: one, one for each image (prompt-major), or None for PyTorch's
-            global one.
+            global one, that of the device.
         num_groups: number of prompts.
+        device: where the pipeline draws its noise.
 
     Returns:
         One generator a prompt. With a list, a prompt's generator depends only on the first one of its own images, so
@@ -33,8 +36,17 @@ def resampling_generators(generator: Generator | Sequence[Generator] | None, num
     if isinstance(generator, Sequence):
         per_group = len(generator) // num_groups
         return [_derived(generator[group * per_group].get_state(), 0) for group in range(num_groups)]
-    state = torch.get_rng_state() if generator is None else generator.get_state()
+    state = _global_state(torch.device(device)) if generator is None else generator.get_state()
     return [_derived(state, group) for group in range(num_groups)]
+
+
+def _global_state(device: torch.device) -> torch.Tensor:
+    """State of the global generator that the noise on this device comes from; each device has one of its own."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    if device.type == "mps":
+        return torch.mps.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)
 
 
 def _derived(state: torch.Tensor, group: int) -> Generator:

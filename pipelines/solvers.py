@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,9 @@ from typing import Any
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 
+from fk_reward.pipelines.beta_schedules import has_betas
 from fk_reward.stochasticity import takes_argument
+from fk_reward.suggestions import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +59,13 @@ class Solver:
         Raises:
             ValueError: for a flow-matching or an EDM model, which have other noise levels.
         """
-        config = scheduler.config
-        has_betas = config.get("beta_schedule") is not None or config.get("trained_betas") is not None
-        of_another_kind = type(scheduler).__name__.startswith(("FlowMatch", "EDM")) or config.get("use_flow_sigmas")
-        if of_another_kind or not has_betas:
+        if not has_betas(scheduler):
             raise ValueError(
                 f"{self.scheduler.__name__} solves models with a schedule of betas, and this one came with "
                 f"{type(scheduler).__name__}. Leave solver out: FKSteeringPipeline.from_pretrained takes the "
                 "stochastic counterpart of flow-matching and EDM schedulers; num_inference_steps goes into the call."
             )
-        return self.scheduler.from_config(config, **self.config)
+        return self.scheduler.from_config(scheduler.config, **self.config)
 
     def arguments(self, pipe: Any) -> dict[str, Any]:
         """Arguments of the pipeline's call, those that the caller does not give.
@@ -138,7 +136,6 @@ def resolve_solver(solver: str | Solver | None) -> Solver | None:
     if not isinstance(solver, str):
         raise TypeError(f"solver should be a name, a Solver or None, got {type(solver).__name__}.")
     if solver not in SOLVERS:
-        close = difflib.get_close_matches(solver, SOLVERS, n=3)
-        hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+        hint = did_you_mean(solver, SOLVERS)
         raise ValueError(f"Unknown solver {solver!r}.{hint} Known are {', '.join(map(repr, SOLVERS))}.")
     return SOLVERS[solver]

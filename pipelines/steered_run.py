@@ -170,7 +170,7 @@ class SteeredRun:
     @property
     def _num_own(self) -> int:
         """Particles of a prompt that this process holds at the moment."""
-        return self.particle_filter.num_particles // self.exchange.num_processes
+        return self.exchange.share(self.particle_filter.num_particles)
 
     def _measures(self) -> dict[str, Any]:
         """What was measured of the last scores, of all processes; not before all of them have scores."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound="PreTrainedModel")
 
 _NUM_NAMED = 5
+_HEAD = re.compile(r"(^|\.)lm_head\.")
 
 
 def load_complete(
@@ -32,13 +34,48 @@ def load_complete(
         OSError: when files are missing.
         ValueError: for a checkpoint of another architecture, or one that lacks weights.
     """
-    config, _ = model_class.config_class.get_config_dict(path, revision=revision)
-    expected = model_class.config_class.model_type
-    if (found := config.get("model_type", expected)) != expected:
-        raise ValueError(f"{path} is a model of type {found!r}, where one of type {expected!r} is needed.")
+    _check_model_type(model_class, path, revision=revision)
     model, info = model_class.from_pretrained(path, dtype=dtype, revision=revision, output_loading_info=True)
     check_complete(path, info)
     return model
+
+
+def load_headless(
+    model_class: type[ModelT], path: str | os.PathLike[str], *, revision: str = "main", **options: Any
+) -> ModelT:
+    """Load the multimodal LLM of a checkpoint without its language-model head, which is all that may be left over.
+
+    Args:
+        model_class: class of transformers, or one that derives from its `PreTrainedModel`.
+        path: hub id or folder.
+        revision: branch, tag or commit of the hub repository.
+        options: of `from_pretrained`.
+
+    Raises:
+        OSError: when files are missing.
+        ValueError: for a checkpoint of another architecture, or one whose weights are not those of its config.json:
+            missing, of another size, or not known.
+    """
+    _check_model_type(model_class, path, revision=revision)
+    model, info = model_class.from_pretrained(
+        path, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    check_complete(path, info)
+    sizes = (f"{name} {tuple(found)} for {tuple(needed)}" for name, found, needed in info["mismatched_keys"])
+    _refuse(path, "the checkpoint has weights of other sizes than its config.json says", sizes)
+    unknown = (name for name in info["unexpected_keys"] if not _HEAD.search(name))
+    _refuse(path, f"the checkpoint has weights that {model_class.__name__} does not have", unknown)
+    return model
+
+
+def _check_model_type(model_class: type[PreTrainedModel], path: str | os.PathLike[str], *, revision: str) -> None:
+    """Without it transformers takes another model's config with a warning, and the default where there is none."""
+    config, _ = model_class.config_class.get_config_dict(path, revision=revision)
+    if not config:
+        raise OSError(f"{path} has no config.json.")
+    expected = model_class.config_class.model_type
+    if (found := config.get("model_type", expected)) != expected:
+        raise ValueError(f"{path} is a model of type {found!r}, where one of type {expected!r} is needed.")
 
 
 def check_complete(path: str | os.PathLike[str], loading_info: Mapping[str, Any]) -> None:
@@ -57,6 +94,11 @@ def check_complete(path: str | os.PathLike[str], loading_info: Mapping[str, Any]
         Traceback (most recent call last):
         ValueError: owner/name: the checkpoint lacks weights: head.bias, head.weight.
     """
-    if missing := sorted(loading_info["missing_keys"]):
-        more = f" and {len(missing) - _NUM_NAMED} more" if len(missing) > _NUM_NAMED else ""
-        raise ValueError(f"{path}: the checkpoint lacks weights: {', '.join(missing[:_NUM_NAMED])}{more}.")
+    _refuse(path, "the checkpoint lacks weights", loading_info["missing_keys"])
+
+
+def _refuse(path: str | os.PathLike[str], problem: str, names: Iterable[str]) -> None:
+    """Raise unless there are no names."""
+    if found := sorted(names):
+        more = f" and {len(found) - _NUM_NAMED} more" if len(found) > _NUM_NAMED else ""
+        raise ValueError(f"{path}: {problem}: {', '.join(found[:_NUM_NAMED])}{more}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from fk_reward.rewards.base import Reward
 from fk_reward.rewards.callable import CallableReward
 from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.composition.loading import composition_card, is_composition, load_composition
+from fk_reward.suggestions import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -158,8 +158,7 @@ def _build(name: str, options: dict[str, Any]) -> Reward:
 def _find_entry(name: str) -> RewardEntry:
     entry_points = _entry_points()
     if name not in entry_points:
-        close = difflib.get_close_matches(name, entry_points, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, entry_points, limit=1)
         if any(name[:i] in entry_points for i, letter in enumerate(name) if letter == "-"):
             hint += " If this is a minus, put spaces around it."
         raise ValueError(f"Unknown reward {name!r}.{hint} Known rewards: {', '.join(sorted(entry_points))}.")

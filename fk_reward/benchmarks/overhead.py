@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import typer
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor
 
+from fk_reward.benchmarks.quartiles import quartiles
 from fk_reward.benchmarks.reports import Column, show_table, write_json
 from fk_reward.config import FKSteeringConfig
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 COLUMNS = (
     Column("quantity"),
     Column("median", style="{:.4f}"),
-    Column("low", "lower quartile", "{:.4f}"),
-    Column("high", "upper quartile", "{:.4f}"),
+    Column("median_low", "lower quartile", "{:.4f}"),
+    Column("median_high", "upper quartile", "{:.4f}"),
 )
 
 
@@ -138,11 +138,10 @@ def summarize(repetitions: Sequence[Repetition]) -> list[dict[str, Any]]:
         "decode seconds": lambda r: r.decode,
         "reward seconds": lambda r: r.reward,
     }
-    rows = []
-    for name, quantity in quantities.items():
-        low, median, high = statistics.quantiles([quantity(r) for r in repetitions], n=4, method="inclusive")
-        rows.append({"quantity": name, "median": median, "low": low, "high": high})
-    return rows
+    return [
+        {"quantity": name, **quartiles("median", [quantity(r) for r in repetitions])}
+        for name, quantity in quantities.items()
+    ]
 
 
 def main(  # noqa: PLR0913 (one parameter for each option)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fk_reward.benchmarks.full_size_rewards import FULL_SIZE
+from fk_reward.benchmarks.quartiles import quartiles
 from fk_reward.benchmarks.reports import Column
 from fk_reward.benchmarks.speed_measure import peak_memory, timed_on
 from fk_reward.rewards import Reward, load_reward, reward_card
@@ -137,6 +137,5 @@ def _time(reward: Reward, images: Tensor, settings: TimeSettings) -> dict[str, A
         seconds = [timed_on(device)(run) for _ in range(settings.num_repetitions)]
     except torch.OutOfMemoryError:
         return {"note": "out of memory"}
-    low, median, high = (1e3 * x / len(images) for x in statistics.quantiles(seconds, n=4, method="inclusive"))
-    row = {"milliseconds_low": low, "milliseconds": median, "milliseconds_high": high}
+    row: dict[str, Any] = quartiles("milliseconds", [1e3 * value / len(images) for value in seconds])
     return row | {"peak_gb": None if peak is None else peak / 1e9, "note": ""}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from fk_reward.benchmarks.quartiles import quartiles
 
 if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
@@ -160,10 +161,9 @@ def summarize(repetitions: Sequence[Repetition]) -> dict[str, float]:
         >>> row["single_rate"], row["batch_rate"], row["batch_ratio"], row["joint_ratio"]
         (2.0, 8.0, 0.25, 0.5)
     """
-    row = {}
+    row: dict[str, float] = {}
     for name in QUANTITIES:
-        values = [getattr(repetition, name) for repetition in repetitions]
-        row[f"{name}_low"], row[name], row[f"{name}_high"] = statistics.quantiles(values, n=4, method="inclusive")
+        row |= quartiles(name, [getattr(repetition, name) for repetition in repetitions])
     return row
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import typer
 from torch import Generator
 
+from fk_reward.benchmarks.quartiles import quartiles
 from fk_reward.benchmarks.reports import RANGE, Column, markdown_table, show_table, write_json
 from fk_reward.benchmarks.reward_speed import OUT_OF_MEMORY
 from fk_reward.benchmarks.reward_times import PROMPT, is_at_hand
@@ -176,16 +176,11 @@ def _row(
     row: dict[str, Any] = {"variant": name, "note": "", "peak_gb": None}
     if peaks.get(name) is not None:
         row["peak_gb"] = peaks[name] / 1e9  # type: ignore[operator]
-    row |= _quartiles("seconds", [value / num_particles for value in seconds[name]])
+    row |= quartiles("seconds", [value / num_particles for value in seconds[name]])
     for other, key in ((STOCK.name, "to_stock"), (STEERED.name, "to_steered")):
         if other in seconds:
-            row |= _quartiles(key, [a / b for a, b in zip(seconds[name], seconds[other], strict=True)])
+            row |= quartiles(key, [a / b for a, b in zip(seconds[name], seconds[other], strict=True)])
     return row
-
-
-def _quartiles(key: str, values: Sequence[float]) -> dict[str, float]:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {key: median, f"{key}_low": low, f"{key}_high": high}
 
 
 def main(  # noqa: PLR0913 (one parameter for each option)

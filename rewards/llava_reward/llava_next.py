@@ -14,7 +14,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
 from fk_reward.rewards.llava_reward.llava_next_images import AnyResTransform
-from fk_reward.rewards.loading_report import check_complete
+from fk_reward.rewards.loading_report import load_headless
 
 _PLACEHOLDER = "{prompt}"
 
@@ -84,18 +84,17 @@ class LlavaNextBackbone(Backbone):
 
         Raises:
             OSError: when files are missing.
-            ValueError: when weights are missing, or as the class.
+            ValueError: for another model type, when the weights are not those of the config, or as the class.
         """
-        model, info = LlavaNextModel.from_pretrained(
+        model = load_headless(
+            LlavaNextModel,
             path,
+            revision=revision,
             dtype=torch_dtype,
             attn_implementation=attn_implementation,
             device_map=device_map,
             quantization_config=quantization_config,
-            revision=revision,
-            output_loading_info=True,
         )
-        check_complete(path, info)
         transform = AnyResTransform.from_pretrained(path, revision=revision)
         return cls(model, _load_tokenizer(path, revision=revision), transform)
 

@@ -16,6 +16,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
 from fk_reward.rewards.llava_reward.phi3_vision_images import CLIP_MEAN, CLIP_STD, HDTransform
 from fk_reward.rewards.llava_reward.phi3_vision_model import PhiLanguageModel, PhiVisionModel
+from fk_reward.rewards.loading_report import load_headless
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -95,16 +96,18 @@ class PhiVisionBackbone(Backbone):
 
         Raises:
             OSError: when files are missing.
-            ValueError: when weights are missing or of other sizes than the config's.
+            ValueError: for another model type, and when the weights are not those of the config.
         """
         processor, _ = ImageProcessingMixin.get_image_processor_dict(path, revision=revision)
-        model = _load_model(
+        model = load_headless(
+            PhiVisionModel,
             path,
+            revision=revision,
             dtype=torch_dtype,
             attn_implementation=attn_implementation,
             device_map=device_map,
             quantization_config=quantization_config,
-            revision=revision,
+            key_mapping=PhiVisionModel.hub_keys,
         )
         tokenizer = _load_tokenizer(path, revision=revision)
         normalization = {"mean": processor["image_mean"], "std": processor["image_std"]}
@@ -192,18 +195,3 @@ def _load_tokenizer(path: str | os.PathLike[str], *, revision: str) -> PreTraine
     if "add_bos_token" in settings:
         tokenizer.add_bos_token = settings["add_bos_token"]
     return tokenizer
-
-
-def _load_model(path: str | os.PathLike[str], **options: Any) -> PhiVisionModel:
-    """Load the weights; what transformers only warns of is an error here."""
-    model, report = PhiVisionModel.from_pretrained(
-        path, key_mapping=PhiVisionModel.hub_keys, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
-    for problem in ("missing_keys", "mismatched_keys"):
-        if report[problem]:
-            names = ", ".join(sorted(map(str, report[problem]))[:5])
-            raise ValueError(
-                f"{path} does not fit Phi-3.5-vision: {len(report[problem])} {problem.replace('_', ' ')}, among them "
-                f"{names}. Its config.json and its weights must belong together."
-            )
-    return model

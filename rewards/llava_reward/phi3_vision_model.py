@@ -200,8 +200,8 @@ def _distinct_crops(grids: Sequence[tuple[int, int]]) -> tuple[list[int], list[i
 class PhiVisionModel(Phi3PreTrainedModel):
     """The two halves of the model; holds them for loading, placement and quantisation, and has no forward of its own.
 
-    Load it with `key_mapping=PhiVisionModel.hub_keys`. The weights of the language-model head and of the CLIP layers
-    after the one that is read are not loaded.
+    Load it with `key_mapping=PhiVisionModel.hub_keys`. Not loaded are the language-model head, the CLIP layers after
+    the one that is read, and `wte`, a second name of the token embedding in some checkpoints.
     """
 
     config_class = PhiVisionConfig
@@ -219,5 +219,5 @@ class PhiVisionModel(Phi3PreTrainedModel):
         self.vision_embed_tokens = PhiImageEmbedding(config)
         unread = range(config.feature_layer, config.vision_config.num_hidden_layers)
         unread_layers = [rf"^vision_embed_tokens\.img_processor\.encoder\.layers\.{layer}\." for layer in unread]
-        self._keys_to_ignore_on_load_unexpected = [r"^lm_head\.", *unread_layers]
+        self._keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^vision_embed_tokens\.wte\.", *unread_layers]
         self.post_init()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
 from fk_reward.rewards.llava_reward.qwen2_5_vl_images import PatchTransform
+from fk_reward.rewards.loading_report import load_headless
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLModel, Qwen2Tokenizer
@@ -101,23 +102,20 @@ class QwenVLBackbone(Backbone):
 
         Raises:
             OSError: when files are missing.
-            ValueError: for another model type, and when weights are missing or there are some that the model does not
-                have.
+            ValueError: for another model type, and when the weights are not those of the config.
         """
         from transformers import Qwen2_5_VLModel, Qwen2Tokenizer
 
-        _check_model_type(path, revision=revision)
-        model, loading_info = Qwen2_5_VLModel.from_pretrained(
+        model = load_headless(
+            Qwen2_5_VLModel,
             path,
+            revision=revision,
             dtype=torch_dtype,
             attn_implementation=attn_implementation,
             device_map=device_map,
             quantization_config=quantization_config,
-            revision=revision,
             key_mapping=_NEW_NAMES,
-            output_loading_info=True,
         )
-        _check_keys(loading_info, path)
         tokenizer = Qwen2Tokenizer.from_pretrained(path, revision=revision)
         transform = PatchTransform.from_pretrained(
             path, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels
@@ -189,31 +187,6 @@ def _text(prompt: str, num_visual_tokens: int) -> str:
     if IMAGE_TOKEN in prompt:
         raise ValueError(f"A prompt must not contain {IMAGE_TOKEN}, which stands for the image; got {prompt!r}.")
     return TEMPLATE.format(image=IMAGE_TOKEN * num_visual_tokens, prompt=prompt)
-
-
-def _check_model_type(path: str | os.PathLike[str], *, revision: str) -> None:
-    """Without this, transformers 5 builds its 72B default from a folder that has no config.json."""
-    from transformers import Qwen2_5_VLConfig
-
-    config, _ = Qwen2_5_VLConfig.get_config_dict(path, revision=revision)
-    if not config:
-        raise OSError(f"{path} has no config.json; pass a hub id or folder of Qwen2.5-VL.")
-    if config.get("model_type") != QwenVLBackbone.model_type:
-        raise ValueError(
-            f"The config.json of {path} has model_type = {config.get('model_type')!r}, expected "
-            f"{QwenVLBackbone.model_type!r}."
-        )
-
-
-def _check_keys(loading_info: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Accept no difference between the checkpoint and the model other than the head that is left out."""
-    missing = sorted(loading_info["missing_keys"])
-    unexpected = sorted(key for key in loading_info["unexpected_keys"] if not key.startswith("lm_head."))
-    if missing or unexpected:
-        raise ValueError(
-            f"The weights in {path} are not those of a Qwen2.5-VL of its config.json: {len(missing)} are missing "
-            f"{missing[:5]}, {len(unexpected)} are not expected {unexpected[:5]}. Download the checkpoint again."
-        )
 
 
 def _check_together(model: Qwen2_5_VLModel, tokenizer: Qwen2Tokenizer, transform: PatchTransform) -> None:

@@ -35,7 +35,7 @@ def test_measure_times_pairs(pipe):
 def test_summary_has_medians_and_quartiles():
     repetitions = [Repetition(stock=1.0, steered=x, decode=0.0, reward=0.0) for x in (1.0, 1.1, 1.2, 1.3, 9.0)]
     row = overhead.summarize(repetitions)[0]
-    assert (row["median"], row["low"], row["high"]) == pytest.approx((1.2, 1.1, 1.3))
+    assert (row["median"], row["median_low"], row["median_high"]) == pytest.approx((1.2, 1.1, 1.3))
 
 
 def test_a_wider_unet_still_serves_the_pipeline(pipe):

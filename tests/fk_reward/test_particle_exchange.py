@@ -42,6 +42,11 @@ class ThreadExchange(ParticleExchange):
         return self.board.gather(self.process, rows)
 
 
+def test_share_of_a_population():
+    exchange = ParticleExchange(num_groups=2, num_particles=8, num_processes=2)
+    assert (exchange.num_own, exchange.share(8), exchange.share(2)) == (4, 4, 1)
+
+
 def score(x0_pred):
     return 3.0 * x0_pred.mean(dim=(1, 2, 3)).float()
 

@@ -121,6 +121,17 @@ def test_kdpm2_is_scored_where_its_step_adds_noise():
     assert all(record.step % 2 == 1 for record in records)  # the second stage of each pair
 
 
+def test_a_funnel_arrives_where_scoring_steps_wait_for_the_same_noise():
+    """KDPM2 adds noise at every other step only, and the last two scoring steps of four fall together."""
+    scheduler, arguments = make_scheduler("kdpm2-ancestral", "epsilon", num_steps=4)
+    config = replace(CONFIG, final_particles=1)
+    assert config.scoring_steps(len(scheduler.timesteps)) == (1, 3, 4, 5)
+    particle_filter = ParticleFilter(config)
+    sample, records = steered_loop(scheduler, arguments, particle_filter)
+    assert [record.step for record in records] == [1, 3, 5]
+    assert len(sample) == particle_filter.num_particles == 1
+
+
 def test_signature_is_kept_and_step_is_restored():
     scheduler, _ = make_scheduler("ddim", "epsilon")
     before, attributes = inspect.signature(scheduler.step), set(vars(scheduler))
@@ -183,13 +194,6 @@ def test_a_deterministic_scheduler_may_run_where_nothing_is_resampled():
     with steer(scheduler, ParticleFilter(config), score) as records:
         scheduler.step(sample, scheduler.timesteps[0], sample)
     assert records == []
-
-
-@pytest.mark.parametrize(("ess_threshold", "warned"), [(0.25, True), (0.26, False), (1.0, False)])
-def test_a_threshold_that_the_ess_cannot_fall_below_is_warned_of(ess_threshold, warned, caplog):
-    scheduler, arguments = make_scheduler("ddim", "epsilon")
-    steered_loop(scheduler, arguments, ParticleFilter(replace(CONFIG, ess_threshold=ess_threshold)))
-    assert any("nothing will be resampled: this is best of 4" in r.message for r in caplog.records) == warned
 
 
 def test_batch_of_the_wrong_size_is_refused():

@@ -223,7 +223,7 @@ def test_from_pretrained_replaces_a_deterministic_scheduler_and_says_so(tmp_path
         wrapped = FKSteeringPipeline.from_pretrained(folder, reward=BrightnessReward())
     assert isinstance(wrapped.scheduler, DDIMScheduler)
     assert not wrapped.scheduler.config.clip_sample
-    assert [r.message for r in caplog.records if "PNDMScheduler is deterministic" in r.message]
+    assert [r.message for r in caplog.records if "PNDMScheduler cannot be steered" in r.message]
     chosen = LCMScheduler.from_config(stock.scheduler.config)
     wrapped = FKSteeringPipeline.from_pretrained(folder, reward=BrightnessReward(), scheduler=chosen)
     assert wrapped.scheduler is chosen

@@ -1,10 +1,18 @@
 """Pipelines of every family: SD, SDXL, SD3, PixArt, Flux, steered without a line of their own code copied."""
 
+import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from fk_reward.pipelines import LatentDecoder, stochastic_scheduler
+from fk_reward.pipelines.decoding import to_unit_range
+from fk_reward.stochasticity import require_stochastic
 from tests import tiny
 from tests.pipelines.calls import STEPS, BrightnessReward, generator, steered
 
@@ -135,6 +143,55 @@ def test_pixel_space_pipelines_need_no_autoencoder():
     images = LatentDecoder(object())(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4))
     assert images[0].max() == 0
     assert images[1].min() == 1
+    with pytest.raises(ValueError, match="preview"):  # latents of an autoencoder that is not called vae
+        LatentDecoder(object())(torch.zeros(2, 4, 4, 4))
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_deepfloyd_returns_samples_that_become_pictures(output_type):
+    """The stock pipeline turns its samples into pictures for `"np"` and `"pil"`, but not for `"pt"`."""
+    arguments = {"num_inference_steps": STEPS, "clean_caption": False, "output_type": output_type}
+    pipe = tiny.make_if()
+    stock = pipe("a red circle", generator=generator(), **arguments)
+    out = steered(pipe)("a red circle", num_particles=1, generator=generator(), **arguments)
+    if output_type == "pt":
+        assert stock.images.min() < 0
+        assert torch.equal(out.images, to_unit_range(stock.images))
+    else:
+        assert np.array_equal(np.asarray(out.images), np.asarray(stock.images))
+
+
+def test_deepfloyd_is_steered():
+    wrapped = steered(tiny.make_if())
+    arguments = {"num_inference_steps": STEPS, "clean_caption": False, "num_particles": 4, "num_images_per_prompt": 4}
+    plain = wrapped("a red circle", num_resamples=0, generator=generator(), **arguments)
+    out = wrapped("a red circle", reward_scale=1e4, ess_threshold=1.0, generator=generator(), **arguments)
+    assert out.rewards.mean() > plain.rewards.mean()
+
+
+def test_packed_latents_of_a_video_autoencoder_are_not_known():
+    """Qwen-Image unpacks to `(B, C, 1, H, W)`, and its autoencoder normalises each channel."""
+    pipe = make("flux")
+    pipe._unpack_latents = lambda latents, height, width, scale: torch.zeros(len(latents), 4, 1, 8, 8)
+    decoder = LatentDecoder(pipe)
+    assert not decoder.knows(torch.zeros(2, 16, 16))
+    with pytest.raises(ValueError, match=r"\(2, 16, 16\), which are not known here"):
+        decoder(torch.zeros(2, 16, 16))
+
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+
+
+@pytest.mark.parametrize("cls", [DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_a_flow_model_keeps_its_levels_whatever_solver_it_came_with(cls):
+    """These solvers state betas, too; DDIM on them would make noise of a flow model."""
+    stochastic = stochastic_scheduler(cls(**FLOW))
+    require_stochastic(stochastic)
+    stochastic.set_timesteps(10)
+    reference = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    reference.set_timesteps(sigmas=[i / 10 for i in range(10, 0, -1)])
+    torch.testing.assert_close(stochastic.sigmas[1:-1], reference.sigmas[1:-1], atol=2e-2, rtol=0)
+    assert stochastic.config.prediction_type == "flow_prediction"
 
 
 def test_rewards_see_the_prompt_of_each_particle():

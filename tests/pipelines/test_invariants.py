@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, LCMScheduler
 
+from fk_reward.pipelines.seeds import resampling_generators
 from tests import tiny
 from tests.pipelines.calls import STEPS, BrightnessReward, constant, generator, steered
 
@@ -111,6 +112,14 @@ def test_without_a_generator_the_global_seed_decides():
         torch.manual_seed(7)
         images.append(wrapped(PROMPT, num_inference_steps=STEPS, reward_scale=1e3, output_type="pt").images)
     assert torch.equal(*images)
+
+
+def test_without_a_generator_the_one_of_the_device_decides(monkeypatch):
+    """On CUDA the noise of a call does not move the state of the CPU's generator."""
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor(states.pop(0), dtype=torch.uint8))
+    states = [[1, 2], [1, 2], [3, 4]]
+    first, same, other = (resampling_generators(None, 1, device="cuda")[0].initial_seed() for _ in range(3))
+    assert first == same != other
 
 
 def test_pil_output_equals_the_stock_pipelines():

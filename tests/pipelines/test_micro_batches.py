@@ -235,6 +235,20 @@ def test_a_decoder_of_ones_own_gets_batches():
     assert set(zip(seen[::2], seen[1::2], strict=True)) == {(5, 3)}
 
 
+def test_finished_latents_that_only_the_preview_can_decode_get_batches(monkeypatch):
+    seen = []
+
+    def decode(latents):
+        seen.append(len(latents))
+        return torch.full((len(latents), 3, 8, 8), 0.5)
+
+    monkeypatch.setattr("fk_reward.pipelines.fk_steering_pipeline.LatentDecoder.knows", lambda self, latents: False)
+    wrapped = steered(tiny.make_sd())
+    wrapped.preview = decode
+    wrapped(PROMPTS, num_inference_steps=3, num_resamples=0, output_type="latent", decode_batch_size=5)
+    assert seen == [5, 3]
+
+
 def test_defaults_of_the_pipeline_and_keywords_of_the_call():
     pipe = tiny.make_sd()
     rows = watched(pipe.unet)

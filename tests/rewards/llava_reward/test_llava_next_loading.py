@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,18 @@ from tests.tiny.llava_next import write_llava_next
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llava_next(tmp_path_factory.mktemp("llava-next"))
+
+
+def write_changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """A checkpoint to whose weights `change` was applied."""
+    write_llava_next(folder, num_shards=1)
+    file = folder / "model-00001-of-00001.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, file.name)}))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +64,28 @@ def test_old_names_are_all_read(folder: Path) -> None:
     ],
 )
 def test_a_missing_weight_is_an_error(tmp_path: Path, name: str) -> None:
-    folder = write_llava_next(tmp_path, num_shards=1)
-    file = folder / "model-00001-of-00001.safetensors"
-    weights = load_file(file)
-    del weights[name]
-    save_file(weights, file, metadata={"format": "pt"})
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, file.name)}))
+    folder = write_changed(tmp_path, lambda weights: weights.pop(name))
     with pytest.raises(ValueError, match=f"lacks weights: .*{name.rpartition('.')[2]}"):
+        LlavaNextBackbone.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("language_model.model.norm.weight", r"other sizes .*norm\.weight \(3,\)"),
+        ("language_model.model.layers.0.self_attn.q_proj.bias", r"LlavaNextModel does not have: .*q_proj\.bias"),
+    ],
+)
+def test_a_weight_of_another_architecture_is_an_error(tmp_path: Path, name: str, message: str) -> None:
+    folder = write_changed(tmp_path, lambda weights: weights.update({name: torch.ones(3)}))
+    with pytest.raises(ValueError, match=message):
+        LlavaNextBackbone.from_pretrained(folder)
+
+
+def test_a_folder_without_a_configuration_is_an_error(tmp_path: Path) -> None:
+    folder = write_llava_next(tmp_path)
+    (folder / "config.json").unlink()
+    with pytest.raises(OSError, match=r"has no config\.json"):
         LlavaNextBackbone.from_pretrained(folder)
 
 
