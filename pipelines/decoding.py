@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DecodeFn = Callable[[Tensor], Tensor]
 """Latents `(B, ...)` as the scheduler sees them, to images `(B, 3, H, W)` in [0, 1]."""
@@ -17,8 +18,9 @@ class LatentDecoder:
     """Decodes the latents of one pipeline call.
 
     Families: `AutoencoderKL` and whatever shares its configuration (a `scaling_factor`, an optional `shift_factor`, or
-    a mean and a standard deviation per channel; `AutoencoderTiny` too), with the float32 upcast that SDXL's autoencoder
-    asks for; packed latents (Flux); and pipelines without an autoencoder, whose samples are the pictures.
+    a mean and a standard deviation per channel; `AutoencoderTiny` too), widened to float32 where the pipeline itself
+    widens it (`widens_to_float32`); packed latents (Flux); and pipelines without an autoencoder, whose samples are the
+    pictures.
 
     Args:
         pipe: the wrapped pipeline.
@@ -58,9 +60,10 @@ class LatentDecoder:
         if vae is None:
             return to_unit_range(unpacked)
         if self._autoencoder is not None:
-            vae = self._autoencoder.to(latents.device, vae.dtype)
-        with float32_if_asked(vae):
-            scaled = unscale_latents(vae, self._shrunk(unpacked)).to(vae.dtype)
+            # not the `to` of Diffusers, which warns at every dtype
+            vae = nn.Module.to(self._autoencoder, latents.device, vae.dtype)
+        with _in_float32(vae, wide=widens_to_float32(self._pipe, vae)):
+            scaled = unscale_latents(vae, self._shrunk(unpacked).to(vae.dtype))
             return to_unit_range(vae.decode(scaled, return_dict=False)[0])
 
     def knows(self, latents: Tensor) -> bool:
@@ -105,24 +108,47 @@ def unscale_latents(vae: Any, latents: Tensor) -> Tensor:
     return latents / scale + (getattr(vae.config, "shift_factor", None) or 0.0)
 
 
+def widens_to_float32(pipe: Any, vae: Any) -> bool:
+    """Whether the pipeline decodes with this autoencoder in float32: it is in float16, in which it overflows.
+
+    `config.force_upcast` says that it does, and is true unless the configuration states otherwise: it is, too, for the
+    autoencoders of Stable Diffusion 1 and 2, which do not overflow. So only SDXL and its relatives look at it at the
+    end of their call. Here it counts where the pipeline's class looks at it.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+        >>> vae = SimpleNamespace(dtype=torch.float16, config=SimpleNamespace(force_upcast=True))
+        >>> [widens_to_float32(cls.__new__(cls), vae) for cls in (StableDiffusionPipeline, StableDiffusionXLPipeline)]
+        [False, True]
+    """
+    asked = getattr(vae, "dtype", None) == torch.float16 and getattr(vae.config, "force_upcast", False)
+    return bool(asked) and any("force_upcast" in _names_read(cls) for cls in type(pipe).__mro__)
+
+
+def _names_read(cls: type) -> tuple[str, ...]:
+    """Attributes and globals that the class's own `__call__` names."""
+    code = getattr(inspect.unwrap(vars(cls).get("__call__")), "__code__", None)
+    return () if code is None else code.co_names
+
+
 @contextmanager
-def float32_if_asked(vae: Any) -> Iterator[None]:
-    """Run a float16 autoencoder that overflows in float16 (`config.force_upcast`) in float32, and put it back."""
-    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-    if upcast:
-        vae.to(torch.float32)
+def _in_float32(vae: Any, *, wide: bool) -> Iterator[None]:
+    """Run a float16 autoencoder in float32 if `wide`, and put it back."""
+    if wide:
+        vae.float()
     try:
         yield
     finally:
-        if upcast:
-            vae.to(torch.float16)
+        if wide:
+            vae.half()
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:
-    """Pixels in [-1, 1] to float32 in [0, 1], clamped.
+    """Pixels in [-1, 1] to float32 in [0, 1], clamped; with the rounding of Diffusers, which computes in their dtype.
 
     Example:
         >>> to_unit_range(torch.tensor([-1.0, 0.0, 3.0]))
         tensor([0.0000, 0.5000, 1.0000])
     """
-    return (pixels.float() / 2 + 0.5).clamp(0, 1)
+    return (pixels / 2 + 0.5).clamp(0, 1).float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.loading_report import load_complete
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
+from fk_reward.rewards.text_cache import TextCache
 from fk_reward.rewards.truncation import TruncationLog
 
 if TYPE_CHECKING:
@@ -103,6 +104,9 @@ class CLIPScore(Reward):
         batch_size: number of images scored at once; None for all of one size.
         card: facts about the weights, in the unit of the plain cosine.
 
+    Attributes:
+        text_cache: embeddings of the texts that were read last, for the next calls.
+
     Raises:
         ValueError: when `scale` is not positive.
 
@@ -133,6 +137,7 @@ class CLIPScore(Reward):
         self.max_tokens: int = model.config.text_config.max_position_embeddings
         card = dataclasses.replace(card or _OTHER_CARD, max_prompt_tokens=self.max_tokens)
         self.card = scale_card(_hessel_card(card) if hessel else card, scale)
+        self.text_cache = TextCache()
         self._truncation = TruncationLog(tokenizer, max_tokens=self.max_tokens, name=self.card.name)
 
     @classmethod
@@ -176,7 +181,7 @@ class CLIPScore(Reward):
         )
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Encode each image and each distinct prompt once; shapes as in `Reward.score`."""
+        """Encode each image, and each distinct prompt unless it was encoded before; shapes as in `Reward.score`."""
         distinct = list(dict.fromkeys(prompts))
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=images.device)
         scores = clip_score(self._embed_images(images), self._embed_prompts(distinct)[rows], scale=self.scale)
@@ -190,8 +195,12 @@ class CLIPScore(Reward):
         prompts = [HESSEL_PREFIX + prompt for prompt in prompts] if self.hessel else prompts
         self._truncation.check(prompts)
         tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
-        tokens = tokens.to(self.model.device)
-        return self.model.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+        towers = [self.model.text_model, self.model.text_projection]
+        return self.text_cache.get(tokens, self._encode, towers=towers)
+
+    def _encode(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        ids, mask = (tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+        return self.model.get_text_features(ids, attention_mask=mask).pooler_output
 
 
 def scale_card(card: RewardCard, factor: float) -> RewardCard:

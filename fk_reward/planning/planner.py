@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fk_reward.config import FKSteeringConfig
+from fk_reward.pipelines.decoding import widens_to_float32
 from fk_reward.planning.advice import advice_for
 from fk_reward.planning.costs import BatchCosts, Picture, batch_costs
 from fk_reward.planning.memory import MemoryModel, PhaseNeed, Settings
@@ -166,8 +167,8 @@ def _flops_by_dtype(subjects: Subjects, costs: BatchCosts, counts: tuple[int, in
     """Operations of a call of all particles; `counts` are those of steps and of scorings."""
     steps, num_scorings = counts
     pipe_dtype = _name(subjects.denoiser.dtype)
-    config = getattr(getattr(subjects.pipe, "vae", None), "config", None)
-    upcast = pipe_dtype == "float16" and getattr(config, "force_upcast", False)
+    vae = getattr(subjects.pipe, "vae", None)
+    upcast = vae is not None and widens_to_float32(subjects.pipe, vae)
     flops: Counter[str] = Counter({pipe_dtype: costs.flops["text"] + steps * costs.flops["denoise"]})
     flops["float32" if upcast else pipe_dtype] += num_scorings * costs.flops["decode"]
     weights = [tensor for tensor in subjects.reward_weights() if tensor.is_floating_point()]

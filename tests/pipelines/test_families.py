@@ -1,20 +1,36 @@
 """Pipelines of every family: SD, SDXL, SD3, PixArt, Flux, steered without a line of their own code copied."""
 
+import logging
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AutoencoderKL,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    LatentConsistencyModelPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPAGPipeline,
+    StableDiffusionXLPipeline,
     UniPCMultistepScheduler,
 )
 
-from fk_reward.pipelines import LatentDecoder, stochastic_scheduler
+from fk_reward.pipelines import LatentDecoder, decoding, stochastic_scheduler
 from fk_reward.pipelines.decoding import to_unit_range
 from fk_reward.stochasticity import require_stochastic
 from tests import tiny
 from tests.pipelines.calls import STEPS, BrightnessReward, generator, steered
+from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
 MAKERS = {
     "sd": tiny.make_sd,
@@ -23,6 +39,12 @@ MAKERS = {
     "pixart": tiny.make_pixart,
     "flux": tiny.make_flux,
 }
+PIPELINES = [
+    *(AuraFlowPipeline, FluxPipeline, LatentConsistencyModelPipeline),
+    *(PixArtAlphaPipeline, PixArtSigmaPipeline, StableDiffusion3Pipeline),
+    *(StableDiffusionPipeline, StableDiffusionControlNetPipeline),
+    *(StableDiffusionXLPipeline, StableDiffusionXLControlNetPipeline, StableDiffusionXLPAGPipeline),
+]
 EXTRA = {"pixart": {"use_resolution_binning": False}}
 
 
@@ -51,16 +73,55 @@ def test_steering_raises_the_reward(family):
     assert any(step.ancestors is not None for step in out.trace.steps)
 
 
-@pytest.mark.parametrize("family", MAKERS)
-def test_a_scoring_step_decodes_as_the_pipeline_does_at_its_end(family):
-    """On the final latents, the decoder of the scoring steps gives the stock pipeline's picture."""
-    wrapped = steered(make(family))
+def check_scoring_steps_decode_like_the_end(pipe, family):
+    """On the final latents, the decoder of the scoring steps gives the stock pipeline's picture, bit for bit."""
+    wrapped = steered(pipe)
     arguments = {"num_inference_steps": 3, "num_particles": 2, "num_images_per_prompt": 2, **EXTRA.get(family, {})}
     latents = wrapped("a red circle", generator=generator(), output_type="latent", **arguments)
     images = wrapped("a red circle", generator=generator(), output_type="pt", **arguments)
-    decoded = wrapped._decoder({})(latents.images)
-    torch.testing.assert_close(decoded, images.images, rtol=1e-5, atol=1e-5)
+    assert torch.equal(wrapped._decoder({})(latents.images), images.images.float())
     torch.testing.assert_close(latents.rewards, images.rewards, rtol=1e-5, atol=1e-5)
+    assert images.images.std() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_scoring_step_decodes_as_the_pipeline_does_at_its_end(family, dtype):
+    pipe = make(family).to(dtype)
+    assert pipe.vae.config.force_upcast, "so it is in most repositories, whether or not their pipeline looks at it"
+    check_scoring_steps_decode_like_the_end(pipe, family)
+    assert pipe.vae.dtype == dtype
+
+
+@pytest.mark.parametrize(("family", "always"), [("sd", True), ("pixart", True), ("sdxl", False)])
+def test_float32_in_the_wrong_place_is_noticed(family, always, monkeypatch):
+    monkeypatch.setattr(decoding, "widens_to_float32", lambda pipe, vae: always)
+    with pytest.raises(AssertionError):
+        check_scoring_steps_decode_like_the_end(make(family).to(torch.float16), family)
+
+
+@pytest.mark.parametrize("cls", PIPELINES, ids=lambda cls: cls.__name__)
+def test_the_pipelines_that_widen_are_those_with_a_method_for_it(cls):
+    """`upcast_vae` is deprecated, and so no criterion for the library; here it is an independent one."""
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=4).to(torch.float16)
+    for kind in (cls, type("Mine", (cls,), {"__call__": lambda self: None})):
+        assert decoding.widens_to_float32(kind.__new__(kind), vae) == hasattr(cls, "upcast_vae")
+
+
+def test_decoding_warns_of_nothing(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    pipe = make("sdxl").to(torch.float16)
+    latents = torch.zeros(1, 4, 8, 8, dtype=torch.float16)
+    caplog.clear()
+    for preview in (None, make_tiny_autoencoder()):
+        wrapped = steered(pipe)
+        wrapped.preview = preview
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            wrapped._decoder({})(latents)
+    assert not caplog.records
+    pipe.vae.to(torch.float32)
+    assert caplog.records, "Diffusers does not warn any more: its own `to` can be used"
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
@@ -104,7 +165,6 @@ def test_a_pipeline_whose_latents_are_unknown_asks_for_preview():
 
 def test_sdxl_float16_autoencoder_is_upcast_and_put_back():
     pipe = make("sdxl")
-    pipe.vae.register_to_config(force_upcast=True)
     pipe.vae.to(torch.float16)
     seen = []
     hook = pipe.vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))

@@ -15,7 +15,9 @@ from fk_reward.models import ASSETS
 from fk_reward.planning import Settings, plan
 from fk_reward.planning import planner as planner_module
 from fk_reward.planning.advice import advice_for
+from fk_reward.planning.costs import BatchCosts
 from fk_reward.planning.memory import CUDA_CONTEXT_BYTES
+from fk_reward.planning.subjects import Subjects
 from fk_reward.planning.throughput import parse_tflops
 
 MB = 10**6
@@ -99,9 +101,11 @@ def test_rates_that_are_none(text):
         parse_tflops(text)
 
 
-def test_the_autoencoder_that_is_widened_counts_as_float32():
-    made = plan("shapes-sd", reward="shapes-verifier", dtype="float16", num_particles=1)
-    assert set(made.flops) == {"float16", "float32"}
+@pytest.mark.parametrize(("family", "decoder"), [("tiny_sd", "float16"), ("tiny_sdxl", "float32")])
+def test_an_autoencoder_counts_as_float32_where_the_pipeline_widens_it(family, decoder, request):
+    subjects = Subjects(request.getfixturevalue(family)().to(torch.float16), ())
+    counted = BatchCosts({}, kept=0, flops={"text": 0, "denoise": 0, "decode": 7}, image_bytes=0)
+    assert planner_module._flops_by_dtype(subjects, counted, (2, 3))[decoder] == 21
 
 
 def test_offload_is_told():

@@ -96,11 +96,13 @@ def test_wrong_scale_raises(tiny_clip, scale):
 
 
 def test_each_distinct_prompt_is_encoded_once(reward, images, monkeypatch):
+    reward.text_cache.clear()
     rows = []
     encode = reward.model.get_text_features
     monkeypatch.setattr(
         reward.model, "get_text_features", lambda ids, **kwargs: rows.append(len(ids)) or encode(ids, **kwargs)
     )
+    reward(images, PROMPTS)
     reward(images, PROMPTS)
     assert rows == [3]
 
