@@ -6,14 +6,17 @@ from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.previews import PREVIEWS, ReducedResolution
 from fk_reward.pipelines.solvers import SOLVERS, Solver
+from fk_reward.pipelines.speed_up import Compilation, speed_up
 
 __all__ = [
     "PREVIEWS",
     "SOLVERS",
+    "Compilation",
     "FKSteeringOutput",
     "FKSteeringPipeline",
     "LatentDecoder",
     "ReducedResolution",
     "Solver",
+    "speed_up",
     "stochastic_scheduler",
 ]
