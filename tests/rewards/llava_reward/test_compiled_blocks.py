@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from fk_reward.pipelines.speed_up import repeated_blocks
+from fk_reward.pipelines.acceleration import repeated_blocks
 
 DIMENSIONS = ("alignment", "safety")
 TOLERANCE = 1e-5

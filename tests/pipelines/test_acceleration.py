@@ -9,8 +9,8 @@ from peft import LoraConfig
 from torch import nn
 
 from fk_reward.pipelines import Compilation, speed_up
+from fk_reward.pipelines.acceleration import repeated_blocks
 from fk_reward.pipelines.denoisers import main_denoiser
-from fk_reward.pipelines.speed_up import repeated_blocks
 from fk_reward.rewards import CallableReward, load_reward
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
