@@ -1,5 +1,6 @@
 """Diffusers pipelines wrapped by the Feynman-Kac particle sampler."""
 
+from fk_reward.pipelines.acceleration import Compilation, speed_up
 from fk_reward.pipelines.decoding import LatentDecoder
 from fk_reward.pipelines.default_scheduler import stochastic_scheduler
 from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline
@@ -10,10 +11,12 @@ from fk_reward.pipelines.solvers import SOLVERS, Solver
 __all__ = [
     "PREVIEWS",
     "SOLVERS",
+    "Compilation",
     "FKSteeringOutput",
     "FKSteeringPipeline",
     "LatentDecoder",
     "ReducedResolution",
     "Solver",
+    "speed_up",
     "stochastic_scheduler",
 ]

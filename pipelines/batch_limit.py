@@ -32,13 +32,18 @@ class BatchLimit:
 
     def __init__(self, name: str, size: int | str | None, *, found: dict[str, int]) -> None:
         self._name = name
-        self._size = size
+        self._asked = size
         self._found = found
 
     @property
     def limits(self) -> bool:
         """Whether there is anything to do: False where everything is wanted at once."""
-        return self._size is not None
+        return self._asked is not None
+
+    def size(self, total: int) -> int:
+        """How much of `total` is taken at once."""
+        size = self._found.get(self._name) if self._asked == AUTO else self._asked
+        return total if size is None else min(int(size), total)
 
     def run(self, total: int, run_in_batches: Callable[[int], T]) -> T:
         """Call a function with the size of its batches, at most `total`.
@@ -49,17 +54,13 @@ class BatchLimit:
             torch.OutOfMemoryError: with a fixed size, and with "auto" when one at a time is too much.
         """
         while True:
-            size = self._current(total)
+            size = self.size(total)
             try:
                 return run_in_batches(size)
             except torch.OutOfMemoryError:
-                if self._size != AUTO or size <= 1:
+                if self._asked != AUTO or size <= 1:
                     raise
             self._halve(size)  # only here has the error let go of the tensors of the failed attempt
-
-    def _current(self, total: int) -> int:
-        size = self._found.get(self._name) if self._size == AUTO else self._size
-        return total if size is None else min(int(size), total)
 
     def _halve(self, size: int) -> None:
         gc.collect()

@@ -25,10 +25,11 @@ from fk_reward.pipelines.previews import Preview, ReducedResolution, load_previe
 from fk_reward.pipelines.seeds import resampling_generators
 from fk_reward.pipelines.solvers import Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun
-from fk_reward.rewards import Reward, load_reward
+from fk_reward.pipelines.steering_reward import put_on, steering_reward
+from fk_reward.rewards import Reward
 
 _OWN_ATTRIBUTES = (
-    *("pipe", "reward", "steering", "preview", "solver", "batch_sizes", "spread"),
+    *("pipe", "reward", "steering", "preview", "solver", "batch_sizes", "spread", "reward_device"),
     *("_plain_scheduler", "_found_sizes"),
 )
 
@@ -61,6 +62,8 @@ class FKSteeringPipeline:
         spread: share the particles of each prompt out to the processes that `accelerate launch` started. All of them
             make the same calls and get the same result, that of one process; K should be a multiple of their number,
             and `generator` a list with one for each particle.
+        reward_device: where the reward is, and stays; None for the pipeline's device. With a `decode_batch_size` the
+            reward reads one batch while the next is decoded.
 
     Example:
         >>> pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward="shapes-llava-reward-alignment")
@@ -77,8 +80,9 @@ class FKSteeringPipeline:
     solver: Solver | None
     batch_sizes: BatchSizes
     spread: bool
+    reward_device: torch.device | None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (one parameter for each option)
         self,
         pipe: DiffusionPipeline,
         *,
@@ -88,11 +92,13 @@ class FKSteeringPipeline:
         solver: str | Solver | None = None,
         batch_sizes: BatchSizes | None = None,
         spread: bool = False,
+        reward_device: str | torch.device | None = None,
     ) -> None:
         if not isinstance(pipe, DiffusionPipeline) or not hasattr(pipe, "scheduler"):
             raise TypeError(f"pipe should be a Diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
         self.pipe = pipe
-        self.reward = _steering_reward(reward)
+        self.reward = steering_reward(reward)
+        self.reward_device = reward_device  # type: ignore[assignment]
         self.steering = steering or FKSteeringConfig()
         self.batch_sizes = batch_sizes or BatchSizes()
         self.spread = spread
@@ -101,7 +107,7 @@ class FKSteeringPipeline:
         self.solver = resolve_solver(solver)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913 (one parameter for each option)
         cls,
         name_or_path: str | Path,
         *,
@@ -111,6 +117,7 @@ class FKSteeringPipeline:
         solver: str | Solver | None = None,
         batch_sizes: BatchSizes | None = None,
         spread: bool = False,
+        reward_device: str | torch.device | None = None,
         **diffusers_arguments: Any,
     ) -> FKSteeringPipeline:
         """Load a pipeline as `DiffusionPipeline.from_pretrained` does, and wrap it.
@@ -126,10 +133,11 @@ class FKSteeringPipeline:
             solver: see the class.
             batch_sizes: see the class.
             spread: see the class.
+            reward_device: see the class.
             **diffusers_arguments: go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, `scheduler`,
             ...).
         """
-        loaded_reward = _steering_reward(reward)
+        loaded_reward = steering_reward(reward)
         pipe = DiffusionPipeline.from_pretrained(resolve_model(name_or_path), **diffusers_arguments)
         if "scheduler" not in diffusers_arguments:
             pipe.scheduler = stochastic_scheduler(pipe.scheduler)
@@ -141,16 +149,17 @@ class FKSteeringPipeline:
             solver=solver,
             batch_sizes=batch_sizes,
             spread=spread,
+            reward_device=reward_device,
         )
 
     def to(self, *args: Any, **kwargs: Any) -> FKSteeringPipeline:
         """Move the wrapped pipeline as `DiffusionPipeline.to` does, reward and preview to its device. Returns itself.
 
-        The reward keeps its own precision; `pipe.reward.to(dtype=...)` changes it. A tiny autoencoder takes that of the
-        pipeline's autoencoder when it decodes.
+        A reward with a `reward_device` stays there. It keeps its own precision; `pipe.reward.to(dtype=...)` changes it.
+        A tiny autoencoder takes that of the pipeline's autoencoder when it decodes.
         """
         self.pipe.to(*args, **kwargs)
-        self.reward.to(self.pipe.device)
+        self.reward.to(self.reward_device or self.pipe.device)
         if isinstance(self.preview, torch.nn.Module):
             self.preview.to(self.pipe.device)
         return self
@@ -229,6 +238,7 @@ class FKSteeringPipeline:
             decode=decode if own_decoder else batches.decoder(decode),
             batches=batches,
             exchange=exchange,
+            reward_device=self.reward_device,
         )
         return run, own_arguments(arguments, exchange)
 
@@ -248,7 +258,11 @@ class FKSteeringPipeline:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "reward":
-            value = _steering_reward(value)
+            value = steering_reward(value)
+            put_on(value, vars(self).get("reward_device"))
+        elif name == "reward_device":
+            value = None if value is None else torch.device(value)
+            put_on(self.reward, value)
         elif name == "batch_sizes":
             object.__setattr__(self, "_found_sizes", {})
         elif name == "preview":
@@ -271,13 +285,3 @@ class FKSteeringPipeline:
     def __repr__(self) -> str:
         pipe, reward = type(self.pipe).__name__, self.reward.card.name
         return f"FKSteeringPipeline({pipe}, reward={reward!r}, steering={self.steering})"
-
-
-def _steering_reward(reward: str | Reward | Callable[[Tensor, list[str]], Tensor]) -> Reward:
-    loaded = load_reward(reward)
-    if not loaded.card.higher_is_better:
-        raise ValueError(
-            f"Of reward {loaded.card.name!r} lower is better, and steering looks for the highest: write a minus before "
-            "it, in the name or before the object."
-        )
-    return loaded

@@ -55,6 +55,10 @@ class MicroBatches:
             return decode
         return functools.partial(self._decode, decode)
 
+    def decoded_together(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """Latents `(B, ...)` in the batches in which they are decoded."""
+        return latents.split(self._decodes.size(len(latents)))
+
     def score(self, reward: Reward, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """What `reward.score_with_parts` gives, a batch at a time."""
 

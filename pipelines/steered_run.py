@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.batch_layout import batch_rows
 from fk_reward.pipelines.decoding import DecodeFn
 from fk_reward.pipelines.denoisers import main_denoiser
+from fk_reward.pipelines.handing_over import handing_over
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.replacement import call_name, replaced
 from fk_reward.pipelines.survivors import survivors_only
@@ -37,6 +38,8 @@ class SteeredRun:
         decode: latents to images in [0, 1].
         batches: how much the reward gets at once.
         exchange: where the particles are; images and scores of this class are those of this process's own.
+        reward_device: where the reward gets its images; None for the device that they are on. Where it is given,
+            images that are decoded in batches are scored in a thread, one batch while the next is decoded.
     """
 
     reward: Reward
@@ -45,6 +48,7 @@ class SteeredRun:
     decode: DecodeFn
     batches: MicroBatches
     exchange: ParticleExchange
+    reward_device: torch.device | None = None
     _steps: list[TraceStep] = field(default_factory=list)
     _measured: dict[str, Any] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "scored"), 0))
@@ -65,33 +69,50 @@ class SteeredRun:
 
     def score(self, x0_pred: Tensor) -> Tensor:
         """Rewards `(G * K,)` of the predicted clean samples; the `score` argument of `steer`."""
-        started = _clock(x0_pred)
-        images = self.decode(x0_pred)
-        self._counts["decoded"] += len(images)
-        return self.score_images(images, decode_seconds=_clock(images) - started)
+        batches = (x0_pred,)
+        if self.reward_device is not None and not self.reward.compares_images:
+            batches = self.batches.decoded_together(x0_pred)
+        self._counts["decoded"] += len(x0_pred)
+        return self._score_batches(map(self.decode, batches), since=_clock(x0_pred), aside=len(batches) > 1)
 
-    def score_images(self, images: Tensor, *, decode_seconds: float = 0.0) -> Tensor:
+    def score_images(self, images: Tensor) -> Tensor:
         """Rewards `(G * K,)` of images `(G * K, 3, H, W)`; names prompt and particle of one that is not finite."""
+        return self._score_batches([images], since=_clock(images))
+
+    def _score_batches(self, batches: Iterable[Tensor], *, since: float, aside: bool = False) -> Tensor:
+        """Rewards of all images of batches that are decoded as they are taken; see `reward_device` for `aside`."""
+        images: list[Tensor] = []
+        results = []
+        place = self.reward_device
+        with handing_over(self._rewards_of, aside=aside, device_type="cpu" if place is None else place.type) as score:
+            for batch in batches:
+                results.append(score(batch if place is None else batch.to(place), sum(map(len, images))))
+                images.append(batch)
+            decoded = _clock(images[-1])
+            rewards, parts = zip(*(result() for result in results), strict=True)
+        self._counts["scored"] += sum(map(len, images))
+        scores = torch.cat(rewards).to(images[-1].device)
+        self._measured = {
+            "decode_seconds": decoded - since,
+            "reward_seconds": _clock(scores) - decoded,
+            "thumbnails": torch.cat([self._thumbnails(batch) for batch in images]),
+            "reward_parts": {name: torch.cat([part[name] for part in parts]) for name in parts[0]},
+        }
+        return scores
+
+    def _rewards_of(self, images: Tensor, first: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rewards of some of this process's images, the first of which has this place among all of them."""
         bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
         if bad:
             raise ValueError(
-                f"The decoded image of {self._name(bad[0])} holds NaN or infinite pixels: the autoencoder or the "
-                "denoiser overflowed. Run the autoencoder in float32 (pipe.vae.to(torch.float32)) or bfloat16."
+                f"The decoded image of {self._name(first + bad[0])} holds NaN or infinite pixels: the autoencoder or "
+                "the denoiser overflowed. Run the autoencoder in float32 (pipe.vae.to(torch.float32)) or bfloat16."
             )
-        started = _clock(images)
         prompts = [prompt for prompt in self.prompts for _ in range(self._num_own)]
         try:
-            rewards, parts = self.batches.score(self.reward, images, prompts)
+            return self.batches.score(self.reward, images, prompts[first : first + len(images)])
         except NonFiniteScoreError as error:
-            raise ValueError(f"The reward of {self._name(error.index)} is {error.score}: {error}") from error
-        self._counts["scored"] += len(images)
-        self._measured = {
-            "decode_seconds": decode_seconds,
-            "reward_seconds": _clock(rewards) - started,
-            "thumbnails": self._thumbnails(images),
-            "reward_parts": parts,
-        }
-        return rewards
+            raise ValueError(f"The reward of {self._name(first + error.index)} is {error.score}: {error}") from error
 
     def score_finished(self, finished: Tensor, *, is_latent: bool) -> Tensor:
         """Rewards `(G * K,)` of what the wrapped pipeline returned: latents, or images that it has decoded."""

@@ -83,6 +83,10 @@ class AestheticScore(Reward):
         embeddings = self.model.get_image_features(pixel_values=pixel_values).pooler_output
         return self.head(functional.normalize(embeddings.float(), dim=-1)).squeeze(-1)
 
+    def modules_to_compile(self) -> list[nn.Module]:
+        """The image tower."""
+        return [self.model.vision_model]
+
     def to(
         self: AestheticScoreT, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> AestheticScoreT:

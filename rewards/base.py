@@ -142,6 +142,13 @@ class Reward(RewardArithmetic, abc.ABC):
             module.to(device=device, dtype=dtype)
         return self
 
+    def modules_to_compile(self) -> list[nn.Module]:
+        """Networks whose repeated blocks are worth compiling: all that the reward holds.
+
+        A subclass leaves out what runs once a prompt, such as the text tower of CLIP.
+        """
+        return list(self._held_modules())
+
     def _held_modules(self) -> Iterator[nn.Module]:
         return (value for value in vars(self).values() if isinstance(value, nn.Module))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fk_reward.models import resolve_model
@@ -186,6 +186,10 @@ class CLIPScore(Reward):
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=images.device)
         scores = clip_score(self._embed_images(images), self._embed_prompts(distinct)[rows], scale=self.scale)
         return _HESSEL_WEIGHT * scores.clamp(min=0) if self.hessel else scores
+
+    def modules_to_compile(self) -> list[nn.Module]:
+        """The image tower."""
+        return [self.model.vision_model]
 
     def _embed_images(self, images: Tensor) -> Tensor:
         pixel_values = self.preprocessing(images).to(self.model.dtype)

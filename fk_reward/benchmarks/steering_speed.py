@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ from fk_reward.benchmarks.reports import RANGE, Column, markdown_table, show_tab
 from fk_reward.benchmarks.reward_speed import OUT_OF_MEMORY
 from fk_reward.benchmarks.reward_times import PROMPT, is_at_hand
 from fk_reward.benchmarks.speed_measure import peak_memory, timed_on
-from fk_reward.benchmarks.steering_variants import STEERED, STOCK, VARIANTS, Variant, compiled_variant
+from fk_reward.benchmarks.steering_variants import COMPILED, STEERED, STOCK, VARIANTS, Variant
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import DEVICES, DTYPES, default_guidance, resolve_device, resolve_dtype
 from fk_reward.config import FKSteeringConfig
@@ -49,7 +49,7 @@ class SteeringSpeedSettings:
         num_repetitions: rounds, at least 2.
         device: "cpu" or "cuda".
         dtype: of the pipeline, the name of a floating dtype.
-        compile: whether a compiled denoiser is among the variants.
+        compile: whether compiled blocks are among the variants.
         seed: of random weights and of the pictures.
     """
 
@@ -98,8 +98,8 @@ def _full_size_reward(settings: SteeringSpeedSettings) -> Reward | str:
 
 
 def variants_for(pipe: FKSteeringPipeline, settings: SteeringSpeedSettings) -> list[Variant]:
-    """Those of `VARIANTS` that the pipeline can do, and the compiled denoiser where it is asked for."""
-    extra = (compiled_variant(),) if settings.compile else ()
+    """Those of `VARIANTS` that the pipeline can do, and the compiled one where it is asked for."""
+    extra = (COMPILED,) if settings.compile else ()
     return [variant for variant in (*VARIANTS, *extra) if variant.available(pipe)]
 
 
@@ -156,23 +156,32 @@ def _run(pipe: FKSteeringPipeline, variant: Variant, settings: SteeringSpeedSett
 
 
 def summarize(
-    seconds: dict[str, list[float]], peaks: dict[str, int | None], *, names: Sequence[str], num_particles: int
+    seconds: dict[str, list[float]],
+    peaks: dict[str, int | None],
+    *,
+    names: Sequence[str],
+    num_particles: int,
+    missing: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each variant: median and quartiles of the seconds an image and of the ratios within a round.
+
+    A variant without seconds gets a note: what is `missing` for it, or that memory ran out.
 
     Example:
         >>> rows = summarize({"stock": [1.0, 1.0], "steered": [2.0, 3.0]}, {}, names=["steered"], num_particles=4)
         >>> rows[0]["seconds"], rows[0]["to_stock"], rows[0]["to_steered"]
         (0.625, 2.5, 1.0)
     """
-    return [_row(name, seconds, peaks, num_particles) for name in names]
+    notes = {name: (missing or {}).get(name, OUT_OF_MEMORY) for name in names if name not in seconds}
+    return [
+        {"variant": name, "note": notes[name]} if name in notes else _row(name, seconds, peaks, num_particles)
+        for name in names
+    ]
 
 
 def _row(
     name: str, seconds: dict[str, list[float]], peaks: dict[str, int | None], num_particles: int
 ) -> dict[str, Any]:
-    if name not in seconds:
-        return {"variant": name, "note": OUT_OF_MEMORY}
     row: dict[str, Any] = {"variant": name, "note": "", "peak_gb": None}
     if peaks.get(name) is not None:
         row["peak_gb"] = peaks[name] / 1e9  # type: ignore[operator]
@@ -196,7 +205,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     num_repetitions: Annotated[int, typer.Option(help="Rounds, at least 2.", min=2)] = 7,
     device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "auto",
     dtype: Annotated[str, typer.Option(help=f"Of the pipeline, one of {', '.join(DTYPES)}.")] = "auto",
-    compile_denoiser: Annotated[bool, typer.Option("--compile", help="Time a compiled denoiser, too.")] = False,
+    compile_blocks: Annotated[bool, typer.Option("--compile", help="Time compiled blocks, too.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random weights and of the pictures.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/steering-speed"),
 ) -> None:
@@ -212,7 +221,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
             num_repetitions=num_repetitions,
             device=place,
             dtype=str(resolve_dtype(dtype, place)).removeprefix("torch."),
-            compile=compile_denoiser,
+            compile=compile_blocks,
             seed=seed,
         )
         pipe = make_pipeline(settings)
@@ -221,9 +230,10 @@ def main(  # noqa: PLR0913 (one parameter for each option)
 
 def _report(settings: SteeringSpeedSettings, pipe: FKSteeringPipeline, out: Path) -> None:
     variants = variants_for(pipe, settings)
-    seconds, peaks = measure(pipe, variants, settings)
+    missing = {variant.name: why for variant in variants if (why := variant.missing(pipe))}
+    seconds, peaks = measure(pipe, [variant for variant in variants if variant.name not in missing], settings)
     names = [variant.name for variant in variants]
-    rows = summarize(seconds, peaks, names=names, num_particles=settings.num_particles)
+    rows = summarize(seconds, peaks, names=names, num_particles=settings.num_particles, missing=missing)
     machine = torch.cuda.get_device_name() if settings.device == "cuda" else settings.device
     environment = {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
     content = {"settings": asdict(settings), "environment": environment, "rows": rows, "rounds": seconds}

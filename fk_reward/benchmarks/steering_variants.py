@@ -32,6 +32,7 @@ class Variant:
         set_up: what is changed beforehand.
         steered: whether the steered pipeline is called, not the one that it wraps.
         available: whether a pipeline can do it.
+        missing: what is not at hand here, for the table; empty where everything is.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Variant:
     set_up: SetUp = nullcontext
     steered: bool = True
     available: Callable[[FKSteeringPipeline], bool] = lambda pipe: True
+    missing: Callable[[FKSteeringPipeline], str] = lambda pipe: ""
 
 
 def thumbnails(latents: Tensor) -> Tensor:
@@ -89,33 +91,40 @@ def few_crops(pipe: FKSteeringPipeline) -> Iterator[None]:
         backbone.hd_transform = transform
 
 
-@contextmanager
-def channels_last(pipe: FKSteeringPipeline) -> Iterator[None]:
-    """The weights of the denoiser's convolutions with their channels last in memory."""
-    pipe.unet.to(memory_format=torch.channels_last)
-    try:
-        yield
-    finally:
-        pipe.unet.to(memory_format=torch.contiguous_format)
-
-
-class Compiled:
-    """The denoiser compiled by `torch.compile`, once for all contexts; the first call in one takes the time of it."""
-
-    def __init__(self) -> None:
-        self._compiled: Any = None
+def sped_up(**options: bool) -> SetUp:
+    """A set-up that calls `speed_up` with these options; compiling is in the first call of the first context."""
 
     @contextmanager
-    def __call__(self, pipe: FKSteeringPipeline) -> Iterator[None]:
-        """Put it in the place of the denoiser."""
-        unet = pipe.unet
-        if self._compiled is None:
-            self._compiled = torch.compile(unet)
-        pipe.unet = self._compiled
+    def set_up(pipe: FKSteeringPipeline) -> Iterator[None]:
+        from fk_reward.pipelines import speed_up  # noqa: PLC0415 (slow to import)
+
+        speed_up(pipe, **options)
         try:
             yield
         finally:
-            pipe.unet = unet
+            speed_up(pipe, **dict.fromkeys(options, False))
+
+    return set_up
+
+
+@contextmanager
+def reward_on_another_gpu(pipe: FKSteeringPipeline) -> Iterator[None]:
+    """The reward on the second GPU, or on the first where the pipeline is on another."""
+    first, second = (torch.device("cuda", index) for index in (0, 1))
+    with with_setting("reward_device", second if (pipe.device.index or 0) == 0 else first)(pipe):
+        yield
+    pipe.to(pipe.device)
+
+
+def compiler_missing(pipe: FKSteeringPipeline) -> str:
+    """Why `torch.compile` does not work where this pipeline is; nothing where it does."""
+    from fk_reward.pipelines.acceleration import Compilation, check_compiler, devices_of  # noqa: PLC0415 (slow to import)
+
+    try:
+        check_compiler(Compilation(), devices_of(pipe))
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 def _has_many_crops(pipe: FKSteeringPipeline) -> bool:
@@ -124,8 +133,8 @@ def _has_many_crops(pipe: FKSteeringPipeline) -> bool:
     return transform is not None and transform.num_crops > _FEW_CROPS
 
 
-def _has_unet(pipe: FKSteeringPipeline) -> bool:
-    return getattr(pipe, "unet", None) is not None
+def _has_two_gpus(pipe: FKSteeringPipeline) -> bool:
+    return pipe.device.type == "cuda" and torch.cuda.device_count() > 1
 
 
 STOCK = Variant("stock", steered=False)
@@ -148,11 +157,16 @@ VARIANTS: tuple[Variant, ...] = (
         call={"num_inference_steps": 20},
         set_up=with_setting("solver", "sde-dpmsolver++-20"),
     ),
-    Variant("steered, denoiser channels-last", set_up=channels_last, available=_has_unet),
+    Variant("steered, channels-last", set_up=sped_up(channels_last=True)),
+    Variant(
+        "steered, reward on another GPU, decoded one at a time",
+        call={"decode_batch_size": 1},
+        set_up=reward_on_another_gpu,
+        available=_has_two_gpus,
+    ),
 )
 """What is compared, in the order of the table. Another option of the pipeline's call is one more row."""
 
 
-def compiled_variant() -> Variant:
-    """The steered call with the denoiser compiled."""
-    return Variant("steered, denoiser compiled", set_up=Compiled(), available=_has_unet)
+COMPILED = Variant("steered, compiled", set_up=sped_up(compile=True), missing=compiler_missing)
+"""The steered call with the blocks of denoiser and reward compiled."""

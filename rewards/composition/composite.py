@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.composition.composite_card import composite_card
@@ -84,6 +84,10 @@ class CompositeReward(Reward):
         for part in self.parts.values():
             part.to(device, dtype)
         return self
+
+    def modules_to_compile(self) -> list[nn.Module]:
+        """Those of all parts."""
+        return [module for part in self.parts.values() for module in part.modules_to_compile()]
 
     def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
         """Score images as `Reward.__call__` does."""

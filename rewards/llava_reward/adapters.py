@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -75,7 +76,8 @@ class AdapterSet:
         if self._peft is None:
             return self.language_model(**arguments)
         if len(set(names)) > 1:
-            return self._peft(**arguments, adapter_names=list(names))
+            with torch.compiler.set_stance("force_eager"):  # PEFT mixes by hooks, which compiled blocks do not look for
+                return self._peft(**arguments, adapter_names=list(names))
         if names[0] != NO_ADAPTER:
             self.activate(names[0])
         with self._peft.disable_adapter() if names[0] == NO_ADAPTER else nullcontext():

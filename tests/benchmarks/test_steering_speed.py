@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 
 import pytest
@@ -15,8 +16,11 @@ from fk_reward.benchmarks.random_reward import random_reward
 from fk_reward.benchmarks.steering_speed import SteeringSpeedSettings, measure, summarize, variants_for
 from fk_reward.benchmarks.steering_variants import STEERED, STOCK, VARIANTS, Variant
 from fk_reward.cli import app
+from fk_reward.pipelines import acceleration
 
 SETTINGS = SteeringSpeedSettings(model="tiny", num_particles=2, steps=3, num_repetitions=2)
+ABSENT = ("steered, 4 crops", "steered, reward on another GPU, decoded one at a time")
+"""Variants that a tiny pipeline on a CPU does not have."""
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def test_all_variants_are_timed_in_each_round_and_leave_the_pipeline_as_it_was(p
     reward, unet, preview, scheduler = pipe.reward, pipe.unet, pipe.preview, pipe.scheduler
     variants = variants_for(pipe, SETTINGS)
     seconds, peaks = measure(pipe, variants, SETTINGS)
-    assert list(seconds) == [v.name for v in VARIANTS if v.name != "steered, 4 crops"]
+    assert list(seconds) == [v.name for v in VARIANTS if v.name not in ABSENT]
     assert all(len(values) == 2 and min(values) > 0 for values in seconds.values())
     assert set(peaks.values()) == {None}, "not measured on a CPU"
     assert (pipe.reward, pipe.unet, pipe.preview, pipe.scheduler) == (reward, unet, preview, scheduler)
@@ -54,7 +58,7 @@ def test_each_variant_does_what_its_name_says(pipe, monkeypatch):
     assert counts["stock"] == (0, 1)
     assert counts["steered, free reward and decoder"] == (0, 1)
     assert counts["steered, free reward"] == (0, decodings)
-    assert counts["steered, denoiser channels-last"] == (scorings, decodings)
+    assert counts["steered, channels-last"] == (scorings, decodings)
     assert counts["steered, preview vae/2"] == (scorings, decodings)
     assert counts["steered, one particle at a time"] == (scorings, decodings)
     assert counts["steered, decoded and scored one at a time"] == (2 * scorings, 2 * decodings)
@@ -76,15 +80,28 @@ def test_a_new_option_is_one_more_row(pipe):
     assert list(seconds) == ["stock", "steered", "steered, no guidance"]
 
 
-def test_the_denoiser_is_compiled_once(pipe, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or torch.nn.Sequential())
-    unet, variant = pipe.unet, steering_variants.compiled_variant()
-    for _ in range(2):
-        with variant.set_up(pipe):
-            assert pipe.unet is not unet
-        assert pipe.unet is unet
-    assert compiled == [unet]
+def test_compiled_and_channels_last_are_taken_back(pipe, monkeypatch):
+    monkeypatch.setattr(acceleration, "check_compiler", lambda compilation, devices: None)
+    with steering_variants.COMPILED.set_up(pipe):
+        compiled = [type(m).__name__ for m in pipe.unet.modules() if m._compiled_call_impl is not None]
+        assert set(compiled) == {"BasicTransformerBlock"}
+    assert all(module._compiled_call_impl is None for module in pipe.unet.modules())
+    weight = pipe.unet.mid_block.resnets[0].conv1.weight
+    with next(v for v in VARIANTS if v.name == "steered, channels-last").set_up(pipe):
+        assert not weight.is_contiguous()
+    assert weight.is_contiguous()
+
+
+def test_without_a_compiler_the_row_says_why(pipe, monkeypatch, tmp_path):
+    def refuse(compilation, devices):
+        raise RuntimeError("torch.compile does not work here: no g++\nInstall it.")
+
+    monkeypatch.setattr(acceleration, "check_compiler", refuse)
+    monkeypatch.setattr(steering_speed, "VARIANTS", (STOCK,))
+    steering_speed._report(dataclasses.replace(SETTINGS, compile=True), pipe, tmp_path)
+    rows = json.loads((tmp_path / "steering_speed.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["stock", "steered, compiled"]
+    assert rows[1]["note"] == "torch.compile does not work here: no g++"
 
 
 def test_rows_have_quartiles_of_ratios_within_a_round():

@@ -1,0 +1,39 @@
+"""The reward of a steered pipeline: loaded, checked, and put on a device of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fk_reward.rewards import Reward, load_reward
+
+
+def steering_reward(reward: str | Reward | Callable[[Tensor, list[str]], Tensor]) -> Reward:
+    """Load a reward as `load_reward` does.
+
+    Raises:
+        ValueError: for one of which lower is better.
+
+    Example:
+        >>> steering_reward(lambda images, prompts: images.mean(dim=(1, 2, 3))).device is None
+        True
+    """
+    loaded = load_reward(reward)
+    if not loaded.card.higher_is_better:
+        raise ValueError(
+            f"Of reward {loaded.card.name!r} lower is better, and steering looks for the highest: write a minus before "
+            "it, in the name or before the object."
+        )
+    return loaded
+
+
+def put_on(reward: Reward | None, device: torch.device | None) -> None:
+    """Move a reward to a device; nothing where one of the two is not there.
+
+    Example:
+        >>> put_on(None, torch.device("cpu"))
+    """
+    if reward is not None and device is not None:
+        reward.to(device)

@@ -1,0 +1,226 @@
+"""A reward on a device of its own: stays there, gets its images there, and reads while the next are decoded."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from fk_reward import FKSteeringPipeline
+from fk_reward.pipelines.handing_over import handing_over
+from fk_reward.rewards import CallableReward, load_reward
+from tests import tiny
+from tests.pipelines.calls import BrightnessReward, generator, steered
+
+PROMPTS = ["a red circle", "two blue squares"]
+ARGUMENTS = {"num_particles": 3, "num_images_per_prompt": 3, "num_inference_steps": 3, "output_type": "pt"}
+TOLERANCE = 1e-5
+PATIENCE = 20.0
+"""Seconds that a thread waits for another before the test fails."""
+
+
+class MovedReward(BrightnessReward):
+    """Notes where it is moved, and on which devices it is given images."""
+
+    def __init__(self):
+        self.places, self.sizes, self.threads = [], [], set()
+
+    def to(self, device=None, dtype=None):
+        self.places.append(str(device))
+        return self
+
+    def score(self, images, prompts):
+        self.sizes.append((str(images.device), len(images)))
+        self.threads.add(threading.current_thread().name)
+        return super().score(images, prompts)
+
+
+def call(pipe, **arguments):
+    settings = ARGUMENTS | {"reward_scale": 1e4, "ess_threshold": 1.0} | arguments
+    return pipe(PROMPTS, generator=generator(), **settings)
+
+
+def test_the_reward_stays_where_the_pipeline_does_not():
+    reward = MovedReward()
+    pipe = FKSteeringPipeline(tiny.make_sd(), reward=reward, reward_device="cpu")
+    assert pipe.reward_device == torch.device("cpu")
+    pipe.to("meta")
+    assert pipe.device == torch.device("meta")
+    assert reward.places == ["cpu", "cpu"]
+    pipe.reward = other = MovedReward()
+    assert other.places == ["cpu"]
+    pipe.reward_device = None
+    pipe.to("meta")
+    assert other.places == ["cpu", "meta"]
+
+
+def test_without_a_device_of_its_own_the_reward_follows():
+    reward = MovedReward()
+    FKSteeringPipeline(tiny.make_sd(), reward=reward).to("meta")
+    assert reward.places == ["meta"]
+
+
+def test_from_pretrained_takes_it():
+    pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward="shapes-clipscore", reward_device="cpu")
+    assert pipe.reward_device == torch.device("cpu")
+
+
+def results(reward, **arguments):
+    """Of a pipeline that scores aside, and of one that does not."""
+    outs = []
+    for device in ("cpu", None):
+        pipe = steered(tiny.make_sd(), reward)
+        pipe.reward_device = device
+        outs.append(call(pipe, **arguments))
+    return outs
+
+
+@pytest.mark.parametrize("sizes", [{}, {"decode_batch_size": 4}, {"decode_batch_size": 4, "reward_batch_size": 3}])
+def test_same_images_rewards_ancestors_and_counts(sizes):
+    aside, plain = results(0.5 * load_reward("shapes-clipscore") + BrightnessReward(), **sizes)
+    torch.testing.assert_close(aside.images, plain.images, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(aside.rewards, plain.rewards, rtol=0, atol=TOLERANCE)
+    assert any(step.ancestors is not None for step in plain.trace.steps)
+    for mine, other in zip(aside.trace.steps, plain.trace.steps, strict=True):
+        assert (mine.ancestors is None) == (other.ancestors is None)
+        assert mine.ancestors is None or torch.equal(mine.ancestors, other.ancestors)
+        assert torch.equal(mine.thumbnails, other.thumbnails)
+        assert mine.reward_parts.keys() == other.reward_parts.keys() != set()
+        assert mine.decode_seconds >= 0 <= mine.reward_seconds
+    for name in ("num_model_calls", "num_decode_calls", "num_reward_calls"):
+        assert getattr(aside.trace, name) == getattr(plain.trace, name)
+
+
+def test_batches_are_those_of_the_decoder_and_only_with_a_device():
+    for device, batches in (("cpu", [4, 2]), (None, [6])):
+        reward = MovedReward()
+        pipe = steered(tiny.make_sd(), reward)
+        pipe.reward_device = device
+        call(pipe, num_resamples=1, decode_batch_size=4)
+        assert reward.sizes == [("cpu", size) for size in [*batches, 6]], "the finished images come at once"
+        assert len(reward.threads) == (1 if device is None else 2)
+
+
+def overlaps(pipe, patience):
+    """Whether the second batch is decoded while the first is scored: its reward waits for just that."""
+    second = threading.Event()
+    decoded, waited = [], []
+
+    def decode(latents):
+        decoded.append(len(latents))
+        if len(decoded) == 2:
+            second.set()
+        return latents[:, :3].sigmoid()
+
+    def score(images, prompts):
+        waited.append(second.wait(patience))
+        return images.mean(dim=(1, 2, 3))
+
+    pipe.preview, pipe.reward = decode, score
+    call(pipe, num_resamples=1, decode_batch_size=3)
+    return waited[0] and decoded[:2] == [3, 3]
+
+
+def test_the_next_batch_is_decoded_while_one_is_scored(monkeypatch):
+    pipe = steered(tiny.make_sd())
+    pipe.reward_device = "cpu"
+    assert overlaps(pipe, PATIENCE)
+
+
+def test_saboteur_scoring_after_each_decode_is_noticed(monkeypatch):
+    def at_once(work, *, aside, device_type):
+        class Hand:
+            def __enter__(self):
+                return lambda *args: (lambda result: lambda: result)(work(*args))
+
+            def __exit__(self, *error):
+                return None
+
+        return Hand()
+
+    monkeypatch.setattr("fk_reward.pipelines.steered_run.handing_over", at_once)
+    pipe = steered(tiny.make_sd())
+    pipe.reward_device = "cpu"
+    assert not overlaps(pipe, 0.05)
+
+
+def test_a_reward_that_compares_gets_all_images_of_a_step():
+    class Comparing(MovedReward):
+        compares_images = True
+
+    reward = Comparing()
+    pipe = steered(tiny.make_sd(), reward)
+    pipe.reward_device = "cpu"
+    call(pipe, decode_batch_size=2)
+    assert {size for _, size in reward.sizes} == {6}
+
+
+@pytest.mark.parametrize("broken", ["reward", "pixels"])
+def test_what_is_not_finite_is_named_by_prompt_and_particle(broken):
+    """The fifth of six images: prompt 1, particle 1; the first of the third batch of two."""
+    pipe, decoded = steered(tiny.make_sd()), []
+
+    def decode(latents):
+        decoded.append(len(latents))
+        images = latents[:, :3].sigmoid()
+        return images.fill_(torch.nan) if broken == "pixels" and len(decoded) == 3 else images
+
+    def score(images, prompts):
+        values = images.mean(dim=(1, 2, 3))
+        return values.log().mul(torch.nan) if broken == "reward" and len(decoded_at_score(images)) else values
+
+    seen = []
+
+    def decoded_at_score(images):
+        seen.append(len(images))
+        return [True] if len(seen) == 3 else []
+
+    pipe.preview, pipe.reward, pipe.reward_device = decode, CallableReward(score, "mean"), "cpu"
+    with pytest.raises(ValueError, match="At step .*prompt 1, particle 1"):
+        call(pipe, num_resamples=1, decode_batch_size=2)
+
+
+def test_an_error_of_the_decoder_ends_the_call_and_the_thread():
+    pipe = steered(tiny.make_sd())
+    pipe.reward_device, calls = "cpu", []
+
+    def decode(latents):
+        calls.append(1)
+        return latents[:, :3].sigmoid() if len(calls) < 2 else 1 / 0
+
+    pipe.preview = decode
+    with pytest.raises(ZeroDivisionError):
+        call(pipe, decode_batch_size=2)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fk-reward")]
+
+
+@pytest.mark.parametrize("aside", [True, False])
+def test_modes_of_the_caller_hold_where_work_is_handed_over(aside):
+    def modes():
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+
+    def seen():
+        with handing_over(modes, aside=aside) as hand_over:
+            return hand_over()()
+
+    assert seen() == (True, False, False)
+    with torch.no_grad():
+        assert seen() == (False, False, False)
+    with torch.inference_mode():
+        assert seen() == modes()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert seen() == (True, False, True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("reward_device", ["cpu", "cuda:0"])
+def test_on_a_gpu(reward_device):
+    reward = load_reward("shapes-clipscore")
+    pipe = steered(tiny.make_sd(), reward)
+    pipe.reward_device = reward_device
+    pipe.to("cuda")
+    assert reward.device == torch.device(reward_device)
+    out = pipe(PROMPTS, generator=generator(), decode_batch_size=2, **ARGUMENTS)
+    expected = reward.to("cuda")(out.images, [prompt for prompt in PROMPTS for _ in range(3)]).view(2, 3)
+    torch.testing.assert_close(out.rewards, expected.cpu(), rtol=1e-3, atol=1e-4)
