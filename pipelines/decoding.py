@@ -52,7 +52,7 @@ class LatentDecoder:
         if vae is None:
             return to_unit_range(latents)
         if self._autoencoder is not None:
-            vae = self._autoencoder.to(latents.device, vae.dtype)
+            vae = _like(self._autoencoder, device=latents.device, dtype=vae.dtype)
         with float32_if_asked(vae):
             scaled = unscale_latents(vae, self._shrunk(self._unpack(latents))).to(vae.dtype)
             return to_unit_range(vae.decode(scaled, return_dict=False)[0])
@@ -76,6 +76,12 @@ class LatentDecoder:
         default = self._pipe.default_sample_size * self._pipe.vae_scale_factor
         height, width = (side or default for side in self._size)
         return self._pipe._unpack_latents(latents, height, width, self._pipe.vae_scale_factor)
+
+
+def _like(autoencoder: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """The autoencoder, moved; converted only where it has to be, since Diffusers warns of that each time."""
+    autoencoder.to(device)
+    return autoencoder if autoencoder.dtype == dtype else autoencoder.to(dtype)
 
 
 def unscale_latents(vae: Any, latents: Tensor) -> Tensor:
