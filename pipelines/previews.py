@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -91,7 +92,12 @@ Source: github.com/madebyollin/taesd; the factors are those of each family's `va
 """
 
 
-def load_preview(preview: str | os.PathLike[str] | Preview | None, pipe: Any) -> Preview | None:
+def load_preview(
+    preview: str | os.PathLike[str] | Preview | None,
+    pipe: Any,
+    *,
+    load: Callable[[str], AutoencoderTiny] = AutoencoderTiny.from_pretrained,
+) -> Preview | None:
     """Turn what a person writes into a decoder of this pipeline's latents.
 
     Args:
@@ -100,6 +106,7 @@ def load_preview(preview: str | os.PathLike[str] | Preview | None, pipe: Any) ->
             `AutoencoderTiny`, a `ReducedResolution`, or a function from latents as the scheduler sees them to images
             `(B, 3, H, W)` in [0, 1], which is taken as it is. None for the pipeline's own autoencoder.
         pipe: the pipeline whose latents are to be decoded.
+        load: makes a tiny autoencoder from a hub id or a folder.
 
     Raises:
         ValueError: for an unknown name, or an autoencoder of other latents than the pipeline's.
@@ -113,7 +120,7 @@ def load_preview(preview: str | os.PathLike[str] | Preview | None, pipe: Any) ->
     if preview is None or isinstance(preview, ReducedResolution):
         return preview
     if isinstance(preview, str | os.PathLike):
-        return _load_by_name(os.fspath(preview), pipe)
+        return _load_by_name(os.fspath(preview), pipe, load)
     if isinstance(preview, AutoencoderTiny):
         _check_latents(preview, pipe)
         return preview
@@ -141,7 +148,7 @@ def preview_decoder(preview: Preview | None, pipe: Any, *, height: int | None, w
     return LatentDecoder(pipe, height=height, width=width) if preview is None else preview
 
 
-def _load_by_name(name: str, pipe: Any) -> Preview:
+def _load_by_name(name: str, pipe: Any, load: Callable[[str], AutoencoderTiny]) -> Preview:
     reduced = _REDUCED.fullmatch(name)
     if reduced is not None:
         return ReducedResolution(int(reduced[1]))
@@ -157,7 +164,7 @@ def _load_by_name(name: str, pipe: Any) -> Preview:
             "the hub id or the folder of an AutoencoderTiny."
         )
     source = name if known is None else known.repository
-    autoencoder = AutoencoderTiny.from_pretrained(resolve_model(source))
+    autoencoder = load(resolve_model(source))
     _check_latents(autoencoder, pipe)
     return autoencoder
 

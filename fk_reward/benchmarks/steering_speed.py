@@ -14,7 +14,7 @@ from torch import Generator
 from fk_reward.benchmarks.quartiles import quartiles
 from fk_reward.benchmarks.reports import RANGE, Column, markdown_table, show_table, write_json
 from fk_reward.benchmarks.reward_speed import OUT_OF_MEMORY
-from fk_reward.benchmarks.reward_times import PROMPT, is_at_hand
+from fk_reward.benchmarks.reward_times import PROMPT
 from fk_reward.benchmarks.speed_measure import peak_memory, timed_on
 from fk_reward.benchmarks.steering_variants import COMPILED, STEERED, STOCK, VARIANTS, Variant
 from fk_reward.cli.errors import clean_errors
@@ -24,7 +24,6 @@ from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline
-    from fk_reward.rewards import Reward
 
 COLUMNS = (
     Column("variant"),
@@ -72,29 +71,19 @@ def make_pipeline(settings: SteeringSpeedSettings) -> FKSteeringPipeline:
         ValueError: with `random_weights`, for a model whose size is not known, or a reward that has none.
     """
     from fk_reward.benchmarks.full_size_pipelines import FULL_SIZE_PIPELINES  # noqa: PLC0415 (slow to import)
-    from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415
+    from fk_reward.benchmarks.random_weights import steered_pipeline  # noqa: PLC0415
 
-    dtype = getattr(torch, settings.dtype)
-    if not settings.random_weights:
-        pipe = FKSteeringPipeline.from_pretrained(settings.model, reward=settings.reward, torch_dtype=dtype)
-    elif settings.model in FULL_SIZE_PIPELINES:
-        stock = FULL_SIZE_PIPELINES[settings.model].make(device=settings.device, dtype=dtype, seed=settings.seed)
-        pipe = FKSteeringPipeline(stock, reward=_full_size_reward(settings))
-    else:
+    if settings.random_weights and settings.model not in FULL_SIZE_PIPELINES:
         known = ", ".join(name for name in FULL_SIZE_PIPELINES if "/" not in name)
         raise ValueError(f"--random-weights knows the sizes of {known}; got {settings.model!r}.")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(settings.device)
-
-
-def _full_size_reward(settings: SteeringSpeedSettings) -> Reward | str:
-    from fk_reward.benchmarks.full_size_rewards import FULL_SIZE  # noqa: PLC0415 (slow to import)
-
-    if settings.reward in FULL_SIZE:
-        return FULL_SIZE[settings.reward].make(device=settings.device, seed=settings.seed)
-    if is_at_hand(settings.reward):
-        return settings.reward
-    raise ValueError(f"--random-weights knows the sizes of {', '.join(FULL_SIZE)}; got {settings.reward!r}.")
+    return steered_pipeline(
+        settings.model,
+        reward=settings.reward,
+        device=settings.device,
+        dtype=getattr(torch, settings.dtype),
+        random_weights=settings.random_weights,
+        seed=settings.seed,
+    )
 
 
 def variants_for(pipe: FKSteeringPipeline, settings: SteeringSpeedSettings) -> list[Variant]:

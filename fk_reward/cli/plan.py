@@ -30,9 +30,22 @@ def plan(  # noqa: PLR0913 (one parameter for each option)
     height: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's", min=8)] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's", min=8)] = None,
     dtype: Annotated[str, typer.Option(help="Of the pipeline: float32, float16 or bfloat16.")] = "float16",
-    steps: Annotated[int, typer.Option(help="Scheduler steps.", min=1)] = 50,
+    solver: Annotated[str | None, typer.Option(help="ddim-100, sde-dpmsolver++-20, lcm-4, ...")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Scheduler steps.", min=1, show_default="the solver's, or 50")
+    ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Guidance.", show_default="3 for shapes-sd, else the pipeline's own")
+        float | None,
+        typer.Option(help="Guidance.", show_default="the solver's, 3 for shapes-sd, or the pipeline's own"),
+    ] = None,
+    preview: Annotated[
+        str | None, typer.Option(help="Decodes at the scoring steps: auto, taesd, taesdxl, vae/2, a folder, ...")
+    ] = None,
+    num_resamples: Annotated[
+        int | None, typer.Option(help="Scoring steps before the end; 0: plain best of K.", show_default="4", min=0)
+    ] = None,
+    final_particles: Annotated[
+        int | None, typer.Option(help="Particles at the end, of K at the beginning.", show_default="K", min=1)
     ] = None,
     tflops: Annotated[
         str | None,
@@ -61,7 +74,11 @@ def plan(  # noqa: PLR0913 (one parameter for each option)
             dtype=dtype,
             steps=steps,
             tflops=tflops,
-            guidance_scale=default_guidance(model, guidance_scale).get("guidance_scale"),
+            guidance_scale=_guidance(model, guidance_scale, solver),
+            preview=preview,
+            solver=solver,
+            num_resamples=num_resamples,
+            final_particles=final_particles,
         )
         checked = _checked(result) if check else None
     if as_json:
@@ -70,6 +87,16 @@ def plan(  # noqa: PLR0913 (one parameter for each option)
         _show(result, checked)
     if not result.fits:
         raise typer.Exit(code=1)
+
+
+def _guidance(model: str, typed: float | None, solver: str | None) -> float | None:
+    """What was typed, else the solver's, which is the plan's business, else what suits the embedded model."""
+    from fk_reward.pipelines.solvers import resolve_solver
+
+    preset = resolve_solver(solver)
+    if typed is None and preset is not None and preset.guidance_scale is not None:
+        return None
+    return default_guidance(model, typed).get("guidance_scale")
 
 
 def _checked(result: Plan) -> Check:
@@ -86,10 +113,18 @@ def _show(result: Plan, checked: Check | None) -> None:
         Column("batch_size", "at once", "{:d}"),
         *(Column(key, f"{key}, GB", "{:.2f}") for key in ("weights", "kept", "activations", "peak", "needed")),
     )
-    title = f"{result.model} in {result.dtype} with {result.reward}, K = {result.num_particles}, {result.steps} steps"
-    show_table(title, columns, [_in_gigabytes(phase) for phase in result.to_dict()["phases"]])
+    show_table(_title(result), columns, [_in_gigabytes(phase) for phase in result.to_dict()["phases"]])
     for line in (*_sentences(result), *result.advice, *_check_sentences(checked)):
         typer.echo(line)
+
+
+def _title(result: Plan) -> str:
+    """What was asked, in a line."""
+    finished = result.population.finished
+    particles = f"K = {result.num_particles}" + (f" to {finished}" if finished < result.num_particles else "")
+    solved = "" if result.solver is None else f" of {result.solver}"
+    preview = "" if result.preview is None else f", preview {result.preview}"
+    return f"{result.model} in {result.dtype} with {result.reward}, {particles}, {result.steps} steps{solved}{preview}"
 
 
 def _in_gigabytes(phase: dict[str, Any]) -> dict[str, Any]:
@@ -104,8 +139,16 @@ def _sentences(result: Plan) -> list[str]:
     time = "give --tflops for the time" if result.seconds is None else f"about {result.seconds:.3g} s, an estimate"
     return [
         f"Peak of PyTorch's allocator: {gigabytes(result.peak)}. Needed on the GPU: {gigabytes(result.needed)}{limit}.",
-        f"An image (best of K): {work:,.1f} TFLOP, {result.num_scorings} x K decoded and scored; {time}.",
+        f"An image (best of K): {work:,.1f} TFLOP, {_pictures(result)} decoded and scored; {time}.",
     ]
+
+
+def _pictures(result: Plan) -> str:
+    """How many are decoded, and by what."""
+    course = result.population
+    if result.preview is None or not course.scorings:
+        return f"{course.num_scored} pictures"
+    return f"{sum(course.scorings)} previews and {course.finished} finished pictures"
 
 
 def _check_sentences(checked: Check | None) -> list[str]:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fk_reward.benchmarks.full_size_pipelines import FULL_SIZE_PIPELINES
-from fk_reward.benchmarks.full_size_rewards import FULL_SIZE
+from fk_reward.benchmarks.random_weights import sized_preview, steered_pipeline
 from fk_reward.benchmarks.speed_measure import peak_memory
 from fk_reward.pipelines import FKSteeringPipeline
+from fk_reward.pipelines.solvers import resolve_solver
 from fk_reward.planning.costs import PROMPT
 from fk_reward.planning.planner import Plan
-from fk_reward.rewards import Reward, load_reward
 
 _NUM_STEPS = 4
 _TOLERANCE = 0.15
@@ -68,7 +67,7 @@ def check_plan(plan: Plan) -> Check:
     arguments = plan.picture.arguments() | plan.settings.keywords(plan.num_particles)
 
     def run() -> None:
-        pipe(PROMPT, num_particles=plan.num_particles, num_inference_steps=_NUM_STEPS, **arguments)
+        pipe(PROMPT, steering=plan.steering, num_inference_steps=_NUM_STEPS, **arguments)
 
     device = torch.device("cuda")
     gc.collect()
@@ -82,25 +81,16 @@ def check_plan(plan: Plan) -> Check:
 
 
 def _pipeline(plan: Plan) -> FKSteeringPipeline:
-    """The pipeline as the plan wants it on the GPU, of random weights where those of the model are not at hand."""
+    """The pipeline as the plan wants it on the GPU, of random weights where their size is known."""
     dtype = getattr(torch, plan.dtype)
-    reward = _reward(plan)
-    if plan.model in FULL_SIZE_PIPELINES:
-        place = "cpu" if plan.settings.model_offload else "cuda"
-        pipe = FKSteeringPipeline(FULL_SIZE_PIPELINES[plan.model].make(device=place, dtype=dtype), reward=reward)
-    else:
-        pipe = FKSteeringPipeline.from_pretrained(plan.model, reward=reward, torch_dtype=dtype)
-    pipe.set_progress_bar_config(disable=True)
-    if plan.settings.model_offload:
-        pipe.enable_model_cpu_offload()
-        return pipe
-    return pipe.to("cuda")
-
-
-def _reward(plan: Plan) -> Reward:
-    if plan.reward not in FULL_SIZE:
-        return load_reward(plan.reward).to("cuda")
-    reward = FULL_SIZE[plan.reward].make(device="cpu" if plan.settings.reward_offload else "cuda")
-    if plan.settings.reward_offload:
-        reward.offload = True
-    return reward.to("cuda")
+    pipe = steered_pipeline(
+        plan.model,
+        reward=plan.reward,
+        device="cuda",
+        dtype=dtype,
+        model_offload=plan.settings.model_offload,
+        reward_offload=plan.settings.reward_offload,
+    )
+    pipe.preview = sized_preview(plan.preview, pipe.pipe, device="cuda", dtype=dtype)
+    pipe.solver = resolve_solver(plan.solver)
+    return pipe

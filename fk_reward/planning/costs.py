@@ -12,16 +12,17 @@ from torch import Tensor
 
 from fk_reward.benchmarks.hollow import HollowTensors
 from fk_reward.config import FKSteeringConfig
-from fk_reward.pipelines import LatentDecoder
 from fk_reward.pipelines.call_arguments import complete_eta
+from fk_reward.pipelines.previews import Preview, preview_decoder
 from fk_reward.planning.fused_attention import FusedAttention, flop_counter
 from fk_reward.planning.live_bytes import LiveBytes
 from fk_reward.planning.subjects import Subjects, tensors_of
 from fk_reward.rewards import Reward
 
-PHASES = ("text", "denoise", "decode", "reward")
+PHASES = ("text", "denoise", "preview", "preview reward", "decode", "reward")
+"""In the order of a call with a preview; without one, decoder and reward work at the scoring steps, too."""
+
 PROMPT = "a photo of a red circle and a blue square"
-_NUM_STEPS = 2  # so that what the first step leaves behind is there in the second
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,20 @@ class BatchCosts:
     """Costs of a batch of n pictures.
 
     Attributes:
-        activations: bytes above the weights, at most, in each phase: the text encoders, a step of the denoiser, the
-            decoding of n predicted pictures, the reward of n pictures. Of `denoise` without `kept`.
-        kept: bytes that stay from step to step: embeddings, latents.
-        flops: floating-point operations; of `denoise` for one step.
+        activations: bytes above the weights, at most, in each of `PHASES`: the text encoders, a step of the denoiser,
+            the decoding of n pictures by the preview, their reward, the decoding of n pictures by the autoencoder, and
+            their reward. Of `denoise` without `kept`. Without the two of the preview where there is none.
+        kept: bytes that stay from step to step: embeddings, latents, what the scheduler remembers.
+        flops: floating-point operations of the same phases; of `denoise` for one step.
         image_bytes: of n decoded pictures.
+        preview_bytes: of n decoded previews, 0 where there are none.
     """
 
     activations: dict[str, int]
     kept: int
     flops: dict[str, int]
     image_bytes: int
+    preview_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,24 +78,45 @@ def batch_costs(subjects: Subjects, picture: Picture, *, batch_size: int) -> Bat
     """
     generation = _Generation(subjects, picture)
     latents = generation.run(batch_size)
-    decoder = LatentDecoder(subjects.pipe, height=picture.height, width=picture.width)
+    decode, images = _decoded(subjects, picture, latents, preview=None)
+    reward = _scored(subjects, images)
+    watches = {"text": generation.text, "denoise": generation.denoise, "decode": decode, "reward": reward}
+    preview_bytes = 0
+    if subjects.preview is not None:
+        watches["preview"], previews = _decoded(subjects, picture, latents, preview=subjects.preview)
+        watches["preview reward"] = reward if previews.shape == images.shape else _scored(subjects, previews)
+        preview_bytes = previews.nbytes
+    return BatchCosts(
+        activations={phase: watch.peak for phase, watch in watches.items()},
+        kept=generation.kept,
+        flops={phase: watch.flops for phase, watch in watches.items()},
+        image_bytes=images.nbytes,
+        preview_bytes=preview_bytes,
+    )
+
+
+def _decoded(
+    subjects: Subjects, picture: Picture, latents: Tensor, *, preview: Preview | None
+) -> tuple[_Watch, Tensor]:
+    """Costs of decoding, and the pictures; by the pipeline's autoencoder without a preview."""
+    decoder = preview_decoder(preview, subjects.pipe, height=picture.height, width=picture.width)
     vae = getattr(subjects.pipe, "vae", None)
-    with _watched([] if vae is None else tensors_of(vae)) as decode:
+    held = [] if vae is None else tensors_of(vae)
+    with _watched(held + subjects.preview_weights()) as watch:
         images = decoder(latents)
+    return watch, images
+
+
+def _scored(subjects: Subjects, images: Tensor) -> _Watch:
+    """Costs of the reward, of its parts one after the other."""
     peak, flops = 0, 0
     for reward in subjects.rewards:
-        reward.batch_size = batch_size
+        reward.batch_size = len(images)
         held = [tensor for module in reward._held_modules() for tensor in tensors_of(module)]
-        with _watched(held) as scoring:
-            reward.score(_readable(images, reward), [PROMPT] * batch_size)
-        peak, flops = max(peak, scoring.peak), flops + scoring.flops
-    text, denoise = generation.text, generation.denoise
-    return BatchCosts(
-        activations={"text": text.peak, "denoise": denoise.peak, "decode": decode.peak, "reward": peak},
-        kept=generation.kept,
-        flops={"text": text.flops, "denoise": denoise.flops, "decode": decode.flops, "reward": flops},
-        image_bytes=images.nbytes,
-    )
+        with _watched(held) as watch:
+            reward.score(_readable(images, reward), [PROMPT] * len(images))
+        peak, flops = max(peak, watch.peak), flops + watch.flops
+    return _Watch(peak, flops)
 
 
 def _readable(images: Tensor, reward: Reward) -> Tensor:
@@ -115,24 +140,28 @@ def _watched(held: list[Tensor]) -> Iterator[_Watch]:
 
 
 class _Generation:
-    """Runs the pipeline's own loop for two steps, and tells text encoding and denoising apart."""
+    """Runs the pipeline's own loop for a few steps, and tells text encoding and denoising apart.
+
+    There are so many steps that the scheduler remembers, in the last one, all that it ever does.
+    """
 
     def __init__(self, subjects: Subjects, picture: Picture) -> None:
         self.text, self.denoise = _Watch(), _Watch()
         self.kept = 0
         self._subjects, self._picture = subjects, picture
+        self._num_steps = 1 + subjects.pipe.scheduler.config.get("solver_order", 1)
 
     def run(self, batch_size: int) -> Tensor:
         """Generate latents of n pictures of one prompt."""
         pipe = self._subjects.pipe
-        arguments: dict[str, Any] = self._picture.arguments() | {"num_inference_steps": _NUM_STEPS}
+        arguments: dict[str, Any] = self._picture.arguments() | {"num_inference_steps": self._num_steps}
         complete_eta(pipe, FKSteeringConfig(num_resamples=0), arguments)
         pipe.set_progress_bar_config(disable=True)
         with flop_counter() as counter, LiveBytes() as tracker, HollowTensors(), FusedAttention():
             with self._marked(tracker, counter):
                 out = pipe(PROMPT, num_images_per_prompt=batch_size, output_type="latent", **arguments)
         self.denoise.peak = tracker.peak - self.kept
-        self.denoise.flops = (counter.get_total_flops() - self.text.flops) // _NUM_STEPS
+        self.denoise.flops = (counter.get_total_flops() - self.text.flops) // self._num_steps
         return out.images
 
     @contextmanager

@@ -14,6 +14,13 @@ ALLOCATOR_SHARE = 0.08
 """Of the bytes above the weights, what is added for blocks that the caching allocator cannot reuse, and for workspaces
 of matrix products and convolutions, which live inside an operation and are not seen. An assumption."""
 
+LIMITED_PHASES = {
+    "particle_batch_size": ("denoise",),
+    "decode_batch_size": ("preview", "decode"),
+    "reward_batch_size": ("preview reward", "reward"),
+}
+"""Setting -> phases whose batch it limits."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -21,7 +28,7 @@ class Settings:
 
     Attributes:
         particle_batch_size: particles that go through the denoiser at once.
-        decode_batch_size: predicted pictures that are decoded at once.
+        decode_batch_size: pictures that are decoded at once, by the preview or the autoencoder.
         reward_batch_size: pictures that the reward sees at once.
         model_offload: `pipe.enable_model_cpu_offload()`: text encoders, denoiser and decoder come to the GPU in turn.
         reward_offload: `load_reward(..., offload=True)`: the reward rests on the CPU between its calls.
@@ -33,10 +40,10 @@ class Settings:
     model_offload: bool = False
     reward_offload: bool = False
 
-    def batch_size(self, phase: str, num_particles: int) -> int:
+    def batch_size(self, phase: str, num_pictures: int) -> int:
         """Pictures at once in a phase; the prompt is encoded for all at once."""
-        sizes = {"denoise": self.particle_batch_size, "decode": self.decode_batch_size}
-        return {"text": num_particles, "reward": self.reward_batch_size, **sizes}[phase]
+        names = [name for name, phases in LIMITED_PHASES.items() if phase in phases]
+        return min([num_pictures, *(getattr(self, name) for name in names)])
 
     def keywords(self, num_particles: int) -> dict[str, int]:
         """Keywords of the pipeline's call; a batch of all particles needs none.
@@ -45,8 +52,7 @@ class Settings:
             >>> Settings(2, 4, 4).keywords(4)
             {'particle_batch_size': 2}
         """
-        names = ("particle_batch_size", "decode_batch_size", "reward_batch_size")
-        return {name: getattr(self, name) for name in names if getattr(self, name) < num_particles}
+        return {name: getattr(self, name) for name in LIMITED_PHASES if getattr(self, name) < num_particles}
 
 
 @dataclass(frozen=True)
@@ -87,52 +93,95 @@ class MemoryModel:
 
     Attributes:
         num_particles: K.
-        weights: bytes of `text`, `denoiser`, `decoder`, `other` and `reward`.
+        weights: bytes of `text`, `denoiser`, `decoder`, `other`, `preview` and `reward`.
         one: costs of one picture.
         all: costs of K pictures.
+        previewed: whether the scoring steps decode by the preview, and the autoencoder the finished pictures only.
+        num_finished: K', particles at the end; None for K. A population is largest in the beginning, so that it counts
+            where a phase happens at the end only.
     """
 
     num_particles: int
     weights: dict[str, int]
     one: BatchCosts
     all: BatchCosts
+    previewed: bool = False
+    num_finished: int | None = None
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Those of `PHASES` that happen."""
+        return tuple(phase for phase in PHASES if self.previewed or not phase.startswith("preview"))
+
+    @property
+    def keeps_denoiser(self) -> bool:
+        """Whether with model offload the denoiser stays at the scoring steps: a tiny autoencoder sends nothing away."""
+        return self.previewed and self.weights["preview"] > 0
 
     def need(self, phase: str, settings: Settings) -> PhaseNeed:
         """Bytes at the peak of one phase.
 
         Args:
-            phase: one of `PHASES`.
+            phase: one of `phases`.
             settings: how the call is made.
         """
-        batch_size = settings.batch_size(phase, self.num_particles)
+        batch_size = settings.batch_size(phase, self._num_pictures(phase))
+        low, high = self.one.activations[phase], self.all.activations[phase]
         return PhaseNeed(
             phase=phase,
             batch_size=batch_size,
             weights=self._resident(phase, settings),
             kept=self._kept(phase, batch_size),
-            activations=self._activations(phase, batch_size),
+            activations=between(low, high, at=batch_size, end=self.num_particles),
         )
 
     def needs(self, settings: Settings) -> tuple[PhaseNeed, ...]:
-        """Bytes at the peak of each phase, in the order of `PHASES`."""
-        return tuple(self.need(phase, settings) for phase in PHASES)
+        """Bytes at the peak of each phase, in the order of `phases`."""
+        return tuple(self.need(phase, settings) for phase in self.phases)
 
-    def _activations(self, phase: str, batch_size: int) -> int:
-        low, high = self.one.activations[phase], self.all.activations[phase]
-        if self.num_particles == 1:
-            return high
-        return low + -(-(high - low) * (batch_size - 1) // (self.num_particles - 1))
+    def flops(self, phase: str, num_pictures: int) -> int:
+        """Operations of a phase with so many pictures, in one batch or several."""
+        return between(self.one.flops[phase], self.all.flops[phase], at=num_pictures, end=self.num_particles)
+
+    def _num_pictures(self, phase: str) -> int:
+        at_the_end = self.previewed and phase in ("decode", "reward")
+        return self.num_finished if at_the_end and self.num_finished is not None else self.num_particles
 
     def _kept(self, phase: str, batch_size: int) -> int:
         """Before the first step nothing is kept. A part of the pictures waits for the others, and is joined to them."""
-        pictures = self.all.image_bytes if phase == "reward" or batch_size < self.num_particles else 0
-        return {"text": 0, "denoise": self.all.kept}.get(phase, self.all.kept + pictures)
+        if phase == "text":
+            return 0
+        num_pictures = self._num_pictures(phase)
+        waiting = phase.endswith("reward") or (phase != "denoise" and batch_size < num_pictures)
+        size = self.all.preview_bytes if phase.startswith("preview") else self.all.image_bytes
+        return self.all.kept + (size * num_pictures // self.num_particles if waiting else 0)
 
     def _resident(self, phase: str, settings: Settings) -> int:
-        """Weights on the GPU. With model offload the decoder, once used, stays beside the denoiser and the reward."""
-        reward = 0 if settings.reward_offload and phase != "reward" else self.weights["reward"]
-        if settings.model_offload:
-            here = {"text": ["text"], "denoise": ["denoiser", "decoder"]}.get(phase, ["decoder"])
-        else:
-            here = ["text", "denoiser", "decoder", "other"]
-        return reward + sum(self.weights[name] for name in here)
+        """Weights on the GPU."""
+        here = self._offloaded(phase) if settings.model_offload else ("text", "denoiser", "decoder", "other")
+        names = {*here, "preview"} if self.previewed and (phase != "text" or not settings.model_offload) else here
+        reward = 0 if settings.reward_offload and not phase.endswith("reward") else self.weights["reward"]
+        return reward + sum(self.weights[name] for name in names)
+
+    def _offloaded(self, phase: str) -> tuple[str, ...]:
+        """Of the pipeline with model offload: the decoder, once used, stays beside the denoiser and the reward.
+
+        With a preview the reward of the finished pictures comes when the pipeline has taken everything away.
+        """
+        if phase == "text":
+            return ("text",)
+        if phase == "reward" and self.previewed:
+            return ()
+        if self.keeps_denoiser:
+            return ("decoder",) if phase == "decode" else ("denoiser",)
+        return ("denoiser", "decoder") if phase == "denoise" else ("decoder",)
+
+
+def between(low: int, high: int, *, at: int, end: int) -> int:
+    """The straight line through `low` at 1 and `high` at `end`, rounded up.
+
+    Example:
+        >>> between(10, 40, at=2, end=4), between(10, 10, at=1, end=1)
+        (20, 10)
+    """
+    return high if end == 1 else low - (low - high) * (at - 1) // (end - 1)

@@ -2,93 +2,45 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fk_reward.config import FKSteeringConfig
-from fk_reward.pipelines.decoding import widens_to_float32
-from fk_reward.planning.advice import advice_for
-from fk_reward.planning.costs import BatchCosts, Picture, batch_costs
-from fk_reward.planning.memory import MemoryModel, PhaseNeed, Settings
+from fk_reward.pipelines.solvers import resolve_solver
+from fk_reward.planning.advice import STOP_ADVICE, advice_for, preview_advice
+from fk_reward.planning.costs import Picture
+from fk_reward.planning.counted import Counted, count
+from fk_reward.planning.memory import Settings
+from fk_reward.planning.planned import Plan
+from fk_reward.planning.population import population
 from fk_reward.planning.search import fitting_settings, smallest_settings
 from fk_reward.planning.sizes import parse_memory
-from fk_reward.planning.subjects import Subjects, hollow_subjects, weight_bytes
+from fk_reward.planning.subjects import hollow_subjects
 from fk_reward.planning.throughput import estimated_seconds, measured_tflops, parse_tflops
 
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a steered call of one prompt needs. Bytes are counted from shapes; seconds are an estimate.
-
-    Attributes:
-        model: as given.
-        reward: as given.
-        num_particles: K.
-        picture: height, width and guidance scale, None for the pipeline's own.
-        dtype: of the pipeline.
-        steps: scheduler steps.
-        num_scorings: scoring steps, and the finished pictures.
-        memory: bytes of the GPU; None for no limit.
-        fits: whether `settings` fit.
-        settings: those to use; the smallest ones where nothing fits.
-        phases: bytes at the peak of each phase, under these settings.
-        weights: bytes of text encoders, denoiser, decoder, other parts of the pipeline, and reward.
-        flops: floating-point operations of a call, by dtype.
-        tflops: 10¹² operations a second, by dtype; empty where nobody gave or measured them.
-        seconds: operations over operations a second, None without the latter. Moving weights is not in it, nor is what
-            a model loses against plain matrix products.
-        advice: what to write or what to change, a sentence each.
-    """
-
-    model: str
-    reward: str
-    num_particles: int
-    picture: Picture
-    dtype: str
-    steps: int
-    num_scorings: int
-    memory: int | None
-    fits: bool
-    settings: Settings
-    phases: tuple[PhaseNeed, ...]
-    weights: Mapping[str, int]
-    flops: Mapping[str, int]
-    tflops: Mapping[str, float] = field(default_factory=dict)
-    seconds: float | None = None
-    advice: tuple[str, ...] = ()
-
-    @property
-    def peak(self) -> int:
-        """Most bytes that PyTorch's allocator will hold: what `torch.cuda.max_memory_allocated` tells."""
-        return max(phase.peak for phase in self.phases)
-
-    @property
-    def needed(self) -> int:
-        """Bytes that the GPU should have: the peak, the CUDA context, and what the allocator cannot reuse."""
-        return max(phase.needed for phase in self.phases)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data, for JSON."""
-        phases = [asdict(phase) | {"peak": phase.peak, "needed": phase.needed} for phase in self.phases]
-        return asdict(self) | {"phases": phases, "peak": self.peak, "needed": self.needed}
+DEFAULT_STEPS = 50
+"""Scheduler steps where neither the caller nor a solver says how many."""
 
 
 def plan(  # noqa: PLR0913 (what a call is made from)
     model: str,
     *,
     reward: str,
-    num_particles: int = 4,
+    num_particles: int | None = None,
     memory: int | str | None = None,
     height: int | None = None,
     width: int | None = None,
     dtype: str | torch.dtype = torch.float16,
-    steps: int = 50,
+    steps: int | None = None,
     guidance_scale: float | None = None,
+    preview: str | None = None,
+    solver: str | None = None,
     num_resamples: int | None = None,
+    final_particles: int | None = None,
+    steering: FKSteeringConfig | None = None,
     tflops: float | str | None = None,
 ) -> Plan:
     """Predict memory and time of a steered call, and choose settings that fit.
@@ -100,19 +52,26 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         model: `sd-2.1`, `sd-2.1-base` (512 pixels) or `sdxl`, of which nothing is downloaded; an embedded model, a
             folder or a hub id, of which the configurations are read.
         reward: registered name, or a composition of names.
-        num_particles: K, of one prompt.
+        num_particles: K, of one prompt; None for that of `steering`.
         memory: of the GPU, in bytes or as `"24GB"` (10⁹ bytes) or `"24GiB"`; None for no limit.
         height: in pixels, None for the pipeline's default.
         width: the same.
         dtype: of the pipeline; the reward has that of its own loader.
-        steps: scheduler steps.
-        guidance_scale: None for the pipeline's default; 1 halves the work.
-        num_resamples: scoring steps before the end, None for that of `FKSteeringConfig`.
+        steps: scheduler steps, None for the solver's, or 50.
+        guidance_scale: None for the solver's, or the pipeline's default; 1 halves the work.
+        preview: decodes at the scoring steps, by name as for `FKSteeringPipeline`; a published tiny autoencoder needs
+            no file. None for the pipeline's own autoencoder.
+        solver: name of `SOLVERS`. None for the pipeline's scheduler, one call of the denoiser for each step.
+        num_resamples: scoring steps before the end, None for that of `steering`.
+        final_particles: K', particles at the end; None for that of `steering`.
+        steering: the other settings of the sampler; None for the defaults. With `stop_reward` operations and time are
+            the most that a call takes.
         tflops: 10¹² operations a second that the GPU reaches, or `"float16=400,float32=40"`; None to measure them where
             there is a GPU.
 
     Raises:
-        ValueError: for a reward of unknown size, an amount of memory that cannot be read, ...
+        ValueError: for a reward of unknown size, an unknown solver, a preview of other latents than the pipeline's, an
+            amount of memory that cannot be read, ...
 
     Example:
         >>> result = plan("shapes-sd", reward="shapes-clipscore", memory="1GB", dtype="float32")
@@ -120,61 +79,71 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         (True, 4)
     """
     floating = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    picture = Picture(height, width, guidance_scale)
-    limit = parse_memory(memory)
-    options: dict[str, Any] = {} if num_resamples is None else {"num_resamples": num_resamples}
-    config = FKSteeringConfig(num_particles=num_particles, **options)
-    num_scorings = 1 + (len(config.scoring_steps(steps)) if config.resamples else 0)
-    with hollow_subjects(model, reward, dtype=floating) as subjects:
-        memory_model = _memory_model(subjects, picture, num_particles)
-        flops = _flops_by_dtype(subjects, memory_model.all, (steps, num_scorings))
-        can_offload = subjects.can_offload_reward
-    settings = fitting_settings(memory_model, limit, can_offload_reward=can_offload, num_scorings=num_scorings)
-    chosen = settings or smallest_settings(can_offload_reward=can_offload)
-    rates = _rates(tflops, flops)
-    needs = memory_model.needs(chosen)
-    return Plan(
-        model=model,
-        reward=reward,
+    limit, preset = parse_memory(memory), resolve_solver(solver)
+    config = _with_given(
+        steering or FKSteeringConfig(),
         num_particles=num_particles,
-        picture=picture,
-        dtype=_name(floating),
-        steps=steps,
-        num_scorings=num_scorings,
-        memory=limit,
+        num_resamples=num_resamples,
+        final_particles=final_particles,
+    )
+    with hollow_subjects(model, reward, dtype=floating, preview=preview, solver=preset) as subjects:
+        defaults = {} if preset is None else preset.arguments(subjects.pipe)
+        num_steps = defaults.get("num_inference_steps", DEFAULT_STEPS) if steps is None else steps
+        guidance = defaults.get("guidance_scale") if guidance_scale is None else guidance_scale
+        picture = Picture(height, width, guidance)
+        counted = count(subjects, picture, population(config, num_steps), previewed=preview is not None)
+    asked = {
+        "model": model,
+        "reward": reward,
+        "steering": config,
+        "picture": picture,
+        "dtype": str(floating).removeprefix("torch."),
+        "steps": num_steps,
+        "preview": preview,
+        "solver": solver,
+        "memory": limit,
+    }
+    return _planned(counted, asked, _rates(tflops, counted.flops))
+
+
+def _with_given(steering: FKSteeringConfig, **given: int | None) -> FKSteeringConfig:
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(steering, **settings)
+
+
+def _planned(counted: Counted, asked: dict[str, Any], rates: dict[str, float]) -> Plan:
+    """Choose settings, and say what they come to; `asked` are the fields of the plan that the caller gave."""
+    memory, steering, model = asked["memory"], asked["steering"], counted.model
+    can_offload = counted.can_offload_reward
+    settings = fitting_settings(model, memory, can_offload_reward=can_offload, num_scorings=counted.num_scorings)
+    chosen = settings or smallest_settings(can_offload_reward=can_offload)
+    needs = model.needs(chosen)
+    request = (asked["reward"], steering.num_particles, getattr(torch, asked["dtype"]))
+    advice = (
+        *advice_for(chosen, needs, None if settings else memory, request=request),
+        *_preview_advice(counted, chosen, rates),
+        *(() if steering.stop_reward is None else (STOP_ADVICE,)),
+    )
+    return Plan(
+        **asked,
         fits=settings is not None,
         settings=chosen,
         phases=needs,
-        weights=memory_model.weights,
-        flops=flops,
+        weights=counted.weights,
+        flops=counted.flops,
         tflops=rates,
-        seconds=estimated_seconds(flops, rates) if rates else None,
-        advice=advice_for(
-            chosen, needs, limit if settings is None else None, request=(reward, num_particles, floating)
-        ),
+        seconds=estimated_seconds(counted.flops, rates) if rates else None,
+        advice=advice,
     )
 
 
-def _memory_model(subjects: Subjects, picture: Picture, num_particles: int) -> MemoryModel:
-    weights = {name: weight_bytes(tensors) for name, tensors in subjects.pipeline_weights().items()}
-    one = batch_costs(subjects, picture, batch_size=1)
-    all_of_them = one if num_particles == 1 else batch_costs(subjects, picture, batch_size=num_particles)
-    reward = weight_bytes(subjects.reward_weights())
-    return MemoryModel(num_particles=num_particles, weights=weights | {"reward": reward}, one=one, all=all_of_them)
-
-
-def _flops_by_dtype(subjects: Subjects, costs: BatchCosts, counts: tuple[int, int]) -> dict[str, int]:
-    """Operations of a call of all particles; `counts` are those of steps and of scorings."""
-    steps, num_scorings = counts
-    pipe_dtype = _name(subjects.denoiser.dtype)
-    vae = getattr(subjects.pipe, "vae", None)
-    upcast = vae is not None and widens_to_float32(subjects.pipe, vae)
-    flops: Counter[str] = Counter({pipe_dtype: costs.flops["text"] + steps * costs.flops["denoise"]})
-    flops["float32" if upcast else pipe_dtype] += num_scorings * costs.flops["decode"]
-    weights = [tensor for tensor in subjects.reward_weights() if tensor.is_floating_point()]
-    if weights:
-        flops[_name(max(weights, key=lambda tensor: tensor.numel()).dtype)] += num_scorings * costs.flops["reward"]
-    return dict(flops)
+def _preview_advice(counted: Counted, settings: Settings, rates: dict[str, float]) -> tuple[str, ...]:
+    """What a preview would save, where there is one and none was asked for."""
+    if counted.flops_with_preview is None:
+        return ()
+    models = (counted.model, replace(counted.model, previewed=True))
+    peaks = [max(need.peak for need in model.needs(settings)) for model in models]
+    return preview_advice(counted.flops, counted.flops_with_preview, rates=rates, peaks=(peaks[0], peaks[1]))
 
 
 def _rates(tflops: float | str | None, flops: Mapping[str, int]) -> dict[str, float]:
@@ -183,7 +152,3 @@ def _rates(tflops: float | str | None, flops: Mapping[str, int]) -> dict[str, fl
     if not torch.cuda.is_available():
         return {}
     return {dtype: measured_tflops("cuda", getattr(torch, dtype)) for dtype, count in flops.items() if count}
-
-
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")

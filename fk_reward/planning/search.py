@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fk_reward.planning.costs import PHASES
-from fk_reward.planning.memory import MemoryModel, Settings
-
-_FIELDS = {"denoise": "particle_batch_size", "decode": "decode_batch_size", "reward": "reward_batch_size"}
+from fk_reward.planning.memory import LIMITED_PHASES, MemoryModel, Settings
 
 
 def fitting_settings(
@@ -51,24 +48,23 @@ def _moved_bytes(model: MemoryModel, mode: dict[str, bool], num_scorings: int) -
     """Bytes that come to the GPU in a call: the denoiser again after each scoring, the reward at each."""
     moved = 0
     if mode["model_offload"]:
-        moved += model.weights["text"] + model.weights["decoder"] + num_scorings * model.weights["denoiser"]
+        num_returns = 1 if model.keeps_denoiser else num_scorings
+        moved += model.weights["text"] + model.weights["decoder"] + num_returns * model.weights["denoiser"]
     if mode["reward_offload"]:
         moved += num_scorings * model.weights["reward"]
     return moved
 
 
-def _with_batch_size(settings: Settings, phase: str, size: int) -> Settings:
-    fields: dict[str, Any] = {_FIELDS[phase]: size} if phase in _FIELDS else {}
-    return replace(settings, **fields)
-
-
 def _largest_batches(model: MemoryModel, memory: int, settings: Settings) -> Settings | None:
-    """Phases do not happen at once, so that each has its own limit."""
-    for phase in PHASES:
-        sizes = range(model.num_particles, 0, -1) if phase in _FIELDS else (model.num_particles,)
-        for size in sizes:
-            settings = _with_batch_size(settings, phase, size)
-            if model.need(phase, settings).needed <= memory:
+    """Phases do not happen at once, so that each setting has its own limit."""
+    if model.need("text", settings).needed > memory:
+        return None
+    for name, limited in LIMITED_PHASES.items():
+        phases = [phase for phase in limited if phase in model.phases]
+        for size in range(model.num_particles, 0, -1):
+            sized: dict[str, Any] = {name: size}
+            settings = replace(settings, **sized)
+            if all(model.need(phase, settings).needed <= memory for phase in phases):
                 break
         else:
             return None

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fk_reward.benchmarks.full_size_pipelines import FULL_SIZE_PIPELINES
-from fk_reward.benchmarks.full_size_rewards import FULL_SIZE
 from fk_reward.benchmarks.hollow import without_weights
 from fk_reward.benchmarks.random_reward import default_dtype
-from fk_reward.benchmarks.reward_times import is_at_hand
+from fk_reward.benchmarks.random_weights import sized_preview, sized_reward
 from fk_reward.models import resolve_model
 from fk_reward.pipelines import stochastic_scheduler
 from fk_reward.pipelines.denoisers import main_denoiser
+from fk_reward.pipelines.previews import AUTO, Preview
+from fk_reward.pipelines.solvers import Solver
 from fk_reward.rewards import Reward, reward_card
 from fk_reward.rewards.composition.loading import is_composition
 from fk_reward.rewards.composition.parser import parse_expression
-from fk_reward.rewards.registry import load_reward
 from fk_reward.rewards.vlm_judge import VLMJudge
 
 
@@ -35,10 +35,12 @@ class Subjects:
     Attributes:
         pipe: the pipeline to be steered.
         rewards: the parts of the reward, one where it is no composition.
+        preview: decodes at the scoring steps, or could; None where nothing is known that would.
     """
 
     pipe: DiffusionPipeline
     rewards: tuple[Reward, ...]
+    preview: Preview | None = None
 
     @property
     def denoiser(self) -> nn.Module:
@@ -57,6 +59,10 @@ class Subjects:
             if isinstance(module, nn.Module):
                 weights[_purpose(name)] += tensors_of(module)
         return weights
+
+    def preview_weights(self) -> list[Tensor]:
+        """Weights of a tiny autoencoder; none where the preview is of the pipeline's own."""
+        return tensors_of(self.preview) if isinstance(self.preview, nn.Module) else []
 
     def reward_weights(self) -> list[Tensor]:
         """Weights of the reward, those that parts share once."""
@@ -99,22 +105,29 @@ def _purpose(component: str) -> str:
 
 
 @contextmanager
-def hollow_subjects(model: str, reward: str, *, dtype: torch.dtype) -> Iterator[Subjects]:
+def hollow_subjects(
+    model: str, reward: str, *, dtype: torch.dtype, preview: str | None = None, solver: Solver | None = None
+) -> Iterator[Subjects]:
     """The model and the reward on the meta device, for the time of the context.
 
     Args:
         model: name of a published pipeline, of an embedded one, or a folder.
         reward: registered name whose size is known, or a composition of such names.
         dtype: floating, of the pipeline; the reward has that of its own loader.
+        preview: as for `load_preview`, by name; None for the one that "auto" means, where there is one.
+        solver: replaces the scheduler.
 
     Raises:
-        ValueError: for a reward whose size is not known.
+        ValueError: for a reward whose size is not known, a preview of other latents, a solver of other models.
     """
     with ExitStack() as stack:
         rewards = _hollow_rewards(reward)
         for part in rewards:
             stack.enter_context(without_weights(part))
-        yield Subjects(hollow_pipeline(model, dtype=dtype), rewards)
+        pipe = hollow_pipeline(model, dtype=dtype)
+        if solver is not None:
+            pipe.scheduler = solver.build(pipe.scheduler)
+        yield Subjects(pipe, rewards, _hollow_preview(preview, pipe, dtype))
 
 
 def hollow_pipeline(model: str, *, dtype: torch.dtype) -> DiffusionPipeline:
@@ -159,6 +172,15 @@ def _hollow_module(source: str, name: str, entry: Any, dtype: torch.dtype) -> nn
         return made(made.config_class.from_pretrained(source, subfolder=name)).eval()
 
 
+def _hollow_preview(preview: str | None, pipe: DiffusionPipeline, dtype: torch.dtype) -> Preview | None:
+    try:
+        return sized_preview(preview or AUTO, pipe, device="meta", dtype=dtype)
+    except ValueError:
+        if preview is None:
+            return None
+        raise
+
+
 def _hollow_rewards(text: str) -> tuple[Reward, ...]:
     if not is_composition(text):
         return (_hollow_reward(text),)
@@ -167,12 +189,7 @@ def _hollow_rewards(text: str) -> tuple[Reward, ...]:
 
 
 def _hollow_reward(name: str) -> Reward:
-    if name in FULL_SIZE:
-        reward: Reward = FULL_SIZE[name].make()
-    elif is_at_hand(name):
-        reward = load_reward(name)
-    else:
-        raise ValueError(f"The size of reward {name!r} is not known: name one of {', '.join(sorted(FULL_SIZE))}.")
+    reward = sized_reward(name, device="meta")
     if isinstance(reward, VLMJudge):
         raise ValueError(f"{name!r} answers in words, and nobody knows how many; take another reward to plan with.")
     return reward

@@ -8,8 +8,10 @@ import pytest
 from torch import nn
 
 from fk_reward.benchmarks.hollow import without_weights
+from fk_reward.pipelines import ReducedResolution
 from fk_reward.planning.subjects import Subjects
 from fk_reward.rewards import load_reward
+from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
 
 @pytest.fixture(scope="session")
@@ -18,15 +20,21 @@ def subjects(tiny_sd, tiny_sdxl):
     makers = {"sd": tiny_sd, "sdxl": tiny_sdxl}
 
     @contextmanager
-    def make(family, *, hollow):
+    def make(family, *, hollow, preview=None):
         pipe, reward = makers[family](), load_reward("shapes-clipscore")
+        decoders = {
+            None: None,
+            "tiny": make_tiny_autoencoder(latent_channels=pipe.vae.config.latent_channels),
+            "reduced": ReducedResolution(2),
+        }
+        made = Subjects(pipe, (reward,), decoders[preview])
         if not hollow:
-            yield Subjects(pipe, (reward,))
+            yield made
             return
-        for module in pipe.components.values():
+        for module in (*pipe.components.values(), made.preview):
             if isinstance(module, nn.Module):
                 module.to("meta")
         with without_weights(reward):
-            yield Subjects(pipe, (reward,))
+            yield made
 
     return make

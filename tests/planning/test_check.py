@@ -45,11 +45,18 @@ def test_a_whole_call_on_real_tensors_holds_what_the_plan_says(memory, tolerance
 @NEEDS_GPU
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "reward", "num_particles"),
-    [("sd-2.1-base", "clipscore", 4), ("sdxl", "clipscore", 2), ("sdxl", "llava-reward-alignment", 4)],
+    ("model", "reward", "options"),
+    [
+        ("sd-2.1-base", "clipscore", {"num_particles": 4}),
+        ("sdxl", "clipscore", {"num_particles": 2}),
+        ("sdxl", "llava-reward-alignment", {"num_particles": 4}),
+        ("sd-2.1-base", "clipscore", {"num_particles": 8, "final_particles": 2}),
+        ("sdxl", "clipscore", {"num_particles": 8, "final_particles": 2, "preview": "taesdxl"}),
+        ("sdxl", "clipscore", {"num_particles": 4, "preview": "vae/2", "solver": "sde-dpmsolver++-20"}),
+    ],
 )
-def test_the_peak_is_as_predicted(model, reward, num_particles):
-    made = plan(model, reward=reward, num_particles=num_particles)
+def test_the_peak_is_as_predicted(model, reward, options):
+    made = plan(model, reward=reward, **options)
     if made.needed > torch.cuda.mem_get_info()[0]:
         pytest.skip(f"needs {made.needed / 1e9:.0f} GB")
     assert check_plan(made).is_right

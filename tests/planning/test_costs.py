@@ -12,27 +12,44 @@ from fk_reward.planning import costs
 from fk_reward.planning.costs import Picture, batch_costs
 from fk_reward.planning.fused_attention import FusedAttention
 from fk_reward.planning.live_bytes import BLOCK_BYTES
-from fk_reward.planning.memory import MemoryModel
+from fk_reward.planning.memory import MemoryModel, Settings
 
 
-def measured(subjects, family, *, hollow, batch_size=2):
-    with subjects(family, hollow=hollow) as made:
+def measured(subjects, family, *, hollow, batch_size=2, preview=None):
+    with subjects(family, hollow=hollow, preview=preview) as made:
         return batch_costs(made, Picture(), batch_size=batch_size)
 
 
 def assert_twins(hollow, real):
     """The same bytes and operations; of what is kept a number beside the real one may differ, in a block of its own."""
-    for phase in ("denoise", "decode", "reward"):
+    assert hollow.activations.keys() == real.activations.keys()
+    for phase in hollow.activations.keys() - {"text"}:
         assert hollow.activations[phase] == real.activations[phase]
     assert hollow.activations["text"] == pytest.approx(real.activations["text"], abs=4 * BLOCK_BYTES)
     assert hollow.kept == pytest.approx(real.kept, abs=4 * BLOCK_BYTES)
     assert hollow.flops == real.flops
-    assert hollow.image_bytes == real.image_bytes
+    assert (hollow.image_bytes, hollow.preview_bytes) == (real.image_bytes, real.preview_bytes)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_without_numbers_the_bytes_are_those_of_a_real_run(subjects, family):
     assert_twins(measured(subjects, family, hollow=True), measured(subjects, family, hollow=False))
+
+
+@pytest.mark.parametrize(("family", "preview"), [("sd", "tiny"), ("sd", "reduced"), ("sdxl", "tiny")])
+def test_a_preview_without_numbers_has_the_bytes_of_a_real_one(subjects, family, preview):
+    hollow, real = (measured(subjects, family, hollow=h, preview=preview) for h in (True, False))
+    assert_twins(hollow, real)
+    assert hollow.flops["preview"] < hollow.flops["decode"]
+    if preview == "reduced":
+        assert hollow.preview_bytes * 4 == hollow.image_bytes
+        assert hollow.activations["preview"] < hollow.activations["decode"] / 2
+
+
+def test_the_other_preview_is_noticed(subjects):
+    hollow = measured(subjects, "sd", hollow=True, preview="tiny")
+    with pytest.raises(AssertionError):
+        assert_twins(hollow, measured(subjects, "sd", hollow=False, preview="reduced"))
 
 
 def test_attention_that_writes_out_its_matrix_is_noticed(subjects, monkeypatch):
@@ -69,7 +86,8 @@ def test_between_one_picture_and_all_the_chord_is_never_below(subjects):
     one, two, all_of_them = (measured(subjects, "sd", hollow=True, batch_size=n) for n in (1, 2, 4))
     chord = MemoryModel(4, dict.fromkeys(("text", "denoiser", "decoder", "other", "reward"), 0), one, all_of_them)
     for phase in ("denoise", "decode", "reward"):
-        assert two.activations[phase] <= chord._activations(phase, 2) <= 1.1 * two.activations[phase]
+        on_the_chord = chord.need(phase, Settings(2, 2, 2)).activations
+        assert two.activations[phase] <= on_the_chord <= 1.1 * two.activations[phase]
 
 
 def test_a_larger_picture_and_guidance_cost_more(subjects):

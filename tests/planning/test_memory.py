@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -13,12 +14,14 @@ from fk_reward.planning.search import fitting_settings
 from fk_reward.planning.sizes import gigabytes, parse_memory
 
 GB = 10**9
-WEIGHTS = {"text": 2 * GB, "denoiser": 5 * GB, "decoder": GB, "other": 0, "reward": 8 * GB}
+WEIGHTS = {"text": 2 * GB, "denoiser": 5 * GB, "decoder": GB, "other": 0, "preview": GB // 4, "reward": 8 * GB}
 
 
 def costs(text, denoise, decode, reward, *, kept=0, image_bytes=0):
-    activations = dict(zip(PHASES, (text, denoise, decode, reward), strict=True))
-    return BatchCosts(activations=activations, kept=kept, flops={}, image_bytes=image_bytes)
+    """A preview takes a sixth of the decoder's memory, and makes pictures of a quarter of the size."""
+    activations = dict(zip(PHASES, (text, denoise, decode // 6, reward // 2, decode, reward), strict=True))
+    sizes = {"image_bytes": image_bytes, "preview_bytes": image_bytes // 4}
+    return BatchCosts(activations=activations, kept=kept, flops=activations, **sizes)
 
 
 @pytest.fixture
@@ -26,6 +29,12 @@ def model():
     one = costs(GB, GB, 3 * GB, 2 * GB)
     four = costs(GB, 4 * GB, 12 * GB, 8 * GB, kept=GB // 10, image_bytes=GB // 5)
     return MemoryModel(4, WEIGHTS, one, four)
+
+
+@pytest.fixture
+def previewed(model):
+    """Four particles of which two are finished; a tiny autoencoder at the scoring steps."""
+    return replace(model, previewed=True, num_finished=2)
 
 
 def test_all_at_once_is_what_was_measured(model):
@@ -49,10 +58,45 @@ def test_pictures_that_wait_for_the_others_are_kept(model):
 def test_offload_leaves_what_a_phase_needs(model):
     model_offload = Settings(4, 4, 4, model_offload=True)
     both = Settings(4, 4, 4, model_offload=True, reward_offload=True)
-    resident = {phase: model.need(phase, model_offload).weights / GB for phase in PHASES}
+    resident = {phase: model.need(phase, model_offload).weights / GB for phase in model.phases}
     assert resident == {"text": 10, "denoise": 14, "decode": 9, "reward": 9}
-    resident = {phase: model.need(phase, both).weights / GB for phase in PHASES}
+    resident = {phase: model.need(phase, both).weights / GB for phase in model.phases}
     assert resident == {"text": 2, "denoise": 6, "decode": 1, "reward": 9}
+
+
+def test_with_a_preview_the_autoencoder_decodes_what_is_finished(previewed):
+    needs = {need.phase: need for need in previewed.needs(Settings(4, 4, 4))}
+    assert tuple(needs) == PHASES
+    assert {phase: need.batch_size for phase, need in needs.items()} == dict(
+        zip(PHASES, (4, 4, 4, 4, 2, 2), strict=True)
+    )
+    assert needs["preview"].activations == 2 * GB
+    assert needs["decode"].activations == 6 * GB, "of two pictures, between 3 for one and 12 for four"
+    assert needs["preview reward"].kept == GB // 10 + GB // 20
+    assert needs["reward"].kept == GB // 10 + GB // 10
+    assert all(need.weights == 16 * GB + GB // 4 for need in needs.values())
+
+
+def test_without_a_preview_a_shrinking_population_is_decoded_at_its_largest(model):
+    assert replace(model, num_finished=2).needs(Settings(4, 4, 4)) == model.needs(Settings(4, 4, 4))
+
+
+def test_a_tiny_autoencoder_sends_no_denoiser_away(previewed):
+    both = Settings(4, 4, 4, model_offload=True, reward_offload=True)
+    resident = {phase: previewed.need(phase, both).weights / GB for phase in PHASES}
+    expected = {"text": 2, "denoise": 5.25, "preview": 5.25, "preview reward": 13.25, "decode": 1.25, "reward": 8.25}
+    assert resident == expected
+
+
+def test_the_pipelines_own_autoencoder_does_so_at_any_resolution(previewed):
+    reduced = replace(previewed, weights=WEIGHTS | {"preview": 0})
+    both = Settings(4, 4, 4, model_offload=True, reward_offload=True)
+    resident = {phase: reduced.need(phase, both).weights / GB for phase in PHASES}
+    assert resident == {"text": 2, "denoise": 6, "preview": 1, "preview reward": 9, "decode": 1, "reward": 8}
+
+
+def test_operations_lie_on_a_line(previewed):
+    assert [previewed.flops("decode", n) / GB for n in (1, 2, 4)] == [3, 6, 12]
 
 
 def fits(model, settings, memory):
@@ -60,7 +104,9 @@ def fits(model, settings, memory):
 
 
 @pytest.mark.parametrize("memory", range(6, 36))
-def test_the_search_finds_what_trying_everything_finds(model, memory):
+@pytest.mark.parametrize("kind", ["model", "previewed"])
+def test_the_search_finds_what_trying_everything_finds(kind, memory, request):
+    model = request.getfixturevalue(kind)
     found = fitting_settings(model, memory * GB, can_offload_reward=True, num_scorings=5)
     everything = [
         Settings(*sizes, *modes)

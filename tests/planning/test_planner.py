@@ -10,17 +10,18 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from fk_reward import FKSteeringConfig
 from fk_reward.cli import app
 from fk_reward.models import ASSETS
 from fk_reward.planning import Settings, plan
 from fk_reward.planning import planner as planner_module
-from fk_reward.planning.advice import advice_for
-from fk_reward.planning.costs import BatchCosts
+from fk_reward.planning.advice import advice_for, preview_advice
+from fk_reward.planning.costs import PHASES
 from fk_reward.planning.memory import CUDA_CONTEXT_BYTES
-from fk_reward.planning.subjects import Subjects
 from fk_reward.planning.throughput import parse_tflops
+from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
-MB = 10**6
+MB, GB = 10**6, 10**9
 DOC = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
@@ -88,6 +89,10 @@ def test_parts_of_a_composition_add_up(shapes):
         ({"memory": "much"}, "24GB"),
         ({"tflops": "fast"}, "tflops"),
         ({"num_particles": 0}, "num_particles"),
+        ({"final_particles": 9}, "final_particles"),
+        ({"preview": "taesdxl"}, "would make noise"),
+        ({"preview": "taesdlx"}, "taesdxl"),
+        ({"solver": "lcm-5"}, "lcm-4"),
     ],
 )
 def test_mistakes(options, message):
@@ -101,11 +106,65 @@ def test_rates_that_are_none(text):
         parse_tflops(text)
 
 
-@pytest.mark.parametrize(("family", "decoder"), [("tiny_sd", "float16"), ("tiny_sdxl", "float32")])
-def test_an_autoencoder_counts_as_float32_where_the_pipeline_widens_it(family, decoder, request):
-    subjects = Subjects(request.getfixturevalue(family)().to(torch.float16), ())
-    counted = BatchCosts({}, kept=0, flops={"text": 0, "denoise": 0, "decode": 7}, image_bytes=0)
-    assert planner_module._flops_by_dtype(subjects, counted, (2, 3))[decoder] == 21
+@pytest.mark.parametrize(("family", "dtypes"), [("tiny_sd", {"float16"}), ("tiny_sdxl", {"float16", "float32"})])
+def test_an_autoencoder_counts_as_float32_where_the_pipeline_widens_it(family, dtypes, request, tmp_path):
+    request.getfixturevalue(family)().save_pretrained(tmp_path)
+    made = plan(str(tmp_path), reward="shapes-verifier", dtype="float16", num_particles=1, steps=2)
+    assert set(made.flops) == dtypes
+
+
+def test_a_preview_that_would_save_is_named(shapes):
+    previewed = plan("shapes-sd", reward="shapes-clipscore", dtype="float32", tflops=2.0, preview="auto")
+    saved = shapes.seconds - previewed.seconds
+    assert saved > 0.01 * shapes.seconds
+    assert f"about {saved:.2g} of {shapes.seconds:.3g} s" in shapes.advice[-1]
+    assert not any("preview" in sentence for sentence in previewed.advice)
+    assert shapes.weights["preview"] == 0 < previewed.weights["preview"]
+
+
+def test_a_preview_lowers_the_peak_of_a_shrinking_population():
+    options = {"reward": "shapes-verifier", "dtype": "float32", "num_particles": 8, "final_particles": 1, "steps": 4}
+    whole, previewed = (plan("shapes-sd", **options, preview=preview) for preview in (None, "vae/2"))
+    assert previewed.phases[-2].phase == "decode"
+    assert previewed.phases[-2].batch_size == 1
+    assert previewed.peak < whole.peak
+
+
+def test_what_is_saved_is_said_where_it_is_worth_it():
+    flops = {"float16": 1000}
+    assert preview_advice(flops, {"float16": 995}, rates={}, peaks=(1000, 995)) == ()
+    assert "a peak of 8.00 GB in place of 9.00 GB" in preview_advice(flops, flops, rates={}, peaks=(9 * GB, 8 * GB))[0]
+
+
+def test_a_solver_brings_its_steps_and_guidance():
+    made = plan("shapes-sd", reward="shapes-verifier", solver="lcm-4", guidance_scale=None)
+    assert (made.steps, made.picture.guidance_scale) == (4, 1.0)
+    typed = plan("shapes-sd", reward="shapes-verifier", solver="lcm-4", guidance_scale=2.0, steps=3)
+    assert (typed.steps, typed.picture.guidance_scale) == (3, 2.0)
+
+
+def test_settings_of_the_sampler():
+    steering = FKSteeringConfig(num_particles=2, stop_reward=0.9, resample_start=0.5, num_resamples=3)
+    made = plan("shapes-sd", reward="shapes-verifier", steering=steering, steps=10)
+    assert made.steering == steering
+    assert made.population.scorings == (2, 2, 2)
+    assert "the most that a call takes" in made.advice[-1]
+    assert json.loads(json.dumps(made.to_dict()))["steering"]["resample_start"] == 0.5
+
+
+def test_a_preview_without_scoring_steps_does_nothing():
+    options = {"reward": "shapes-verifier", "num_resamples": 0}
+    assert plan("shapes-sd", preview="vae/2", **options).phases == plan("shapes-sd", **options).phases
+
+
+def test_a_preview_of_a_folder(tiny_sd, tmp_path):
+    tiny_sd().save_pretrained(tmp_path / "sd")
+    autoencoder = make_tiny_autoencoder()
+    autoencoder.save_pretrained(tmp_path / "mine")
+    made = plan(
+        str(tmp_path / "sd"), reward="shapes-verifier", dtype="float32", preview=str(tmp_path / "mine"), steps=4
+    )
+    assert made.weights["preview"] == 4 * sum(weight.numel() for weight in autoencoder.parameters())
 
 
 def test_offload_is_told():
@@ -143,6 +202,18 @@ def test_the_command_writes_json():
     assert content["settings"]["particle_batch_size"] == 4
     assert content["peak"] == max(phase["peak"] for phase in content["phases"])
     assert content["picture"]["guidance_scale"] == 3.0
+
+
+def test_the_command_takes_preview_solver_and_a_shrinking_population():
+    options = ["--preview", "vae/2", "--solver", "lcm-8", "--final-particles", "2", "--num-resamples", "1", "-k", "8"]
+    content = json.loads(run("--json", *options))
+    assert (content["preview"], content["solver"], content["steps"]) == ("vae/2", "lcm-8", 8)
+    assert content["picture"]["guidance_scale"] == 1.0
+    assert content["population"] == {"steps": [8, 8, 8, *[2] * 5], "scorings": [8], "finished": 2}
+    assert [phase["phase"] for phase in content["phases"]] == list(PHASES)
+    text = " ".join(run(*options).split())
+    assert "K = 8 to 2, 8 steps of lcm-8, preview vae/2" in text
+    assert "8 previews and 2 finished pictures decoded and scored" in text
 
 
 def test_the_command_fails_where_nothing_fits():
