@@ -86,6 +86,8 @@ def run_variants(
     device: str,
 ) -> None:
     """Run whatever is missing, each variant in its own folder; the first shard times the units of cost."""
+    from fk_reward.pipelines.solvers import resolve_solver  # noqa: PLC0415 (slow to import, not needed for a report)
+
     works = show_work(settings)
     first = next(iter(settings.values()))
     pipe, rewards = load_models(first, device)
@@ -98,11 +100,11 @@ def run_variants(
         typer.echo(f"{rows:,.0f} rows with decodes and rewards: about {minutes:,.0f} minutes of one such process.")
     for name, one in settings.items():
         typer.echo(f"{name}:")
-        pipe.solver, pipe.preview = one.solver, one.preview
+        pipe.solver, pipe.preview = resolve_solver(one.solver), one.preview
         store = open_store(out / name, one, pipe=pipe, rewards=rewards)
         populations = variant_populations(VARIANTS[name], one)
-        options = {"shard": shard, "batch_size": batch_size, "populations": populations}
-        generate(pipe, one, rewards=rewards, store=store, **options)
+        share: dict[str, Any] = {"shard": shard, "batch_size": batch_size, "populations": populations}
+        generate(pipe, one, rewards=rewards, store=store, **share)
 
 
 def unit_costs(
