@@ -13,7 +13,7 @@ from fk_reward.benchmarks.option_lists import parse_integers, parse_shard
 from fk_reward.benchmarks.reports import markdown_report, show_table, write_json
 from fk_reward.benchmarks.result_store import ResultStore
 from fk_reward.benchmarks.shapes_report import report_tables
-from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, ShapesSettings, run_missing
+from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, Population, ShapesSettings, run_missing
 from fk_reward.benchmarks.shapes_summary import summarize
 from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.config import FKSteeringConfig, parse_reward_scale
@@ -73,11 +73,12 @@ def generate(
     store: ResultStore,
     shard: tuple[int, int],
     batch_size: int,
+    populations: Sequence[Population] | None = None,
 ) -> None:
-    """Run whatever the store does not have, with a line on the terminal after each call."""
+    """Run whatever the store does not have, with a line on the terminal after each call. Arguments: `run_missing`."""
     started = time.perf_counter()
-    runs = run_missing(pipe, settings, rewards=rewards, store=store, shard=shard, batch_size=batch_size)
-    for population, done, todo in runs:
+    options: dict[str, Any] = {"shard": shard, "batch_size": batch_size, "populations": populations}
+    for population, done, todo in run_missing(pipe, settings, rewards=rewards, store=store, **options):
         kind = "plain" if population.reward is None else f"steered by {population.reward}"
         elapsed, size = time.perf_counter() - started, population.num_particles
         typer.echo(f"{elapsed:7.0f} s  seed {population.seed}, {kind}, K = {size}: {done}/{todo} prompts")
@@ -89,7 +90,7 @@ def _title(settings: Mapping[str, Any]) -> str:
     return ", ".join([title, *chosen])
 
 
-def _trajectory(solver: str | None, steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
+def trajectory(solver: str | None, steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
     """Steps and guidance: what was typed, else the solver's, else the defaults of the benchmark."""
     from fk_reward.pipelines.solvers import resolve_solver  # noqa: PLC0415 (slow to import, not needed for a report)
 
@@ -114,7 +115,8 @@ def _steering(options: Mapping[str, Any], reward_scale: str) -> FKSteeringConfig
         raise typer.BadParameter(str(error)) from error
 
 
-def _one_of(name: str, text: str, choices: Sequence[str]) -> str:
+def one_of(name: str, text: str, choices: Sequence[str]) -> str:
+    """What was typed for an option; a `typer.BadParameter` where it is not among the choices."""
     if text not in choices:
         raise typer.BadParameter(f"{name} should be one of {', '.join(choices)}, got {text!r}.")
     return text
@@ -178,7 +180,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         settings = ShapesSettings(
             model=model,
             rewards=tuple(dict.fromkeys(reward)),
-            prompts=_one_of("prompts", prompts, list(PROMPT_LISTS)),
+            prompts=one_of("prompts", prompts, list(PROMPT_LISTS)),
             num_prompts=num_prompts,
             num_particles=sizes,
             seed=seed,
@@ -187,7 +189,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
                 options | {"num_particles": min((size for size in sizes if size > 1), default=1)}, reward_scale
             ),
             preview=preview,
-            **_trajectory(solver, steps, guidance_scale),
+            **trajectory(solver, steps, guidance_scale),
         )
         pipe, rewards = load_models(settings, device)
         store = open_store(out, settings, pipe=pipe, rewards=rewards)

@@ -124,6 +124,7 @@ def run_missing(
     store: ResultStore,
     shard: tuple[int, int] = (0, 1),
     batch_size: int = 64,
+    populations: Sequence[Population] | None = None,
 ) -> Iterator[tuple[Population, int, int]]:
     """Run what the store does not have, several prompts a call, and write it down after each call.
 
@@ -134,13 +135,14 @@ def run_missing(
         store: results so far.
         shard: index and number of the processes that share the work; this one takes every n-th prompt.
         batch_size: particles a call, at least as many as the largest K.
+        populations: which of `list_populations` to run; all when missing.
 
     Yields:
         After each call: the population, how many of its prompts are done, how many there are to do.
     """
     prompts = settings.prompt_list()
     done = {(r["population"], r["prompt_index"]) for r in store.load()}
-    for population in list_populations(settings):
+    for population in list_populations(settings) if populations is None else populations:
         todo = [i for i in range(shard[0], len(prompts), shard[1]) if (repr(population), i) not in done]
         chunk = max(1, batch_size // population.num_particles)
         for start in range(0, len(todo), chunk):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ Record: TypeAlias = Mapping[str, Any]
 Pairs: TypeAlias = Sequence[tuple[Record, Record]]
 Results: TypeAlias = dict[tuple[int, int], Record]
 """Results of one method, by prompt index and seed."""
+
+Key = TypeVar("Key")
 
 AVERAGES = ("share_correct", "distance", "reward_spread", "num_ancestors", "model_rows", "decoded", "seconds")
 
@@ -48,13 +50,13 @@ def summarize(records: Sequence[Record], rewards: Sequence[str]) -> dict[str, An
     Raises:
         ValueError: without results.
     """
-    results = _by_method(records, rewards)
+    results = results_by_method(records, rewards)
     if not results:
         raise ValueError("There are no results to report.")
     unsteered = results.get(ONE, {})
     return {
-        "methods": [_method_row(method, ours, unsteered) for method, ours in results.items()],
-        "differences": [_difference_row(*names, results) for names in comparisons(results, rewards)],
+        "methods": [method_row(method, ours, unsteered) for method, ours in results.items()],
+        "differences": [difference_row(*names, results) for names in comparisons(results, rewards)],
     }
 
 
@@ -74,7 +76,7 @@ def comparisons(methods: Mapping[Method, Any], rewards: Sequence[str]) -> list[t
     return [pair for pair in pairs if pair[0] in methods and pair[1] in methods]
 
 
-def _by_method(records: Sequence[Record], rewards: Sequence[str]) -> dict[Method, Results]:
+def results_by_method(records: Sequence[Record], rewards: Sequence[str]) -> dict[Method, Results]:
     """Results by method: one picture, then for each K best and steered by each reward."""
     methods: dict[Method, Results] = {}
     for record in sorted(records, key=lambda r: (r["prompt_index"], r["seed"])):
@@ -86,7 +88,14 @@ def _by_method(records: Sequence[Record], rewards: Sequence[str]) -> dict[Method
     return {method: methods[method] for method in order if method in methods}
 
 
-def _method_row(method: Method, results: Results, unsteered: Results) -> dict[str, Any]:
+def method_row(method: Method, results: Results, unsteered: Results) -> dict[str, Any]:
+    """Figures of one method: accuracy with intervals, scores, averages, forbidden signs.
+
+    Args:
+        method: the method.
+        results: its results, at least one.
+        unsteered: those of one picture, with which the rate of forbidden signs is compared; may be empty.
+    """
     records = list(results.values())
     row: dict[str, Any] = {"method": method.name, "reward": method.reward, "num_particles": method.num_particles}
     row |= {"num_results": len(records)} | _by_task(records, [float(record["correct"]) for record in records])
@@ -95,7 +104,14 @@ def _method_row(method: Method, results: Results, unsteered: Results) -> dict[st
     return row | _forbidden_cells(records, paired(results, unsteered))
 
 
-def _difference_row(first: Method, second: Method, results: Mapping[Method, Results]) -> dict[str, Any]:
+def difference_row(first: Key, second: Key, results: Mapping[Key, Results]) -> dict[str, Any]:
+    """The first less the second, on the prompts and seeds that both have; None in place of intervals without any.
+
+    Args:
+        first: a key of `results`, which is shown by its `str`.
+        second: the same.
+        results: of each method.
+    """
     pairs = paired(results[first], results[second])
     row: dict[str, Any] = {"first": str(first), "second": str(second), "num_results": len(pairs)}
     row |= _by_task([ours for ours, _ in pairs], _differences(pairs, "correct"))

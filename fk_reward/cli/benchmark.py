@@ -13,6 +13,7 @@ BENCHMARKS: dict[str, str] = {
     "overhead": "fk_reward.benchmarks.overhead",
     "steering-speed": "fk_reward.benchmarks.steering_speed",
     "shapes": "fk_reward.benchmarks.shapes",
+    "shapes-cost": "fk_reward.benchmarks.shapes_cost",
     "reward-speed": "fk_reward.benchmarks.reward_speed",
     "rewards": "fk_reward.benchmarks.reward_costs",
     "preferences": "fk_reward.benchmarks.preferences",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fk_reward import FKSteeringPipeline
-from fk_reward.benchmarks import shapes_judge
+from fk_reward.benchmarks import shapes, shapes_judge
 from fk_reward.benchmarks.overhead import mean_pixel
-from tests.benchmarks.shapes_stage import looks_bright
+from tests.benchmarks.shapes_stage import REWARDS, looks_bright
 
 
 @pytest.fixture
@@ -17,3 +17,14 @@ def pipe(monkeypatch, tiny_sd):
     wrapped = FKSteeringPipeline(tiny_sd(), reward=mean_pixel)
     wrapped.set_progress_bar_config(disable=True)
     return wrapped
+
+
+@pytest.fixture
+def offline(monkeypatch, pipe):
+    """The command of the benchmark gets the tiny pipeline and rewards that need no model."""
+
+    def from_pretrained(name, *, reward):
+        return pipe
+
+    monkeypatch.setattr(FKSteeringPipeline, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(shapes, "load_reward", REWARDS.__getitem__)

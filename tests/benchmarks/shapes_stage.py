@@ -8,6 +8,7 @@ from fk_reward import FKSteeringConfig
 from fk_reward.benchmarks.overhead import mean_pixel
 from fk_reward.benchmarks.shapes_runs import ShapesSettings
 from fk_reward.rewards import CallableReward
+from fk_reward.shapes import benchmark_prompts
 
 
 def darkness(images, prompts):
@@ -33,3 +34,31 @@ SETTINGS = ShapesSettings(
 def looks_bright(image, prompt):
     """Stand-in for the verifier, which takes long over pictures of a random model."""
     return SimpleNamespace(correct=bool(image.mean() > 0.5))
+
+
+FIRST, SECOND = "first", "second"
+
+
+def made_up(method, reward, size, index, correct, *, seed=0, forbidden=False):
+    """A record of the shapes benchmark that nobody has drawn."""
+    prompt = benchmark_prompts(12)[index]
+    return {
+        "method": method,
+        "reward": reward,
+        "num_particles": size,
+        "prompt_index": index,
+        "seed": seed,
+        "prompt": prompt.text,
+        "task": prompt.task,
+        "correct": correct,
+        "scores": {FIRST: float(index), SECOND: 0.5},
+        "share_correct": 0.5,
+        "forbidden": forbidden,
+        "share_forbidden": None if forbidden is None else 0.25,
+        "num_ancestors": size,
+        "distance": None if size == 1 else 0.1,
+        "reward_spread": None if size == 1 else 0.02,
+        "model_rows": 1.0,
+        "decoded": 1.0,
+        "seconds": 1.0,
+    }

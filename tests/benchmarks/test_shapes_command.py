@@ -11,7 +11,6 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from fk_reward import FKSteeringPipeline
 from fk_reward.benchmarks import shapes
 from fk_reward.benchmarks.overhead import mean_pixel
 from fk_reward.benchmarks.result_store import ResultStore
@@ -20,15 +19,6 @@ from fk_reward.pipelines import SOLVERS
 from fk_reward.rewards import CallableReward
 from tests.benchmarks.shapes_stage import REWARDS, SETTINGS
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
-
-
-@pytest.fixture
-def offline(monkeypatch, pipe):
-    def from_pretrained(name, *, reward):
-        return pipe
-
-    monkeypatch.setattr(FKSteeringPipeline, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(shapes, "load_reward", REWARDS.__getitem__)
 
 
 def test_main(offline, tmp_path, capsys):
@@ -76,13 +66,13 @@ def test_solver_and_preview_are_part_of_a_runs_identity(offline, pipe, tmp_path,
 
 
 def test_solver_and_typed_settings():
-    assert shapes._trajectory(None, None, None) == {"solver": None, "num_steps": 50, "guidance_scale": 3.0}
-    assert shapes._trajectory("ddim-100", None, None) == {
+    assert shapes.trajectory(None, None, None) == {"solver": None, "num_steps": 50, "guidance_scale": 3.0}
+    assert shapes.trajectory("ddim-100", None, None) == {
         "solver": "ddim-100",
         "num_steps": 100,
         "guidance_scale": 3.0,
     }
-    assert shapes._trajectory("lcm-4", 6, 2.0) == {"solver": "lcm-4", "num_steps": 6, "guidance_scale": 2.0}
+    assert shapes.trajectory("lcm-4", 6, 2.0) == {"solver": "lcm-4", "num_steps": 6, "guidance_scale": 2.0}
 
 
 def test_a_preview_of_other_weights_is_refused(pipe, tmp_path):

@@ -7,33 +7,10 @@ import torch
 
 from fk_reward.benchmarks import reports, shapes_report, shapes_summary
 from fk_reward.benchmarks.shapes_summary import ONE, Method, comparisons
-from fk_reward.shapes import TASKS, benchmark_prompts
-
-A, B = "first", "second"
-
-
-def made_up(method, reward, size, index, correct, *, seed=0, forbidden=False):
-    prompt = benchmark_prompts(12)[index]
-    return {
-        "method": method,
-        "reward": reward,
-        "num_particles": size,
-        "prompt_index": index,
-        "seed": seed,
-        "prompt": prompt.text,
-        "task": prompt.task,
-        "correct": correct,
-        "scores": {A: float(index), B: 0.5},
-        "share_correct": 0.5,
-        "forbidden": forbidden,
-        "share_forbidden": None if forbidden is None else 0.25,
-        "num_ancestors": size,
-        "distance": None if size == 1 else 0.1,
-        "reward_spread": None if size == 1 else 0.02,
-        "model_rows": 1.0,
-        "decoded": 1.0,
-        "seconds": 1.0,
-    }
+from fk_reward.shapes import TASKS
+from tests.benchmarks.shapes_stage import FIRST as A
+from tests.benchmarks.shapes_stage import SECOND as B
+from tests.benchmarks.shapes_stage import made_up
 
 
 def made_up_records():

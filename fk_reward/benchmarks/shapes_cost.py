@@ -1,0 +1,229 @@
+"""Which way to draw brings most for its cost? Accuracy against cost of solvers, previews and shrinking populations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+
+from fk_reward.benchmarks.option_lists import parse_integers, parse_shard
+from fk_reward.benchmarks.reports import Column, markdown_report, show_table, write_json
+from fk_reward.benchmarks.result_store import ResultStore
+from fk_reward.benchmarks.shapes import generate, load_models, one_of, open_store
+from fk_reward.benchmarks.shapes_cost_summary import Point, VariantResults, cost_table, summarize_costs
+from fk_reward.benchmarks.shapes_runs import BEST, PROMPT_LISTS, STEERED, UNSTEERED, ShapesSettings
+from fk_reward.benchmarks.shapes_summary import ONE, Method
+from fk_reward.benchmarks.shapes_unit_costs import PREVIEW, UnitCosts, time_units
+from fk_reward.benchmarks.shapes_variants import VARIANTS, SweepSettings, variant_populations
+from fk_reward.benchmarks.shapes_work import Work, population_work
+from fk_reward.benchmarks.weights_digest import weights_digest
+from fk_reward.cli.errors import clean_errors
+from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+
+if TYPE_CHECKING:
+    from fk_reward.pipelines import FKSteeringPipeline
+    from fk_reward.rewards import Reward
+
+UNIT_COSTS = "unit_costs.json"
+WORK_COLUMNS = (
+    Column("variant"),
+    Column("particles", "K"),
+    Column("model_rows", "denoiser rows", "{:,.0f}"),
+    Column("decodes", style="{:,.0f}"),
+    Column("previews", style="{:,.0f}"),
+    Column("scored", "rewards", "{:,.0f}"),
+)
+
+
+def parse_reference(text: str, reward: str) -> Point:
+    """Variant, method and K as typed: `"ddim-50 steered 4"`.
+
+    Raises:
+        typer.BadParameter: for anything else.
+
+    Example:
+        >>> print(parse_reference("ddim-50 steered 4", "clipscore"))
+        ddim-50, steered of 4 by clipscore
+        >>> print(parse_reference("ddim-100 unsteered 1", "clipscore"))
+        ddim-100, unsteered
+    """
+    words = text.split()
+    is_known = len(words) == 3 and words[0] in VARIANTS and words[1] in (UNSTEERED, BEST, STEERED)
+    if not (is_known and words[2].isdecimal()):
+        raise typer.BadParameter(
+            f"reference should be a variant, a method ({UNSTEERED}, {BEST}, {STEERED}) and K, as in "
+            f"'ddim-50 steered 4'; got {text!r}. Variants are {', '.join(VARIANTS)}."
+        )
+    variant, method, size = words
+    return Point(variant, ONE if method == UNSTEERED else Method(method, reward, int(size)))
+
+
+def show_work(settings: Mapping[str, ShapesSettings]) -> dict[str, Work]:
+    """Print what the whole run takes, all shards and whatever is done already included, and return it by variant."""
+    works = {}
+    for name, one in settings.items():
+        parts = [population_work(population, one) for population in variant_populations(VARIANTS[name], one)]
+        works[name] = Work.total(parts).times(one.num_prompts)
+    named = works | {"all": Work.total(works.values())}
+    particles = {name: ", ".join(map(str, one.num_particles)) for name, one in settings.items()}
+    rows = [{"variant": name, "particles": particles.get(name, "")} | vars(work) for name, work in named.items()]
+    show_table("What the whole run takes", WORK_COLUMNS, rows)
+    return works
+
+
+def run_variants(
+    settings: Mapping[str, ShapesSettings],
+    sweep: SweepSettings,
+    *,
+    out: Path,
+    shard: tuple[int, int],
+    batch_size: int,
+    num_repetitions: int,
+    device: str,
+) -> None:
+    """Run whatever is missing, each variant in its own folder; the first shard times the units of cost."""
+    from fk_reward.pipelines.solvers import resolve_solver  # noqa: PLC0415 (slow to import, not needed for a report)
+
+    works = show_work(settings)
+    first = next(iter(settings.values()))
+    pipe, rewards = load_models(first, device)
+    ResultStore(out, sweep.to_dict() | {"weights": weights_digest([dict(pipe.components), rewards])})
+    if shard[0] == 0:
+        options = {"batch_size": batch_size, "num_repetitions": num_repetitions}
+        units = unit_costs(pipe, rewards[sweep.reward], settings=settings, out=out, **options)
+        rows = sum(units.cost(work, settings[name].preview) for name, work in works.items())
+        minutes = rows * units.row_seconds / 60
+        typer.echo(f"{rows:,.0f} rows with decodes and rewards: about {minutes:,.0f} minutes of one such process.")
+    for name, one in settings.items():
+        typer.echo(f"{name}:")
+        pipe.solver, pipe.preview = resolve_solver(one.solver), one.preview
+        store = open_store(out / name, one, pipe=pipe, rewards=rewards)
+        populations = variant_populations(VARIANTS[name], one)
+        share: dict[str, Any] = {"shard": shard, "batch_size": batch_size, "populations": populations}
+        generate(pipe, one, rewards=rewards, store=store, **share)
+
+
+def unit_costs(
+    pipe: FKSteeringPipeline,
+    reward: Reward,
+    *,
+    settings: Mapping[str, ShapesSettings],
+    out: Path,
+    batch_size: int,
+    num_repetitions: int,
+) -> UnitCosts:
+    """Those of `unit_costs.json`; timed, and written there, where it is missing or lacks a preview."""
+    path = out / UNIT_COSTS
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rounds": {}}
+    previews = {one.preview for one in settings.values() if one.preview is not None}
+    known = {name.removeprefix(PREVIEW) for name in content["rounds"] if name.startswith(PREVIEW)}
+    if not content["rounds"] or not previews <= known:
+        guidance = next(iter(settings.values())).guidance_scale
+        options: dict[str, Any] = {"batch_size": batch_size, "num_repetitions": num_repetitions}
+        options["guidance_scale"] = guidance
+        rounds = time_units(pipe, reward, previews=sorted(previews | known), **options)
+        machine = torch.cuda.get_device_name() if pipe.device.type == "cuda" else pipe.device.type
+        environment = {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        content = {"settings": options, "environment": environment, "rounds": rounds}
+        write_json(path, content | {"units": UnitCosts.of_rounds(rounds).to_dict()})
+    return UnitCosts.of_rounds(content["rounds"])
+
+
+def show_report(out: Path, names: Sequence[str], *, reference: str, figure: Path) -> list[dict[str, Any]]:
+    """Print the table of all results, write `shapes_cost.json`, `shapes_cost.md` and the figure, return the rows."""
+    from fk_reward.benchmarks.shapes_cost_plot import plot_costs  # noqa: PLC0415 (slow to import)
+
+    sweep = ResultStore(out).settings
+    if not (out / UNIT_COSTS).exists():
+        raise FileNotFoundError(f"{out} has no {UNIT_COSTS}: run shard 0, which times what a decode and a reward cost.")
+    timing = json.loads((out / UNIT_COSTS).read_text(encoding="utf-8"))
+    found = {name: ResultStore(out / name) for name in names if (out / name / "settings.json").exists()}
+    variants = {name: VariantResults(store.settings, store.load()) for name, store in found.items()}
+    point = parse_reference(reference, sweep["reward"])
+    rows = summarize_costs(variants, UnitCosts.of_rounds(timing["rounds"]), reference=point)
+    content = {"settings": sweep, "reference": str(point), "unit_costs": timing, "rows": rows}
+    table = cost_table(rows)
+    show_table(*table)
+    for line in _notes(rows, point, timing["units"]):
+        typer.echo(line)
+    write_json(out / "shapes_cost.json", content)
+    (out / "shapes_cost.md").write_text(markdown_report([table]), encoding="utf-8")
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    plot_costs(rows).savefig(figure)
+    return rows
+
+
+def _notes(rows: Sequence[Mapping[str, Any]], reference: Point, units: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table has to know."""
+    previews = "".join(f", a decode by {name} {ratio:.2f}" for name, ratio in units["previews"].items())
+    notes = [f"In rows of the denoiser: a decode {units['decode']:.2f}{previews}, a reward {units['reward']:.2f}."]
+    if all(row["to_reference"] is None for row in rows):
+        notes.append(f"There are no results of the reference ({reference}).")
+    if len({row["num_results"] for row in rows}) > 1:
+        notes.append("Not everything is finished: accuracies and front are of different prompts, differences are not.")
+    return notes
+
+
+def main(  # noqa: PLR0913 (one parameter for each option)
+    *,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="One of the ways to draw; may be repeated.", show_default="all")
+    ] = None,
+    reward: Annotated[str, typer.Option(help="Steers and selects.")] = DEFAULT_EMBEDDED_REWARD,
+    model: Annotated[str, typer.Option(help="A model of the shapes world, by name or folder.")] = "shapes-sd",
+    prompts: Annotated[str, typer.Option(help=f"{', '.join(PROMPT_LISTS)}: as for shapes.")] = "benchmark",
+    num_prompts: Annotated[int, typer.Option(help="Prompts, the tasks in turn.", min=1)] = 108,
+    num_seeds: Annotated[int, typer.Option(help="Runs of each prompt.", min=1)] = 2,
+    seed: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
+    num_particles: Annotated[
+        str | None, typer.Option(help="Values of K, separated by commas.", show_default="the variant's")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Scheduler steps.", min=2, show_default="the solver's")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance.", show_default="the solver's, or 3")
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(help="Variant, method (unsteered, best, steered) and K to compare with.")
+    ] = "ddim-50 steered 4",
+    num_repetitions: Annotated[int, typer.Option(help="Rounds in which the units of cost are timed.", min=1)] = 15,
+    batch_size: Annotated[int, typer.Option(help="Particles a call.", min=1)] = 64,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    shard: Annotated[str, typer.Option(help="i/n: this process takes every n-th prompt.")] = "0/1",
+    report: Annotated[bool, typer.Option("--report", help="Only report what is in the folder.")] = False,
+    figure: Annotated[
+        Path | None, typer.Option(help="PNG of the curve.", show_default="shapes_cost.png in --out")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run is resumed.")] = Path(
+        "results/shapes-cost"
+    ),
+) -> None:
+    """Accuracy against cost of solvers, previews and shrinking populations, on the same prompts and seeds."""
+    names, part = [one_of("variant", name, list(VARIANTS)) for name in variant or VARIANTS], parse_shard(shard)
+    parse_reference(reference, reward)
+    with clean_errors():
+        if not report:
+            sweep = SweepSettings(
+                model=model,
+                reward=reward,
+                prompts=one_of("prompts", prompts, list(PROMPT_LISTS)),
+                num_prompts=num_prompts,
+                seed=seed,
+                num_seeds=num_seeds,
+                steps=steps,
+                guidance_scale=guidance_scale,
+            )
+            sizes = None if num_particles is None else parse_integers("num_particles", num_particles)
+            settings = {name: sweep.of_variant(VARIANTS[name], sizes) for name in names}
+            options: dict[str, Any] = {"batch_size": batch_size, "num_repetitions": num_repetitions, "device": device}
+            run_variants(settings, sweep, out=out, shard=part, **options)
+        if report or part[1] == 1:
+            show_report(out, names, reference=reference, figure=figure or out / "shapes_cost.png")
+            typer.echo(f"Results: {out / 'shapes_cost.json'}, {out / 'shapes_cost.md'}, the figure beside them")
+
+
+if __name__ == "__main__":
+    typer.run(main)
