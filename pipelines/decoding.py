@@ -128,7 +128,8 @@ def widens_to_float32(pipe: Any, vae: Any) -> bool:
 
 def _names_read(cls: type) -> tuple[str, ...]:
     """Attributes and globals that the class's own `__call__` names."""
-    code = getattr(inspect.unwrap(vars(cls).get("__call__")), "__code__", None)
+    call = vars(cls).get("__call__")
+    code = None if call is None else getattr(inspect.unwrap(call), "__code__", None)
     return () if code is None else code.co_names
 
 
