@@ -108,7 +108,8 @@ def trajectory(solver: str | None, steps: int | None, guidance_scale: float | No
     }
 
 
-def _steering(options: Mapping[str, Any], reward_scale: str) -> FKSteeringConfig:
+def steering_config(options: Mapping[str, Any], reward_scale: str) -> FKSteeringConfig:
+    """Settings of the sampler as typed; a `typer.BadParameter` where they are none."""
     try:
         return FKSteeringConfig(reward_scale=parse_reward_scale(reward_scale), **options)
     except (TypeError, ValueError) as error:
@@ -185,7 +186,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
             num_particles=sizes,
             seed=seed,
             num_seeds=num_seeds,
-            steering=_steering(
+            steering=steering_config(
                 options | {"num_particles": min((size for size in sizes if size > 1), default=1)}, reward_scale
             ),
             preview=preview,

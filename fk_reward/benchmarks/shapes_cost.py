@@ -13,7 +13,7 @@ import typer
 from fk_reward.benchmarks.option_lists import parse_integers, parse_shard
 from fk_reward.benchmarks.reports import Column, markdown_report, show_table, write_json
 from fk_reward.benchmarks.result_store import ResultStore
-from fk_reward.benchmarks.shapes import generate, load_models, one_of, open_store
+from fk_reward.benchmarks.shapes import generate, load_models, one_of, open_store, steering_config
 from fk_reward.benchmarks.shapes_cost_summary import Point, VariantResults, cost_table, summarize_costs
 from fk_reward.benchmarks.shapes_runs import BEST, PROMPT_LISTS, STEERED, UNSTEERED, ShapesSettings
 from fk_reward.benchmarks.shapes_summary import ONE, Method
@@ -186,6 +186,12 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance.", show_default="the solver's, or 3")
     ] = None,
+    potential: Annotated[str, typer.Option(help="difference, max, sum or immediate.")] = "max",
+    reward_scale: Annotated[str, typer.Option(help="Lambda, or auto.")] = "10",
+    resample_start: Annotated[float, typer.Option(help="First scoring step, as a fraction.")] = 0.2,
+    resample_stop: Annotated[float, typer.Option(help="Last scoring step, as a fraction.")] = 0.8,
+    num_resamples: Annotated[int, typer.Option(help="Number of scoring steps.")] = 4,
+    ess_threshold: Annotated[float, typer.Option(help="Resample below this fraction of K.")] = 0.5,
     reference: Annotated[
         str, typer.Option(help="Variant, method (unsteered, best, steered) and K to compare with.")
     ] = "ddim-50 steered 4",
@@ -204,6 +210,8 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     """Accuracy against cost of solvers, previews and shrinking populations, on the same prompts and seeds."""
     names, part = [one_of("variant", name, list(VARIANTS)) for name in variant or VARIANTS], parse_shard(shard)
     parse_reference(reference, reward)
+    sampler = {"potential": potential, "resample_start": resample_start, "resample_stop": resample_stop}
+    sampler |= {"num_resamples": num_resamples, "ess_threshold": ess_threshold}
     with clean_errors():
         if not report:
             sweep = SweepSettings(
@@ -215,6 +223,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
                 num_seeds=num_seeds,
                 steps=steps,
                 guidance_scale=guidance_scale,
+                steering=steering_config(sampler, reward_scale),
             )
             sizes = None if num_particles is None else parse_integers("num_particles", num_particles)
             settings = {name: sweep.of_variant(VARIANTS[name], sizes) for name in names}

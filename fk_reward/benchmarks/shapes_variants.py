@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fk_reward.benchmarks.shapes import trajectory
@@ -77,6 +77,7 @@ class SweepSettings:
         num_seeds: runs of each prompt.
         steps: scheduler steps of every variant; None for those of its solver.
         guidance_scale: of classifier-free guidance; None for the benchmark's default.
+        steering: settings of the sampler but for the numbers of particles.
     """
 
     model: str
@@ -87,10 +88,13 @@ class SweepSettings:
     num_seeds: int
     steps: int | None = None
     guidance_scale: float | None = None
+    steering: FKSteeringConfig = field(default_factory=FKSteeringConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+        """As JSON; the numbers of particles are those of the variants."""
+        steering = self.steering.to_dict()
+        del steering["num_particles"], steering["final_particles"]
+        return asdict(self) | {"steering": steering}
 
     def of_variant(self, variant: ShapesVariant, num_particles: Sequence[int] | None = None) -> ShapesSettings:
         """The settings of the shapes benchmark for one variant.
@@ -112,7 +116,7 @@ class SweepSettings:
             num_particles=sizes,
             seed=self.seed,
             num_seeds=self.num_seeds,
-            steering=FKSteeringConfig(num_particles=smallest, final_particles=variant.final_particles),
+            steering=replace(self.steering, num_particles=smallest, final_particles=variant.final_particles),
             preview=variant.preview,
             **trajectory(variant.solver, self.steps, self.guidance_scale),
         )
