@@ -126,8 +126,9 @@ def widens_to_float32(pipe: Any, vae: Any) -> bool:
 
 def _names_read(cls: type) -> tuple[str, ...]:
     """Attributes and globals that the class's own `__call__` names."""
-    code = getattr(inspect.unwrap(vars(cls).get("__call__")), "__code__", None)
-    return () if code is None else code.co_names
+    call = inspect.unwrap(vars(cls).get("__call__", object))
+    names: tuple[str, ...] = getattr(getattr(call, "__code__", None), "co_names", ())
+    return names
 
 
 @contextmanager
