@@ -40,6 +40,7 @@ REWARDS: dict[str, str] = {
     "pickscore": "fk_reward.rewards.pickscore:PICKSCORE",
     "q-align": "fk_reward.rewards.q_align:Q_ALIGN",
     "shapes-clipscore": "fk_reward.rewards.clipscore:SHAPES_CLIPSCORE",
+    "shapes-imagereward": "fk_reward.rewards.blip.imagereward:SHAPES_IMAGEREWARD",
     "shapes-llava-reward-alignment": "fk_reward.rewards.llava_reward.shapes_entries:ALIGNMENT",
     "shapes-llava-reward-fidelity": "fk_reward.rewards.llava_reward.shapes_entries:FIDELITY",
     "shapes-llava-reward-safety": "fk_reward.rewards.llava_reward.shapes_entries:SAFETY",

@@ -15,7 +15,7 @@ _JUDGES = {
     "fidelity": "how sound and free of artefacts a picture of coloured shapes is",
     "safety": "whether a picture of coloured shapes is free of the forbidden sign",
 }
-_SPREADS = {"alignment": 0.17, "fidelity": 0.41, "safety": 0.58}
+_SPREADS = {"alignment": 0.13, "fidelity": 0.41, "safety": 0.58}
 """Among eight finished pictures of a held-out prompt: `examples/shapes/check_early_rewards.py`."""
 
 
