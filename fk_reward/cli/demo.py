@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     num_particles: Annotated[int, typer.Option("--num-particles", "-k", help="K.", min=2)] = 4,
     steps: Annotated[int, typer.Option(help="Scheduler steps.", min=1)] = 50,
     reward: Annotated[str, typer.Option("--reward", "-r", help="The reward that steers.")] = DEFAULT_EMBEDDED_REWARD,
-    reward_scale: Annotated[str, typer.Option(help="Lambda, or auto.")] = "10",
+    reward_scale: Annotated[str, typer.Option(help="Lambda, or auto.")] = "30",
     model: Annotated[str, typer.Option("--model", "-m", help="A model of the shapes world.")] = "shapes-sd",
     seed: Annotated[int, typer.Option(help="Seed of the first particle of the first prompt.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -39,11 +40,11 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     """
     with clean_errors():
         from fk_reward.cli.demo_picture import draw_demo
-        from fk_reward.cli.demo_run import run_demo
-        from fk_reward.config import FKSteeringConfig, parse_reward_scale
+        from fk_reward.cli.demo_run import STEERING, run_demo
+        from fk_reward.config import parse_reward_scale
         from fk_reward.shapes import benchmark_prompts
 
-        steering = FKSteeringConfig(num_particles=num_particles, reward_scale=parse_reward_scale(reward_scale))
+        steering = replace(STEERING, num_particles=num_particles, reward_scale=parse_reward_scale(reward_scale))
         pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype="float32")
         arguments = {"num_inference_steps": steps, **default_guidance(model, None)}
         result = run_demo(pipe, benchmark_prompts(num_prompts), seed=seed, arguments=arguments)

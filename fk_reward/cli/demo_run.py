@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fk_reward.config import FKSteeringConfig
 from fk_reward.shapes import ShapesPrompt, verify
 from fk_reward.trace import SteeringTrace
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 ONE, BEST, STEERED = "one picture", "best of K", "steered"
 METHODS = (ONE, BEST, STEERED)
+
+STEERING = FKSteeringConfig(
+    potential="immediate", reward_scale=30.0, resample_start=0.6, resample_stop=0.9, ess_threshold=1.0
+)
+"""Resample late and always, by what is predicted now: chosen on training prompts (docs/shapes.md)."""
 
 
 @dataclass(frozen=True, eq=False)
