@@ -69,7 +69,7 @@ class SteeredRun:
 
     def score(self, x0_pred: Tensor) -> Tensor:
         """Rewards `(G * K,)` of the predicted clean samples; the `score` argument of `steer`."""
-        batches = (x0_pred,)
+        batches: tuple[Tensor, ...] = (x0_pred,)
         if self.reward_device is not None and not self.reward.compares_images:
             batches = self.batches.decoded_together(x0_pred)
         self._counts["decoded"] += len(x0_pred)
