@@ -103,7 +103,8 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
     """The blocks that make up most of a network: those that Diffusers names, else members of lists of like modules.
 
     Example:
-        >>> len(repeated_blocks(nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 1), num_layers=3)))
+        >>> layers = nn.ModuleList([nn.TransformerEncoderLayer(4, 1) for _ in range(3)])
+        >>> len(repeated_blocks(nn.Sequential(nn.Linear(4, 4), layers)))
         3
     """
     if named := getattr(module, "_repeated_blocks", None):
