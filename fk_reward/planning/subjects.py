@@ -168,8 +168,10 @@ def _hollow_module(source: str, name: str, entry: Any, dtype: torch.dtype) -> nn
         return None
     with torch.device("meta"), default_dtype(dtype):
         if issubclass(made, ModelMixin):
-            return made.from_config(made.load_config(source, subfolder=name)).eval()
-        return made(made.config_class.from_pretrained(source, subfolder=name)).eval()
+            module = made.from_config(made.load_config(source, subfolder=name))
+        else:
+            module = made(made.config_class.from_pretrained(source, subfolder=name))
+    return nn.Module.to(module, dtype).eval()  # a configuration of transformers may name another dtype
 
 
 def _hollow_preview(preview: str | None, pipe: DiffusionPipeline, dtype: torch.dtype) -> Preview | None:

@@ -113,6 +113,12 @@ def test_an_autoencoder_counts_as_float32_where_the_pipeline_widens_it(family, d
     assert work._decoder_dtype(pipe) == dtype
 
 
+def test_a_folder_that_was_saved_in_float32(tiny_sdxl, tmp_path):
+    tiny_sdxl().save_pretrained(tmp_path)
+    made = plan(str(tmp_path), reward="shapes-verifier", dtype="float16", num_particles=1, steps=2)
+    assert set(made.flops) == {"float16", "float32"}  # the autoencoder is widened
+
+
 def test_a_preview_that_would_save_is_named(shapes):
     previewed = plan("shapes-sd", reward="shapes-clipscore", dtype="float32", tflops=2.0, preview="auto")
     saved = shapes.seconds - previewed.seconds
