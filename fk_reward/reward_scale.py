@@ -8,6 +8,7 @@ from torch import Tensor
 from fk_reward.weights import effective_sample_size
 
 _NUM_BISECTIONS = 60
+_JUST_BELOW = 1.0 - 1e-9  # so that rounding does not decide whether a threshold of the same value asks for resampling
 
 
 def reward_scale_for_ess(scores: Tensor, target_ess: float) -> float:
@@ -39,7 +40,7 @@ def reward_scale_for_ess(scores: Tensor, target_ess: float) -> float:
     if spread == 0.0:
         raise ValueError("All scores are equal: no reward_scale changes their effective sample size.")
     num_best = int((scores == scores.max()).sum())
-    target = max(target_ess, 1.01 * num_best)
+    target = max(target_ess * _JUST_BELOW, 1.01 * num_best)
     low, high = 0.0, 1.0 / spread
     while float(effective_sample_size(high * scores)) > target:
         low, high = high, 2.0 * high
@@ -49,4 +50,4 @@ def reward_scale_for_ess(scores: Tensor, target_ess: float) -> float:
             low = middle
         else:
             high = middle
-    return 0.5 * (low + high)
+    return high

@@ -55,3 +55,11 @@ def test_reward_scale_for_ess(scores, share):
     ess = float(effective_sample_size(reward_scale_for_ess(tensor, share * len(scores)) * tensor))
     reachable = 1.01 * scores.count(max(scores))
     assert ess == pytest.approx(max(share * len(scores), min(reachable, len(scores))), rel=1e-3)
+
+
+def test_a_threshold_at_the_target_resamples_at_the_first_scoring_step():
+    """The defaults: both are half of K, and neither rounding nor the seed decides."""
+    for seed in range(50):
+        particle_filter = make_filter(1, reward_scale="auto", num_particles=4)
+        particle_filter.weigh(torch.randn(4, generator=torch.Generator().manual_seed(seed)))
+        assert float(particle_filter.ess) < 0.5 * 4
