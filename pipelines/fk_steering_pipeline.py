@@ -200,7 +200,8 @@ class FKSteeringPipeline:
             self.pipe, arguments, steering=steering or self.steering, batch_sizes=self.batch_sizes
         )
         if self.solver is not None:
-            arguments = self.solver.arguments(self.pipe) | arguments
+            own = self.solver.arguments(self.pipe)
+            arguments |= {name: value for name, value in own.items() if arguments.get(name) is None}
         check_output(output_type, num_images_per_prompt, config)
         texts = resolve_prompts(prompt, arguments, reward_prompts)
         step_defaults = complete_eta(self.pipe, config, arguments)

@@ -105,6 +105,9 @@ def test_arguments_of_the_call_win(monkeypatch):
     assert seen == [0.7] * 6
     assert wrapped(PROMPT, num_particles=1).trace.num_model_rows == 4
     assert seen[6:] == [0.3] * 4
+    nothing = {"num_inference_steps": None, "eta": None, "guidance_scale": None}
+    assert wrapped(PROMPT, num_particles=1, **nothing).trace.num_model_rows == 4
+    assert seen[10:] == [0.3] * 4
 
 
 def test_a_model_that_reads_its_guidance_keeps_the_default_of_the_pipeline():
