@@ -46,7 +46,7 @@ _SHAPES_CARD = dataclasses.replace(
     max_prompt_tokens=16,
     source="trained by the scripts in examples/shapes",
     weights="in the package",
-    memory="6 MB in float32",
+    memory="5.6 MB in float32",
 )
 
 

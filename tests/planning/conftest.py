@@ -11,7 +11,14 @@ from fk_reward.benchmarks.hollow import without_weights
 from fk_reward.pipelines import ReducedResolution
 from fk_reward.planning.subjects import Subjects
 from fk_reward.rewards import load_reward
+from fk_reward.rewards.text_cache import TextCache
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
+
+
+@pytest.fixture(autouse=True)
+def text_read_each_time(monkeypatch):
+    """As plans count it; a real call reads the text of a CLIP reward once."""
+    monkeypatch.setattr(TextCache, "get", lambda self, tokens, encode, *, towers: encode(tokens))
 
 
 @pytest.fixture(scope="session")

@@ -170,6 +170,9 @@ def test_the_weights_get_no_gradient(reward, images):
 
 
 def test_missing_files_raise(tmp_path):
+    with pytest.raises(OSError, match="config.json"):
+        CLIPScore.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(OSError, match="model.safetensors"):
         CLIPScore.from_pretrained(tmp_path)
 
