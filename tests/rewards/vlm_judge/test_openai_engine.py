@@ -97,7 +97,7 @@ def test_answers_of_two_images_swapped_are_noticed(endpoint):
 
 
 def test_no_more_than_so_many_requests_at_once(endpoint):
-    endpoint.script = [(200, completion(GOOD), 0.1)]
+    endpoint.script = [(200, completion(GOOD), 1.0)]
     VLMJudge(engine(endpoint, concurrency=2))(IMAGES, "x")
     assert endpoint.most_busy == 2
 
