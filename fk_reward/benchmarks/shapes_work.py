@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fk_reward.benchmarks.shapes_runs import BEST, UNSTEERED, Population, ShapesSettings
+from fk_reward.population import population as particles_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +58,9 @@ def population_work(population: Population, settings: ShapesSettings) -> Work:
     rows = 2 if settings.guidance_scale > 1.0 else 1
     if population.reward is None:
         return Work(model_rows=rows * num_steps * size, decodes=size, scored=size)
-    config = replace(settings.steering, num_particles=size)
-    steps = config.scoring_steps(num_steps) if config.resamples else ()
-    sizes = (size, *config.population_sizes(len(steps)))
-    ends = (0, *(step + 1 for step in steps), num_steps)  # a step is scored after its call of the denoiser
-    calls = sum(left * (end - start) for left, start, end in zip(sizes, ends[:-1], ends[1:], strict=True))
-    return _with_decoder(rows * calls, sum(sizes), finished=sizes[-1], settings=settings.to_dict())
+    course = particles_of(replace(settings.steering, num_particles=size), num_steps)
+    rows *= sum(course.steps)
+    return _with_decoder(rows, course.num_scored, finished=course.finished, settings=settings.to_dict())
 
 
 def method_work(row: Mapping[str, Any], settings: Mapping[str, Any]) -> Work:

@@ -9,7 +9,7 @@ from typing import Any
 from fk_reward.config import FKSteeringConfig
 from fk_reward.planning.costs import Picture
 from fk_reward.planning.memory import PhaseNeed, Settings
-from fk_reward.planning.population import Population, population
+from fk_reward.population import Population, population
 
 
 @dataclass(frozen=True, kw_only=True)

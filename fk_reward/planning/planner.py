@@ -15,11 +15,11 @@ from fk_reward.planning.costs import Picture
 from fk_reward.planning.counted import Counted, count
 from fk_reward.planning.memory import Settings
 from fk_reward.planning.planned import Plan
-from fk_reward.planning.population import population
 from fk_reward.planning.search import fitting_settings, smallest_settings
 from fk_reward.planning.sizes import parse_memory
 from fk_reward.planning.subjects import hollow_subjects
 from fk_reward.planning.throughput import estimated_seconds, measured_tflops, parse_tflops
+from fk_reward.population import population
 
 DEFAULT_STEPS = 50
 """Scheduler steps where neither the caller nor a solver says how many."""

@@ -8,8 +8,8 @@ from typing import Any
 from fk_reward.pipelines import ReducedResolution
 from fk_reward.pipelines.decoding import widens_to_float32
 from fk_reward.planning.memory import MemoryModel
-from fk_reward.planning.population import Population
 from fk_reward.planning.subjects import Subjects
+from fk_reward.population import Population
 
 
 def flops_by_dtype(subjects: Subjects, model: MemoryModel, course: Population) -> dict[str, int]:
