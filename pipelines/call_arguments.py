@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fk_reward.batch_sizes import BatchSizes, batch_size_fields
 from fk_reward.config import FKSteeringConfig, config_fields
+from fk_reward.pipelines.wrapped_pipeline import has_latents
 from fk_reward.stochasticity import require_stochastic, takes_argument
 from fk_reward.suggestions import did_you_mean
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+logger = logging.getLogger(__name__)
 
 
 def split_arguments(
@@ -61,10 +64,12 @@ def resolve_prompts(prompt: Any, arguments: Mapping[str, Any], reward_prompts: s
     return texts
 
 
-def check_output(output_type: str, num_images_per_prompt: int, config: FKSteeringConfig) -> None:
-    """Raise for an output type that is not known, or when more images are asked for than there are particles."""
+def check_output(pipe: Any, output_type: str, num_images_per_prompt: int, config: FKSteeringConfig) -> None:
+    """Raise for an output type that is not to be had, or when more images are asked for than there are particles."""
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type should be one of {list(OUTPUT_TYPES)}, got {output_type!r}.")
+    if output_type == "latent" and not has_latents(pipe):
+        raise ValueError(f"{type(pipe).__name__} draws pixels and has no latents: ask for output_type='pt'.")
     name = "num_particles" if config.final_particles is None else "final_particles"
     finished = getattr(config, name)
     if not 1 <= num_images_per_prompt <= finished:
@@ -87,6 +92,8 @@ def complete_eta(pipe: Any, config: FKSteeringConfig, arguments: dict[str, Any])
     if not takes_argument(scheduler, "eta"):
         if config.resamples:
             require_stochastic(scheduler)
+        if arguments.get("eta") is not None:
+            logger.warning("eta=%s has no effect: %s takes none.", arguments["eta"], type(scheduler).__name__)
         return {}
     eta = arguments.get("eta")
     eta = 1.0 if eta is None else eta

@@ -25,12 +25,13 @@ from fk_reward.pipelines.previews import Preview, ReducedResolution, load_previe
 from fk_reward.pipelines.seeds import resampling_generators
 from fk_reward.pipelines.solvers import Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun
-from fk_reward.pipelines.steering_reward import put_on, steering_reward
+from fk_reward.pipelines.steering_reward import put_on, reward_place, steering_reward
+from fk_reward.pipelines.wrapped_pipeline import check_pipeline
 from fk_reward.rewards import Reward
 
 _OWN_ATTRIBUTES = (
     *("pipe", "reward", "steering", "preview", "solver", "batch_sizes", "spread", "reward_device"),
-    *("_plain_scheduler", "_found_sizes"),
+    *("_plain_scheduler", "_solver_scheduler", "_found_sizes"),
 )
 
 
@@ -81,6 +82,7 @@ class FKSteeringPipeline:
     batch_sizes: BatchSizes
     spread: bool
     reward_device: torch.device | None
+    _plain_scheduler: Any
 
     def __init__(  # noqa: PLR0913 (one parameter for each option)
         self,
@@ -94,8 +96,6 @@ class FKSteeringPipeline:
         spread: bool = False,
         reward_device: str | torch.device | None = None,
     ) -> None:
-        if not isinstance(pipe, DiffusionPipeline) or not hasattr(pipe, "scheduler"):
-            raise TypeError(f"pipe should be a Diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
         self.pipe = pipe
         self.reward = steering_reward(reward)
         self.reward_device = reward_device  # type: ignore[assignment]
@@ -103,7 +103,6 @@ class FKSteeringPipeline:
         self.batch_sizes = batch_sizes or BatchSizes()
         self.spread = spread
         self.preview = preview
-        self._plain_scheduler = pipe.scheduler
         self.solver = resolve_solver(solver)
 
     @classmethod
@@ -199,10 +198,10 @@ class FKSteeringPipeline:
         config, sizes, arguments = split_arguments(
             self.pipe, arguments, steering=steering or self.steering, batch_sizes=self.batch_sizes
         )
-        if self.solver is not None:
+        if self.solver is not None and self._solver_is_in_force():
             own = self.solver.arguments(self.pipe)
             arguments |= {name: value for name, value in own.items() if arguments.get(name) is None}
-        check_output(output_type, num_images_per_prompt, config)
+        check_output(self.pipe, output_type, num_images_per_prompt, config)
         texts = resolve_prompts(prompt, arguments, reward_prompts)
         step_defaults = complete_eta(self.pipe, config, arguments)
         run, arguments = self._start(texts, config, sizes, arguments)
@@ -258,11 +257,17 @@ class FKSteeringPipeline:
         return getattr(self.pipe, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "reward":
+        if name == "pipe":
+            check_pipeline(value)
+            preview = load_preview(vars(self).get("preview"), value)
+            if vars(self).get("solver") is not None:
+                self.solver = None
+            vars(self).update(solver=None, preview=preview, _solver_scheduler=None, _found_sizes={})
+        elif name == "reward":
             value = steering_reward(value)
             put_on(value, vars(self).get("reward_device"))
         elif name == "reward_device":
-            value = None if value is None else torch.device(value)
+            value = reward_place(value)
             put_on(self.reward, value)
         elif name == "batch_sizes":
             object.__setattr__(self, "_found_sizes", {})
@@ -271,7 +276,7 @@ class FKSteeringPipeline:
         elif name == "solver":
             value = self._put_in(resolve_solver(value))
         elif name == "scheduler":
-            self._plain_scheduler, self.solver = value, None
+            self.solver = None
         if name in _OWN_ATTRIBUTES:
             object.__setattr__(self, name, value)
         else:
@@ -279,9 +284,15 @@ class FKSteeringPipeline:
 
     def _put_in(self, solver: Solver | None) -> Solver | None:
         """Give the wrapped pipeline the solver's scheduler; its own for None."""
-        own = self._plain_scheduler
-        self.pipe.scheduler = own if solver is None else solver.build(own)
+        own = self._plain_scheduler if self._solver_is_in_force() else self.pipe.scheduler
+        built = None if solver is None else solver.build(own)
+        self._plain_scheduler, self._solver_scheduler = own, built
+        self.pipe.scheduler = own if built is None else built
         return solver
+
+    def _solver_is_in_force(self) -> bool:
+        """Not once somebody has written `pipe.scheduler` of the wrapped pipeline itself."""
+        return self.pipe.scheduler is self._solver_scheduler
 
     def __repr__(self) -> str:
         pipe, reward = type(self.pipe).__name__, self.reward.card.name

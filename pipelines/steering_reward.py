@@ -29,6 +29,31 @@ def steering_reward(reward: str | Reward | Callable[[Tensor, list[str]], Tensor]
     return loaded
 
 
+def reward_place(device: str | torch.device | None) -> torch.device | None:
+    """The device that a reward is to be put on; None for the pipeline's.
+
+    Raises:
+        ValueError: for a name that is none, or a device that is not there.
+
+    Example:
+        >>> reward_place("cpu")
+        device(type='cpu')
+        >>> reward_place("gpu")
+        Traceback (most recent call last):
+        ValueError: reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got ...
+    """
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got "
+            f"{str(device)!r}: {reason}"
+        ) from error
+
+
 def put_on(reward: Reward | None, device: torch.device | None) -> None:
     """Move a reward to a device; nothing where one of the two is not there.
 

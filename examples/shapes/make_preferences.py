@@ -38,7 +38,8 @@ class Maker:
     folder: Path
     seed: int
     scale: float
-    drawn: float
+    drawn: float = 1.0
+    fidelity: float = 1.0
     num_files: int = field(default=0, init=False)
 
     def size(self, number: float) -> int:
@@ -90,7 +91,7 @@ class Maker:
         draws, early = self.draws[side], self.early[side]
         if not early:
             print(f"fidelity/{side}: no pictures of an early model (--early-samples), the other kinds take their share")
-        number = self.size(FIDELITY[side])
+        number = self.size(FIDELITY[side] * (self.fidelity if side == "train" else 1))
         self.write(f"fidelity/{side}", lambda rng: fidelity_pairs(number, side, draws, early, rng))
 
     def write_safety(self, side: str) -> None:
@@ -106,12 +107,13 @@ def main(
     seed: int = 0,
     scale: Annotated[float, typer.Option(help="Of all numbers of rows.")] = 1.0,
     drawn: Annotated[float, typer.Option(help="Times as many training pairs of drawn pictures, for alignment.")] = 1.0,
+    fidelity: Annotated[float, typer.Option(help="Times as many training pairs for fidelity.")] = 1.0,
 ) -> None:
     """Writes Parquet files for three dimensions: alignment, fidelity and safety."""
     start = time.perf_counter()
     draws, early = load_draws(samples), load_draws(early_samples or [])
     by_side = [{side: on_side(found, side) for side in SIDES} for found in (draws, early)]
-    maker = Maker(*by_side, folder=output_dir, seed=seed, scale=scale, drawn=drawn)
+    maker = Maker(*by_side, folder=output_dir, seed=seed, scale=scale, drawn=drawn, fidelity=fidelity)
     maker.write_alignment()
     for side in SIDES:
         maker.write_fidelity(side)

@@ -16,6 +16,18 @@ from fk_reward.benchmarks.shapes_report import report_tables
 from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, Population, ShapesSettings, run_missing
 from fk_reward.benchmarks.shapes_summary import summarize
 from fk_reward.benchmarks.weights_digest import weights_digest
+from fk_reward.cli.sampler_options import (
+    ESS_THRESHOLD,
+    FINAL_PARTICLES,
+    NUM_RESAMPLES,
+    POTENTIAL,
+    RESAMPLE_START,
+    RESAMPLE_STOP,
+    RESAMPLING,
+    REWARD_SCALE,
+    STOP_REWARD,
+    TARGET_ESS,
+)
 from fk_reward.config import FKSteeringConfig, parse_reward_scale
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import Reward, load_reward
@@ -151,18 +163,16 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     ] = None,
     seed: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
     num_seeds: Annotated[int, typer.Option(help="Runs of each prompt.", min=1)] = 1,
-    potential: Annotated[str, typer.Option(help="difference, max, sum or immediate.")] = "max",
-    reward_scale: Annotated[str, typer.Option(help="Lambda, or auto.")] = "10",
-    resample_start: Annotated[float, typer.Option(help="First scoring step, as a fraction.")] = 0.2,
-    resample_stop: Annotated[float, typer.Option(help="Last scoring step, as a fraction.")] = 0.8,
-    num_resamples: Annotated[int, typer.Option(help="Number of scoring steps.")] = 4,
-    ess_threshold: Annotated[float, typer.Option(help="Resample below this fraction of K.")] = 0.5,
-    resampling: Annotated[str, typer.Option(help="Resampling scheme.")] = "systematic",
-    target_ess: Annotated[float, typer.Option(help="With lambda auto: the ESS aimed at.")] = 0.5,
-    final_particles: Annotated[
-        int | None, typer.Option(help="How many of the K are finished; all if not given.")
-    ] = None,
-    stop_reward: Annotated[float | None, typer.Option(help="A reward that ends the scoring of a prompt.")] = None,
+    potential: Annotated[str, POTENTIAL] = "max",
+    reward_scale: Annotated[str, REWARD_SCALE] = "10",
+    resample_start: Annotated[float, RESAMPLE_START] = 0.2,
+    resample_stop: Annotated[float, RESAMPLE_STOP] = 0.8,
+    num_resamples: Annotated[int, NUM_RESAMPLES] = 4,
+    ess_threshold: Annotated[float, ESS_THRESHOLD] = 0.5,
+    resampling: Annotated[str, RESAMPLING] = "systematic",
+    target_ess: Annotated[float, TARGET_ESS] = 0.5,
+    final_particles: Annotated[int | None, FINAL_PARTICLES] = None,
+    stop_reward: Annotated[float | None, STOP_REWARD] = None,
     batch_size: Annotated[int, typer.Option(help="Particles a call.", min=1)] = 64,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     shard: Annotated[str, typer.Option(help="i/n: this process takes every n-th prompt.")] = "0/1",

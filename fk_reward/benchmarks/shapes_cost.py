@@ -22,6 +22,14 @@ from fk_reward.benchmarks.shapes_variants import VARIANTS, SweepSettings, varian
 from fk_reward.benchmarks.shapes_work import Work, population_work
 from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.cli.errors import clean_errors
+from fk_reward.cli.sampler_options import (
+    ESS_THRESHOLD,
+    NUM_RESAMPLES,
+    POTENTIAL,
+    RESAMPLE_START,
+    RESAMPLE_STOP,
+    REWARD_SCALE,
+)
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 if TYPE_CHECKING:
@@ -186,12 +194,12 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance.", show_default="the solver's, or 3")
     ] = None,
-    potential: Annotated[str, typer.Option(help="difference, max, sum or immediate.")] = "max",
-    reward_scale: Annotated[str, typer.Option(help="Lambda, or auto.")] = "10",
-    resample_start: Annotated[float, typer.Option(help="First scoring step, as a fraction.")] = 0.2,
-    resample_stop: Annotated[float, typer.Option(help="Last scoring step, as a fraction.")] = 0.8,
-    num_resamples: Annotated[int, typer.Option(help="Number of scoring steps.")] = 4,
-    ess_threshold: Annotated[float, typer.Option(help="Resample below this fraction of K.")] = 0.5,
+    potential: Annotated[str, POTENTIAL] = "max",
+    reward_scale: Annotated[str, REWARD_SCALE] = "10",
+    resample_start: Annotated[float, RESAMPLE_START] = 0.2,
+    resample_stop: Annotated[float, RESAMPLE_STOP] = 0.8,
+    num_resamples: Annotated[int, NUM_RESAMPLES] = 4,
+    ess_threshold: Annotated[float, ESS_THRESHOLD] = 0.5,
     reference: Annotated[
         str, typer.Option(help="Variant, method (unsteered, best, steered) and K to compare with.")
     ] = "ddim-50 steered 4",

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fk_reward.cli.errors import clean_errors
-from fk_reward.cli.loading import call_arguments, load_pipeline
-from fk_reward.cli.output_folder import prepare_folder
+from fk_reward.cli.generate_request import Request, run_request
+from fk_reward.cli.sampler_options import (
+    ESS_THRESHOLD,
+    FINAL_PARTICLES,
+    NUM_RESAMPLES,
+    POTENTIAL,
+    RESAMPLE_START,
+    RESAMPLE_STOP,
+    RESAMPLING,
+    REWARD_SCALE,
+    SELECTION,
+    STOP_REWARD,
+    TARGET_ESS,
+)
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
-
-if TYPE_CHECKING:
-    from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
-
-console = Console()
 
 
 def generate(  # noqa: PLR0913 (one parameter for each option)
@@ -47,14 +49,17 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
         str | None, typer.Option(help="Decodes at the scoring steps: auto, taesd, taesdxl, vae/2, a hub id, ...")
     ] = None,
     seed: Annotated[int, typer.Option(help="Particle k of each prompt starts from the noise of seed + k.")] = 0,
-    potential: Annotated[str, typer.Option(help="max, difference, sum or immediate.")] = "max",
-    reward_scale: Annotated[str, typer.Option(help="Lambda, or auto.")] = "10",
-    num_resamples: Annotated[int, typer.Option(help="Scoring steps before the end; 0: plain best of K.")] = 4,
-    resampling: Annotated[
-        str, typer.Option(help="systematic, stratified, residual, multinomial or ssp.")
-    ] = "systematic",
-    ess_threshold: Annotated[float, typer.Option(help="Resample below this fraction of K; 1: always.")] = 0.5,
-    selection: Annotated[str, typer.Option(help="best, or sample (by weight).")] = "best",
+    potential: Annotated[str, POTENTIAL] = "max",
+    reward_scale: Annotated[str, REWARD_SCALE] = "10",
+    resample_start: Annotated[float, RESAMPLE_START] = 0.2,
+    resample_stop: Annotated[float, RESAMPLE_STOP] = 0.8,
+    num_resamples: Annotated[int, NUM_RESAMPLES] = 4,
+    resampling: Annotated[str, RESAMPLING] = "systematic",
+    ess_threshold: Annotated[float, ESS_THRESHOLD] = 0.5,
+    selection: Annotated[str, SELECTION] = "best",
+    target_ess: Annotated[float, TARGET_ESS] = 0.5,
+    final_particles: Annotated[int | None, FINAL_PARTICLES] = None,
+    stop_reward: Annotated[float | None, STOP_REWARD] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     particle_batch_size: Annotated[
@@ -62,6 +67,11 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     ] = None,
     decode_batch_size: Annotated[str | None, typer.Option(help="Latents decoded at once, or auto.")] = None,
     reward_batch_size: Annotated[str | None, typer.Option(help="Images the reward sees at once, or auto.")] = None,
+    reward_device: Annotated[
+        str | None, typer.Option(help="Where the reward is: cpu, cuda:1, ...", show_default="that of the model")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the blocks of model and reward.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Layout of the model's convolutions.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Generate images, steered by a reward.
@@ -69,89 +79,31 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     Writes the images (000-00.png is the best of the first prompt), and for each prompt trace-000.json and
     lineage-000.png; result.json sums up.
     """
+    settings: dict[str, Any] = {"potential": potential, "resampling": resampling, "selection": selection}
+    settings |= {"resample_start": resample_start, "resample_stop": resample_stop, "num_resamples": num_resamples}
+    settings |= {"ess_threshold": ess_threshold, "target_ess": target_ess}
+    settings |= {"num_particles": num_particles, "final_particles": final_particles, "stop_reward": stop_reward}
+    sizes = {"particle_batch_size": particle_batch_size, "decode_batch_size": decode_batch_size}
     with clean_errors():
-        from fk_reward.batch_sizes import BatchSizes, parse_batch_size
-        from fk_reward.config import FKSteeringConfig, parse_reward_scale
-        from fk_reward.pipelines.solvers import resolve_solver
-
-        steering = FKSteeringConfig(
-            num_particles=num_particles,
-            potential=potential,
-            reward_scale=parse_reward_scale(reward_scale),
-            num_resamples=num_resamples,
-            resampling=resampling,
-            ess_threshold=ess_threshold,
-            selection=selection,
+        request = Request(
+            prompts=tuple(prompts),
+            out=out,
+            model=model,
+            reward=reward,
+            settings=settings,
+            reward_scale=reward_scale,
+            images_per_prompt=images_per_prompt,
+            solver=solver,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            preview=preview,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            batch_sizes=sizes | {"reward_batch_size": reward_batch_size},
+            reward_device=reward_device,
+            compiled=compiled,
+            channels_last=channels_last,
+            overwrite=overwrite,
         )
-        sizes = BatchSizes(
-            particle_batch_size=parse_batch_size(particle_batch_size),
-            decode_batch_size=parse_batch_size(decode_batch_size),
-            reward_batch_size=parse_batch_size(reward_batch_size),
-        )
-        chosen_solver = resolve_solver(solver)
-        folder = prepare_folder(out, overwrite=overwrite)
-        pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype=dtype, batch_sizes=sizes)
-        pipe.solver, pipe.preview = chosen_solver, preview
-        arguments = call_arguments(pipe, model, steps=steps, guidance_scale=guidance_scale)
-        start = time.perf_counter()
-        results = []
-        for index, prompt in enumerate(prompts):
-            seeds = [seed + particle for particle in range(num_particles)]
-            output = _sample(pipe, prompt, seeds, arguments | {"num_images_per_prompt": images_per_prompt})
-            results.append({"prompt": prompt, "seeds": seeds} | _save(folder, index, output))
-        request = {"model": model, "reward": reward, "solver": solver, "preview": preview, "arguments": arguments}
-        request |= {"config": steering.to_dict(), "batch_sizes": asdict(sizes)}
-        summary = request | _environment(pipe) | {"seconds": time.perf_counter() - start, "results": results}
-        (folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    _show(results, folder)
-
-
-def _sample(pipe: FKSteeringPipeline, prompt: str, seeds: list[int], arguments: dict[str, Any]) -> FKSteeringOutput:
-    """One prompt at a time, so that its images do not depend on the other prompts and memory does not grow."""
-    import torch
-
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe(prompt, generator=generators, **arguments)
-
-
-def _save(folder: Path, index: int, output: FKSteeringOutput) -> dict[str, Any]:
-    names = [f"{index:03d}-{rank:02d}.png" for rank in range(len(output.images))]
-    for name, image in zip(names, output.images, strict=True):
-        image.save(folder / name)
-    trace, lineage = f"trace-{index:03d}.json", f"lineage-{index:03d}.png"
-    output.trace.to_json(folder / trace, thumbnails=True)
-    output.trace.plot(folder / lineage)
-    return {
-        "images": names,
-        "rewards": output.rewards[0].tolist(),
-        "trace": trace,
-        "lineage": lineage,
-        "seconds": output.trace.seconds,
-    }
-
-
-def _environment(pipe: FKSteeringPipeline) -> dict[str, Any]:
-    import diffusers
-    import torch
-    import transformers
-
-    from fk_reward.version import __version__
-
-    versions = {"fk_reward": __version__, "torch": torch.__version__}
-    versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
-    scheduler = type(pipe.scheduler).__name__
-    return {"scheduler": scheduler, "device": str(pipe.device), "dtype": str(pipe.dtype), "versions": versions}
-
-
-def _show(results: list[dict[str, Any]], folder: Path) -> None:
-    table = Table(title=f"Results in {folder}", title_justify="left")
-    table.add_column("prompt", overflow="fold")
-    table.add_column("image")
-    table.add_column("reward", justify="right")
-    table.add_column("seconds", justify="right")
-    for result in results:
-        rows = zip(result["images"], result["rewards"], strict=True)
-        for rank, (name, reward) in enumerate(rows):
-            first = (result["prompt"], f"{result['seconds']:.1f}") if rank == 0 else ("", "")
-            table.add_row(first[0], name, f"{reward:.4f}", first[1])
-    console.print(table)
+        run_request(request)

@@ -9,6 +9,15 @@ import typer
 
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.geneval_request import STAGES, Request, run_request
+from fk_reward.cli.sampler_options import (
+    ESS_THRESHOLD,
+    NUM_RESAMPLES,
+    POTENTIAL,
+    RESAMPLE_START,
+    RESAMPLE_STOP,
+    RESAMPLING,
+    REWARD_SCALE,
+)
 
 
 def geneval(  # noqa: PLR0913 (one parameter for each option)
@@ -41,21 +50,13 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
     ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Pictures of each prompt.", show_default="4")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first picture of each prompt.", show_default="0")] = None,
-    potential: Annotated[
-        str | None, typer.Option(help="max, difference, sum or immediate.", show_default="max")
-    ] = None,
-    reward_scale: Annotated[str | None, typer.Option(help="Lambda, or auto.", show_default="10")] = None,
-    resample_start: Annotated[
-        float | None, typer.Option(help="First scoring step, as a fraction.", show_default="0.2")
-    ] = None,
-    resample_stop: Annotated[
-        float | None, typer.Option(help="Last scoring step, as a fraction.", show_default="0.8")
-    ] = None,
-    num_resamples: Annotated[int | None, typer.Option(help="Scoring steps.", show_default="4")] = None,
-    ess_threshold: Annotated[
-        float | None, typer.Option(help="Resample below this fraction of K.", show_default="0.5")
-    ] = None,
-    resampling: Annotated[str | None, typer.Option(help="Resampling scheme.", show_default="systematic")] = None,
+    potential: Annotated[str | None, POTENTIAL] = None,
+    reward_scale: Annotated[str | None, REWARD_SCALE] = None,
+    resample_start: Annotated[float | None, RESAMPLE_START] = None,
+    resample_stop: Annotated[float | None, RESAMPLE_STOP] = None,
+    num_resamples: Annotated[int | None, NUM_RESAMPLES] = None,
+    ess_threshold: Annotated[float | None, ESS_THRESHOLD] = None,
+    resampling: Annotated[str | None, RESAMPLING] = None,
     prompts: Annotated[Path | None, typer.Option(help="Other records than the official ones, in their format.")] = None,
     num_prompts: Annotated[int | None, typer.Option(help="With --suite shapes.", min=1, show_default="60")] = None,
     detector: Annotated[str | None, typer.Option(help="Hub id or folder of the judge's Mask2Former.")] = None,

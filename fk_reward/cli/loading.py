@@ -64,6 +64,7 @@ def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
     device: str,
     dtype: str,
     batch_sizes: BatchSizes | None = None,
+    reward_device: str | None = None,
 ) -> FKSteeringPipeline:
     """Load model and reward onto a device.
 
@@ -74,6 +75,7 @@ def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
         device: one of `DEVICES`.
         dtype: one of `DTYPES`.
         batch_sizes: how much is run at once; None for everything.
+        reward_device: of the reward alone; None for `device`.
 
     Raises:
         ValueError: an unknown device, type or reward.
@@ -84,9 +86,30 @@ def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
     place = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, place)
     pipe = FKSteeringPipeline.from_pretrained(
-        model, reward=reward, steering=steering, batch_sizes=batch_sizes, torch_dtype=torch_dtype
+        model,
+        reward=reward,
+        steering=steering,
+        batch_sizes=batch_sizes,
+        reward_device=reward_device,
+        torch_dtype=torch_dtype,
     )
     return pipe.to(place)
+
+
+def accelerate(pipe: FKSteeringPipeline, *, compiled: bool, channels_last: bool) -> None:
+    """Compile the blocks of model and reward, lay convolutions out with channels last, where that is asked for.
+
+    Raises:
+        ValueError: what cannot be compiled, or a compiler that does not work here.
+    """
+    if not compiled and not channels_last:
+        return
+    from fk_reward.pipelines import speed_up
+
+    try:
+        speed_up(pipe, compile=compiled or None, channels_last=channels_last or None)
+    except RuntimeError as error:
+        raise ValueError(f"--compile: {error}") from error
 
 
 def default_guidance(model: str, guidance_scale: float | None) -> dict[str, float]:

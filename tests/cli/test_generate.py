@@ -78,6 +78,42 @@ def test_settings_reach_the_sampler(run, options, tmp_path):
     assert len(trace.steps) == 3
 
 
+def test_when_particles_are_scored_and_how_many_are_finished(run, options, tmp_path):
+    settings = ["--resample-start", 0.5, "--resample-stop", 0.8, "--num-resamples", 2, "-k", 4]
+    result = run("generate", PROMPTS[0], *options, *settings, "--final-particles", 2, "--images-per-prompt", 2)
+    assert result.exit_code == 0, result.output
+    trace = SteeringTrace.from_json(tmp_path / "out" / "trace-000.json")
+    assert [step.step for step in trace.steps] == [3, 4, 6]
+    assert [step.num_particles for step in trace.steps] == [4, 3, 2]
+    settings += ["--target-ess", 0.7, "--reward-scale", "auto", "--stop-reward", -1]
+    assert run("generate", PROMPTS[0], *options, *settings, "--overwrite").exit_code == 0
+    trace = SteeringTrace.from_json(tmp_path / "out" / "trace-000.json")
+    assert (trace.config["target_ess"], trace.config["stop_reward"]) == (0.7, -1.0)
+    assert [step.step for step in trace.steps] == [3, 6], "any reward stops the scoring"
+
+
+def test_places_and_speed(run, options, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("fk_reward.pipelines.speed_up", lambda pipe, **chosen: asked.append((pipe, chosen)))
+    assert run("generate", PROMPTS[0], *options).exit_code == 0
+    assert asked == []
+    chosen = ["--reward-device", "cpu", "--compile", "--channels-last", "--overwrite"]
+    assert run("generate", PROMPTS[0], *options, *chosen).exit_code == 0
+    ((pipe, arguments),) = asked
+    assert pipe.reward_device == torch.device("cpu")
+    assert arguments == {"compile": True, "channels_last": True}
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (summary["reward_device"], summary["compiled"], summary["channels_last"]) == ("cpu", True, True)
+
+
+def test_a_compiler_that_does_not_work(refused, options, monkeypatch):
+    def fails(pipe, **chosen):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr("fk_reward.pipelines.speed_up", fails)
+    assert "--compile: no C++ compiler" in refused("generate", PROMPTS[0], *options, "--compile")
+
+
 def test_batch_sizes_reach_the_pipeline_and_change_no_image(run, options, tmp_path):
     assert run("generate", PROMPTS[0], *options).exit_code == 0
     sizes = ["--particle-batch-size", 3, "--decode-batch-size", "auto", "--reward-batch-size", 1]
@@ -121,7 +157,8 @@ def test_defaults_are_those_of_the_config():
     config = FKSteeringConfig()
     for name, parameter in inspect.signature(generate).parameters.items():
         if name in config.to_dict():
-            assert type(getattr(config, name))(parameter.default) == getattr(config, name), name
+            default = getattr(config, name)
+            assert parameter.default is None if default is None else type(default)(parameter.default) == default, name
 
 
 def test_a_folder_with_files_is_refused_unless_overwrite(run, refused, options, tmp_path):
@@ -154,6 +191,9 @@ def test_a_file_in_place_of_the_folder_is_refused(refused, options, tmp_path):
         (["--decode-batch-size", 0], "decode_batch_size should be at least 1"),
         (["--solver", "ddim100"], "Did you mean 'ddim-100'"),
         (["--preview", "taesd-xl"], "Did you mean 'taesdxl'"),
+        (["--resample-start", 0.9], "resample_stop should be in"),
+        (["--final-particles", 9], "final_particles should be at most"),
+        (["--reward-device", "cuda:99"], "reward_device should be a device"),
     ],
 )
 def test_a_wrong_option_is_told_without_a_traceback(refused, options, arguments, message):
@@ -169,6 +209,6 @@ def test_defects_keep_their_traceback(run, options, monkeypatch):
     def broken(*arguments, **options):
         raise TypeError("a defect")
 
-    monkeypatch.setattr("fk_reward.cli.generate.load_pipeline", broken)
+    monkeypatch.setattr("fk_reward.cli.generate_request.load_pipeline", broken)
     result = run("generate", PROMPTS[0], *options)
     assert isinstance(result.exception, TypeError)

@@ -90,6 +90,19 @@ def test_same_images_by_compiled_code_that_is_compiled_a_few_times_for_all_batch
     assert backend.called == 0
 
 
+def test_a_shrinking_population_is_compiled_as_rarely_and_draws_the_same():
+    settings = {"num_particles": 8, "final_particles": 2, "num_images_per_prompt": 2, "num_resamples": 3}
+    settings["num_inference_steps"] = 6
+    pipe = steered(tiny.make_sd(), load_reward("shapes-clipscore"))
+    plain = call(pipe, **settings)
+    backend = compiled(pipe)
+    out = call(pipe, **settings)
+    assert len({step.num_particles for step in out.trace.steps}) == 4
+    assert_same(out, plain)
+    blocks = [*repeated_blocks(pipe.unet), *repeated_blocks(pipe.reward.model.vision_model)]
+    assert 0 < backend.compiled <= MOST_GRAPHS * len({type(block) for block in blocks})
+
+
 def test_saboteur_sizes_that_are_compiled_one_by_one_are_noticed():
     pipe = steered(tiny.make_sd())
     backend = compiled(pipe, dynamic=False)

@@ -159,6 +159,14 @@ def test_wrong_arguments(pipe, arguments, error, message):
         pipe("a red circle", num_inference_steps=3, **arguments)
 
 
+@pytest.mark.parametrize(("eta", "is_told"), [(0.5, True), (None, False)])
+def test_an_eta_that_has_no_effect_is_told(pipe, caplog, eta, is_told):
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    with caplog.at_level(logging.WARNING, logger="fk_reward"):
+        pipe("a red circle", num_inference_steps=3, eta=eta)
+    assert ("eta=0.5 has no effect: LCMScheduler takes none." in caplog.text) == is_told
+
+
 def test_no_prompt(pipe):
     with pytest.raises(ValueError, match="Pass a prompt"):
         pipe(num_inference_steps=3)

@@ -229,6 +229,13 @@ def test_deepfloyd_is_steered():
     assert out.rewards.mean() > plain.rewards.mean()
 
 
+def test_deepfloyd_has_no_latents():
+    pipe = steered(tiny.make_if())
+    pipe.unet.forward = None  # refused before any work
+    with pytest.raises(ValueError, match="IFPipeline draws pixels and has no latents: ask for output_type='pt'"):
+        pipe("a red circle", num_inference_steps=2, output_type="latent")
+
+
 def test_packed_latents_of_a_video_autoencoder_are_not_known():
     """Qwen-Image unpacks to `(B, C, 1, H, W)`, and its autoencoder normalises each channel."""
     pipe = make("flux")

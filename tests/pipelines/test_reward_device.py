@@ -66,6 +66,14 @@ def test_from_pretrained_takes_it():
     assert pipe.reward_device == torch.device("cpu")
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda:one"])
+def test_a_device_that_is_not_there(device):
+    pipe = steered(tiny.make_sd(), BrightnessReward())
+    with pytest.raises(ValueError, match=f"reward_device should be a device that PyTorch can use here.*'{device}'"):
+        pipe.reward_device = device
+    assert pipe.reward_device is None
+
+
 def results(reward, **arguments):
     """Of a pipeline that scores aside, and of one that does not."""
     outs = []

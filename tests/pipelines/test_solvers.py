@@ -138,6 +138,29 @@ def test_solvers_replace_each_other_and_end():
     assert pipe.scheduler is mine
 
 
+def test_a_scheduler_that_the_wrapped_pipeline_is_given_ends_the_solver():
+    wrapped = wrap(tiny.make_sd(), solver="ddim-100")
+    wrapped.pipe.scheduler = mine = LCMScheduler.from_config(wrapped.scheduler.config)
+    assert wrapped(PROMPT).trace.num_steps == 50, "the pipeline's own"
+    wrapped.solver = "tcd-4"
+    wrapped.solver = None
+    assert wrapped.scheduler is mine
+
+
+def test_another_pipeline_in_its_place():
+    first, second = tiny.make_sd(), tiny.make_sdxl()
+    own, others = first.scheduler, second.scheduler
+    wrapped = wrap(first, solver="lcm-4")
+    wrapped.pipe = second
+    assert first.scheduler is own
+    assert wrapped.solver is None
+    wrapped.solver = "tcd-4"
+    wrapped.solver = None
+    assert second.scheduler is others
+    with pytest.raises(TypeError, match="should be a Diffusers pipeline"):
+        wrapped.pipe = second.unet
+
+
 def test_from_pretrained(tmp_path):
     tiny.make_sdxl().save_pretrained(tmp_path)
     wrapped = FKSteeringPipeline.from_pretrained(tmp_path, reward=constant, solver="sde-dpmsolver++-25")

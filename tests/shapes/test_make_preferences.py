@@ -219,6 +219,17 @@ def test_the_same_seed_gives_the_same_bytes(samples, made, tmp_path):
         assert (tmp_path / "same" / path.relative_to(made)).read_bytes() == path.read_bytes(), path.name
 
 
+def test_more_fidelity_pairs_are_for_training_only(tmp_path):
+    import make_preferences
+
+    draws = {side: [] for side in make_preferences.SIDES}
+    maker = make_preferences.Maker(draws, draws, folder=tmp_path, seed=0, scale=0.004, fidelity=3)
+    for side in make_preferences.SIDES:
+        maker.write_fidelity(side)
+    sizes = {side: len(rows_of(tmp_path / "fidelity" / f"{side}.parquet")) for side in make_preferences.SIDES}
+    assert sizes == {"train": 60, "validation": 2, "heldout": 2}
+
+
 def test_another_seed_gives_other_scenes():
     from alignment_pairs import scene_pairs
 
@@ -232,7 +243,7 @@ def test_missing_sides_and_early_pictures_are_told(samples, tmp_path, capsys):
     with pytest.raises(ValueError, match="Nothing to write into alignment/heldout-samples"):
         make_preferences.main([samples / "train.safetensors"], None, tmp_path, scale=0.006)
     draws = {side: [] for side in make_preferences.SIDES}
-    maker = make_preferences.Maker(draws, draws, folder=tmp_path, seed=0, scale=0.01, drawn=1.0)
+    maker = make_preferences.Maker(draws, draws, folder=tmp_path, seed=0, scale=0.01)
     maker.write_fidelity("validation")
     assert "no pictures of an early model" in capsys.readouterr().out
     assert "early" not in {row["kind"] for row in rows_of(tmp_path / "fidelity" / "validation.parquet")}

@@ -1,0 +1,178 @@
+"""What one `fk-reward generate` asks for, and how it is carried out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fk_reward.cli.loading import accelerate, call_arguments, load_pipeline
+from fk_reward.cli.output_folder import prepare_folder
+
+if TYPE_CHECKING:
+    from fk_reward.batch_sizes import BatchSizes
+    from fk_reward.config import FKSteeringConfig
+    from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
+
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One `fk-reward generate`, as typed.
+
+    Attributes:
+        prompts: each becomes `images_per_prompt` images.
+        out: folder for the results.
+        model: name, hub id or folder.
+        reward: name, or a composition of names.
+        settings: fields of `FKSteeringConfig`, but for lambda.
+        reward_scale: lambda, as text.
+        images_per_prompt: how many of the K images are kept.
+        solver: name of a solver, or None.
+        steps: scheduler steps; None for the solver's.
+        guidance_scale: None for the solver's, or the model's.
+        preview: name of a preview, or None.
+        seed: of the first particle of each prompt.
+        device: see `resolve_device`.
+        dtype: see `resolve_dtype`.
+        batch_sizes: fields of `BatchSizes`, as text.
+        reward_device: of the reward alone; None for `device`.
+        compiled: whether to compile the blocks of model and reward.
+        channels_last: whether to lay convolutions out with channels last.
+        overwrite: whether the folder may hold something.
+    """
+
+    prompts: tuple[str, ...]
+    out: Path
+    model: str
+    reward: str
+    settings: Mapping[str, Any]
+    reward_scale: str
+    images_per_prompt: int
+    solver: str | None
+    steps: int | None
+    guidance_scale: float | None
+    preview: str | None
+    seed: int
+    device: str
+    dtype: str
+    batch_sizes: Mapping[str, str | None]
+    reward_device: str | None
+    compiled: bool
+    channels_last: bool
+    overwrite: bool
+
+
+def run_request(request: Request) -> None:
+    """Make the images and write them, with `result.json`.
+
+    Raises:
+        ValueError: settings that are none, an unknown name, a folder that is not empty, ...
+        OSError: a model or a reward that cannot be found or fetched.
+    """
+    steering, sizes = _steering(request), _batch_sizes(request)
+    folder = prepare_folder(request.out, overwrite=request.overwrite)
+    pipe, results = _load(request, steering, sizes), []
+    arguments = call_arguments(pipe, request.model, steps=request.steps, guidance_scale=request.guidance_scale)
+    start = time.perf_counter()
+    for index, prompt in enumerate(request.prompts):
+        seeds = [request.seed + particle for particle in range(steering.num_particles)]
+        output = _sample(pipe, prompt, seeds, arguments | {"num_images_per_prompt": request.images_per_prompt})
+        results.append({"prompt": prompt, "seeds": seeds} | _save(folder, index, output))
+    summary = _asked(request) | {"arguments": arguments, "config": steering.to_dict(), "batch_sizes": asdict(sizes)}
+    summary |= _environment(pipe) | {"seconds": time.perf_counter() - start, "results": results}
+    (folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    _show(results, folder)
+
+
+def _steering(request: Request) -> FKSteeringConfig:
+    from fk_reward.config import FKSteeringConfig, parse_reward_scale
+
+    return FKSteeringConfig(reward_scale=parse_reward_scale(request.reward_scale), **request.settings)
+
+
+def _batch_sizes(request: Request) -> BatchSizes:
+    from fk_reward.batch_sizes import BatchSizes, parse_batch_size
+
+    return BatchSizes(**{name: parse_batch_size(text) for name, text in request.batch_sizes.items()})
+
+
+def _load(request: Request, steering: FKSteeringConfig, sizes: BatchSizes) -> FKSteeringPipeline:
+    from fk_reward.pipelines.solvers import resolve_solver
+
+    solver = resolve_solver(request.solver)
+    pipe = load_pipeline(
+        request.model,
+        reward=request.reward,
+        steering=steering,
+        device=request.device,
+        dtype=request.dtype,
+        batch_sizes=sizes,
+        reward_device=request.reward_device,
+    )
+    pipe.solver, pipe.preview = solver, request.preview  # type: ignore[assignment]
+    accelerate(pipe, compiled=request.compiled, channels_last=request.channels_last)
+    return pipe
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    names = ("model", "reward", "solver", "preview", "reward_device", "compiled", "channels_last")
+    return {name: getattr(request, name) for name in names}
+
+
+def _sample(pipe: FKSteeringPipeline, prompt: str, seeds: list[int], arguments: dict[str, Any]) -> FKSteeringOutput:
+    """One prompt at a time, so that its images do not depend on the other prompts and memory does not grow."""
+    import torch
+
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(prompt, generator=generators, **arguments)
+
+
+def _save(folder: Path, index: int, output: FKSteeringOutput) -> dict[str, Any]:
+    names = [f"{index:03d}-{rank:02d}.png" for rank in range(len(output.images))]
+    for name, image in zip(names, output.images, strict=True):
+        image.save(folder / name)
+    trace, lineage = f"trace-{index:03d}.json", f"lineage-{index:03d}.png"
+    output.trace.to_json(folder / trace, thumbnails=True)
+    output.trace.plot(folder / lineage)
+    return {
+        "images": names,
+        "rewards": output.rewards[0].tolist(),
+        "trace": trace,
+        "lineage": lineage,
+        "seconds": output.trace.seconds,
+    }
+
+
+def _environment(pipe: FKSteeringPipeline) -> dict[str, Any]:
+    import diffusers
+    import torch
+    import transformers
+
+    from fk_reward.version import __version__
+
+    versions = {"fk_reward": __version__, "torch": torch.__version__}
+    versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
+    scheduler = type(pipe.scheduler).__name__
+    return {"scheduler": scheduler, "device": str(pipe.device), "dtype": str(pipe.dtype), "versions": versions}
+
+
+def _show(results: list[dict[str, Any]], folder: Path) -> None:
+    table = Table(title=f"Results in {folder}", title_justify="left")
+    table.add_column("prompt", overflow="fold")
+    table.add_column("image")
+    table.add_column("reward", justify="right")
+    table.add_column("seconds", justify="right")
+    for result in results:
+        rows = zip(result["images"], result["rewards"], strict=True)
+        for rank, (name, reward) in enumerate(rows):
+            first = (result["prompt"], f"{result['seconds']:.1f}") if rank == 0 else ("", "")
+            table.add_row(first[0], name, f"{reward:.4f}", first[1])
+    console.print(table)
