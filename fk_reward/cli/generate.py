@@ -22,6 +22,7 @@ from fk_reward.cli.sampler_options import (
     STOP_REWARD,
     TARGET_ESS,
 )
+from fk_reward.cli.trajectory_options import GUIDANCE_SCALE, PREVIEW, SOLVER, STEPS
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 
@@ -37,17 +38,10 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     ] = DEFAULT_EMBEDDED_REWARD,
     num_particles: Annotated[int, typer.Option("--num-particles", "-k", help="K, particles of each prompt.")] = 4,
     images_per_prompt: Annotated[int, typer.Option(help="Images to keep of the K, best first.")] = 1,
-    solver: Annotated[str | None, typer.Option(help="ddim-100, sde-dpmsolver++-20, lcm-4, ...")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Scheduler steps.", min=1, show_default="the solver's, or 50")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(help="Guidance.", show_default="the solver's, 3 for shapes-sd, or the pipeline's own"),
-    ] = None,
-    preview: Annotated[
-        str | None, typer.Option(help="Decodes at the scoring steps: auto, taesd, taesdxl, vae/2, a hub id, ...")
-    ] = None,
+    solver: Annotated[str | None, SOLVER] = None,
+    steps: Annotated[int | None, STEPS] = None,
+    guidance_scale: Annotated[float | None, GUIDANCE_SCALE] = None,
+    preview: Annotated[str | None, PREVIEW] = None,
     seed: Annotated[int, typer.Option(help="Particle k of each prompt starts from the noise of seed + k.")] = 0,
     potential: Annotated[str, POTENTIAL] = "max",
     reward_scale: Annotated[str, REWARD_SCALE] = "10",

@@ -9,6 +9,8 @@ import typer
 
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import DTYPES, default_guidance
+from fk_reward.cli.sampler_options import FINAL_PARTICLES, NUM_RESAMPLES
+from fk_reward.cli.trajectory_options import GUIDANCE_SCALE, PREVIEW, SOLVER, STEPS
 
 if TYPE_CHECKING:
     from fk_reward.planning import Plan
@@ -30,23 +32,12 @@ def plan(  # noqa: PLR0913 (one parameter for each option)
     height: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's", min=8)] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's", min=8)] = None,
     dtype: Annotated[str, typer.Option(help="Of the pipeline: float32, float16 or bfloat16.")] = "float16",
-    solver: Annotated[str | None, typer.Option(help="ddim-100, sde-dpmsolver++-20, lcm-4, ...")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Scheduler steps.", min=1, show_default="the solver's, or 50")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(help="Guidance.", show_default="the solver's, 3 for shapes-sd, or the pipeline's own"),
-    ] = None,
-    preview: Annotated[
-        str | None, typer.Option(help="Decodes at the scoring steps: auto, taesd, taesdxl, vae/2, a folder, ...")
-    ] = None,
-    num_resamples: Annotated[
-        int | None, typer.Option(help="Scoring steps before the end; 0: plain best of K.", show_default="4", min=0)
-    ] = None,
-    final_particles: Annotated[
-        int | None, typer.Option(help="Particles at the end, of K at the beginning.", show_default="K", min=1)
-    ] = None,
+    solver: Annotated[str | None, SOLVER] = None,
+    steps: Annotated[int | None, STEPS] = None,
+    guidance_scale: Annotated[float | None, GUIDANCE_SCALE] = None,
+    preview: Annotated[str | None, PREVIEW] = None,
+    num_resamples: Annotated[int | None, NUM_RESAMPLES] = None,
+    final_particles: Annotated[int | None, FINAL_PARTICLES] = None,
     tflops: Annotated[
         str | None,
         typer.Option(

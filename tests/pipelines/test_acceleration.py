@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
@@ -88,6 +90,15 @@ def test_same_images_by_compiled_code_that_is_compiled_a_few_times_for_all_batch
     backend.clear()
     assert torch.equal(call(pipe).images, plain[4].images)
     assert backend.called == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+def test_the_default_backend_draws_the_same():
+    pipe = steered(tiny.make_sd(), load_reward("shapes-clipscore"))
+    plain = call(pipe)
+    speed_up(pipe, compile=True)
+    assert_same(call(pipe), plain)
 
 
 def test_a_shrinking_population_is_compiled_as_rarely_and_draws_the_same():
