@@ -21,6 +21,7 @@ class ShapesVariant:
         num_particles: values of K.
         preview: name of the decoder of the scoring steps; None for the model's own.
         final_particles: how many of the K are finished; None for all.
+        guidance_scale: of classifier-free guidance; None for the solver's, or the benchmark's default.
     """
 
     name: str
@@ -28,6 +29,7 @@ class ShapesVariant:
     num_particles: tuple[int, ...]
     preview: str | None = None
     final_particles: int | None = None
+    guidance_scale: float | None = None
 
     @property
     def has_plain(self) -> bool:
@@ -41,6 +43,7 @@ VARIANTS: dict[str, ShapesVariant] = {
         ShapesVariant(name="ddim-50", solver="ddim-50", num_particles=(2, 4, 8)),
         ShapesVariant(name="ddim-100", solver="ddim-100", num_particles=(2, 4)),
         ShapesVariant(name="sde-dpmsolver++-20", solver="sde-dpmsolver++-20", num_particles=(2, 4, 8, 16)),
+        ShapesVariant(name="lcm-8-guided", solver="lcm-8", num_particles=(4, 8), guidance_scale=3.0),
         ShapesVariant(name="ddim-50-preview", solver="ddim-50", num_particles=(4,), preview="shapes-preview"),
         ShapesVariant(
             name="sde-dpmsolver++-20-preview",
@@ -76,7 +79,7 @@ class SweepSettings:
         seed: the first seed.
         num_seeds: runs of each prompt.
         steps: scheduler steps of every variant; None for those of its solver.
-        guidance_scale: of classifier-free guidance; None for the benchmark's default.
+        guidance_scale: of classifier-free guidance, of every variant; None for the variant's.
         steering: settings of the sampler but for the numbers of particles.
     """
 
@@ -107,6 +110,7 @@ class SweepSettings:
             ValueError: when fewer particles are begun with than are to be finished.
         """
         sizes = tuple(num_particles or variant.num_particles)
+        guidance_scale = variant.guidance_scale if self.guidance_scale is None else self.guidance_scale
         smallest = min((size for size in sizes if size > 1), default=1)
         return ShapesSettings(
             model=self.model,
@@ -118,7 +122,7 @@ class SweepSettings:
             num_seeds=self.num_seeds,
             steering=replace(self.steering, num_particles=smallest, final_particles=variant.final_particles),
             preview=variant.preview,
-            **trajectory(variant.solver, self.steps, self.guidance_scale),
+            **trajectory(variant.solver, self.steps, guidance_scale),
         )
 
 

@@ -183,6 +183,14 @@ def test_work_is_foreseen_and_read_from_results(offline, pipe, name, size=7):
         assert [vars(work.times(2)) for work in works] == [counts] * 2
 
 
+def test_guidance_is_that_of_all_else_of_the_variant_else_of_the_solver():
+    guidance = {name: SWEEP.of_variant(variant).guidance_scale for name, variant in VARIANTS.items()}
+    assert guidance == dict.fromkeys(VARIANTS, 3.0)
+    unguided = replace(VARIANTS["lcm-8-guided"], guidance_scale=None)
+    assert SWEEP.of_variant(unguided).guidance_scale == 1.0
+    assert replace(SWEEP, guidance_scale=2.0).of_variant(VARIANTS["lcm-8-guided"]).guidance_scale == 2.0
+
+
 def test_what_would_be_drawn_twice_is_left_out():
     drawn = {name: variant_populations(v, SWEEP.of_variant(v)) for name, v in VARIANTS.items()}
     kinds = {name: [(p.reward is not None, p.num_particles) for p in found] for name, found in drawn.items()}
