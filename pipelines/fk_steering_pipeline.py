@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fk_reward.batch_sizes import BatchSizes
 from fk_reward.config import FKSteeringConfig
-from fk_reward.models import resolve_model
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.call_arguments import check_output, complete_eta, resolve_prompts, split_arguments
 from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
@@ -26,7 +25,7 @@ from fk_reward.pipelines.seeds import resampling_generators
 from fk_reward.pipelines.solvers import Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.pipelines.steering_reward import put_on, reward_place, steering_reward
-from fk_reward.pipelines.wrapped_pipeline import check_pipeline
+from fk_reward.pipelines.wrapped_pipeline import check_pipeline, pipeline_source
 from fk_reward.rewards import Reward
 
 _OWN_ATTRIBUTES = (
@@ -136,8 +135,9 @@ class FKSteeringPipeline:
             **diffusers_arguments: go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, `scheduler`,
             ...).
         """
+        source = pipeline_source(name_or_path)
         loaded_reward = steering_reward(reward)
-        pipe = DiffusionPipeline.from_pretrained(resolve_model(name_or_path), **diffusers_arguments)
+        pipe = DiffusionPipeline.from_pretrained(source, **diffusers_arguments)
         if "scheduler" not in diffusers_arguments:
             pipe.scheduler = stochastic_scheduler(pipe.scheduler)
         return cls(

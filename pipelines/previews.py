@@ -14,6 +14,7 @@ from diffusers import AutoencoderTiny, ModelMixin
 
 from fk_reward.models import resolve_model
 from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
+from fk_reward.rewards.hub_paths import check_source
 from fk_reward.suggestions import did_you_mean
 
 AUTO = "auto"
@@ -164,7 +165,9 @@ def _load_by_name(name: str, pipe: Any, load: Callable[[str], AutoencoderTiny]) 
             "the hub id or the folder of an AutoencoderTiny."
         )
     source = name if known is None else known.repository
-    autoencoder = load(resolve_model(source))
+    folder = resolve_model(source)
+    check_source(folder, "an AutoencoderTiny")
+    autoencoder = load(folder)
     _check_latents(autoencoder, pipe)
     return autoencoder
 

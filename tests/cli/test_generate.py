@@ -182,7 +182,7 @@ def test_a_file_in_place_of_the_folder_is_refused(refused, options, tmp_path):
         (["-k", 0], "num_particles should be at least 1"),
         (["--images-per-prompt", 9], "num_images_per_prompt should be in"),
         (["--reward", "brightnes"], "Did you mean 'brightness'?"),
-        (["--model", "/no/such/folder"], "/no/such/folder"),
+        (["--model", "/no/such/folder"], "/no/such/folder: expected the folder of a pipeline"),
         (["--model", "stabilityai/stable-diffusion-2-1"], "sd2-community"),
         (["--device", "tpu"], "--device should be one of"),
         (["--dtype", "int8"], "--dtype should be one of"),

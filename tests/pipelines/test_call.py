@@ -238,8 +238,11 @@ def test_from_pretrained_replaces_a_deterministic_scheduler_and_says_so(tmp_path
 
 
 def test_from_pretrained_of_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises((OSError, ValueError), match="nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: expected the folder of a pipeline .* no such folder"):
         FKSteeringPipeline.from_pretrained(str(tmp_path / "nowhere"), reward=BrightnessReward())
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="that is a file"):
+        FKSteeringPipeline.from_pretrained(tmp_path / "model.safetensors", reward=BrightnessReward())
 
 
 def test_withdrawn_repository_names_the_copy():
