@@ -18,7 +18,7 @@ from fk_reward.cli.output_folder import prepare_folder
 if TYPE_CHECKING:
     from fk_reward.batch_sizes import BatchSizes
     from fk_reward.config import FKSteeringConfig
-    from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
+    from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline, Solver
 
 console = Console()
 
@@ -77,9 +77,11 @@ def run_request(request: Request) -> None:
         ValueError: settings that are none, an unknown name, a folder that is not empty, ...
         OSError: a model or a reward that cannot be found or fetched.
     """
-    steering, sizes = _steering(request), _batch_sizes(request)
+    from fk_reward.pipelines.solvers import resolve_solver
+
+    steering, sizes, solver = _steering(request), _batch_sizes(request), resolve_solver(request.solver)
     folder = prepare_folder(request.out, overwrite=request.overwrite)
-    pipe, results = _load(request, steering, sizes), []
+    pipe, results = _load(request, steering, sizes, solver), []
     arguments = call_arguments(pipe, request.model, steps=request.steps, guidance_scale=request.guidance_scale)
     start = time.perf_counter()
     for index, prompt in enumerate(request.prompts):
@@ -104,10 +106,7 @@ def _batch_sizes(request: Request) -> BatchSizes:
     return BatchSizes(**{name: parse_batch_size(text) for name, text in request.batch_sizes.items()})
 
 
-def _load(request: Request, steering: FKSteeringConfig, sizes: BatchSizes) -> FKSteeringPipeline:
-    from fk_reward.pipelines.solvers import resolve_solver
-
-    solver = resolve_solver(request.solver)
+def _load(request: Request, steering: FKSteeringConfig, sizes: BatchSizes, solver: Solver | None) -> FKSteeringPipeline:
     pipe = load_pipeline(
         request.model,
         reward=request.reward,

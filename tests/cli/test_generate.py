@@ -200,6 +200,12 @@ def test_a_wrong_option_is_told_without_a_traceback(refused, options, arguments,
     assert message in refused("generate", PROMPTS[0], *options, *arguments)
 
 
+@pytest.mark.parametrize("arguments", [["--potential", "min"], ["--solver", "ddim100"], ["--decode-batch-size", "x"]])
+def test_what_is_refused_leaves_no_folder(refused, options, arguments, tmp_path):
+    refused("generate", PROMPTS[0], *options, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(refused, options):
     assert "sees no GPU" in refused("generate", PROMPTS[0], *options, "--device", "cuda")
