@@ -22,15 +22,16 @@ from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.particle_share import find_exchange, own_arguments
 from fk_reward.pipelines.previews import Preview, ReducedResolution, load_preview, preview_decoder
 from fk_reward.pipelines.seeds import resampling_generators
-from fk_reward.pipelines.solvers import Solver, resolve_solver
+from fk_reward.pipelines.solvers import InstalledSolver, Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.pipelines.steering_reward import put_on, reward_place, steering_reward
-from fk_reward.pipelines.wrapped_pipeline import check_pipeline, pipeline_source
+from fk_reward.pipelines.wrapped_pipeline import check_pipeline
 from fk_reward.rewards import Reward
+from fk_reward.rewards.hub_paths import model_source
 
 _OWN_ATTRIBUTES = (
     *("pipe", "reward", "steering", "preview", "solver", "batch_sizes", "spread", "reward_device"),
-    *("_plain_scheduler", "_solver_scheduler", "_found_sizes"),
+    *("_installed", "_found_sizes"),
 )
 
 
@@ -77,11 +78,10 @@ class FKSteeringPipeline:
     reward: Reward
     steering: FKSteeringConfig
     preview: Preview | None
-    solver: Solver | None
     batch_sizes: BatchSizes
     spread: bool
     reward_device: torch.device | None
-    _plain_scheduler: Any
+    _installed: InstalledSolver | None
 
     def __init__(  # noqa: PLR0913 (one parameter for each option)
         self,
@@ -102,7 +102,21 @@ class FKSteeringPipeline:
         self.batch_sizes = batch_sizes or BatchSizes()
         self.spread = spread
         self.preview = preview
-        self.solver = resolve_solver(solver)
+        self.solver = solver
+
+    @property
+    def solver(self) -> Solver | None:
+        """The solver whose scheduler runs; None once somebody has written the wrapped pipeline's own `scheduler`."""
+        installed = self._installed
+        return installed.solver if installed is not None and self.pipe.scheduler is installed.scheduler else None
+
+    @solver.setter
+    def solver(self, value: str | Solver | None) -> None:
+        solver = resolve_solver(value)
+        own = self.pipe.scheduler if self._installed is None or self.solver is None else self._installed.replaced
+        built = own if solver is None else solver.build(own)
+        self._installed = None if solver is None else InstalledSolver(solver, scheduler=built, replaced=own)
+        self.pipe.scheduler = built
 
     @classmethod
     def from_pretrained(  # noqa: PLR0913 (one parameter for each option)
@@ -135,7 +149,7 @@ class FKSteeringPipeline:
             **diffusers_arguments: go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, `scheduler`,
             ...).
         """
-        source = pipeline_source(name_or_path)
+        source = model_source(name_or_path, "a pipeline")
         loaded_reward = steering_reward(reward)
         pipe = DiffusionPipeline.from_pretrained(source, **diffusers_arguments)
         if "scheduler" not in diffusers_arguments:
@@ -198,7 +212,7 @@ class FKSteeringPipeline:
         config, sizes, arguments = split_arguments(
             self.pipe, arguments, steering=steering or self.steering, batch_sizes=self.batch_sizes
         )
-        if self.solver is not None and self._solver_is_in_force():
+        if self.solver is not None:
             own = self.solver.arguments(self.pipe)
             arguments |= {name: value for name, value in own.items() if arguments.get(name) is None}
         check_output(self.pipe, output_type, num_images_per_prompt, config)
@@ -259,10 +273,10 @@ class FKSteeringPipeline:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "pipe":
             check_pipeline(value)
-            preview = load_preview(vars(self).get("preview"), value)
-            if vars(self).get("solver") is not None:
+            load_preview(vars(self).get("preview"), value)  # refuses one of other latents
+            if "pipe" in vars(self):
                 self.solver = None
-            vars(self).update(solver=None, preview=preview, _solver_scheduler=None, _found_sizes={})
+            vars(self).update(_installed=None, _found_sizes={})
         elif name == "reward":
             value = steering_reward(value)
             put_on(value, vars(self).get("reward_device"))
@@ -273,26 +287,12 @@ class FKSteeringPipeline:
             object.__setattr__(self, "_found_sizes", {})
         elif name == "preview":
             value = load_preview(value, self.pipe)
-        elif name == "solver":
-            value = self._put_in(resolve_solver(value))
         elif name == "scheduler":
             self.solver = None
         if name in _OWN_ATTRIBUTES:
             object.__setattr__(self, name, value)
         else:
             setattr(self.pipe, name, value)
-
-    def _put_in(self, solver: Solver | None) -> Solver | None:
-        """Give the wrapped pipeline the solver's scheduler; its own for None."""
-        own = self._plain_scheduler if self._solver_is_in_force() else self.pipe.scheduler
-        built = None if solver is None else solver.build(own)
-        self._plain_scheduler, self._solver_scheduler = own, built
-        self.pipe.scheduler = own if built is None else built
-        return solver
-
-    def _solver_is_in_force(self) -> bool:
-        """Not once somebody has written `pipe.scheduler` of the wrapped pipeline itself."""
-        return self.pipe.scheduler is self._solver_scheduler
 
     def __repr__(self) -> str:
         pipe, reward = type(self.pipe).__name__, self.reward.card.name

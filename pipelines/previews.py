@@ -12,9 +12,8 @@ from typing import Any, TypeAlias
 
 from diffusers import AutoencoderTiny, ModelMixin
 
-from fk_reward.models import resolve_model
 from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
-from fk_reward.rewards.hub_paths import check_source
+from fk_reward.rewards.hub_paths import model_source
 from fk_reward.suggestions import did_you_mean
 
 AUTO = "auto"
@@ -165,9 +164,7 @@ def _load_by_name(name: str, pipe: Any, load: Callable[[str], AutoencoderTiny]) 
             "the hub id or the folder of an AutoencoderTiny."
         )
     source = name if known is None else known.repository
-    folder = resolve_model(source)
-    check_source(folder, "an AutoencoderTiny")
-    autoencoder = load(folder)
+    autoencoder = load(model_source(source, "an AutoencoderTiny"))
     _check_latents(autoencoder, pipe)
     return autoencoder
 

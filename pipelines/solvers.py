@@ -85,6 +85,21 @@ class Solver:
         return {name: value for name, value in arguments.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class InstalledSolver:
+    """A solver whose scheduler a pipeline runs.
+
+    Attributes:
+        solver: the solver.
+        scheduler: what it built.
+        replaced: the pipeline's own scheduler.
+    """
+
+    solver: Solver
+    scheduler: Any
+    replaced: Any
+
+
 def _ddim(num_steps: int) -> Solver:
     """Singhal et al. (2025): DDIM with eta 1; 100 steps are theirs."""
     config = {"clip_sample": False, "set_alpha_to_one": False}

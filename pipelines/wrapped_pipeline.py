@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from fk_reward.models import resolve_model
-from fk_reward.rewards.hub_paths import check_source
-
 _AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
 """Names of the decoder of latents in the pipelines of Diffusers; one without any draws pixels."""
-
-
-def pipeline_source(name_or_path: str | os.PathLike[str]) -> str:
-    """The hub id or the folder of a pipeline by what a person types: these, an embedded model or an alias.
-
-    Raises:
-        ValueError: for a hub repository that its owner has withdrawn.
-        FileNotFoundError: for a path to nowhere, or to a file.
-
-    Example:
-        >>> pipeline_source("sdxl")
-        'stabilityai/stable-diffusion-xl-base-1.0'
-    """
-    source = resolve_model(name_or_path)
-    check_source(source, "a pipeline")
-    return source
 
 
 def check_pipeline(pipe: Any) -> None:

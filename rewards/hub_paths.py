@@ -33,6 +33,26 @@ def check_source(source: str | os.PathLike[str], what: str) -> None:
     raise FileNotFoundError(f"{source}: expected the folder of {what} or a hub id (owner/name); {found}.")
 
 
+def model_source(name_or_path: str | os.PathLike[str], what: str) -> str:
+    """The hub id or the folder of what a person types: these, the name of an embedded model, or an alias.
+
+    Args:
+        name_or_path: what was typed.
+        what: what the folder should hold, for the message.
+
+    Raises:
+        ValueError: for a hub repository that its owner has withdrawn.
+        FileNotFoundError: for a path to nowhere, or to a file.
+
+    Example:
+        >>> model_source("sdxl", "a pipeline")
+        'stabilityai/stable-diffusion-xl-base-1.0'
+    """
+    source = resolve_model(name_or_path)
+    check_source(source, what)
+    return source
+
+
 def file_state(source: str | os.PathLike[str]) -> str:
     """A text that changes when the files of a folder or embedded model do; for a hub id the id itself.
 

@@ -16,18 +16,7 @@ from fk_reward.benchmarks.shapes_report import report_tables
 from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, Population, ShapesSettings, run_missing
 from fk_reward.benchmarks.shapes_summary import summarize
 from fk_reward.benchmarks.weights_digest import weights_digest
-from fk_reward.cli.sampler_options import (
-    ESS_THRESHOLD,
-    FINAL_PARTICLES,
-    NUM_RESAMPLES,
-    POTENTIAL,
-    RESAMPLE_START,
-    RESAMPLE_STOP,
-    RESAMPLING,
-    REWARD_SCALE,
-    STOP_REWARD,
-    TARGET_ESS,
-)
+from fk_reward.cli import sampler_options, trajectory_options
 from fk_reward.config import FKSteeringConfig, parse_reward_scale
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import Reward, load_reward
@@ -151,7 +140,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     ] = "benchmark",
     num_prompts: Annotated[int, typer.Option(help="Prompts, the tasks in turn.", min=1)] = 300,
     num_particles: Annotated[str, typer.Option(help="Values of K, separated by commas.")] = "2,4,8",
-    solver: Annotated[str | None, typer.Option(help="ddim-100, sde-dpmsolver++-20, ...")] = None,
+    solver: Annotated[str | None, trajectory_options.SOLVER] = None,
     steps: Annotated[
         int | None, typer.Option(help="Scheduler steps.", min=2, show_default="the solver's, or 50")
     ] = None,
@@ -163,16 +152,16 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     ] = None,
     seed: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
     num_seeds: Annotated[int, typer.Option(help="Runs of each prompt.", min=1)] = 1,
-    potential: Annotated[str, POTENTIAL] = "max",
-    reward_scale: Annotated[str, REWARD_SCALE] = "10",
-    resample_start: Annotated[float, RESAMPLE_START] = 0.2,
-    resample_stop: Annotated[float, RESAMPLE_STOP] = 0.8,
-    num_resamples: Annotated[int, NUM_RESAMPLES] = 4,
-    ess_threshold: Annotated[float, ESS_THRESHOLD] = 0.5,
-    resampling: Annotated[str, RESAMPLING] = "systematic",
-    target_ess: Annotated[float, TARGET_ESS] = 0.5,
-    final_particles: Annotated[int | None, FINAL_PARTICLES] = None,
-    stop_reward: Annotated[float | None, STOP_REWARD] = None,
+    potential: Annotated[str, sampler_options.POTENTIAL] = "max",
+    reward_scale: Annotated[str, sampler_options.REWARD_SCALE] = "10",
+    resample_start: Annotated[float, sampler_options.RESAMPLE_START] = 0.2,
+    resample_stop: Annotated[float, sampler_options.RESAMPLE_STOP] = 0.8,
+    num_resamples: Annotated[int, sampler_options.NUM_RESAMPLES] = 4,
+    ess_threshold: Annotated[float, sampler_options.ESS_THRESHOLD] = 0.5,
+    resampling: Annotated[str, sampler_options.RESAMPLING] = "systematic",
+    target_ess: Annotated[float, sampler_options.TARGET_ESS] = 0.5,
+    final_particles: Annotated[int | None, sampler_options.FINAL_PARTICLES] = None,
+    stop_reward: Annotated[float | None, sampler_options.STOP_REWARD] = None,
     batch_size: Annotated[int, typer.Option(help="Particles a call.", min=1)] = 64,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     shard: Annotated[str, typer.Option(help="i/n: this process takes every n-th prompt.")] = "0/1",

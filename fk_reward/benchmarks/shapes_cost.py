@@ -21,15 +21,8 @@ from fk_reward.benchmarks.shapes_unit_costs import PREVIEW, UnitCosts, time_unit
 from fk_reward.benchmarks.shapes_variants import VARIANTS, SweepSettings, variant_populations
 from fk_reward.benchmarks.shapes_work import Work, population_work
 from fk_reward.benchmarks.weights_digest import weights_digest
+from fk_reward.cli import sampler_options
 from fk_reward.cli.errors import clean_errors
-from fk_reward.cli.sampler_options import (
-    ESS_THRESHOLD,
-    NUM_RESAMPLES,
-    POTENTIAL,
-    RESAMPLE_START,
-    RESAMPLE_STOP,
-    REWARD_SCALE,
-)
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 if TYPE_CHECKING:
@@ -194,12 +187,12 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance.", show_default="the solver's, or 3")
     ] = None,
-    potential: Annotated[str, POTENTIAL] = "max",
-    reward_scale: Annotated[str, REWARD_SCALE] = "10",
-    resample_start: Annotated[float, RESAMPLE_START] = 0.2,
-    resample_stop: Annotated[float, RESAMPLE_STOP] = 0.8,
-    num_resamples: Annotated[int, NUM_RESAMPLES] = 4,
-    ess_threshold: Annotated[float, ESS_THRESHOLD] = 0.5,
+    potential: Annotated[str, sampler_options.POTENTIAL] = "max",
+    reward_scale: Annotated[str, sampler_options.REWARD_SCALE] = "10",
+    resample_start: Annotated[float, sampler_options.RESAMPLE_START] = 0.2,
+    resample_stop: Annotated[float, sampler_options.RESAMPLE_STOP] = 0.8,
+    num_resamples: Annotated[int, sampler_options.NUM_RESAMPLES] = 4,
+    ess_threshold: Annotated[float, sampler_options.ESS_THRESHOLD] = 0.5,
     reference: Annotated[
         str, typer.Option(help="Variant, method (unsteered, best, steered) and K to compare with.")
     ] = "ddim-50 steered 4",

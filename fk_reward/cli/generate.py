@@ -7,22 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from fk_reward.cli import sampler_options, trajectory_options
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.generate_request import Request, run_request
-from fk_reward.cli.sampler_options import (
-    ESS_THRESHOLD,
-    FINAL_PARTICLES,
-    NUM_RESAMPLES,
-    POTENTIAL,
-    RESAMPLE_START,
-    RESAMPLE_STOP,
-    RESAMPLING,
-    REWARD_SCALE,
-    SELECTION,
-    STOP_REWARD,
-    TARGET_ESS,
-)
-from fk_reward.cli.trajectory_options import GUIDANCE_SCALE, PREVIEW, SOLVER, STEPS
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 
@@ -38,22 +25,22 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     ] = DEFAULT_EMBEDDED_REWARD,
     num_particles: Annotated[int, typer.Option("--num-particles", "-k", help="K, particles of each prompt.")] = 4,
     images_per_prompt: Annotated[int, typer.Option(help="Images to keep of the K, best first.")] = 1,
-    solver: Annotated[str | None, SOLVER] = None,
-    steps: Annotated[int | None, STEPS] = None,
-    guidance_scale: Annotated[float | None, GUIDANCE_SCALE] = None,
-    preview: Annotated[str | None, PREVIEW] = None,
+    solver: Annotated[str | None, trajectory_options.SOLVER] = None,
+    steps: Annotated[int | None, trajectory_options.STEPS] = None,
+    guidance_scale: Annotated[float | None, trajectory_options.GUIDANCE_SCALE] = None,
+    preview: Annotated[str | None, trajectory_options.PREVIEW] = None,
     seed: Annotated[int, typer.Option(help="Particle k of each prompt starts from the noise of seed + k.")] = 0,
-    potential: Annotated[str, POTENTIAL] = "max",
-    reward_scale: Annotated[str, REWARD_SCALE] = "10",
-    resample_start: Annotated[float, RESAMPLE_START] = 0.2,
-    resample_stop: Annotated[float, RESAMPLE_STOP] = 0.8,
-    num_resamples: Annotated[int, NUM_RESAMPLES] = 4,
-    resampling: Annotated[str, RESAMPLING] = "systematic",
-    ess_threshold: Annotated[float, ESS_THRESHOLD] = 0.5,
-    selection: Annotated[str, SELECTION] = "best",
-    target_ess: Annotated[float, TARGET_ESS] = 0.5,
-    final_particles: Annotated[int | None, FINAL_PARTICLES] = None,
-    stop_reward: Annotated[float | None, STOP_REWARD] = None,
+    potential: Annotated[str, sampler_options.POTENTIAL] = "max",
+    reward_scale: Annotated[str, sampler_options.REWARD_SCALE] = "10",
+    resample_start: Annotated[float, sampler_options.RESAMPLE_START] = 0.2,
+    resample_stop: Annotated[float, sampler_options.RESAMPLE_STOP] = 0.8,
+    num_resamples: Annotated[int, sampler_options.NUM_RESAMPLES] = 4,
+    resampling: Annotated[str, sampler_options.RESAMPLING] = "systematic",
+    ess_threshold: Annotated[float, sampler_options.ESS_THRESHOLD] = 0.5,
+    selection: Annotated[str, sampler_options.SELECTION] = "best",
+    target_ess: Annotated[float, sampler_options.TARGET_ESS] = 0.5,
+    final_particles: Annotated[int | None, sampler_options.FINAL_PARTICLES] = None,
+    stop_reward: Annotated[float | None, sampler_options.STOP_REWARD] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     particle_batch_size: Annotated[

@@ -116,7 +116,8 @@ def _load(request: Request, steering: FKSteeringConfig, sizes: BatchSizes, solve
         batch_sizes=sizes,
         reward_device=request.reward_device,
     )
-    pipe.solver, pipe.preview = solver, request.preview  # type: ignore[assignment]
+    pipe.solver = solver
+    pipe.preview = request.preview  # type: ignore[assignment]
     accelerate(pipe, compiled=request.compiled, channels_last=request.channels_last)
     return pipe
 

@@ -7,17 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from fk_reward.cli import sampler_options
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.geneval_request import STAGES, Request, run_request
-from fk_reward.cli.sampler_options import (
-    ESS_THRESHOLD,
-    NUM_RESAMPLES,
-    POTENTIAL,
-    RESAMPLE_START,
-    RESAMPLE_STOP,
-    RESAMPLING,
-    REWARD_SCALE,
-)
 
 
 def geneval(  # noqa: PLR0913 (one parameter for each option)
@@ -50,13 +42,13 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
     ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Pictures of each prompt.", show_default="4")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first picture of each prompt.", show_default="0")] = None,
-    potential: Annotated[str | None, POTENTIAL] = None,
-    reward_scale: Annotated[str | None, REWARD_SCALE] = None,
-    resample_start: Annotated[float | None, RESAMPLE_START] = None,
-    resample_stop: Annotated[float | None, RESAMPLE_STOP] = None,
-    num_resamples: Annotated[int | None, NUM_RESAMPLES] = None,
-    ess_threshold: Annotated[float | None, ESS_THRESHOLD] = None,
-    resampling: Annotated[str | None, RESAMPLING] = None,
+    potential: Annotated[str | None, sampler_options.POTENTIAL] = None,
+    reward_scale: Annotated[str | None, sampler_options.REWARD_SCALE] = None,
+    resample_start: Annotated[float | None, sampler_options.RESAMPLE_START] = None,
+    resample_stop: Annotated[float | None, sampler_options.RESAMPLE_STOP] = None,
+    num_resamples: Annotated[int | None, sampler_options.NUM_RESAMPLES] = None,
+    ess_threshold: Annotated[float | None, sampler_options.ESS_THRESHOLD] = None,
+    resampling: Annotated[str | None, sampler_options.RESAMPLING] = None,
     prompts: Annotated[Path | None, typer.Option(help="Other records than the official ones, in their format.")] = None,
     num_prompts: Annotated[int | None, typer.Option(help="With --suite shapes.", min=1, show_default="60")] = None,
     detector: Annotated[str | None, typer.Option(help="Hub id or folder of the judge's Mask2Former.")] = None,

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fk_reward.cli import sampler_options, trajectory_options
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import DTYPES, default_guidance
-from fk_reward.cli.sampler_options import FINAL_PARTICLES, NUM_RESAMPLES
-from fk_reward.cli.trajectory_options import GUIDANCE_SCALE, PREVIEW, SOLVER, STEPS
 
 if TYPE_CHECKING:
     from fk_reward.planning import Plan
@@ -32,12 +31,12 @@ def plan(  # noqa: PLR0913 (one parameter for each option)
     height: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's", min=8)] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's", min=8)] = None,
     dtype: Annotated[str, typer.Option(help="Of the pipeline: float32, float16 or bfloat16.")] = "float16",
-    solver: Annotated[str | None, SOLVER] = None,
-    steps: Annotated[int | None, STEPS] = None,
-    guidance_scale: Annotated[float | None, GUIDANCE_SCALE] = None,
-    preview: Annotated[str | None, PREVIEW] = None,
-    num_resamples: Annotated[int | None, NUM_RESAMPLES] = None,
-    final_particles: Annotated[int | None, FINAL_PARTICLES] = None,
+    solver: Annotated[str | None, trajectory_options.SOLVER] = None,
+    steps: Annotated[int | None, trajectory_options.STEPS] = None,
+    guidance_scale: Annotated[float | None, trajectory_options.GUIDANCE_SCALE] = None,
+    preview: Annotated[str | None, trajectory_options.PREVIEW] = None,
+    num_resamples: Annotated[int | None, sampler_options.NUM_RESAMPLES] = None,
+    final_particles: Annotated[int | None, sampler_options.FINAL_PARTICLES] = None,
     tflops: Annotated[
         str | None,
         typer.Option(

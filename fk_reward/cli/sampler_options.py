@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 
-def _option(text: str, default: str | bool) -> Any:
+def _option(text: str, default: str) -> Any:
     return typer.Option(help=text, show_default=default)
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from fk_reward.models import resolve_model
-from fk_reward.rewards.hub_paths import check_source
+from fk_reward.rewards.hub_paths import model_source
 from fk_reward.rewards.llava_reward.backbone import Backbone
 
 BACKBONES: dict[str, str] = {
@@ -29,8 +29,7 @@ def backbone_class(path: str | os.PathLike[str], *, revision: str = "main") -> t
         OSError: when there is no config.json.
         ValueError: when its `model_type` is not one of `BACKBONES`.
     """
-    path = resolve_model(path)
-    check_source(path, "a backbone")
+    path = model_source(path, "a backbone")
     config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
     if not config:  # what transformers gives for a folder without the file
         raise FileNotFoundError(f"{path} has no config.json: expected the folder of a multimodal LLM, or a hub id.")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fk_reward.models import resolve_model
-from fk_reward.rewards.hub_paths import check_source
+from fk_reward.rewards.hub_paths import model_source
 from fk_reward.rewards.llava_reward.cards import OFFICIAL_BACKBONES
 from fk_reward.rewards.llava_reward.checkpoint import (
     CONFIG_FILE,
@@ -80,8 +79,7 @@ def _of_dimension(checkpoint: RewardCheckpoint, dimension: str | None, adapter: 
 
 
 def _own_folder(adapter: Adapter, *, revision: str) -> Path | None:
-    adapter = resolve_model(adapter)
-    check_source(adapter, "a checkpoint")
+    adapter = model_source(adapter, "a checkpoint")
     folder = Path(adapter)
     if folder.is_dir():
         return folder if (folder / CONFIG_FILE).is_file() else None

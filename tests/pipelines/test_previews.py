@@ -131,7 +131,7 @@ def shelf(tmp_path, monkeypatch):
     """Folders in the official layout, in the place of the published repositories."""
     for name, known in PREVIEWS.items():
         make_tiny_autoencoder(latent_channels=known.latent_channels).save_pretrained(tmp_path / name)
-    monkeypatch.setattr(previews_module, "resolve_model", lambda name: str(tmp_path / name.split("/")[-1]))
+    monkeypatch.setattr(previews_module, "model_source", lambda name, what: str(tmp_path / name.split("/")[-1]))
     return tmp_path
 
 
