@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 500
 MAX_BODY_LINES = 40
 USUAL_BODY_LINES = 20
 DRAWERS = {"utils", "helpers", "common", "misc"}
