@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class TraceStep:
     """One scoring step. All tensors are on the CPU and finite.
 
+    A reward may be -inf, which forbids an image; the log-weight of a finished image is then -inf as well.
+
     Attributes:
         step: 0-based index of the scheduler step; the number of scheduler steps for the finished images.
         timestep: the scheduler's timestep; 0.0 for the finished images.
@@ -66,7 +68,7 @@ class TraceStep:
     def __post_init__(self) -> None:
         """Validate types, shapes and indices."""
         tensors = {name: getattr(self, name) for name in STEP_DTYPES if getattr(self, name) is not None}
-        check_tensors(tensors, STEP_DTYPES)
+        check_tensors(tensors, STEP_DTYPES, forbidden=("rewards", *(("log_weights",) if self.final else ())))
         check_shape("rewards", self.rewards, (-1, -1))
         particles = (self.num_prompts, self.num_particles)
         shapes = {"ess": particles[:1], "ancestors": (self.num_prompts, -1), "thumbnails": (*particles, 3, -1, -1)}
@@ -102,6 +104,38 @@ class TraceStep:
         return self.num_particles if self.ancestors is None else self.ancestors.shape[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What ran: with the same versions, the same models and the same seeds, enough to make the call again.
+
+    Every value is what JSON can say: numbers, texts, lists and dictionaries; infinite numbers are texts (`"-inf"`).
+
+    Attributes:
+        pipeline: class of the wrapped pipeline.
+        scheduler: class of the scheduler.
+        scheduler_config: its settings (`algorithm_type`, `timestep_spacing`, ...).
+        replaced_scheduler: class of the scheduler in whose place it ran; None where it is the pipeline's own.
+        eta: what the scheduler's step got; None where it takes none.
+        guidance_scale: of the call, or the default of the pipeline's call; None where it has none.
+        arguments: the other plain arguments of the pipeline's call (`num_inference_steps`, `height`, ...).
+        seeds: initial seeds of the generators; empty for the global one.
+        versions: package -> version.
+
+    Example:
+        >>> Provenance(pipeline="StableDiffusionPipeline", scheduler="DDIMScheduler", eta=1.0).replaced_scheduler
+    """
+
+    pipeline: str
+    scheduler: str
+    scheduler_config: dict[str, Any] = field(default_factory=dict)
+    replaced_scheduler: str | None = None
+    eta: float | None = None
+    guidance_scale: float | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class SteeringTrace:
     """The whole run. It can be saved, read back exactly, and drawn.
@@ -120,6 +154,8 @@ class SteeringTrace:
         num_decode_calls: images decoded.
         num_reward_calls: images scored.
         seconds: wall clock of the whole call.
+        notes: sentences about this run that its reader must know, such as what was never resampled.
+        provenance: what ran; None in files of before it was recorded.
 
     Raises:
         TypeError: a tensor of another dtype.
@@ -154,6 +190,8 @@ class SteeringTrace:
     num_decode_calls: int
     num_reward_calls: int
     seconds: float
+    notes: tuple[str, ...] = ()
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
         """Validate that the records fit together."""
@@ -270,8 +308,10 @@ class SteeringTrace:
             FileNotFoundError: no such file.
             ValueError: not JSON, not a trace, another version, or a missing, unknown or malformed field.
         """
-        fields = trace_json.loads(text_or_path, {"trace": cls, "step": TraceStep})
-        return cls(**{**fields, "steps": tuple(TraceStep(**step) for step in fields["steps"])})
+        fields = trace_json.loads(text_or_path, {"trace": cls, "step": TraceStep, "provenance": Provenance})
+        made = fields["provenance"]
+        steps = tuple(TraceStep(**step) for step in fields["steps"])
+        return cls(**{**fields, "steps": steps, "provenance": None if made is None else Provenance(**made)})
 
     def plot(self, path: str | Path | None = None, *, prompt_index: int = 0) -> Figure:
         """Draw who descended from whom, and the curves of reward and effective sample size below.

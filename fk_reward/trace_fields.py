@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -21,12 +21,15 @@ TRACE_DTYPES: dict[str, torch.dtype] = {
 }
 
 
-def check_tensors(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
+def check_tensors(
+    tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], *, forbidden: Collection[str] = ()
+) -> None:
     """Check that each tensor is a finite CPU tensor of its type.
 
     Args:
         tensors: name -> tensor.
         dtypes: name -> the type it must have.
+        forbidden: names of those that may be -inf where something is forbidden.
 
     Raises:
         TypeError: not a tensor, or another dtype.
@@ -44,7 +47,8 @@ def check_tensors(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtyp
             raise TypeError(f"{name}: expected a {dtypes[name]} tensor, got {got}.")
         if value.device.type != "cpu":
             raise ValueError(f"{name}: expected a CPU tensor, got one on {value.device}; call .cpu().")
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        allowed = torch.isfinite(value) | ((value == -torch.inf) if name in forbidden else False)
+        if value.is_floating_point() and not allowed.all():
             raise ValueError(f"{name}: expected finite values, got {value.tolist()}.")
 
 
@@ -83,7 +87,7 @@ def check_parts(parts: Mapping[str, Tensor], particles: tuple[int, int]) -> None
         >>> check_parts({"clipscore": torch.zeros(2, 4)}, (2, 4))
     """
     named = {f"reward_parts[{name!r}]": tensor for name, tensor in parts.items()}
-    check_tensors(named, dict.fromkeys(named, torch.float32))
+    check_tensors(named, dict.fromkeys(named, torch.float32), forbidden=named)
     for name, tensor in named.items():
         check_shape(name, tensor, particles)
 

@@ -11,8 +11,9 @@ import base64
 import binascii
 import io
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 FORMAT = "fk_reward.SteeringTrace"
 VERSION = 1
+_LATER_FIELDS: dict[str, Any] = {"notes": [], "provenance": None}
+"""Fields that files of this version may lack: written before there were any."""
 
 
 def dumps(trace: SteeringTrace, *, thumbnails: bool) -> str:
@@ -46,7 +49,8 @@ def dumps(trace: SteeringTrace, *, thumbnails: bool) -> str:
     for step in record["steps"]:
         images = step["thumbnails"]
         step["thumbnails"] = _encode_images(images) if thumbnails and images is not None else None
-        step["reward_parts"] = {name: scores.tolist() for name, scores in step["reward_parts"].items()}
+        step["reward_parts"] = {name: _listed(scores.tolist()) for name, scores in step["reward_parts"].items()}
+    record["provenance"] = None if trace.provenance is None else asdict(trace.provenance)
     return json.dumps(record, allow_nan=False)
 
 
@@ -55,10 +59,10 @@ def loads(text_or_path: str | Path, records: Mapping[str, type]) -> dict[str, An
 
     Args:
         text_or_path: JSON text, or the path of a file.
-        records: the dataclasses of the "trace" and of a "step", whose fields the file must have.
+        records: the dataclasses of the "trace", of a "step" and of its "provenance", whose fields the file must have.
 
     Returns:
-        The fields of the trace; its `steps` are dictionaries of the fields of a step.
+        The fields of the trace; its `steps` and its `provenance` are dictionaries of their fields.
 
     Raises:
         FileNotFoundError: no such file.
@@ -76,15 +80,36 @@ def loads(text_or_path: str | Path, records: Mapping[str, type]) -> dict[str, An
         got = record.get("version")
         raise ValueError(f"Expected version {VERSION} of the trace format, got {got!r}; update fk-reward.")
     del record["format"], record["version"]
+    record = {**_LATER_FIELDS, **record}
     _check_names(record, records["trace"])
-    decoded = {**record, "prompts": tuple(record["prompts"]), **_tensors(record, TRACE_DTYPES)}
-    return {**decoded, "steps": [_step(step, records["step"]) for step in record["steps"]]}
+    return {
+        **record,
+        **_tensors(record, TRACE_DTYPES),
+        "prompts": tuple(record["prompts"]),
+        "notes": tuple(record["notes"]),
+        "steps": [_step(step, records["step"]) for step in record["steps"]],
+        "provenance": _provenance(record["provenance"], records["provenance"]),
+    }
 
 
 def _plain(record: Any) -> dict[str, Any]:
     """Fields as lists and numbers; thumbnails stay a tensor."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return {n: v.tolist() if isinstance(v, Tensor) and n != "thumbnails" else v for n, v in values.items()}
+    return {n: _listed(v.tolist()) if isinstance(v, Tensor) and n != "thumbnails" else v for n, v in values.items()}
+
+
+def _listed(values: Any) -> Any:
+    """Lists of numbers in which -inf is a text: JSON has no word for it."""
+    if isinstance(values, list):
+        return [_listed(value) for value in values]
+    return "-inf" if values == -math.inf else values
+
+
+def _numbers(values: Any) -> Any:
+    """What `_listed` made, back again."""
+    if isinstance(values, list):
+        return [_numbers(value) for value in values]
+    return -math.inf if values == "-inf" else values
 
 
 def _parse(text_or_path: str | Path) -> Any:
@@ -113,6 +138,13 @@ def _step(record: Any, kind: type) -> dict[str, Any]:
     return {**record, **_tensors(record, present), "thumbnails": images, "reward_parts": parts}
 
 
+def _provenance(record: Any, kind: type) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    _check_names(record, kind)
+    return {**record, "seeds": tuple(record["seeds"])}
+
+
 def _check_names(record: Any, kind: type) -> None:
     known = {field.name for field in fields(kind)}
     got = set(record) if isinstance(record, dict) else {type(record).__name__}
@@ -126,6 +158,7 @@ def _tensors(record: Mapping[str, Any], dtypes: Mapping[str, torch.dtype]) -> di
 
 
 def _tensor(name: str, values: Any, dtype: torch.dtype) -> Tensor:
+    values = _numbers(values)
     try:
         tensor = torch.tensor(values, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:

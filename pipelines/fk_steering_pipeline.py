@@ -21,6 +21,7 @@ from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.particle_share import find_exchange, own_arguments
 from fk_reward.pipelines.previews import Preview, ReducedResolution, load_preview, preview_decoder
+from fk_reward.pipelines.provenance import describe_call
 from fk_reward.pipelines.seeds import resampling_generators
 from fk_reward.pipelines.solvers import InstalledSolver, Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun
@@ -31,7 +32,7 @@ from fk_reward.rewards.hub_paths import model_source
 
 _OWN_ATTRIBUTES = (
     *("pipe", "reward", "steering", "preview", "solver", "batch_sizes", "spread", "reward_device"),
-    *("_installed", "_found_sizes"),
+    *("_installed", "_found_sizes", "_stand_in"),
 )
 
 
@@ -82,6 +83,7 @@ class FKSteeringPipeline:
     spread: bool
     reward_device: torch.device | None
     _installed: InstalledSolver | None
+    _stand_in: tuple[Any, str] | None  # a scheduler that was not the user's choice, and the class that it replaces
 
     def __init__(  # noqa: PLR0913 (one parameter for each option)
         self,
@@ -118,6 +120,14 @@ class FKSteeringPipeline:
         self._installed = None if solver is None else InstalledSolver(solver, scheduler=built, replaced=own)
         self.pipe.scheduler = built
 
+    @property
+    def _replaced_scheduler(self) -> str | None:
+        """Class of the scheduler in whose place the present one runs: a solver's, or the stand-in of a model's own."""
+        before = self.pipe.scheduler if self.solver is None else self._installed.replaced  # type: ignore[union-attr]
+        if self._stand_in is not None and before is self._stand_in[0]:
+            return self._stand_in[1]
+        return None if self.solver is None else type(before).__name__
+
     @classmethod
     def from_pretrained(  # noqa: PLR0913 (one parameter for each option)
         cls,
@@ -152,18 +162,21 @@ class FKSteeringPipeline:
         source = model_source(name_or_path, "a pipeline")
         loaded_reward = steering_reward(reward)
         pipe = DiffusionPipeline.from_pretrained(source, **diffusers_arguments)
+        own = pipe.scheduler
         if "scheduler" not in diffusers_arguments:
-            pipe.scheduler = stochastic_scheduler(pipe.scheduler)
-        return cls(
+            pipe.scheduler = stochastic_scheduler(own)
+        wrapped = cls(
             pipe,
             reward=loaded_reward,
             steering=steering,
             preview=preview,
-            solver=solver,
             batch_sizes=batch_sizes,
             spread=spread,
             reward_device=reward_device,
         )
+        wrapped._stand_in = None if pipe.scheduler is own else (pipe.scheduler, type(own).__name__)
+        wrapped.solver = solver
+        return wrapped
 
     def to(self, *args: Any, **kwargs: Any) -> FKSteeringPipeline:
         """Move the wrapped pipeline as `DiffusionPipeline.to` does, reward and preview to its device. Returns itself.
@@ -219,6 +232,9 @@ class FKSteeringPipeline:
         texts = resolve_prompts(prompt, arguments, reward_prompts)
         step_defaults = complete_eta(self.pipe, config, arguments)
         run, arguments = self._start(texts, config, sizes, arguments)
+        run.provenance = describe_call(
+            self.pipe, arguments, step_defaults=step_defaults, replaced_scheduler=self._replaced_scheduler
+        )
         if arguments.get("generator") is not None:
             step_defaults["generator"] = arguments["generator"]  # SD3 and Flux do not hand it on
         arguments |= {"prompt": prompt, "num_images_per_prompt": run.exchange.num_own}
@@ -276,7 +292,7 @@ class FKSteeringPipeline:
             load_preview(vars(self).get("preview"), value)  # refuses one of other latents
             if "pipe" in vars(self):
                 self.solver = None
-            vars(self).update(_installed=None, _found_sizes={})
+            vars(self).update(_installed=None, _stand_in=None, _found_sizes={})
         elif name == "reward":
             value = steering_reward(value)
             put_on(value, vars(self).get("reward_device"))

@@ -22,7 +22,7 @@ from fk_reward.pipelines.replacement import call_name, replaced
 from fk_reward.pipelines.survivors import survivors_only
 from fk_reward.rewards import NonFiniteScoreError, Reward
 from fk_reward.steering import SteeringRecord, steer
-from fk_reward.trace import SteeringTrace, TraceStep
+from fk_reward.trace import Provenance, SteeringTrace, TraceStep
 
 _THUMBNAIL_SIZE = 96
 
@@ -40,6 +40,8 @@ class SteeredRun:
         exchange: where the particles are; images and scores of this class are those of this process's own.
         reward_device: where the reward gets its images; None for the device that they are on. Where it is given,
             images that are decoded in batches are scored in a thread, one batch while the next is decoded.
+        provenance: what runs, for the trace.
+        notes: sentences for the trace, in plain words, about what the user must know of this run.
     """
 
     reward: Reward
@@ -49,6 +51,8 @@ class SteeredRun:
     batches: MicroBatches
     exchange: ParticleExchange
     reward_device: torch.device | None = None
+    provenance: Provenance | None = None
+    notes: list[str] = field(default_factory=list)
     _steps: list[TraceStep] = field(default_factory=list)
     _measured: dict[str, Any] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "scored"), 0))
@@ -161,6 +165,8 @@ class SteeredRun:
             num_decode_calls=counts["decoded"],
             num_reward_calls=counts["scored"],
             seconds=time.perf_counter() - self._started,
+            notes=(*getattr(self.particle_filter, "notes", ()), *self.notes),
+            provenance=self.provenance,
         )
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fk_reward.trace import SteeringTrace, TraceStep
+from fk_reward.trace import Provenance, SteeringTrace, TraceStep
 
 
 def make_trace(*, groups=2, particles=4, steps=4, selected=1, thumbnails=True, seed=0, size=(8, 6), prompt="a star"):
@@ -30,6 +30,16 @@ def make_trace(*, groups=2, particles=4, steps=4, selected=1, thumbnails=True, s
         num_decode_calls=steps * particles,
         num_reward_calls=steps * particles,
         seconds=1 / 3,
+        notes=("0 of 2 prompts were resampled.",),
+        provenance=Provenance(
+            pipeline="StableDiffusionPipeline",
+            scheduler="DDIMScheduler",
+            scheduler_config={"clip_sample": False, "trained_betas": None, "steps": [1, 2]},
+            replaced_scheduler="PNDMScheduler",
+            eta=1.0,
+            seeds=(seed,),
+            versions={"torch": "2"},
+        ),
     )
 
 

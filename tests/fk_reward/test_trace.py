@@ -29,6 +29,10 @@ def assert_same(first, second):
         assert len(first) == len(second)
         for one, other in zip(first, second, strict=True):
             assert_same(one, other)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for name in first:
+            assert_same(first[name], second[name])
     else:
         assert first == second
 
@@ -62,6 +66,26 @@ def test_any_finite_float_survives(single, double):
     assert back.steps[0].log_weights.item() == double
 
 
+def test_a_forbidden_finished_image_survives():
+    base = make_trace(groups=1, particles=2, thumbnails=False)
+    last = dataclasses.replace(
+        base.steps[-1],
+        rewards=torch.tensor([[-math.inf, 1.0]]),
+        log_weights=torch.tensor([[-math.inf, 0.0]]).double(),
+        reward_parts={"safety": torch.tensor([[-math.inf, 1.0]])},
+    )
+    first = [dataclasses.replace(step, reward_parts={"safety": torch.zeros(1, 2)}) for step in base.steps[:-1]]
+    trace = dataclasses.replace(base, steps=(*first, last))
+    assert_same(SteeringTrace.from_json(trace.to_json()), trace)
+
+
+def test_a_file_of_before_notes_and_provenance_is_read():
+    record = json.loads(make_trace().to_json())
+    del record["notes"], record["provenance"]
+    trace = SteeringTrace.from_json(json.dumps(record))
+    assert (trace.notes, trace.provenance) == ((), None)
+
+
 def test_thumbnails_are_left_out_unless_asked_for(tmp_path):
     trace = make_trace()
     text = trace.to_json(tmp_path / "trace.json")
@@ -86,6 +110,7 @@ def _edit(change):
         (_edit(lambda r: r.update(version=99)), "version 1 .* got 99"),
         (_edit(lambda r: r.pop("selected")), r"missing fields \['selected'\]"),
         (_edit(lambda r: r.update(extra=1)), r"unknown fields \['extra'\]"),
+        (_edit(lambda r: r["provenance"].pop("eta")), r"Provenance: missing fields \['eta'\]"),
         (_edit(lambda r: r["steps"][0].pop("ess")), r"TraceStep: missing fields \['ess'\]"),
         (_edit(lambda r: r["steps"].__setitem__(0, "hello")), "TraceStep: missing fields"),
         (_edit(lambda r: r["steps"][0].update(rewards="hello")), "rewards: expected lists of numbers"),

@@ -56,6 +56,29 @@ def test_trace_is_complete(pipe):
     assert torch.equal(best, out.rewards)
 
 
+def test_trace_says_what_ran(tmp_path):
+    tiny.make_sd(scheduler=EulerDiscreteScheduler()).save_pretrained(tmp_path)
+    pipe = FKSteeringPipeline.from_pretrained(tmp_path, reward=BrightnessReward())
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 3, "guidance_scale": 2.5, "generator": generator(7), "negative_prompt": "blue"}
+    made = pipe("a red circle", **call).trace.provenance
+    assert (made.pipeline, made.scheduler) == ("StableDiffusionPipeline", "DDIMScheduler")
+    assert made.replaced_scheduler == "EulerDiscreteScheduler"
+    assert made.scheduler_config["clip_sample"] is False
+    assert (made.eta, made.guidance_scale, made.seeds) == (1.0, 2.5, (7,))
+    assert made.arguments["num_inference_steps"] == 3
+    assert made.arguments["negative_prompt"] == "blue"
+    assert made.versions["torch"] == torch.__version__
+    assert set(made.versions) == {"fk_reward", "diffusers", "transformers", "torch"}
+
+    pipe.solver = "lcm-4"
+    made = pipe("a red circle").trace.provenance
+    assert (made.scheduler, made.replaced_scheduler) == ("LCMScheduler", "EulerDiscreteScheduler")
+    assert (made.eta, made.guidance_scale, made.arguments["num_inference_steps"]) == (None, 1.0, 4)
+    pipe.scheduler = LCMScheduler()
+    assert pipe("a red circle", num_inference_steps=2).trace.provenance.replaced_scheduler is None
+
+
 def test_total_log_weight_is_that_of_the_final_reward(pipe):
     """The terminal correction: without resampling the log-weights are lambda times the final reward."""
     out = pipe("a red circle", num_particles=4, ess_threshold=0.0, reward_scale=7.0, num_inference_steps=STEPS)
