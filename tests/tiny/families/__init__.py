@@ -1,0 +1,20 @@
+"""Tiny random instances of the text-to-image pipelines of Diffusers, one `Family` a class, built offline.
+
+`FAMILIES[name].build()` is a pipeline, and `FAMILIES[name].call_arguments(["a red circle"])` what its call takes besides
+the number of steps, the generator, the number of images and the output type.
+"""
+
+from tests.tiny.families.bria import BRIA
+from tests.tiny.families.cascade import CASCADE
+from tests.tiny.families.family import Family
+from tests.tiny.families.flux import FLUX
+from tests.tiny.families.hunyuan import HUNYUAN
+from tests.tiny.families.kandinsky import KANDINSKY
+from tests.tiny.families.linear_attention import LINEAR_ATTENTION
+from tests.tiny.families.qwen_image import QWEN_IMAGE
+
+FAMILIES: dict[str, Family] = {
+    **{**KANDINSKY, **LINEAR_ATTENTION, **QWEN_IMAGE, **BRIA, **FLUX, **CASCADE, **HUNYUAN},
+}
+
+__all__ = ["FAMILIES", "Family"]

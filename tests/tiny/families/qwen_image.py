@@ -1,0 +1,99 @@
+"""Pipelines on the autoencoder of Qwen-Image, whose latents have an axis of frames: Krea 2, Nucleus."""
+
+from __future__ import annotations
+
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
+    NucleusMoEImagePipeline,
+    NucleusMoEImageTransformer2DModel,
+)
+from transformers import Qwen3VLForConditionalGeneration
+
+from tests.tiny.families.family import Family, embedded, mask_of
+from tests.tiny.language_models import TEXT_SIZE, make_letter_tokenizer, make_qwen3_vl
+
+LATENT_CHANNELS = 4
+
+
+def make_qwen_image_vae() -> AutoencoderKLQwenImage:
+    """4 pixels a latent; each channel has its own mean and spread."""
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=[1, 1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.0, 1.5, 0.8, 1.2],
+    )
+
+
+def _krea2() -> Krea2Pipeline:
+    return Krea2Pipeline(
+        transformer=Krea2Transformer2DModel(
+            in_channels=4 * LATENT_CHANNELS,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=32,
+            timestep_embed_dim=8,
+            text_hidden_dim=TEXT_SIZE,
+            num_text_layers=3,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=1,
+            text_intermediate_size=16,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 2, 2),
+            rope_theta=1000.0,
+        ),
+        vae=make_qwen_image_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=6400
+        ),
+        text_encoder=make_qwen3_vl(),
+        tokenizer=make_letter_tokenizer(),
+        text_encoder_select_layers=(0, 1, 2),
+    )
+
+
+def _nucleus() -> NucleusMoEImagePipeline:
+    return NucleusMoEImagePipeline(
+        transformer=NucleusMoEImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4 * LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT_SIZE,
+            axes_dims_rope=(8, 4, 4),
+            moe_enabled=False,
+            capacity_factors=[8.0, 8.0],
+        ),
+        vae=make_qwen_image_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder=make_qwen3_vl(Qwen3VLForConditionalGeneration),
+        processor=make_letter_tokenizer(),
+    )
+
+
+def _embeddings_with_mask(prompts: list[str]) -> dict[str, object]:
+    return {
+        "prompt_embeds": embedded(prompts, 8, TEXT_SIZE),
+        "prompt_embeds_mask": mask_of(prompts, 8),
+        "negative_prompt_embeds": embedded(["ugly"] * len(prompts), 8, TEXT_SIZE),
+        "negative_prompt_embeds_mask": mask_of(["ugly"] * len(prompts), 8),
+    }
+
+
+QWEN_IMAGE = {
+    "Krea2Pipeline": Family(_krea2, {"height": 32, "width": 32, "max_sequence_length": 256, "guidance_scale": 3.0}),
+    "NucleusMoEImagePipeline": Family(
+        _nucleus, {"height": 32, "width": 32, "guidance_scale": 4.0}, _embeddings_with_mask
+    ),
+}
