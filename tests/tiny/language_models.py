@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}{% endfor %}"
 )
 TEXT_SIZE = 16
-_TEXT_SIZES: dict[str, Any] = {
+TEXT_SIZES: dict[str, Any] = {
     "vocab_size": len(VOCABULARY),
     "hidden_size": TEXT_SIZE,
     "intermediate_size": 32,
@@ -51,12 +51,10 @@ def make_letter_tokenizer(*, bos: bool = False, max_length: int = 512, **options
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    special = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIALS, strict=False))
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
+        **special,
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
         model_max_length=max_length,
         padding_side="right",
@@ -68,13 +66,13 @@ def make_letter_tokenizer(*, bos: bool = False, max_length: int = 512, **options
 
 def make_qwen3(**options: Any) -> Qwen3Model:
     """Qwen3 without a head."""
-    return Qwen3Model(Qwen3Config(**_TEXT_SIZES, **options)).eval()
+    return Qwen3Model(Qwen3Config(**TEXT_SIZES, **options)).eval()
 
 
 def make_qwen2_5_vl(**options: Any) -> Qwen2_5_VLForConditionalGeneration:
     """Qwen2.5-VL; its vision tower is there, and reads nothing."""
     config = Qwen2_5_VLConfig(
-        text_config={**_TEXT_SIZES, "rope_scaling": _ROPE, "rope_parameters": _ROPE, **options},
+        text_config={**TEXT_SIZES, "rope_scaling": _ROPE, "rope_parameters": _ROPE, **options},
         vision_config=_VISION_SIZES,
     )
     return Qwen2_5_VLForConditionalGeneration(config).eval()
@@ -83,7 +81,7 @@ def make_qwen2_5_vl(**options: Any) -> Qwen2_5_VLForConditionalGeneration:
 def make_qwen3_vl(cls: type = Qwen3VLModel, **options: Any) -> Any:
     """Qwen3-VL, of the class that the pipeline asks for."""
     config = Qwen3VLConfig(
-        text_config={**_TEXT_SIZES, "rope_scaling": _ROPE, "rope_parameters": _ROPE, **options},
+        text_config={**TEXT_SIZES, "rope_scaling": _ROPE, "rope_parameters": _ROPE, **options},
         vision_config={**_VISION_SIZES, "deepstack_visual_indexes": [0]},
     )
     return cls(config).eval()
@@ -91,10 +89,10 @@ def make_qwen3_vl(cls: type = Qwen3VLModel, **options: Any) -> Any:
 
 def make_gemma2(**options: Any) -> Gemma2Model:
     """Gemma 2."""
-    return Gemma2Model(Gemma2Config(**_TEXT_SIZES, **options)).eval()
+    return Gemma2Model(Gemma2Config(**TEXT_SIZES, **options)).eval()
 
 
 def make_bert() -> BertModel:
     """BERT with two layers."""
-    sizes = {name: size for name, size in _TEXT_SIZES.items() if name not in ("num_key_value_heads", "head_dim")}
+    sizes = {name: size for name, size in TEXT_SIZES.items() if name not in ("num_key_value_heads", "head_dim")}
     return BertModel(BertConfig(**sizes, max_position_embeddings=128)).eval()

@@ -23,15 +23,18 @@ from tests.tiny.tokenizers import make_clip_tokenizer
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def _make_unet(**options: object) -> UNet2DConditionModel:
+def make_unet(**options: object) -> UNet2DConditionModel:
+    """A UNet of two resolutions on 8 x 8 latents."""
     unet = UNet2DConditionModel(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        sample_size=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=8,
-        **options,
+        **{
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "sample_size": 8,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "norm_num_groups": 8,
+        }
+        | options
     )
     return unet.eval()
 
@@ -52,7 +55,7 @@ def make_sd(
             vae=make_vae(),
             text_encoder=make_clip_text_model(),
             tokenizer=make_clip_tokenizer(),
-            unet=_make_unet(cross_attention_dim=HIDDEN_SIZE, attention_head_dim=2),
+            unet=make_unet(cross_attention_dim=HIDDEN_SIZE, attention_head_dim=2),
             scheduler=scheduler or _sd_scheduler(prediction_type),
             safety_checker=None,
             feature_extractor=None,
@@ -62,15 +65,19 @@ def make_sd(
     return pipe
 
 
-def _make_sdxl_unet() -> UNet2DConditionModel:
-    return _make_unet(
-        cross_attention_dim=2 * HIDDEN_SIZE,
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 2),
-        projection_class_embeddings_input_dim=6 * 8 + HIDDEN_SIZE,
+def make_sdxl_unet(**options: object) -> UNet2DConditionModel:
+    """The UNet of SDXL, which also reads sizes and a pooled text embedding."""
+    return make_unet(
+        **{
+            "cross_attention_dim": 2 * HIDDEN_SIZE,
+            "attention_head_dim": (2, 4),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "transformer_layers_per_block": (1, 2),
+            "projection_class_embeddings_input_dim": 6 * 8 + HIDDEN_SIZE,
+        }
+        | options
     )
 
 
@@ -84,7 +91,7 @@ def make_sdxl(*, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Stab
             text_encoder_2=make_projected_clip_text_model(),
             tokenizer=make_clip_tokenizer(),
             tokenizer_2=make_clip_tokenizer(),
-            unet=_make_sdxl_unet(),
+            unet=make_sdxl_unet(),
             scheduler=scheduler or EulerDiscreteScheduler(**SD_BETAS, timestep_spacing="leading", steps_offset=1),
             add_watermarker=False,
         )

@@ -1,7 +1,7 @@
 """Tiny random instances of the text-to-image pipelines of Diffusers, one `Family` a class, built offline.
 
-`FAMILIES[name].build()` is a pipeline, and `FAMILIES[name].call_arguments(["a red circle"])` what its call takes besides
-the number of steps, the generator, the number of images and the output type.
+`FAMILIES[name].build()` is a pipeline, and `FAMILIES[name].call_arguments(["a red circle"])` what its call takes
+besides the number of steps, the generator, the number of images and the output type.
 """
 
 from tests.tiny.families.bria import BRIA
@@ -12,8 +12,12 @@ from tests.tiny.families.hunyuan import HUNYUAN
 from tests.tiny.families.kandinsky import KANDINSKY
 from tests.tiny.families.linear_attention import LINEAR_ATTENTION
 from tests.tiny.families.qwen_image import QWEN_IMAGE
+from tests.tiny.families.stable_diffusion import STABLE_DIFFUSION
+from tests.tiny.families.stable_diffusion_3 import STABLE_DIFFUSION_3
+from tests.tiny.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 
 FAMILIES: dict[str, Family] = {
+    **{**STABLE_DIFFUSION, **STABLE_DIFFUSION_XL, **STABLE_DIFFUSION_3},
     **{**KANDINSKY, **LINEAR_ATTENTION, **QWEN_IMAGE, **BRIA, **FLUX, **CASCADE, **HUNYUAN},
 }
 

@@ -19,8 +19,14 @@ from diffusers import (
 )
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from tests.tiny.components import HIDDEN_SIZE, T5_SIZE, make_clip_text_model, make_projected_clip_text_model
-from tests.tiny.components import make_t5_encoder, make_vae
+from tests.tiny.components import (
+    HIDDEN_SIZE,
+    T5_SIZE,
+    make_clip_text_model,
+    make_projected_clip_text_model,
+    make_t5_encoder,
+    make_vae,
+)
 from tests.tiny.families.family import Family
 from tests.tiny.language_models import TEXT_SIZE, make_letter_tokenizer, make_qwen2_5_vl
 from tests.tiny.tokenizers import make_clip_tokenizer, make_t5_tokenizer

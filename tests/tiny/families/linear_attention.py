@@ -144,6 +144,7 @@ def _prx_embeddings(prompts: list[str]) -> dict[str, object]:
     }
 
 
+_PRX_CALL = {"use_resolution_binning": False, "guidance_scale": 1.0}  # with guidance it fails on two images itself
 LINEAR_ATTENTION = {
     "SanaPipeline": Family(_sana, _SANA_CALL),
     "SanaPAGPipeline": Family(_sana_pag, _SANA_CALL),
@@ -151,8 +152,6 @@ LINEAR_ATTENTION = {
     "SanaSprintPipeline": Family(
         _sana_sprint, {name: value for name, value in _SANA_CALL.items()} | {"intermediate_timesteps": 1.3}
     ),
-    "PRXPipeline": Family(_prx, {"height": 64, "width": 64, "use_resolution_binning": False}, _prx_embeddings),
-    "PRXPixelPipeline": Family(
-        _prx_pixel, {"height": 32, "width": 32, "use_resolution_binning": False}, _prx_embeddings
-    ),
+    "PRXPipeline": Family(_prx, {"height": 64, "width": 64, **_PRX_CALL}, _prx_embeddings),
+    "PRXPixelPipeline": Family(_prx_pixel, {"height": 32, "width": 32, **_PRX_CALL}, _prx_embeddings),
 }
