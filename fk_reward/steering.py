@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,10 +16,15 @@ from torch import Tensor
 from fk_reward.config import FKSteeringConfig
 from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.particle_filter import ParticleFilter
+from fk_reward.row_state import RowState, SchedulerHistory
+from fk_reward.step_checks import CopiesCheck, check_reported_x0, reported_x0
 from fk_reward.stochasticity import adds_noise_now, require_stochastic
-from fk_reward.x0_prediction import predict_x0
+from fk_reward.x0_prediction import predict_x0, scheduler_name
 
 logger = logging.getLogger(__name__)
+
+NumSteps: TypeAlias = int | Callable[[], int | None] | None
+"""How many steps will run; a function is asked at the first step, and says None where it does not know."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,69 @@ class SteeringRecord:
     ancestors: Tensor | None
 
 
+class SteeringRecords(list[SteeringRecord]):
+    """The records of a run in the order of time, and how far it came.
+
+    Attributes:
+        num_steps: steps that have run.
+        expected_steps: steps that the scoring steps were placed for; None where nothing is resampled.
+        notes: sentences about this run that a user should know; each was a warning, too.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__()
+        self._scheduler = scheduler
+        self._last: _Step | None = None
+        self.num_steps = 0
+        self.expected_steps: int | None = None
+        self.notes: list[str] = []
+
+    @property
+    def holds_noise(self) -> bool:
+        """Whether the run ended before the scheduler's last timestep, so that the samples are not clean yet."""
+        if self._last is None or scheduler_name(self._scheduler) is None:
+            return self.num_steps < (self.expected_steps or 0)
+        index = getattr(self._scheduler, "step_index", None)  # of the next step
+        if index is not None:
+            return index < len(self._scheduler.timesteps)
+        return _number(self._last.timestep) != _number(self._scheduler.timesteps[-1])
+
+    def last_x0_pred(self) -> Tensor:
+        """`(B, C, ...)`, the predicted clean sample of the last step that ran, before its move.
+
+        Raises:
+            RuntimeError: when no step ran.
+        """
+        if self._last is None:
+            raise RuntimeError("No step has run, so that there is no prediction.")
+        return self._last.x0_pred(self._scheduler)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a step got, and what it gave."""
+
+    state: dict[str, Any]  # of the scheduler, before the step
+    model_output: Tensor
+    timestep: Any
+    sample: Tensor
+    output: Any
+
+    def x0_pred(self, scheduler: Any) -> Tensor:
+        """Computed when it is asked for: only the last step of a run that ends early needs it."""
+        reported = reported_x0(scheduler, self.output)
+        if scheduler_name(scheduler) is None and reported is not None:
+            return reported
+        after = dict(vars(scheduler))
+        vars(scheduler).update(self.state)
+        try:
+            return predict_x0(scheduler, self.model_output, self.timestep, self.sample)
+        finally:
+            vars(scheduler).update(after)
+
+
 @contextmanager
-def steer(
+def steer(  # noqa: PLR0913 (one parameter for each option)
     scheduler: Any,
     particle_filter: ParticleFilter,
     score: Callable[[Tensor], Tensor],
@@ -57,7 +123,9 @@ def steer(
     step_defaults: dict[str, Any] | None = None,
     callback: Callable[[SteeringRecord], None] | None = None,
     exchange: ParticleExchange | None = None,
-) -> Iterator[list[SteeringRecord]]:
+    num_steps: NumSteps = None,
+    row_states: Sequence[RowState] = (),
+) -> Iterator[SteeringRecords]:
     """Steer every call of `scheduler.step` in the body of the `with` statement.
 
     At each scoring step (`FKSteeringConfig.scoring_steps`) the predicted clean samples are scored, the log-weights
@@ -79,14 +147,20 @@ def steer(
         callback: called with each record as soon as it exists.
         exchange: where the particles of each prompt are spread over processes. The batch of the loop and of `score`
             then holds this process's share of each prompt, and every process runs the same loop.
+        num_steps: how many steps the loop will run, or a function that knows it at the first step. None, also from the
+            function, for a loop from its first timestep to the end of `scheduler.timesteps`.
+        row_states: what else keeps a row for each particle between steps; it is gathered by the ancestors, too.
 
     Yields:
         The list of records, which grows during the run.
 
     Raises:
-        RuntimeError: when the scheduler is being steered already.
-        ValueError: at the first step, for a deterministic scheduler or a batch of the wrong size; for
-            `final_particles` with particles in several processes or on a trajectory without a scoring step.
+        RuntimeError: when the scheduler is being steered already; at the end, when the loop ran fewer steps than
+            expected and more particles than `final_particles` are left.
+        ValueError: at the first step, for a deterministic scheduler, a batch of the wrong size or a length that cannot
+            be known; for `final_particles` with particles in several processes or on a trajectory without a scoring
+            step; when copies of a particle stay equal, and where a subclass of a supported scheduler reports another
+            predicted clean sample than it would.
 
     Example:
         >>> from diffusers import DDIMScheduler
@@ -109,6 +183,8 @@ def steer(
     if exchange.num_processes > 1 and particle_filter.config.final_particles is not None:
         raise ValueError("final_particles cannot be had with the particles of a prompt in several processes.")
     interceptor = _StepInterceptor(scheduler, particle_filter, score, step_defaults or {}, callback, exchange)
+    interceptor.num_steps = num_steps
+    interceptor.row_states = [SchedulerHistory(scheduler), *row_states]
 
     @functools.wraps(scheduler.step)
     def step(*args: Any, **kwargs: Any) -> Any:
@@ -117,6 +193,7 @@ def steer(
     scheduler.step = step
     try:
         yield interceptor.records
+        interceptor.finish()
     finally:
         del scheduler.step
 
@@ -133,7 +210,9 @@ class _StepInterceptor:
         callback: Callable[[SteeringRecord], None] | None,
         exchange: ParticleExchange,
     ) -> None:
-        self.records: list[SteeringRecord] = []
+        self.records = SteeringRecords(scheduler)
+        self.num_steps: NumSteps = None
+        self.row_states: list[RowState] = []
         self._scheduler = scheduler
         self._filter = particle_filter
         self._score = score
@@ -144,6 +223,8 @@ class _StepInterceptor:
         self._signature = inspect.signature(scheduler.step)
         self._num_done = 0
         self._pending: list[tuple[int, int]] = []
+        self._copies = CopiesCheck(scheduler)
+        self._x0_pred: Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)
@@ -156,8 +237,54 @@ class _StepInterceptor:
         if num_survivors is not None:
             self._weigh_and_resample(bound.arguments, num_survivors)
         self._thin_generators(bound.arguments)
+        return self._move(bound)
+
+    def _move(self, bound: inspect.BoundArguments) -> Any:
+        """Let the scheduler make its step, and look at what it did."""
+        state, stochastic = dict(vars(self._scheduler)), adds_noise_now(self._scheduler)
+        output = self._original_step(*bound.args, **bound.kwargs)
+        inputs = (bound.arguments[name] for name in ("model_output", "timestep", "sample"))
+        self.records._last = _Step(state, *inputs, output)
+        if self._x0_pred is not None:
+            doubt = check_reported_x0(self._scheduler, output, self._x0_pred)
+            self._x0_pred = None
+            if doubt is not None:
+                self._tell(doubt)
+        if stochastic:
+            self._copies.check(output[0], step=self._num_done)
         self._num_done += 1
-        return self._original_step(*bound.args, **bound.kwargs)
+        self.records.num_steps = self._num_done
+        return output
+
+    def finish(self) -> None:
+        """Compare the steps that ran with those that were expected.
+
+        Raises:
+            RuntimeError: when a population that should have shrunk has not.
+        """
+        expected, ran, left = self.records.expected_steps, self._num_done, self._filter.num_particles
+        if expected is None:
+            return
+        final = self._filter.config.final_particles
+        if final is not None and left > final:
+            raise RuntimeError(
+                f"The loop ended after {ran} of {expected} steps with {left} particles of a prompt, and "
+                f"final_particles={final} asks for {final}: it was interrupted, or num_steps is wrong."
+            )
+        if ran < expected:
+            missed = [step for step, _ in self._pending if step >= ran]
+            self._tell(
+                f"The loop ended after {ran} of {expected} steps"
+                + (f", before its scoring steps {missed}." if missed else ", after its last scoring step.")
+            )
+        elif ran > expected:
+            self._tell(f"The loop ran {ran} steps, and the scoring steps were placed for {expected}: pass num_steps.")
+
+    def _tell(self, sentence: str) -> None:
+        """Warn, and leave the sentence in the notes of the run, once."""
+        if sentence not in self.records.notes:
+            logger.warning(sentence)
+            self.records.notes.append(sentence)
 
     def _due(self) -> int | None:
         """How many particles go on when they are scored before this step; None where they are not.
@@ -190,21 +317,26 @@ class _StepInterceptor:
                 f"The batch should hold {num_groups} prompts x {num_own} particles = {num_groups * num_own} samples, "
                 f"got {batch_size}."
             )
-        num_steps = len(self._scheduler.timesteps) - (getattr(self._scheduler, "begin_index", None) or 0)
+        num_steps = _length_of_run(self._scheduler, arguments["timestep"], given=self.num_steps)
+        self.records.expected_steps = num_steps
         steps = config.scoring_steps(num_steps)
         _check_effect(config, num_steps)
         self._pending = list(zip(steps, config.population_sizes(len(steps)), strict=True))
 
     def _weigh_and_resample(self, arguments: dict[str, Any], num_survivors: int) -> None:
         model_output, timestep, sample = (arguments[name] for name in ("model_output", "timestep", "sample"))
-        rewards = self._scored(predict_x0(self._scheduler, model_output, timestep, sample))
+        x0_pred = predict_x0(self._scheduler, model_output, timestep, sample)
+        rewards = self._scored(x0_pred)
         self._filter.weigh(rewards, step=self._num_done)
         log_weights, ess = self._filter.log_weights.clone(), self._filter.ess
         ancestors = self._filter.resample(num_survivors)
         if ancestors is not None:
             take = functools.partial(self._exchange.take, ancestors=ancestors)
-            arguments["sample"], arguments["model_output"] = take(sample), take(model_output)
-            gather_history(self._scheduler, take, sample)
+            arguments["sample"], arguments["model_output"], x0_pred = map(take, (sample, model_output, x0_pred))
+            for row_state in self.row_states:
+                row_state.gather(take, len(sample))
+            self._copies.begin(self._exchange.own(ancestors))
+        self._x0_pred = x0_pred
         self._record(float(timestep), rewards, (log_weights, ess), ancestors)
 
     def _scored(self, x0_pred: Tensor) -> Tensor:
@@ -250,30 +382,29 @@ def _check_effect(config: FKSteeringConfig, num_steps: int) -> None:
         )
 
 
-def gather_history(scheduler: Any, take: Callable[[Tensor], Tensor], sample: Tensor) -> None:
-    """Gather the scheduler's history by the ancestors: every sample-shaped tensor that it keeps between steps.
+def _length_of_run(scheduler: Any, timestep: Any, *, given: NumSteps) -> int:
+    """How many steps will run.
 
-    Args:
-        scheduler: changed in place.
-        take: rows `(B, C, ...)` to the rows of the ancestors.
-        sample: `(B, C, ...)`, for its shape.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> scheduler = SimpleNamespace(model_outputs=[None, torch.tensor([[1.0], [2.0]])], sigmas=torch.zeros(2))
-        >>> gather_history(scheduler, lambda rows: rows[[1, 1]], torch.zeros(2, 1))
-        >>> scheduler.model_outputs[1].flatten()
-        tensor([2., 2.])
+    Without better knowledge: from the first timestep that is seen to the scheduler's last.
     """
+    num_steps = given() if callable(given) else given
+    if num_steps is not None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps should be at least 1, got {num_steps}.")
+        return num_steps
+    if (begin := getattr(scheduler, "begin_index", None)) is not None:
+        return len(scheduler.timesteps) - begin
+    numbers = torch.as_tensor(scheduler.timesteps).tolist()
+    places = [place for place, number in enumerate(numbers) if number == _number(timestep)]
+    if places[:1] == [0] or len(places) == 1:
+        return len(numbers) - places[0]
+    where = "is not among" if not places else "stands more than once among"
+    raise ValueError(
+        f"How many steps will run cannot be known: the first timestep, {_number(timestep):g}, {where} the "
+        f"{len(numbers)} of scheduler.timesteps. Pass num_steps to steer()."
+    )
 
-    def gathered(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim == sample.ndim and value.shape == sample.shape:
-            return take(value)
-        if type(value) in (list, tuple) and any(isinstance(item, Tensor) for item in value):
-            return type(value)(gathered(item) for item in value)
-        return value
 
-    for name, value in list(vars(scheduler).items()):
-        replacement = gathered(value)
-        if replacement is not value:
-            setattr(scheduler, name, replacement)
+def _number(timestep: Any) -> float:
+    """A timestep as a number; some loops pass one for each row."""
+    return float(torch.as_tensor(timestep).flatten()[0])

@@ -20,7 +20,7 @@ from diffusers import (
 )
 
 from fk_reward import FKSteeringConfig, ParticleFilter, steer
-from fk_reward.steering import gather_history
+from fk_reward.row_state import SchedulerHistory
 from fk_reward.stochasticity import require_stochastic
 from tests.fk_reward.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
 
@@ -80,7 +80,7 @@ def test_equals_particles_run_one_by_one(name, kind):
 
 @pytest.mark.parametrize("name", ["dpm-sde-2", "dpm-singlestep-2"])
 def test_a_history_that_is_not_gathered_fails_the_same_check(name, monkeypatch):
-    monkeypatch.setattr("fk_reward.steering.gather_history", lambda *args: None)
+    monkeypatch.setattr(SchedulerHistory, "gather", lambda *args: None)
     with pytest.raises(AssertionError):
         test_equals_particles_run_one_by_one(name, "epsilon")
 
@@ -254,7 +254,7 @@ def test_a_trajectory_that_begins_late_counts_its_own_steps():
     assert [record.step for record in records] == [2, 4, 6, 8]
 
 
-def test_gather_history_touches_sample_shaped_tensors_only():
+def test_the_history_of_a_scheduler_is_what_has_a_row_for_each_particle():
     class Scheduler:
         def __init__(self):
             self.model_outputs = [None, torch.arange(3.0).view(3, 1, 1, 1)]
@@ -263,7 +263,7 @@ def test_gather_history_touches_sample_shaped_tensors_only():
             self.order_list = [1, 2, 3]
 
     scheduler = Scheduler()
-    gather_history(scheduler, lambda rows: rows[[2, 2, 0]], torch.zeros(3, 1, 1, 1))
+    SchedulerHistory(scheduler).gather(lambda rows: rows[[2, 2, 0]], 3)
     assert scheduler.model_outputs[0] is None
     assert scheduler.model_outputs[1].flatten().tolist() == [2, 2, 0]
     assert scheduler.sample.flatten().tolist() == [2, 2, 0]
