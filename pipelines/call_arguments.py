@@ -18,6 +18,23 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 logger = logging.getLogger(__name__)
 
 
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raise for a value of another class; a dictionary of fields gets the way to write it.
+
+    Raises:
+        TypeError: expected, got, and what to write.
+
+    Example:
+        >>> check_kind("batch_sizes", {"decode_batch_size": 4}, BatchSizes)
+        Traceback (most recent call last):
+        TypeError: batch_sizes should be of class BatchSizes, got dict: write BatchSizes(**{...}), ...
+    """
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        hint = f": write {kind.__name__}(**{{...}}), or its fields as keywords" if isinstance(value, Mapping) else ""
+        raise TypeError(f"{name} should be of class {kind.__name__}, got {got}{hint}.")
+
+
 def split_arguments(
     pipe: Any, arguments: Mapping[str, Any], *, steering: FKSteeringConfig, batch_sizes: BatchSizes
 ) -> tuple[FKSteeringConfig, BatchSizes, dict[str, Any]]:

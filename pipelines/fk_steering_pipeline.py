@@ -13,30 +13,32 @@ from torch import Tensor
 from fk_reward.batch_sizes import BatchSizes
 from fk_reward.config import FKSteeringConfig
 from fk_reward.particle_filter import ParticleFilter
-from fk_reward.pipelines.call_arguments import check_output, complete_eta, resolve_prompts, split_arguments
+from fk_reward.pipelines.call_arguments import (
+    check_kind,
+    check_output,
+    complete_eta,
+    resolve_prompts,
+    split_arguments,
+)
 from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
 from fk_reward.pipelines.default_scheduler import stochastic_scheduler
 from fk_reward.pipelines.finishing import finish
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.particle_share import find_exchange, own_arguments
+from fk_reward.pipelines.pipeline_proxy import PipelineProxy
 from fk_reward.pipelines.previews import Preview, ReducedResolution, load_preview, preview_decoder
 from fk_reward.pipelines.provenance import describe_call
 from fk_reward.pipelines.seeds import resampling_generators
 from fk_reward.pipelines.solvers import InstalledSolver, Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.pipelines.steering_reward import put_on, reward_place, steering_reward
-from fk_reward.pipelines.wrapped_pipeline import check_pipeline
+from fk_reward.pipelines.wrapped_pipeline import check_pipeline, check_scheduler
 from fk_reward.rewards import Reward
 from fk_reward.rewards.hub_paths import model_source
 
-_OWN_ATTRIBUTES = (
-    *("pipe", "reward", "steering", "preview", "solver", "batch_sizes", "spread", "reward_device"),
-    *("_installed", "_found_sizes", "_stand_in"),
-)
 
-
-class FKSteeringPipeline:
+class FKSteeringPipeline(PipelineProxy):
     """Any Diffusers text-to-image pipeline, steered by a reward with the Feynman-Kac sampler of Singhal et al. (2025).
 
     The wrapped pipeline runs its own `__call__` on K particles a prompt; its scheduler's `step` is intercepted for
@@ -45,7 +47,8 @@ class FKSteeringPipeline:
     they do not hand on to their scheduler.
 
     Every attribute that is not named here (`unet`, `scheduler`, `load_lora_weights`, `enable_model_cpu_offload`, ...)
-    is read from and written to the wrapped pipeline.
+    is read from and written to the wrapped pipeline; a name that neither of the two has cannot be written. It is no
+    `DiffusionPipeline` itself: `isinstance` and Diffusers' `from_pipe` want `pipe.pipe`.
 
     Args:
         pipe: a pipeline in memory, whose scheduler is kept: a deterministic one is refused when the pipeline is called.
@@ -75,14 +78,14 @@ class FKSteeringPipeline:
         ((64, 64), (1, 1))
     """
 
-    pipe: Any
-    reward: Reward
-    steering: FKSteeringConfig
-    preview: Preview | None
-    batch_sizes: BatchSizes
-    spread: bool
-    reward_device: torch.device | None
+    _own = frozenset(
+        {
+            *("_pipe", "_reward", "_steering", "_preview", "_batch_sizes", "_spread", "_reward_device"),
+            *("_installed", "_found_sizes", "_stand_in"),
+        }
+    )
     _installed: InstalledSolver | None
+    _found_sizes: dict[str, int]
     _stand_in: tuple[Any, str] | None  # a scheduler that was not the user's choice, and the class that it replaces
 
     def __init__(  # noqa: PLR0913 (one parameter for each option)
@@ -97,14 +100,99 @@ class FKSteeringPipeline:
         spread: bool = False,
         reward_device: str | torch.device | None = None,
     ) -> None:
+        self._reward_device, self._preview = reward_place(reward_device), None
         self.pipe = pipe
-        self.reward = steering_reward(reward)
-        self.reward_device = reward_device  # type: ignore[assignment]
-        self.steering = steering or FKSteeringConfig()
-        self.batch_sizes = batch_sizes or BatchSizes()
+        self.reward = reward
+        self.steering = FKSteeringConfig() if steering is None else steering
+        self.batch_sizes = BatchSizes() if batch_sizes is None else batch_sizes
         self.spread = spread
         self.preview = preview
         self.solver = solver
+
+    @property
+    def pipe(self) -> Any:
+        """The wrapped pipeline. A new one keeps reward, settings and preview, and its own scheduler."""
+        return self._pipe
+
+    @pipe.setter
+    def pipe(self, value: DiffusionPipeline) -> None:
+        check_pipeline(value)
+        load_preview(self._preview, value)  # refuses one of other latents
+        if "_pipe" in vars(self):
+            self.solver = None  # gives the old pipeline its scheduler back
+        self._pipe, self._installed, self._stand_in, self._found_sizes = value, None, None, {}
+
+    @property
+    def scheduler(self) -> Any:
+        """The wrapped pipeline's scheduler. Writing it ends the `solver`."""
+        return self.pipe.scheduler
+
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        check_scheduler(value)
+        self.solver = None
+        self.pipe.scheduler = value
+
+    @property
+    def reward(self) -> Reward:
+        """The reward; a name, a composition or a function can be written as well."""
+        return self._reward
+
+    @reward.setter
+    def reward(self, value: str | Reward | Callable[[Tensor, list[str]], Tensor]) -> None:
+        reward = steering_reward(value)
+        put_on(reward, self.reward_device)
+        self._reward = reward
+
+    @property
+    def reward_device(self) -> torch.device | None:
+        """Where the reward is, and stays; None for the pipeline's device."""
+        return self._reward_device
+
+    @reward_device.setter
+    def reward_device(self, value: str | torch.device | None) -> None:
+        device = reward_place(value)
+        put_on(self.reward, device)
+        self._reward_device = device
+
+    @property
+    def steering(self) -> FKSteeringConfig:
+        """Default settings of the calls."""
+        return self._steering
+
+    @steering.setter
+    def steering(self, value: FKSteeringConfig) -> None:
+        check_kind("steering", value, FKSteeringConfig)
+        self._steering = value
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Default limits of the batches. Writing them forgets the sizes that `"auto"` has found."""
+        return self._batch_sizes
+
+    @batch_sizes.setter
+    def batch_sizes(self, value: BatchSizes) -> None:
+        check_kind("batch_sizes", value, BatchSizes)
+        self._batch_sizes, self._found_sizes = value, {}
+
+    @property
+    def spread(self) -> bool:
+        """Whether the particles of each prompt are shared out to the processes of `accelerate launch`."""
+        return self._spread
+
+    @spread.setter
+    def spread(self, value: bool) -> None:
+        check_kind("spread", value, bool)
+        self._spread = value
+
+    @property
+    def preview(self) -> Preview | None:
+        """What decodes at the scoring steps, None for the wrapped pipeline's decoder; a name can be written as well."""
+        return self._preview
+
+    @preview.setter
+    def preview(self, value: str | Path | Preview | None) -> None:
+        self._preview = load_preview(value, self.pipe)
 
     @property
     def solver(self) -> Solver | None:
@@ -281,35 +369,9 @@ class FKSteeringPipeline:
         own = LatentDecoder(self.pipe, height=arguments.get("height"), width=arguments.get("width"))
         return own if own.knows(latents) else None
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _OWN_ATTRIBUTES:  # not set yet: __init__ failed, or the object is being unpickled
-            raise AttributeError(name)
-        return getattr(self.pipe, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "pipe":
-            check_pipeline(value)
-            load_preview(vars(self).get("preview"), value)  # refuses one of other latents
-            if "pipe" in vars(self):
-                self.solver = None
-            vars(self).update(_installed=None, _stand_in=None, _found_sizes={})
-        elif name == "reward":
-            value = steering_reward(value)
-            put_on(value, vars(self).get("reward_device"))
-        elif name == "reward_device":
-            value = reward_place(value)
-            put_on(self.reward, value)
-        elif name == "batch_sizes":
-            object.__setattr__(self, "_found_sizes", {})
-        elif name == "preview":
-            value = load_preview(value, self.pipe)
-        elif name == "scheduler":
-            self.solver = None
-        if name in _OWN_ATTRIBUTES:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self.pipe, name, value)
-
     def __repr__(self) -> str:
-        pipe, reward = type(self.pipe).__name__, self.reward.card.name
-        return f"FKSteeringPipeline({pipe}, reward={reward!r}, steering={self.steering})"
+        replaced = "" if self._replaced_scheduler is None else f" (in place of {self._replaced_scheduler})"
+        return (
+            f"FKSteeringPipeline({type(self.pipe).__name__}, scheduler={type(self.scheduler).__name__}{replaced}, "
+            f"reward={self.reward.card.name!r}, steering={self.steering})"
+        )

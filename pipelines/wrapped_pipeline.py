@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+
+from fk_reward.pipelines.pipeline_proxy import PipelineProxy
 
 _AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
 """Names of the decoder of latents in the pipelines of Diffusers; one without any draws pixels."""
@@ -19,10 +22,36 @@ def check_pipeline(pipe: Any) -> None:
     Example:
         >>> check_pipeline("sdxl")
         Traceback (most recent call last):
-        TypeError: pipe should be a Diffusers pipeline with a scheduler, got str.
+        TypeError: pipe should be a Diffusers pipeline with a scheduler, got str. ...
     """
-    if not isinstance(pipe, DiffusionPipeline) or not hasattr(pipe, "scheduler"):
-        raise TypeError(f"pipe should be a Diffusers pipeline with a scheduler, got {type(pipe).__name__}.")
+    if isinstance(pipe, DiffusionPipeline) and hasattr(pipe, "scheduler"):
+        return
+    wanted = "pipe should be a Diffusers pipeline with a scheduler"
+    if isinstance(pipe, PipelineProxy):
+        raise TypeError(f"{wanted}, got one that is wrapped already: pass its .pipe, the pipeline that it wraps.")
+    if isinstance(pipe, type):
+        raise TypeError(f"{wanted}, got the class {pipe.__name__}: pass {pipe.__name__}.from_pretrained(...).")
+    hint = " FKSteeringPipeline.from_pretrained loads one by name." if isinstance(pipe, str | Path) else ""
+    raise TypeError(f"{wanted}, got {type(pipe).__name__}.{hint}")
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise for what is no scheduler.
+
+    Raises:
+        TypeError: for a class, a name, or anything else without a step.
+
+    Example:
+        >>> check_scheduler("ddim")
+        Traceback (most recent call last):
+        TypeError: scheduler should be a Diffusers scheduler, got 'ddim'. ...
+    """
+    if isinstance(scheduler, type) or not (callable(getattr(scheduler, "step", None)) and hasattr(scheduler, "config")):
+        got = f"the class {scheduler.__name__}" if isinstance(scheduler, type) else repr(scheduler)
+        raise TypeError(
+            f"scheduler should be a Diffusers scheduler, got {got}. Make one for this model: "
+            "DDIMScheduler.from_config(pipe.scheduler.config)."
+        )
 
 
 def has_latents(pipe: Any) -> bool:
