@@ -149,9 +149,7 @@ LINEAR_ATTENTION = {
     "SanaPipeline": Family(_sana, _SANA_CALL),
     "SanaPAGPipeline": Family(_sana_pag, _SANA_CALL),
     "SanaControlNetPipeline": Family(_sana_controlnet, {"control_image": CONTROL[..., :32, :32], **_SANA_CALL}),
-    "SanaSprintPipeline": Family(
-        _sana_sprint, {name: value for name, value in _SANA_CALL.items()} | {"intermediate_timesteps": 1.3}
-    ),
+    "SanaSprintPipeline": Family(_sana_sprint, _SANA_CALL | {"intermediate_timesteps": None}),
     "PRXPipeline": Family(_prx, {"height": 64, "width": 64, **_PRX_CALL}, _prx_embeddings),
     "PRXPixelPipeline": Family(_prx_pixel, {"height": 32, "width": 32, **_PRX_CALL}, _prx_embeddings),
 }

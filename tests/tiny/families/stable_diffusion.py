@@ -203,7 +203,7 @@ STABLE_DIFFUSION = {
     "StableUnCLIPPipeline": Family(_stable_unclip, _SMALL | {"prior_num_inference_steps": 2}),
     "SemanticStableDiffusionPipeline": Family(_semantic, {"editing_prompt": ["a blue hat"], "edit_warmup_steps": 0}),
     "StableDiffusionAttendAndExcitePipeline": Family(
-        _attend_and_excite, _SMALL | {"max_iter_to_alter": 1, "attn_res": (4, 4)}, _with_tokens
+        _attend_and_excite, _SMALL | {"max_iter_to_alter": 1, "thresholds": {}, "attn_res": (4, 4)}, _with_tokens
     ),
     "StableDiffusionGLIGENPipeline": Family(
         _gligen, _SMALL | {"gligen_phrases": ["a circle"], "gligen_boxes": [[0.1, 0.1, 0.6, 0.6]]}

@@ -76,7 +76,7 @@ def _controlnet_union() -> StableDiffusionXLControlNetUnionPipeline:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         norm_num_groups=8,
-        conditioning_embedding_out_channels=(4, 4),
+        conditioning_embedding_out_channels=(4, 4, 4, 4),
         num_trans_channel=16,
         num_proj_channel=16,
         num_trans_head=2,

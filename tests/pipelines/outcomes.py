@@ -1,0 +1,351 @@
+"""What steering does to one pipeline class, seen from the outside: a run is right, refused early and clearly, or wrong.
+
+The oracle is the stock pipeline: its own images of the same seeds, also where a scoring step is made to predict the
+finished sample, so that the reward has to see the finished image.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fk_reward import FKSteeringPipeline, steering
+from fk_reward.pipelines import stochastic_scheduler
+from tests.pipelines.calls import BrightnessReward
+from tests.tiny.families import FAMILIES
+
+PROMPTS = ("a red circle on a blue field", "two stars")
+STEPS = 3
+ROUNDING = 1e-4  # between batches of different sizes, float32
+_DENOISERS = re.compile("UNet|Transformer|UVit|DiT|UniDiffuserModel|Prior")
+_REMEDIES = re.compile(
+    r"preview|num_resamples=0|best of|Pruning|scheduler|one prompt|[Pp]ass |[Uu]se |[Aa]sk for|[Ww]rap "
+)
+
+
+class SilentlyWrong(AssertionError):
+    """A call was accepted, and what came back is not what the stock pipeline or the mathematics say."""
+
+
+class Obscure(AssertionError):
+    """A call failed late, or with an error that helps nobody."""
+
+
+class Refused(Exception):
+    """A call was refused before the second step, by an error that names the class and says what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of the table.
+
+    Attributes:
+        family: class of the pipeline.
+        outcome: "steers", "steers with a preview", "best of N only", "refused", "silently wrong" or "obscure".
+        scheduler: class that runs where none is named; the pipeline's own where nothing is replaced.
+        prompts: whether several prompts in one call give what each gives alone: "together", "one a call" or "".
+        remark: what the error said, or where the images differ.
+    """
+
+    family: str
+    outcome: str
+    scheduler: str
+    prompts: str = ""
+    remark: str = ""
+
+
+class WatchfulReward(BrightnessReward):
+    """Mean of the red channel, of images that are images; keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """As `BrightnessReward`; raises for what lies outside [0, 1]."""
+        if images.ndim != 4 or images.shape[1] != 3 or not torch.isfinite(images).all():
+            raise SilentlyWrong(f"The reward was shown a tensor of shape {tuple(images.shape)}, or NaN.")
+        if images.min() < 0 or images.max() > 1:
+            raise SilentlyWrong(f"The reward was shown pixels in [{images.min():.2f}, {images.max():.2f}].")
+        self.seen.append(images.clone())
+        return super().score(images, prompts)
+
+
+class Examination:
+    """The runs of one family; every run builds on the same pipeline, whose scheduler is put back."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.family = FAMILIES[name]
+        self.pipe = self.family.build()
+        self.own_scheduler = self.pipe.scheduler if hasattr(self.pipe, "scheduler") else None
+        self.preview: Any = None
+        self.several = len(PROMPTS)
+
+    # Runs -------------------------------------------------------------------------------------------------------
+
+    def stock(self, output_type: str, *, num_images: int = 2) -> Any:
+        """Images of the wrapped pipeline itself; None where its output has none."""
+        arguments = {**self.family.call_arguments([PROMPTS[0]]), "num_images_per_prompt": num_images}
+        arguments |= {**self._steps(), "output_type": output_type, "generator": _generators(num_images)}
+        torch.manual_seed(0)
+        with self._stock_eta():
+            out = self.pipe(**self._known(arguments))
+        return getattr(out, "images", getattr(out, "image", None))
+
+    @contextmanager
+    def _stock_eta(self) -> Iterator[None]:
+        """The eta of the wrapper, 1, where the scheduler takes it and the pipeline's call does not."""
+        scheduler = self.pipe.scheduler
+        if self._takes_eta or "eta" not in inspect.signature(scheduler.step).parameters:
+            yield
+            return
+        with patch.object(scheduler, "step", functools.partial(scheduler.step, eta=1.0)):
+            yield
+
+    def steered(self, *, prompts: tuple[str, ...] = PROMPTS[:1], steps: int = STEPS, **arguments: Any) -> Any:
+        """A call of the wrapper; what it refuses becomes `Refused`, what it drops `Obscure`."""
+        wrapped = self._wrapped()
+        conditions = self.family.call_arguments(list(prompts))
+        if "prompt" not in conditions:
+            conditions["reward_prompts"] = list(prompts)
+        arguments.setdefault("generator", _generators(len(prompts) * arguments["num_particles"]))
+        torch.manual_seed(0)
+        with self._counting() as calls:
+            try:
+                out = wrapped(**{**conditions, **self._steps(steps), **arguments})
+            except (SilentlyWrong, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                raise self._judged(error, calls) from error
+        return out, wrapped.reward
+
+    def _wrapped(self) -> FKSteeringPipeline:
+        try:
+            wrapped = FKSteeringPipeline(self.pipe, reward=WatchfulReward(), preview=self.preview)
+        except Exception as error:
+            raise self._judged(error, {}) from error
+        return wrapped
+
+    def _steps(self, steps: int = STEPS) -> dict[str, int]:
+        names = ("num_inference_steps", "decoder_num_inference_steps")
+        return {name: steps for name in names[:1] if name in self._parameters} or {names[1]: steps}
+
+    def _known(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in arguments.items() if name in self._parameters}
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, Any]:
+        return inspect.signature(type(self.pipe).__call__).parameters
+
+    @property
+    def _takes_eta(self) -> bool:
+        return "eta" in self._parameters
+
+    # Errors -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _counting(self) -> Iterator[dict[str, int]]:
+        """Calls of each denoiser inside the block."""
+        calls: dict[str, int] = {}
+
+        def count(name: str) -> Callable[..., None]:
+            return lambda *_: calls.update({name: calls.get(name, 0) + 1})
+
+        modules = {
+            name: module
+            for name, module in self.pipe.components.items()
+            if isinstance(module, nn.Module) and _DENOISERS.search(type(module).__name__)
+        }
+        hooks = [module.register_forward_pre_hook(count(name)) for name, module in modules.items()]
+        try:
+            yield calls
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @cached_property
+    def _calls_of_a_step(self) -> dict[str, int]:
+        with self._counting() as calls:
+            self.stock("np", num_images=1)
+        return {name: -(-count // STEPS) for name, count in calls.items()}
+
+    def _judged(self, error: Exception, calls: Mapping[str, int]) -> Exception:
+        text = f"{type(error).__name__}: {error}"
+        if not isinstance(error, ValueError | TypeError):
+            return Obscure(text)
+        first_step = self._calls_of_a_step if calls else {}
+        late = [name for name, count in calls.items() if count > first_step.get(name, 0)]
+        if late:
+            return Obscure(f"{text} (after {dict(calls)} calls of the denoisers)")
+        names = (type(self.pipe).__name__, type(self.own_scheduler).__name__)
+        if not any(name in str(error) for name in names) or not _REMEDIES.search(str(error)):
+            return Obscure(f"{text} (names no class, or no remedy)")
+        return Refused(str(error))
+
+    # Checks -----------------------------------------------------------------------------------------------------
+
+    def check_equals_stock(self) -> None:
+        """Nothing is resampled: the images of the stock pipeline for each output type, and rewards that are theirs."""
+        expected = self._expected()
+        order = np.argsort(-expected[..., 0].mean((1, 2)), kind="stable")
+        arguments = {"num_particles": 2, "num_resamples": 0, "num_images_per_prompt": 2, **self._plain_eta()}
+        for output_type in ("np", "pt", "pil"):
+            out, _ = self.steered(output_type=output_type, **arguments)
+            self._check_images(out, expected[order], output_type)
+        stock = self.stock("pil")
+        if not all(np.array_equal(np.asarray(out.images[i]), np.asarray(stock[k])) for i, k in enumerate(order)):
+            raise SilentlyWrong("The PIL images are not the stock pipeline's.")
+        one, _ = self.steered(output_type="np", **{**arguments, "num_particles": 1, "num_images_per_prompt": 1})
+        _check_close(one.images, np.asarray(self.stock("np", num_images=1)), "one particle")
+
+    def _expected(self) -> np.ndarray:
+        try:
+            images = self.stock("np")
+        except Exception:
+            images = None
+        if images is None:
+            self.steered(output_type="np", num_particles=2, num_resamples=0)
+            raise SilentlyWrong("The stock pipeline makes no images of this call, and steering accepted it.")
+        return np.asarray(images)
+
+    def _plain_eta(self) -> dict[str, float]:
+        """Pipelines that take eta run with the 0 that is their default."""
+        takes_eta = self._takes_eta and "eta" in inspect.signature(self.pipe.scheduler.step).parameters
+        return {"eta": 0.0} if takes_eta else {}
+
+    def _check_images(self, out: Any, expected: np.ndarray, output_type: str) -> None:
+        rewards = expected[..., 0].mean((1, 2))
+        if np.abs(out.rewards[0].numpy() - rewards).max() > 1 / 255:
+            raise SilentlyWrong(f"{output_type}: rewards {out.rewards[0].tolist()}, of the stock images {rewards}.")
+        if output_type == "pil":
+            return
+        images = out.images.permute(0, 2, 3, 1).numpy() if output_type == "pt" else out.images
+        _check_close(images, expected, output_type)
+
+    def check_predictions_decode_as_the_end(self) -> None:
+        """A scoring step that predicts the finished sample shows the reward the finished image."""
+        expected, finished = self._finished()
+        with patch.object(steering, "predict_x0", lambda *_: finished.clone()):
+            _, reward = self.steered(num_particles=2, num_images_per_prompt=2, output_type="pt", num_resamples=1)
+        if len(reward.seen) < 2:
+            raise SilentlyWrong("Nothing was scored before the end.")
+        if self.preview is None:
+            _check_close(reward.seen[0].permute(0, 2, 3, 1).numpy(), expected, "prediction at a scoring step")
+
+    def _finished(self) -> tuple[np.ndarray, Tensor]:
+        """Images of the stock pipeline, and the last sample that its scheduler returned."""
+        scheduler, samples = self.pipe.scheduler, []
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            out = original(*args, **kwargs)
+            samples.append(out[0])
+            return out
+
+        original = scheduler.step
+        with patch.object(scheduler, "step", functools.wraps(original)(step)):
+            images = np.asarray(self.stock("np"))
+        return images, samples[-1]
+
+    def check_steers(self) -> None:
+        """Every step resamples: finite rewards of images in [0, 1], and ancestors that were drawn."""
+        arguments = {"reward_scale": 1e4, "ess_threshold": 1.0, "resample_start": 0.0, "resample_stop": 1.0}
+        out, reward = self.steered(
+            steps=4, num_particles=3, num_images_per_prompt=3, output_type="pt", potential="difference", **arguments
+        )
+        if len(reward.seen) < 2 or all(step.ancestors is None for step in out.trace.steps):
+            raise SilentlyWrong("Nothing was scored or resampled before the end.")
+        if not torch.isfinite(out.images).all() or out.images.min() < 0 or out.images.max() > 1:
+            raise SilentlyWrong("The images are not finite, or not in [0, 1].")
+
+    def check_prompts(self) -> str:
+        """Whether two prompts in one call give what each gives alone."""
+
+        def run(prompts: tuple[str, ...], first: int = 0) -> np.ndarray:
+            arguments = {"num_particles": 2, "num_images_per_prompt": 2, "num_resamples": 0, "output_type": "np"}
+            generators = _generators(2 * len(prompts), first=first)
+            out, _ = self.steered(prompts=prompts, generator=generators, **arguments, **self._plain_eta())
+            return out.images
+
+        alone = [run(PROMPTS[:1]), run(PROMPTS[1:], first=2)]
+        try:
+            together = run(PROMPTS)
+        except Refused:
+            return "one a call"
+        _check_close(together, np.concatenate(alone), "two prompts against each alone")
+        return "together"
+
+
+def _generators(count: int, *, first: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(first, first + count)]
+
+
+def _check_close(images: np.ndarray, expected: np.ndarray, what: str) -> None:
+    if images.shape != expected.shape:
+        raise SilentlyWrong(f"{what}: shape {images.shape}, {expected.shape} of the stock pipeline.")
+    difference = float(np.abs(images - expected).max())
+    if not difference <= ROUNDING * 10:
+        raise SilentlyWrong(f"{what}: differs by {difference:.3g}.")
+
+
+def _any_preview(latents: Tensor) -> Tensor:
+    """A preview for latents of any shape: three numbers of each sample, as a small image."""
+    flat = latents.flatten(1).float()
+    return torch.sigmoid(flat[:, :3])[:, :, None, None].expand(-1, -1, 8, 8)
+
+
+def examine(name: str) -> Outcome:
+    """The outcome of this family."""
+    examination = Examination(name)
+    scheduler = type(examination.own_scheduler).__name__
+    try:
+        return _examined(examination)
+    except (SilentlyWrong, Obscure) as error:
+        kind = "silently wrong" if isinstance(error, SilentlyWrong) else "obscure"
+        return Outcome(name, kind, scheduler, remark=str(error))
+    except Refused as error:
+        return Outcome(name, "refused", scheduler, remark=str(error))
+
+
+def _examined(examination: Examination) -> Outcome:
+    outcome, remark = "steers", ""
+    try:
+        examination.check_equals_stock()
+    except Refused as error:
+        if "preview" not in str(error):
+            raise
+        examination.preview, outcome = _any_preview, "steers with a preview"
+        examination.check_equals_stock()
+    prompts = examination.check_prompts()
+    try:
+        examination.check_predictions_decode_as_the_end()
+        examination.pipe.scheduler = stochastic_scheduler(examination.own_scheduler)
+        scheduler = type(examination.pipe.scheduler).__name__
+        examination.check_steers()
+    except (Refused, ValueError) as error:
+        refusal = error if isinstance(error, Refused) else examination._judged(error, {})
+        if not isinstance(refusal, Refused):
+            raise refusal from error
+        if "preview" in str(refusal) and examination.preview is None:
+            return _with_preview(examination, prompts)
+        outcome, scheduler, remark = "best of N only", type(examination.own_scheduler).__name__, str(refusal)
+    return Outcome(examination.name, outcome, scheduler, prompts, remark)
+
+
+def _with_preview(examination: Examination, prompts: str) -> Outcome:
+    examination.preview = _any_preview
+    examination.pipe.scheduler = stochastic_scheduler(examination.own_scheduler)
+    examination.check_steers()
+    scheduler = type(examination.pipe.scheduler).__name__
+    return Outcome(examination.name, "steers with a preview", scheduler, prompts)
