@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fk_reward import FKSteeringPipeline, steering
+from fk_reward import FKSteeringPipeline
 from fk_reward.pipelines import stochastic_scheduler
+from fk_reward.pipelines.steered_run import SteeredRun
 from tests.pipelines.calls import BrightnessReward
 from tests.tiny.families import FAMILIES
 
@@ -98,21 +99,29 @@ class Examination:
     def stock(self, output_type: str, *, num_images: int = 2) -> Any:
         """Images of the wrapped pipeline itself; None where its output has none."""
         arguments = {**self.family.call_arguments([PROMPTS[0]]), "num_images_per_prompt": num_images}
-        arguments |= {**self._steps(), "output_type": output_type, "generator": _generators(num_images)}
+        generators = _generators(num_images)
+        arguments |= {**self._steps(), "output_type": output_type, "generator": generators}
         torch.manual_seed(0)
-        with self._stock_eta():
+        with self._stepping(generators) as self._samples:
             out = self.pipe(**self._known(arguments))
         return getattr(out, "images", getattr(out, "image", None))
 
     @contextmanager
-    def _stock_eta(self) -> Iterator[None]:
-        """The eta of the wrapper, 1, where the scheduler takes it and the pipeline's call does not."""
-        scheduler = self.pipe.scheduler
-        if self._takes_eta or "eta" not in inspect.signature(scheduler.step).parameters:
-            yield
-            return
-        with patch.object(scheduler, "step", functools.partial(scheduler.step, eta=1.0)):
-            yield
+    def _stepping(self, generators: list[torch.Generator]) -> Iterator[list[Tensor]]:
+        """The stock pipeline's steps with what the wrapper hands on where the pipeline does not; the samples so far."""
+        scheduler, samples = self.pipe.scheduler, []
+        original = scheduler.step
+        known = inspect.signature(original).parameters
+        defaults = {"generator": generators} | ({} if self._takes_eta else {"eta": 1.0})
+        defaults = {name: value for name, value in defaults.items() if name in known}
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            out = original(*args, **{**defaults, **kwargs})
+            samples.append(out[0])
+            return out
+
+        with patch.object(scheduler, "step", functools.wraps(original)(step)):
+            yield samples
 
     def steered(self, *, prompts: tuple[str, ...] = PROMPTS[:1], steps: int = STEPS, **arguments: Any) -> Any:
         """A call of the wrapper; what it refuses becomes `Refused`, what it drops `Obscure`."""
@@ -198,7 +207,8 @@ class Examination:
 
     def check_equals_stock(self) -> None:
         """Nothing is resampled: the images of the stock pipeline for each output type, and rewards that are theirs."""
-        expected = self._expected()
+        self._expected_np = expected = self._expected()
+        self._finished = self._samples[-1] if self._samples else None
         order = np.argsort(-expected[..., 0].mean((1, 2)), kind="stable")
         arguments = {"num_particles": 2, "num_resamples": 0, "num_images_per_prompt": 2, **self._plain_eta()}
         for output_type in ("np", "pt", "pil"):
@@ -213,7 +223,7 @@ class Examination:
     def _expected(self) -> np.ndarray:
         try:
             images = self.stock("np")
-        except Exception:
+        except Exception:  # noqa: BLE001 (whatever it is: then steering must refuse)
             images = None
         if images is None:
             self.steered(output_type="np", num_particles=2, num_resamples=0)
@@ -236,27 +246,14 @@ class Examination:
 
     def check_predictions_decode_as_the_end(self) -> None:
         """A scoring step that predicts the finished sample shows the reward the finished image."""
-        expected, finished = self._finished()
-        with patch.object(steering, "predict_x0", lambda *_: finished.clone()):
+        expected, finished = self._expected_np, self._finished
+        score = SteeredRun.score
+        with patch.object(SteeredRun, "score", lambda run, x0_pred: score(run, finished.clone())):
             _, reward = self.steered(num_particles=2, num_images_per_prompt=2, output_type="pt", num_resamples=1)
         if len(reward.seen) < 2:
             raise SilentlyWrong("Nothing was scored before the end.")
         if self.preview is None:
             _check_close(reward.seen[0].permute(0, 2, 3, 1).numpy(), expected, "prediction at a scoring step")
-
-    def _finished(self) -> tuple[np.ndarray, Tensor]:
-        """Images of the stock pipeline, and the last sample that its scheduler returned."""
-        scheduler, samples = self.pipe.scheduler, []
-
-        def step(*args: Any, **kwargs: Any) -> Any:
-            out = original(*args, **kwargs)
-            samples.append(out[0])
-            return out
-
-        original = scheduler.step
-        with patch.object(scheduler, "step", functools.wraps(original)(step)):
-            images = np.asarray(self.stock("np"))
-        return images, samples[-1]
 
     def check_steers(self) -> None:
         """Every step resamples: finite rewards of images in [0, 1], and ancestors that were drawn."""
@@ -329,8 +326,8 @@ def _examined(examination: Examination) -> Outcome:
         examination.check_equals_stock()
     prompts = examination.check_prompts()
     try:
-        examination.check_predictions_decode_as_the_end()
         examination.pipe.scheduler = stochastic_scheduler(examination.own_scheduler)
+        examination.check_predictions_decode_as_the_end()
         scheduler = type(examination.pipe.scheduler).__name__
         examination.check_steers()
     except (Refused, ValueError) as error:
