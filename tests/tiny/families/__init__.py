@@ -8,9 +8,11 @@ from tests.tiny.families.bria import BRIA
 from tests.tiny.families.cascade import CASCADE
 from tests.tiny.families.family import Family
 from tests.tiny.families.flux import FLUX
+from tests.tiny.families.flux2 import FLUX2
 from tests.tiny.families.hunyuan import HUNYUAN
 from tests.tiny.families.kandinsky import KANDINSKY
 from tests.tiny.families.linear_attention import LINEAR_ATTENTION
+from tests.tiny.families.mixed import MIXED
 from tests.tiny.families.qwen_image import QWEN_IMAGE
 from tests.tiny.families.stable_diffusion import STABLE_DIFFUSION
 from tests.tiny.families.stable_diffusion_3 import STABLE_DIFFUSION_3
@@ -18,7 +20,7 @@ from tests.tiny.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 
 FAMILIES: dict[str, Family] = {
     **{**STABLE_DIFFUSION, **STABLE_DIFFUSION_XL, **STABLE_DIFFUSION_3},
-    **{**KANDINSKY, **LINEAR_ATTENTION, **QWEN_IMAGE, **BRIA, **FLUX, **CASCADE, **HUNYUAN},
+    **{**KANDINSKY, **LINEAR_ATTENTION, **QWEN_IMAGE, **BRIA, **FLUX, **FLUX2, **MIXED, **CASCADE, **HUNYUAN},
 }
 
 __all__ = ["FAMILIES", "Family"]

@@ -6,18 +6,25 @@ from typing import Any
 
 import torch
 from diffusers import (
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxControlNetModel,
     FluxControlNetPipeline,
     FluxControlPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    LongCatImagePipeline,
+    LongCatImageTransformer2DModel,
+    OvisImagePipeline,
+    OvisImageTransformer2DModel,
     VisualClozePipeline,
 )
 from PIL import Image
 
 from tests.tiny.components import HIDDEN_SIZE, T5_SIZE, make_clip_text_model, make_t5_encoder, make_vae
 from tests.tiny.families.family import Family
+from tests.tiny.language_models import TEXT_SIZE, make_letter_tokenizer, make_qwen2_5_vl, make_qwen3
 from tests.tiny.tokenizers import make_clip_tokenizer, make_t5_tokenizer
 
 _SIZES: dict[str, Any] = {
@@ -76,6 +83,44 @@ def _visual_cloze() -> VisualClozePipeline:
     return VisualClozePipeline(**flux_components(in_channels=channels, out_channels=16), resolution=64)
 
 
+def _chroma() -> ChromaPipeline:
+    sizes = {name: size for name, size in _SIZES.items() if name != "pooled_projection_dim"}
+    components = {name: value for name, value in flux_components().items() if not name.endswith("_2")}
+    return ChromaPipeline(
+        **components
+        | {
+            "transformer": ChromaTransformer2DModel(
+                **sizes, approximator_num_channels=8, approximator_hidden_dim=16, approximator_layers=1
+            ),
+            "text_encoder": make_t5_encoder(),
+            "tokenizer": make_t5_tokenizer(),
+        }
+    )
+
+
+def _ovis() -> OvisImagePipeline:
+    sizes = {name: size for name, size in _SIZES.items() if name != "pooled_projection_dim"}
+    return OvisImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=make_flux_vae(),
+        text_encoder=make_qwen3(),
+        tokenizer=make_letter_tokenizer(),
+        transformer=OvisImageTransformer2DModel(**sizes | {"joint_attention_dim": TEXT_SIZE, "out_channels": 16}),
+    )
+
+
+def _longcat() -> LongCatImagePipeline:
+    sizes = _SIZES | {"joint_attention_dim": TEXT_SIZE, "pooled_projection_dim": TEXT_SIZE, "in_channels": 64}
+    return LongCatImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=make_flux_vae(latent_channels=16),  # the pipeline does not ask the autoencoder
+        text_encoder=make_qwen2_5_vl(),
+        tokenizer=make_letter_tokenizer(),
+        text_processor=None,
+        transformer=LongCatImageTransformer2DModel(**sizes),
+    )
+
+
 def _task(prompts: list[str]) -> dict[str, Any]:
     example, query = Image.new("RGB", (64, 64), "gold"), Image.new("RGB", (64, 64), "navy")
     return {
@@ -90,6 +135,9 @@ FLUX = {
     "FluxPipeline": Family(_flux, _SMALL),
     "FluxControlPipeline": Family(_flux_control, {"control_image": CONTROL, **_SMALL}),
     "FluxControlNetPipeline": Family(_flux_controlnet, {"control_image": CONTROL}),
+    "ChromaPipeline": Family(_chroma, _SMALL | {"max_sequence_length": 40}),
+    "OvisImagePipeline": Family(_ovis, _SMALL),
+    "LongCatImagePipeline": Family(_longcat, _SMALL | {"enable_prompt_rewrite": False}),
     "VisualClozePipeline": Family(
         _visual_cloze, {"upsampling_height": 64, "upsampling_width": 64, "upsampling_strength": 0.5}, _task
     ),

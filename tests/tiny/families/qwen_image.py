@@ -1,6 +1,8 @@
-"""Pipelines on the autoencoder of Qwen-Image, whose latents have an axis of frames: Krea 2, Nucleus."""
+"""Pipelines on the autoencoder of Qwen-Image, whose latents have an axis of frames: Qwen-Image, Krea 2, Nucleus."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from diffusers import (
     AutoencoderKLQwenImage,
@@ -9,11 +11,16 @@ from diffusers import (
     Krea2Transformer2DModel,
     NucleusMoEImagePipeline,
     NucleusMoEImageTransformer2DModel,
+    QwenImageControlNetModel,
+    QwenImageControlNetPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
 )
 from transformers import Qwen3VLForConditionalGeneration
 
 from tests.tiny.families.family import Family, embedded, mask_of
-from tests.tiny.language_models import TEXT_SIZE, make_letter_tokenizer, make_qwen3_vl
+from tests.tiny.families.flux import CONTROL
+from tests.tiny.language_models import TEXT_SIZE, make_letter_tokenizer, make_qwen2_5_vl, make_qwen3_vl
 
 LATENT_CHANNELS = 4
 
@@ -29,6 +36,36 @@ def make_qwen_image_vae() -> AutoencoderKLQwenImage:
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.0, 1.5, 0.8, 1.2],
     )
+
+
+_SIZES: dict[str, Any] = {
+    "patch_size": 2,
+    "in_channels": 4 * LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "num_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT_SIZE,
+    "axes_dims_rope": (8, 4, 4),
+}
+
+
+def _qwen_components() -> dict[str, Any]:
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "vae": make_qwen_image_vae(),
+        "text_encoder": make_qwen2_5_vl(),
+        "tokenizer": make_letter_tokenizer(),
+        "transformer": QwenImageTransformer2DModel(**_SIZES),
+    }
+
+
+def _qwen_image() -> QwenImagePipeline:
+    return QwenImagePipeline(**_qwen_components())
+
+
+def _qwen_image_controlnet() -> QwenImageControlNetPipeline:
+    return QwenImageControlNetPipeline(**_qwen_components(), controlnet=QwenImageControlNetModel(**_SIZES))
 
 
 def _krea2() -> Krea2Pipeline:
@@ -91,7 +128,12 @@ def _embeddings_with_mask(prompts: list[str]) -> dict[str, object]:
     }
 
 
+_SMALL = {"height": 32, "width": 32}
 QWEN_IMAGE = {
+    "QwenImagePipeline": Family(_qwen_image, _SMALL | {"negative_prompt": "ugly"}),
+    "QwenImageControlNetPipeline": Family(
+        _qwen_image_controlnet, _SMALL | {"control_image": CONTROL[..., :32, :32], "negative_prompt": "ugly"}
+    ),
     "Krea2Pipeline": Family(_krea2, {"height": 32, "width": 32, "max_sequence_length": 256, "guidance_scale": 3.0}),
     "NucleusMoEImagePipeline": Family(
         _nucleus, {"height": 32, "width": 32, "guidance_scale": 4.0}, _embeddings_with_mask
