@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from fk_reward.config import AUTO
+from fk_reward.number_checks import whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,9 @@ class BatchSizes:
 
     def __post_init__(self) -> None:
         for name in batch_size_fields():
-            _check_size(name, getattr(self, name))
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value == AUTO):
+                vars(self)[name] = _checked_size(name, value)
 
 
 def batch_size_fields() -> tuple[str, ...]:
@@ -67,10 +70,8 @@ def parse_batch_size(text: str | None) -> int | str | None:
         raise ValueError(f"A batch size should be a whole number or auto, got {text!r}.") from error
 
 
-def _check_size(name: str, value: object) -> None:
-    if value is None or value == AUTO:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f'{name} should be an int, "auto" or None, got {value!r}.')
-    if value < 1:
-        raise ValueError(f"{name} should be at least 1, got {value}.")
+def _checked_size(name: str, value: object) -> int:
+    try:
+        return whole_number(name, value, minimum=1)
+    except TypeError as error:
+        raise TypeError(f'{name} should be an int, "auto" or None, got {value!r}.') from error

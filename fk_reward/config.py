@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fk_reward.number_checks import real_number, whole_number
 from fk_reward.potentials import POTENTIALS
 from fk_reward.resampling import RESAMPLERS
 
@@ -70,24 +71,38 @@ class FKSteeringConfig:
     stop_reward: float | None = None
 
     def __post_init__(self) -> None:
-        _check_integer("num_particles", self.num_particles, minimum=1)
-        _check_integer("num_resamples", self.num_resamples, minimum=0)
         _check_choice("potential", self.potential, tuple(POTENTIALS))
         _check_choice("resampling", self.resampling, tuple(RESAMPLERS))
         _check_choice("selection", self.selection, SELECTIONS)
-        _check_range("resample_start", self.resample_start, (0.0, 1.0))
-        _check_range("resample_stop", self.resample_stop, (self.resample_start, 1.0), note="resample_start")
-        _check_range("ess_threshold", self.ess_threshold, (0.0, 1.0))
-        _check_range("target_ess", self.target_ess, (1e-6, 1.0 - 1e-6))
+        numbers: dict[str, Any] = {
+            "num_particles": self._whole("num_particles", minimum=1),
+            "num_resamples": self._whole("num_resamples", minimum=0),
+            "resample_start": self._real("resample_start", low=0.0, high=1.0),
+            "resample_stop": self._real("resample_stop", low=0.0, high=1.0),
+            "ess_threshold": self._real("ess_threshold", low=0.0, high=1.0),
+            "target_ess": self._real("target_ess", low=1e-6, high=1.0 - 1e-6),
+        }
         if self.reward_scale != AUTO:
-            _check_range("reward_scale", self.reward_scale, (0.0, math.inf), note='or "auto"')
+            numbers["reward_scale"] = self._real("reward_scale", low=0.0, note='or "auto"')
         if self.stop_reward is not None:
-            _check_range("stop_reward", self.stop_reward, (-math.inf, math.inf))
+            numbers["stop_reward"] = self._real("stop_reward")
+        if self.final_particles is not None:
+            numbers["final_particles"] = self._whole("final_particles", minimum=1)
+        vars(self).update(numbers)  # plain numbers, so that NumPy's go into JSON as well
+        if self.resample_start > self.resample_stop:
+            raise ValueError(
+                f"resample_stop should be in [resample_start = {self.resample_start:g}, 1], got {self.resample_stop}."
+            )
         if self.final_particles is not None:
             self._check_funnel(self.final_particles)
 
+    def _whole(self, name: str, *, minimum: int) -> int:
+        return whole_number(name, getattr(self, name), minimum=minimum)
+
+    def _real(self, name: str, *, low: float = -math.inf, high: float = math.inf, note: str = "") -> float:
+        return real_number(name, getattr(self, name), low=low, high=high, note=note)
+
     def _check_funnel(self, final_particles: int) -> None:
-        _check_integer("final_particles", final_particles, minimum=1)
         if final_particles > self.num_particles:
             raise ValueError(
                 f"final_particles should be at most num_particles = {self.num_particles}, got {final_particles}."
@@ -124,7 +139,7 @@ class FKSteeringConfig:
             >>> FKSteeringConfig().scoring_steps(4)
             (1, 2)
         """
-        _check_integer("num_steps", num_steps, minimum=1)
+        whole_number("num_steps", num_steps, minimum=1)
         gaps = max(self.num_resamples - 1, 1)
         width = self.resample_stop - self.resample_start
         fractions = (self.resample_start + width * i / gaps for i in range(self.num_resamples))
@@ -226,22 +241,6 @@ def parse_reward_scale(text: str) -> float | str:
         raise ValueError(f"reward_scale should be a number or auto, got {text!r}.") from error
 
 
-def _check_integer(name: str, value: object, *, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} should be an int, got {value!r}.")
-    if value < minimum:
-        raise ValueError(f"{name} should be at least {minimum}, got {value}.")
-
-
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} should be one of {list(choices)}, got {value!r}.")
-
-
-def _check_range(name: str, value: object, bounds: tuple[float, float], *, note: str = "") -> None:
-    low, high = bounds
-    note = f" ({note})" if note else ""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} should be a number{note}, got {value!r}.")
-    if not (low <= value <= high) or math.isinf(value):
-        raise ValueError(f"{name} should be in [{low:g}, {high:g}]{note}, got {value}.")

@@ -10,12 +10,14 @@ from typing import Any
 
 from fk_reward.batch_sizes import BatchSizes, batch_size_fields
 from fk_reward.config import FKSteeringConfig, config_fields
+from fk_reward.number_checks import whole_number
+from fk_reward.pipelines.argument_checks import check_output_type, check_texts
 from fk_reward.pipelines.wrapped_pipeline import has_latents
 from fk_reward.stochasticity import require_stochastic, takes_argument
 from fk_reward.suggestions import did_you_mean
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 logger = logging.getLogger(__name__)
+_ATTRIBUTES = ("reward", "preview", "solver", "scheduler", "batch_sizes", "spread", "reward_device")
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:
@@ -43,6 +45,7 @@ def split_arguments(
     Raises:
         TypeError: for a name that is neither; the message suggests close ones.
     """
+    check_kind("steering", steering, FKSteeringConfig)
     fields = {name: value for name, value in arguments.items() if name in config_fields()}
     sizes = {name: value for name, value in arguments.items() if name in batch_size_fields()}
     rest = {name: value for name, value in arguments.items() if name not in fields and name not in sizes}
@@ -51,6 +54,8 @@ def split_arguments(
     for name in rest:
         if name not in known:
             hint = did_you_mean(name, [*known, *config_fields(), *batch_size_fields()], show=str)
+            if name in _ATTRIBUTES:
+                hint = f" It belongs to the pipeline: pipe.{name} = ... sets it for all calls."
             raise TypeError(
                 f"{name!r} is an argument neither of {type(pipe).__name__} nor of FKSteeringConfig or BatchSizes.{hint}"
             )
@@ -71,25 +76,22 @@ def resolve_prompts(prompt: Any, arguments: Mapping[str, Any], reward_prompts: s
     texts = prompt if reward_prompts is None else reward_prompts
     if texts is None:
         raise ValueError("With prompt_embeds pass reward_prompts: the texts that the reward reads.")
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    batch = embeds if prompt is None else prompt
-    expected = 1 if batch is None or isinstance(batch, str) else len(batch)
-    if not texts or len(texts) != expected:
+    expected = len(embeds) if prompt is None else len(check_texts("prompt", prompt))
+    texts = check_texts("prompt" if reward_prompts is None else "reward_prompts", texts)
+    if len(texts) != expected:
         raise ValueError(f"The reward should get {expected} texts, one for each prompt, got {len(texts)}.")
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"Prompts should be strings, got {texts!r}.")
     return texts
 
 
 def check_output(pipe: Any, output_type: str, num_images_per_prompt: int, config: FKSteeringConfig) -> None:
     """Raise for an output type that is not to be had, or when more images are asked for than there are particles."""
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type should be one of {list(OUTPUT_TYPES)}, got {output_type!r}.")
+    check_output_type(output_type)
     if output_type == "latent" and not has_latents(pipe):
         raise ValueError(f"{type(pipe).__name__} draws pixels and has no latents: ask for output_type='pt'.")
     name = "num_particles" if config.final_particles is None else "final_particles"
     finished = getattr(config, name)
-    if not 1 <= num_images_per_prompt <= finished:
+    whole_number("num_images_per_prompt", num_images_per_prompt, minimum=1)
+    if num_images_per_prompt > finished:
         raise ValueError(
             f"num_images_per_prompt should be in [1, {name} = {finished}], got {num_images_per_prompt}; "
             f"raise {name} for more."

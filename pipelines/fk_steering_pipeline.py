@@ -13,6 +13,7 @@ from torch import Tensor
 from fk_reward.batch_sizes import BatchSizes
 from fk_reward.config import FKSteeringConfig
 from fk_reward.particle_filter import ParticleFilter
+from fk_reward.pipelines.argument_checks import check_arguments, check_rows
 from fk_reward.pipelines.call_arguments import (
     check_kind,
     check_output,
@@ -311,13 +312,19 @@ class FKSteeringPipeline(PipelineProxy):
                 finite, ...
         """
         config, sizes, arguments = split_arguments(
-            self.pipe, arguments, steering=steering or self.steering, batch_sizes=self.batch_sizes
+            self.pipe,
+            arguments,
+            steering=self.steering if steering is None else steering,
+            batch_sizes=self.batch_sizes,
         )
         if self.solver is not None:
             own = self.solver.arguments(self.pipe)
             arguments |= {name: value for name, value in own.items() if arguments.get(name) is None}
+        check_kind("return_dict", return_dict, bool)
         check_output(self.pipe, output_type, num_images_per_prompt, config)
+        arguments = check_arguments(self.pipe, arguments | {"prompt": prompt})
         texts = resolve_prompts(prompt, arguments, reward_prompts)
+        arguments = check_rows(arguments, num_prompts=len(texts), num_particles=config.num_particles)
         step_defaults = complete_eta(self.pipe, config, arguments)
         run, arguments = self._start(texts, config, sizes, arguments)
         run.provenance = describe_call(
@@ -325,7 +332,7 @@ class FKSteeringPipeline(PipelineProxy):
         )
         if arguments.get("generator") is not None:
             step_defaults["generator"] = arguments["generator"]  # SD3 and Flux do not hand it on
-        arguments |= {"prompt": prompt, "num_images_per_prompt": run.exchange.num_own}
+        arguments["num_images_per_prompt"] = run.exchange.num_own
         arguments["output_type"] = "latent" if output_type == "latent" else "pt"
         with run.batches.splitting(self.pipe):
             out = run.steer(self.pipe, arguments, step_defaults)

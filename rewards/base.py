@@ -14,6 +14,8 @@ from fk_reward.rewards.arithmetic import RewardArithmetic
 from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.inputs import ImageGroup, Images, group_by_size, prompt_list
 
+_AS_TENSOR = "torch.as_tensor(scores), of one float an image"
+
 RewardT = TypeVar("RewardT", bound="Reward")
 
 
@@ -165,11 +167,14 @@ class Reward(RewardArithmetic, abc.ABC):
     def _check_scores(self, scores: Tensor, indices: tuple[int, ...], prompts: list[str]) -> None:
         name = self.card.name
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
-            got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-            raise TypeError(f"Reward {name!r} must return a floating tensor, got {got}.")
+            is_tensor = isinstance(scores, Tensor)
+            got, remedy = (scores.dtype, "scores.float()") if is_tensor else (type(scores).__name__, _AS_TENSOR)
+            raise TypeError(f"Reward {name!r} must return a floating tensor, got {got}: return {remedy}.")
         if scores.shape != (len(indices),):
+            hint = ": return scores.squeeze(1)" if scores.shape == (len(indices), 1) else ""
             raise ValueError(
-                f"Reward {name!r} must return shape ({len(indices)},), one score an image, got {tuple(scores.shape)}."
+                f"Reward {name!r} must return shape ({len(indices)},), one score an image, got "
+                f"{tuple(scores.shape)}{hint}."
             )
         finite = scores.detach().to(torch.float32).isfinite()
         if not finite.all():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.card import RewardCard
@@ -21,7 +23,7 @@ class CallableReward(Reward):
         batch_size: number of images that `fn` sees at once; None for all images of one size.
 
     Raises:
-        TypeError: when `fn` cannot be called.
+        TypeError: when `fn` is no function of images and prompts.
 
     Example:
         >>> import torch
@@ -35,10 +37,10 @@ class CallableReward(Reward):
     def __init__(
         self, fn: Callable[[Tensor, list[str]], Tensor], name: str | None = None, *, batch_size: int | None = None
     ) -> None:
-        if not callable(fn):
-            raise TypeError(
-                f"CallableReward needs a function (images, prompts) -> (B,) tensor, got {type(fn).__name__}."
-            )
+        if not callable(fn) or isinstance(fn, type):
+            got = f"the class {fn.__name__}; pass an instance of it" if isinstance(fn, type) else type(fn).__name__
+            raise TypeError(f"CallableReward needs a function (images, prompts) -> (B,) tensor, got {got}.")
+        _check_parameters(fn)
         self.fn = fn
         self.batch_size = batch_size
         own_name = str(getattr(fn, "__name__", type(fn).__name__))
@@ -47,3 +49,19 @@ class CallableReward(Reward):
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Call the function; shapes as in `Reward.score`."""
         return self.fn(images, prompts)
+
+
+def _check_parameters(fn: Callable[..., Any]) -> None:
+    """Raise for a function that cannot be called with images and prompts; one without a signature is believed."""
+    try:
+        signature = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind("images", "prompts")
+    except TypeError as error:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        raise TypeError(
+            f"A reward is called as fn(images, prompts), and {name}{signature} cannot be: {error}. "
+            "Write a function of these two, which may leave prompts unread."
+        ) from error

@@ -17,6 +17,7 @@ from fk_reward.benchmarks.gaussian_problem import GaussianProblem, TiltedGaussia
 from fk_reward.benchmarks.option_lists import parse_integers
 from fk_reward.benchmarks.reports import Column, show_table, write_json
 from fk_reward.benchmarks.uncertainty import log_log_slope, mean_and_error, root_mean_square
+from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.config import FKSteeringConfig
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.potentials import POTENTIALS
@@ -171,7 +172,7 @@ def main(
     num_runs: Annotated[int, typer.Option(help="Independent runs of each setting, at least 2.", min=2)] = 12,
     reward_scale: Annotated[float, typer.Option(help="Lambda.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Seed of all runs.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/gaussian"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/gaussian"),
 ) -> None:
     """Compare the sampler with a tilted Gaussian in closed form; print a table and write `gaussian.json`."""
     problem, sizes = GaussianProblem(), parse_integers("num_particles", num_particles)

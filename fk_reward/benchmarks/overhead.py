@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from fk_reward.benchmarks.quartiles import quartiles
 from fk_reward.benchmarks.reports import Column, show_table, write_json
+from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.config import FKSteeringConfig
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     steps: Annotated[int, typer.Option(help="Scheduler steps.", min=2)] = 50,
     num_repetitions: Annotated[int, typer.Option(help="Pairs of runs, at least 2.", min=2)] = 15,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/overhead"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/overhead"),
 ) -> None:
     """Time the steered pipeline against the stock one, by turns; print medians and write `overhead.json`."""
     from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415 (slow to import)

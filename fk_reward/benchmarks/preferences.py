@@ -17,6 +17,7 @@ from fk_reward.benchmarks.preference_answers import (
 )
 from fk_reward.benchmarks.reports import Column, markdown_table, show_table, write_json
 from fk_reward.cli.errors import clean_errors
+from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.training.preference_data import PreferenceItem
 from fk_reward.training.readers import read_preferences
@@ -97,7 +98,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     image_root: Annotated[Path | None, typer.Option(help="Folder that paths of pictures start from.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pairs or labelled pictures at a time.", min=1)] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/preferences"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/preferences"),
 ) -> None:
     """Measure how often rewards prefer what preference data say, and how well they order labelled pictures."""
     with clean_errors():

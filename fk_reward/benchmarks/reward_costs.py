@@ -17,6 +17,7 @@ from fk_reward.benchmarks.reports import Column, markdown_table, show_table, wri
 from fk_reward.benchmarks.reward_times import PROMPT, TIME_COLUMNS, TimeSettings, image_size, is_at_hand, time_rows
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import DEVICES, resolve_device
+from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.rewards import REWARDS, Reward, load_reward, reward_card
 from fk_reward.rewards.vlm_judge import VLMJudge
 
@@ -100,7 +101,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     device: Annotated[str, typer.Option(help=f"Where to time: {', '.join(DEVICES)}.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown and nothing else.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/reward-costs"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/reward-costs"),
 ) -> None:
     """Count what each reward costs, without its weights, and time what can be; write `reward_costs.json` and `.md`."""
     with clean_errors():

@@ -17,6 +17,7 @@ from torch import Generator
 from fk_reward.benchmarks.option_lists import parse_choices, parse_integers
 from fk_reward.benchmarks.reports import Column, show_table, write_json
 from fk_reward.benchmarks.speed_measure import measure, peak_memory, reward_runs, summarize, timed_on
+from fk_reward.cli.output_folder import NAMED_PATH
 
 if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
@@ -197,7 +198,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     full_size: Annotated[bool, typer.Option("--full-size", help="The hub's sizes; no weights are needed.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/reward-speed"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/reward-speed"),
 ) -> None:
     """Time LLaVA-Reward on random weights: batches and three dimensions in one pass; write `reward_speed.json`."""
     settings = SpeedSettings(

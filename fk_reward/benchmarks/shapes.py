@@ -17,6 +17,7 @@ from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, Population, ShapesSet
 from fk_reward.benchmarks.shapes_summary import summarize
 from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.cli import sampler_options, trajectory_options
+from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.config import FKSteeringConfig, parse_reward_scale
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import Reward, load_reward
@@ -166,9 +167,9 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     shard: Annotated[str, typer.Option(help="i/n: this process takes every n-th prompt.")] = "0/1",
     report: Annotated[bool, typer.Option("--report", help="Only report what is in the folder.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the results; an unfinished one is resumed.")] = Path(
-        "results/shapes"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the results; an unfinished one is resumed.", **NAMED_PATH)
+    ] = Path("results/shapes"),
 ) -> None:
     """Compare one picture, best of K and steering at equal numbers of denoiser calls, on the same prompts and seeds."""
     store, part = ResultStore(out) if report else None, parse_shard(shard)

@@ -23,6 +23,7 @@ from fk_reward.benchmarks.shapes_work import Work, population_work
 from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.cli import sampler_options
 from fk_reward.cli.errors import clean_errors
+from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 if TYPE_CHECKING:
@@ -204,9 +205,9 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     figure: Annotated[
         Path | None, typer.Option(help="PNG of the curve.", show_default="shapes_cost.png in --out")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run is resumed.")] = Path(
-        "results/shapes-cost"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the results; an unfinished run is resumed.", **NAMED_PATH)
+    ] = Path("results/shapes-cost"),
 ) -> None:
     """Accuracy against cost of solvers, previews and shrinking populations, on the same prompts and seeds."""
     names, part = [one_of("variant", name, list(VARIANTS)) for name in variant or VARIANTS], parse_shard(shard)

@@ -19,6 +19,7 @@ from fk_reward.benchmarks.speed_measure import peak_memory, timed_on
 from fk_reward.benchmarks.steering_variants import COMPILED, STEERED, STOCK, VARIANTS, Variant
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import DEVICES, DTYPES, default_guidance, resolve_device, resolve_dtype
+from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.config import FKSteeringConfig
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
@@ -196,7 +197,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     dtype: Annotated[str, typer.Option(help=f"Of the pipeline, one of {', '.join(DTYPES)}.")] = "auto",
     compile_blocks: Annotated[bool, typer.Option("--compile", help="Time compiled blocks, too.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random weights and of the pictures.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/steering-speed"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/steering-speed"),
 ) -> None:
     """Time the steered pipeline with each option on and off, by turns; write `steering_speed.json` and `.md`."""
     with clean_errors():

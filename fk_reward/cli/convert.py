@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fk_reward.cli.errors import clean_errors
-from fk_reward.cli.output_folder import prepare_folder
+from fk_reward.cli.output_folder import NAMED_PATH, prepare_folder
 
 if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
@@ -22,7 +22,7 @@ def convert(  # noqa: PLR0913 (options of a command)
     official_folder: Annotated[
         Path, typer.Argument(help="Folder with reward_config.yaml, lora/ and pytorch_model.bin.", show_default=False)
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False, **NAMED_PATH)],
     *,
     backbone: Annotated[str, typer.Option(help="phi3_v, qwen2_5_vl or llava_next.")],
     dimension: Annotated[str, typer.Option(help="What it judges: alignment, fidelity, safety, overall, ...")],

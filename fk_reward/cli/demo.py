@@ -13,6 +13,7 @@ from rich.console import Console
 from fk_reward.cli.demo_report import demo_table, headline, to_record
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import default_guidance, load_pipeline
+from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 console = Console()
@@ -20,9 +21,9 @@ console = Console()
 
 def demo(  # noqa: PLR0913 (one parameter for each option)
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; old ones are replaced.")] = Path(
-        "outputs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the results; old ones are replaced.", **NAMED_PATH)
+    ] = Path("outputs/demo"),
     num_prompts: Annotated[int, typer.Option(help="Held-out prompts, the six tasks in turn.", min=1, max=24)] = 12,
     num_particles: Annotated[int, typer.Option("--num-particles", "-k", help="K.", min=2)] = 4,
     steps: Annotated[int, typer.Option(help="Scheduler steps.", min=1)] = 50,

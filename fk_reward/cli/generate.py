@@ -10,13 +10,14 @@ import typer
 from fk_reward.cli import sampler_options, trajectory_options
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.generate_request import Request, run_request
+from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 
 def generate(  # noqa: PLR0913 (one parameter for each option)
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.", show_default=False)],
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False, **NAMED_PATH)],
     model: Annotated[
         str, typer.Option("--model", "-m", help="shapes-sd (in the package), sd-2.1, sdxl, a hub id or a folder.")
     ] = "shapes-sd",

@@ -10,11 +10,14 @@ import typer
 from fk_reward.cli import sampler_options
 from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.geneval_request import STAGES, Request, run_request
+from fk_reward.cli.output_folder import NAMED_PATH
 
 
 def geneval(  # noqa: PLR0913 (one parameter for each option)
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs; an unfinished one is resumed.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the runs; an unfinished one is resumed.", **NAMED_PATH)
+    ],
     suite: Annotated[str, typer.Option(help="official, or shapes: offline, with models of the package.")] = "official",
     stage: Annotated[
         list[str] | None, typer.Option(help="generate, judge or report; may be repeated.", show_default="all three")

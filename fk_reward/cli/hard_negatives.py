@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fk_reward.cli.errors import clean_errors
+from fk_reward.cli.output_folder import NAMED_PATH
 
 if TYPE_CHECKING:
     from fk_reward.training import HardNegative
@@ -23,7 +24,9 @@ def hard_negatives(  # noqa: PLR0913 (options of a command)
     captions: Annotated[
         Path, typer.Argument(help="JSON, JSON lines or Parquet with prompt and path of each image.", show_default=False)
     ],
-    out: Annotated[Path, typer.Argument(help="JSON file to write; JSON lines if it ends so.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(help="JSON file to write; JSON lines if it ends so.", show_default=False, **NAMED_PATH)
+    ],
     *,
     image_root: Annotated[
         Path | None, typer.Option(help="Folder of the images.", show_default="the folder of the captions")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fk_reward.cli.errors import clean_errors
+from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ def mjbench(  # noqa: PLR0913 (options of a command)
     report: Annotated[bool, typer.Option("--report", help="Only report what is in the folder.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the results; an unfinished one is resumed.", show_default="results/mjbench/..."),
+        typer.Option(
+            help="Folder of the results; an unfinished one is resumed.",
+            show_default="results/mjbench/...",
+            **NAMED_PATH,
+        ),
     ] = None,
 ) -> None:
     """Measure a reward on MJ-Bench: accuracy with and without ties, by subset, beside published results.

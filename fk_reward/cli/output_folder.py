@@ -3,6 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Final
+
+import typer
+
+
+def named_path(text: str | Path) -> Path:
+    """The path that was typed.
+
+    Raises:
+        typer.BadParameter: for an empty one (of an unset variable of a shell), which would be the current folder.
+
+    Example:
+        >>> named_path("results").name
+        'results'
+    """
+    if not str(text).strip():
+        raise typer.BadParameter("the name is empty; write . for the current folder.")
+    return Path(text)
+
+
+NAMED_PATH: Final[dict[str, Any]] = {"parser": named_path, "metavar": "PATH"}
+"""Arguments of the `typer.Option` or `typer.Argument` of a path to write to."""
 
 
 def prepare_folder(folder: Path, *, overwrite: bool) -> Path:

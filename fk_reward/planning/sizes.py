@@ -24,6 +24,9 @@ def parse_memory(amount: int | str | None) -> int | None:
         return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(amount))
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match and match[2].upper() in _UNITS else 0
+    if match and not match[2] and isinstance(amount, str) and 0 < size < 2**20:
+        number = match[1]
+        raise ValueError(f"memory {number} has no unit, and would be {number} bytes: write {number}GiB or {number}GB.")
     if size <= 0:
         raise ValueError(f"memory should be an amount such as 24GB, 24GiB or a number of bytes, got {amount!r}.")
     return size

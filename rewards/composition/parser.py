@@ -122,13 +122,23 @@ class _Reader:
         if name in EXTREMES and not node.keywords:
             return make_extreme(name, [self.read(operand) for operand in node.args])
         if name == "z" and len(node.args) == 1:
-            settings = {self._source.words[str(keyword.arg)]: keyword.value for keyword in node.keywords}
+            settings = self._settings(node.keywords)
             if settings.keys() <= {"mean", "spread"}:
                 numbers = {
                     key: self._constant(self.read(at), at, f"{key} must be a number") for key, at in settings.items()
                 }
                 return make_standardized(self.read(node.args[0]), self.cards, **numbers)
         raise ValueError("Functions are min(a, b, ...), max(a, b, ...), z(a) and z(a, mean=..., spread=...).")
+
+    def _settings(self, keywords: list[ast.keyword]) -> dict[str, ast.expr]:
+        settings: dict[str, ast.expr] = {}
+        for keyword in keywords:
+            name = self._source.words[str(keyword.arg)]
+            if name in settings:  # Python's parser leaves this to its compiler, which never sees the tree
+                place = self._source.place(keyword.col_offset)
+                raise ExpressionError(f"{name} is given twice.", self._source.text, place)
+            settings[name] = keyword.value
+        return settings
 
     def _gate(self, node: ast.IfExp) -> Expression:
         test = node.test

@@ -62,3 +62,20 @@ def test_each_benchmark_has_help(run, name):
     result = run("benchmark", name, "--help")
     assert result.exit_code == 0, result.output
     assert "--out" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "a star", "--out"),
+        ("demo", "--out"),
+        ("geneval", "--out"),
+        ("mjbench", "--out"),
+        ("convert", "somewhere"),
+        ("hard-negatives", "pairs.json"),
+        *(("benchmark", name, "--out") for name in benchmark.BENCHMARKS),
+    ],
+)
+def test_an_empty_name_is_no_folder(refused, command):
+    """Of an unset variable of a shell: it would be the current folder."""
+    assert "the name is empty" in refused(*command, "")

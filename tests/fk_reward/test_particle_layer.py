@@ -10,7 +10,16 @@ import pytest
 
 import fk_reward
 
-PARTICLE_LAYER = ("config", "potentials", "resampling", "weights", "particle_filter", "reward_scale", "fkd_args")
+PARTICLE_LAYER = (
+    "number_checks",
+    "config",
+    "potentials",
+    "resampling",
+    "weights",
+    "particle_filter",
+    "reward_scale",
+    "fkd_args",
+)
 
 
 @pytest.mark.parametrize("module", PARTICLE_LAYER)

@@ -158,6 +158,12 @@ def test_no_amounts(text):
         parse_memory(text)
 
 
+@pytest.mark.parametrize("text", ["24", "80.5", " 24 "])
+def test_a_missing_unit_is_asked_for(text):
+    with pytest.raises(ValueError, match=rf"write {text.strip()}GiB or {text.strip()}GB"):
+        parse_memory(text)
+
+
 @pytest.mark.parametrize(("size", "text"), [(8 * GB, "8.00 GB"), (25 * GB, "25.0 GB"), (GB // 4, "0.25 GB")])
 def test_amounts_for_people(size, text):
     assert gigabytes(size) == text

@@ -36,6 +36,8 @@ WRONG = {  # text -> (the place, what is said)
     "z(llava-reward)": (0, "no mean: give one"),
     "llava-reward if a > 0": (0, "range of llava-reward is not known: write else"),
     "min(a)": (0, "at least two"),
+    "z(a, mean=1, mean=2)": (13, "mean is given twice"),
+    "z(a, spread=1, mean=2, spread=1)": (23, "spread is given twice"),
     "a + hps-v2": (4, "Unknown reward 'hps-v2'.*Did you mean 'hpsv2'.*Known rewards: a, .*clipscore"),
     "2*a-safe@q": (2, "Unknown reward 'a-safe@q'.*If this is a minus, put spaces around it"),
 }
