@@ -30,8 +30,9 @@ class FKSteeringConfig:
             (`fk_reward.potentials`). Each targets `p(x) exp(reward_scale * r(x))`, because of the terminal correction.
         reward_scale: lambda. It means something only relative to the scale of a reward: lambda times the spread of
             the reward among the particles of one prompt should be around 1 or a few. 0 turns steering off. `"auto"`
-            chooses it for each prompt at the first scoring step at which the rewards differ, by bisection, such that
-            the ESS is `target_ess`.
+            chooses it for each prompt by bisection, such that the rewards of each scoring step, and the finished ones,
+            leave an ESS of at least `target_ess`; it is bounded (`fk_reward.reward_scale`), and `log_evidence` is then
+            no estimate.
         resample_start: first scoring step, as a fraction of the trajectory in [0, 1].
         resample_stop: last scoring step, as a fraction of the trajectory in [resample_start, 1].
         num_resamples: number of scoring steps, evenly spaced between the two. 0: no resampling, which is best of K.
@@ -41,8 +42,8 @@ class FKSteeringConfig:
         resampling: scheme that draws the ancestors: `"systematic"`, `"stratified"`, `"residual"`, `"multinomial"` or
             `"ssp"` (`fk_reward.resampling`).
         selection: which of the K final particles are returned: `"best"`, those of the highest reward, or `"sample"`,
-            drawn by their weights without replacement (a draw from the tilted distribution; `"best"` is biased
-            towards its upper end).
+            drawn by their weights with replacement, systematically (each image follows the tilted distribution, and
+            images can repeat; `"best"` is biased towards its upper end).
         target_ess: with `reward_scale="auto"`, the ESS aimed at, as a fraction of K in (0, 1).
         final_particles: K', how many particles are left at the end, in [1, K]: the population is resampled to fewer
             and fewer, by the same factor at each scoring step, so that many starts are tried and few are finished.
@@ -69,11 +70,14 @@ class FKSteeringConfig:
     target_ess: float = 0.5
     final_particles: int | None = None
     stop_reward: float | None = None
+    abstain: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("potential", self.potential, tuple(POTENTIALS))
         _check_choice("resampling", self.resampling, tuple(RESAMPLERS))
         _check_choice("selection", self.selection, SELECTIONS)
+        if not isinstance(self.abstain, bool):
+            raise TypeError(f"abstain should be True or False, got {self.abstain!r}.")
         numbers: dict[str, Any] = {
             "num_particles": self._whole("num_particles", minimum=1),
             "num_resamples": self._whole("num_resamples", minimum=0),

@@ -43,14 +43,23 @@ class PathStatistics:
         zeros = torch.zeros(num_groups, num_particles, dtype=torch.float64)
         return cls(last=zeros, maximum=torch.full_like(zeros, -torch.inf), total=zeros, increments=zeros)
 
-    def update(self, rewards: Tensor, increments: Tensor) -> PathStatistics:
-        """Statistics after a scoring step with these rewards and increments, each `(G, K)`."""
-        return PathStatistics(
-            last=rewards,
-            maximum=torch.maximum(self.maximum, rewards),
-            total=self.total + rewards,
-            increments=self.increments + increments,
-        )
+    def update(self, rewards: Tensor, increments: Tensor, *, groups: Tensor | None = None) -> PathStatistics:
+        """Statistics after a scoring step.
+
+        Args:
+            rewards: `(G, K)`.
+            increments: `(G, K)`.
+            groups: `(G,)` bool, those that were scored; the others keep their statistics. None for all.
+        """
+        updated = {
+            "last": rewards,
+            "maximum": torch.maximum(self.maximum, rewards),
+            "total": self.total + rewards,
+            "increments": self.increments + increments,
+        }
+        if groups is not None:
+            updated = {name: torch.where(groups[:, None], new, getattr(self, name)) for name, new in updated.items()}
+        return PathStatistics(**updated)
 
     def gather(self, ancestors: Tensor) -> PathStatistics:
         """Statistics of the offspring; `ancestors` is `(G, K)` with indices within the group."""

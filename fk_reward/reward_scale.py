@@ -1,4 +1,10 @@
-"""`reward_scale="auto"`: the lambda at which the effective sample size of the rewards reaches a target."""
+"""`reward_scale="auto"`: the lambda at which the effective sample size of the rewards reaches a target, with a bound.
+
+Tempering alone has no bound: previews of almost equal reward reach a target ESS, too, at a lambda of a million, with
+which the finished images would then be weighed. So lambda is never above `LARGEST_TILT / spread`, with the spread that
+the reward's card states, and the particle filter lowers it wherever later rewards, the finished ones at last, differ
+more than those that chose it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +13,39 @@ from torch import Tensor
 
 from fk_reward.weights import effective_sample_size
 
+LARGEST_TILT = 3.0
+"""Largest lambda times the spread of a reward: one standard deviation is then worth a factor of 20 in weight."""
+
+_SMALLEST_SPREAD = 1e-3
+"""Spread, as a fraction of the largest reward, below which differences may be the rounding of half precision."""
+
 _NUM_BISECTIONS = 60
 _JUST_BELOW = 1.0 - 1e-9  # so that rounding does not decide whether a threshold of the same value asks for resampling
+
+
+def tempered_reward_scale(scores: Tensor, target_ess: float, *, spread: float | None = None) -> float:
+    """Lambda of one group by one set of rewards: `reward_scale_for_ess`, bounded by `LARGEST_TILT / spread`.
+
+    Args:
+        scores: `(K,)`, finite: rewards. Not all equal.
+        target_ess: in [1, K].
+        spread: standard deviation of the reward within a group, as its card states it; None where it is not known. It
+            is never taken to be below a thousandth of the largest score.
+
+    Returns:
+        lambda, positive.
+
+    Example:
+        >>> scores = torch.tensor([0.5, 0.5000001])
+        >>> reward_scale_for_ess(scores, 1.5) > 1e6, round(tempered_reward_scale(scores, 1.5, spread=0.1))
+        (True, 30)
+    """
+    scores = scores.to(torch.float64)
+    smallest = max(_SMALLEST_SPREAD * float(scores.abs().max()), torch.finfo(torch.float32).tiny)
+    bound = LARGEST_TILT / max(spread or 0.0, smallest)
+    if float(effective_sample_size(bound * scores)) >= target_ess:
+        return bound
+    return reward_scale_for_ess(scores, target_ess)
 
 
 def reward_scale_for_ess(scores: Tensor, target_ess: float) -> float:
@@ -20,7 +57,7 @@ def reward_scale_for_ess(scores: Tensor, target_ess: float) -> float:
     Source: the tempering rule of adaptive SMC (Jasra et al. 2011), applied to one step.
 
     Args:
-        scores: `(K,)`, finite: cumulative log-potentials in units of the reward. Not all equal.
+        scores: `(K,)`, finite: rewards. Not all equal.
         target_ess: in [1, K].
 
     Returns:

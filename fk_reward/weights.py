@@ -13,13 +13,14 @@ def normalized_weights(log_weights: Tensor) -> Tensor:
         log_weights: `(..., K)`, un-normalised; `-inf` is a weight of zero.
 
     Returns:
-        `(..., K)` float64.
+        `(..., K)` float64; all 0 where every log-weight is `-inf`.
 
     Example:
         >>> normalized_weights(torch.tensor([1000.0, 1000.0]))
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
-    return torch.softmax(log_weights.to(torch.float64), dim=-1)
+    weights = torch.softmax(log_weights.to(torch.float64), dim=-1)
+    return weights.masked_fill(_all_zero(log_weights)[..., None], 0.0)
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
         log_weights: `(..., K)`, un-normalised.
 
     Returns:
-        `(...)` float64.
+        `(...)` float64; 0 where every log-weight is `-inf`.
 
     Example:
         >>> effective_sample_size(torch.tensor([0.0, 0.0, -torch.inf, -torch.inf]))
@@ -39,7 +40,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     """
     log_weights = log_weights.to(torch.float64)
     ess = torch.exp(2 * torch.logsumexp(log_weights, dim=-1) - torch.logsumexp(2 * log_weights, dim=-1))
-    return ess.clamp(1.0, float(log_weights.shape[-1]))
+    return ess.clamp(1.0, float(log_weights.shape[-1])).masked_fill(_all_zero(log_weights), 0.0)
 
 
 def log_mean_increment(log_weights: Tensor, log_increments: Tensor) -> Tensor:
@@ -63,3 +64,8 @@ def log_mean_increment(log_weights: Tensor, log_increments: Tensor) -> Tensor:
     before = log_weights.to(torch.float64)
     after = before + log_increments
     return torch.logsumexp(after, dim=-1) - torch.logsumexp(before, dim=-1)
+
+
+def _all_zero(log_weights: Tensor) -> Tensor:
+    """`(...)` bool: no particle has any weight."""
+    return (log_weights == -torch.inf).all(dim=-1)

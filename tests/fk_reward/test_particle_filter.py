@@ -194,12 +194,21 @@ def test_huge_rewards_do_not_overflow():
     assert torch.isfinite(particle_filter.log_evidence).all()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_not_finite_names_prompt_particle_and_step(value):
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_names_prompt_particle_and_step(value, final):
     rewards = torch.zeros(6)
     rewards[4] = value
     with pytest.raises(ValueError, match="prompt 1, particle 1 at step 40"):
-        make_filter(num_groups=2, num_particles=3).weigh(rewards, step=40)
+        make_filter(num_groups=2, num_particles=3).weigh(rewards, final=final, step=40)
+
+
+def test_rewards_that_the_caller_writes_to_later_stay_what_they_were():
+    """Float64 on the CPU needs no conversion; a reward may fill one buffer again and again."""
+    particle_filter, rewards = make_filter(), torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+    particle_filter.weigh(rewards, final=True)
+    rewards.fill_(7.0)
+    assert particle_filter.select(1).tolist() == [[3]]
 
 
 def test_misuse_raises():
