@@ -341,7 +341,8 @@ class _StepInterceptor:
 
     def _scored(self, x0_pred: Tensor) -> Tensor:
         try:
-            return self._exchange.gather_scores(self._score, x0_pred)
+            # a copy: x0_pred may be the model's output itself, and a preview or a reward may write to what it gets
+            return self._exchange.gather_scores(self._score, x0_pred.clone())
         except ValueError as error:
             raise ValueError(f"At step {self._num_done}: {error}") from error
 

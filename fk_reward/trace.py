@@ -33,7 +33,7 @@ class TraceStep:
         timestep: the scheduler's timestep; 0.0 for the finished images.
         rewards: (G, K) float32, reward of the predicted (or finished) image, before resampling.
         log_weights: (G, K) float64, un-normalised log-weights after weighing, before resampling.
-        ess: (G,) float64 in [1, K], the effective sample size of these weights.
+        ess: (G,) float64 in [1, K], the effective sample size of these weights; 0 where every image is forbidden.
         ancestors: (G, K') int64, the slot within its prompt from which each of the K' <= K particles that go on
             continues; None where nothing was resampled.
         decode_seconds: wall clock spent in decoding the predicted images.
@@ -79,7 +79,8 @@ class TraceStep:
 
     def _check_values(self) -> None:
         num_particles = self.num_particles
-        if self.ess.min() < 1 - 1e-6 or self.ess.max() > num_particles + 1e-6:
+        nothing_allowed = (self.log_weights == -torch.inf).all(dim=1)
+        if self.ess[~nothing_allowed].lt(1 - 1e-6).any() or self.ess.max() > num_particles + 1e-6:
             raise ValueError(f"ess: expected values in [1, {num_particles}], got {self.ess.tolist()}.")
         if self.ancestors is not None:
             check_indices("ancestors", self.ancestors, num_particles)
@@ -146,7 +147,8 @@ class SteeringTrace:
         reward_name: name on the reward's card.
         reward_scale: (G,) float64, the lambda that was used (found by bisection if the config says "auto").
         steps: S records in the order of time; the last one, and only it, holds the finished images.
-        log_evidence: (G,) float64, log of the estimated normalising constant E[exp(lambda r)].
+        log_evidence: (G,) float64, log of the estimated normalising constant E[exp(lambda r)]; no estimate where the
+            config says `reward_scale="auto"`, and -inf where every finished image is forbidden.
         selected: (G, n) int64, slots of the returned images, best first.
         num_steps: steps of the scheduler.
         num_model_calls: calls of the denoiser; one that is split into micro-batches counts once.
@@ -195,7 +197,7 @@ class SteeringTrace:
 
     def __post_init__(self) -> None:
         """Validate that the records fit together."""
-        check_tensors({name: getattr(self, name) for name in TRACE_DTYPES}, TRACE_DTYPES)
+        check_tensors({name: getattr(self, name) for name in TRACE_DTYPES}, TRACE_DTYPES, forbidden=("log_evidence",))
         self._check_order()
         sizes = (self.steps[0].num_particles, *(step.num_left for step in self.steps[:-1]))
         for step, size in zip(self.steps, sizes, strict=True):
@@ -267,7 +269,8 @@ class SteeringTrace:
 
     def summary(self) -> str:
         """Describe the run in one paragraph of plain text: size, cost, resampling and rewards."""
-        final = self.steps[-1].rewards
+        final, forbidden = self.steps[-1].rewards, int(self.steps[-1].rewards.isneginf().sum())
+        allowed, best = final[~final.isneginf()], final.amax(dim=1)
         resampled = sum(step.ancestors is not None for step in self.steps)
         survivors = [len(self.lineage(g)[0].unique()) for g in range(len(self.prompts))]
         first, last = self.steps[0].num_particles, self.num_particles
@@ -276,8 +279,10 @@ class SteeringTrace:
             f"{len(self.prompts)} prompt(s) with {count}, {self.num_steps} "
             f"steps, steered by {self.reward_name}: scored {len(self.steps) - 1} times before the end, "
             f"resampled {resampled} times; on average {sum(survivors) / len(survivors):.1f} of the first "
-            f"scored particles have descendants. Finished images: mean reward {float(final.mean()):.4g}, "
-            f"best of each prompt {float(final.amax(dim=1).mean()):.4g}. {self.num_model_calls} model calls "
+            f"scored particles have descendants. Finished images: mean reward {float(allowed.mean()):.4g}, "
+            f"best of each prompt {float(best[~best.isneginf()].mean()):.4g}"
+            + (f"; {forbidden} of {final.numel()} are forbidden (-inf)" if forbidden else "")
+            + f". {self.num_model_calls} model calls "
             f"({self.num_model_rows} rows), {self.num_decode_calls} images decoded, {self.num_reward_calls} "
             f"scored, {self.seconds:.1f} s."
         )

@@ -76,7 +76,8 @@ class _Scene:
     def norm(self) -> Normalize:
         """Rewards to [0, 1]; equal rewards stand in the middle."""
         everything = np.concatenate(self.rewards)
-        low, high = float(everything.min()), float(everything.max())
+        finite = everything[np.isfinite(everything)]  # -inf, which forbids an image, gets the lowest colour
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
         pad = 0.0 if high > low else max(abs(high), 1.0) * 1e-3
         return Normalize(low - pad, high + pad)
 
@@ -233,13 +234,16 @@ def _number(value: float) -> str:
 
 def _draw_rewards(axes: Axes, scene: _Scene) -> None:
     """Each particle faint (from its ancestor's reward to its own), their mean, and the best so far."""
-    rewards, columns = scene.rewards, range(len(scene.trace.steps))
+    columns = range(len(scene.trace.steps))
+    rewards = [np.where(np.isfinite(row), row, np.nan) for row in scene.rewards]  # nothing to draw at -inf
     ends = [(s, p, k) for s, parents in enumerate(scene.parents) for k, p in enumerate(parents)]
     segments = [[(s, rewards[s][p]), (s + 1, rewards[s + 1][k])] for s, p, k in ends]
     axes.add_collection(LineCollection(segments, colors="#ccd0d5", linewidths=0.9, label="particles"))
     axes.plot(np.repeat(columns, [*map(len, rewards)]), np.concatenate(rewards), "o", ms=2.2, color="#ccd0d5")
-    axes.plot(columns, [*map(np.mean, rewards)], color=ALIVE, lw=1.6, marker="o", ms=3, label="mean")
+    mean = [row[np.isfinite(row)].mean() if np.isfinite(row).any() else np.nan for row in rewards]
+    axes.plot(columns, mean, color=ALIVE, lw=1.6, marker="o", ms=3, label="mean")
     best = scene.trace.best_so_far[scene.prompt_index]
+    best = best.masked_fill(best.isneginf(), torch.nan)
     axes.plot(columns, best.numpy(), color=ACCENT, lw=1.8, marker="o", ms=3.5, label="best so far")
     axes.set_ylabel("reward", fontsize=9)
     axes.margins(y=0.12)

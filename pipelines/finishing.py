@@ -36,8 +36,11 @@ def finish(run: SteeredRun, out: Any, pipe: Any, *, num_images_per_prompt: int, 
     images, flags = run.exchange.gather(finished), getattr(out, "nsfw_content_detected", None)
     if flags is not None:
         flags = run.exchange.gather(torch.tensor(flags)).tolist()
+    images = images[indices.to(images.device)]
+    nothing_allowed = run.particle_filter.abstained.repeat_interleave(num_images_per_prompt)
+    images[nothing_allowed.to(images.device)] = 0  # indexing made a copy
     return FKSteeringOutput(
-        images=_converted(images[indices.to(images.device)], output_type),
+        images=_converted(images, output_type),
         rewards=rewards.detach().to("cpu", torch.float32)[indices].view(selected.shape),
         trace=run.trace(selected),
         nsfw_content_detected=None if flags is None else [bool(flags[i]) for i in indices.tolist()],

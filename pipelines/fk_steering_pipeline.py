@@ -348,7 +348,7 @@ class FKSteeringPipeline(PipelineProxy):
         """The run of a call, and the arguments of this process's share of it."""
         exchange = find_exchange(config, len(texts), spread=self.spread, reward=self.reward)
         generators = resampling_generators(arguments.get("generator"), len(texts), device=self.pipe._execution_device)
-        particle_filter = ParticleFilter(config, len(texts), generators)
+        particle_filter = ParticleFilter(config, len(texts), generators, spread=self.reward.card.spread)
 
         def num_own() -> int:
             return len(texts) * exchange.share(particle_filter.num_particles)

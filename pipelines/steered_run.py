@@ -114,14 +114,15 @@ class SteeredRun:
             )
         prompts = [prompt for prompt in self.prompts for _ in range(self._num_own)]
         try:
-            return self.batches.score(self.reward, images, prompts[first : first + len(images)])
+            # a copy: whatever a reward writes must not reach what is returned
+            return self.batches.score(self.reward, images.clone(), prompts[first : first + len(images)])
         except NonFiniteScoreError as error:
             raise ValueError(f"The reward of {self._name(first + error.index)} is {error.score}: {error}") from error
 
     def score_finished(self, finished: Tensor, *, is_latent: bool) -> Tensor:
         """Rewards `(G * K,)` of what the wrapped pipeline returned: latents, or images that it has decoded."""
         if is_latent:
-            return self.exchange.gather_scores(self.score, finished)
+            return self.exchange.gather_scores(self.score, finished.clone())  # a preview may write to it
         self._counts["decoded"] += len(finished)
         return self.exchange.gather_scores(self.score_images, finished.float())
 

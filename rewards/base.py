@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -19,8 +21,12 @@ _AS_TENSOR = "torch.as_tensor(scores), of one float an image"
 RewardT = TypeVar("RewardT", bound="Reward")
 
 
+_BATCH_LIMITS: ContextVar[Mapping[int, int]] = ContextVar("batch_limits", default=MappingProxyType({}))
+"""Id of a reward -> images that it may score at once, of the `limited_to` blocks that this thread is in."""
+
+
 class NonFiniteScoreError(ValueError):
-    """A reward gave a score that is NaN or infinite.
+    """A reward gave a score that is NaN, `+inf`, or too large for float32. `-inf` is a score: it forbids an image.
 
     Attributes:
         score: the score.
@@ -63,11 +69,11 @@ class Reward(RewardArithmetic, abc.ABC):
         The score of an image must not depend on the other images of the batch.
 
         Args:
-            images: (B, 3, H, W) float32 in [0, 1], on the reward's device.
-            prompts: B strings.
+            images: (B, 3, H, W) float32 in [0, 1], on the reward's device; a copy, which may be written to.
+            prompts: B strings; a list of its own, too.
 
         Returns:
-            (B,) floating, finite.
+            (B,) floating; finite, or `-inf` for an image that is forbidden.
 
         B: number of images, H: height, W: width.
         """
@@ -87,7 +93,7 @@ class Reward(RewardArithmetic, abc.ABC):
         Raises:
             TypeError: for images, prompts or scores of the wrong type.
             ValueError: for images of the wrong shape or range, unequal counts, and scores of the wrong shape.
-            NonFiniteScoreError: a ValueError, for a score that is not finite; it names image and prompt.
+            NonFiniteScoreError: a ValueError, for a score that is NaN or `+inf`; it names image and prompt.
         """
         groups = group_by_size(images)
         prompts = prompt_list(prompts, sum(len(group.indices) for group in groups))
@@ -124,14 +130,19 @@ class Reward(RewardArithmetic, abc.ABC):
     def limited_to(self, batch_size: int) -> Iterator[None]:
         """Let `score` see at most `batch_size` images at once inside a `with` block; a smaller own `batch_size` holds.
 
-        A call still gets all images, so that a reward that compares them gives what it gives without the limit.
+        A call still gets all images, so that a reward that compares them gives what it gives without the limit. Only
+        the thread that is inside the block is limited, and `batch_size` is left alone.
+
+        Raises:
+            ValueError: when a batch size is not an integer of at least 1.
         """
-        own = self._checked_batch_size()
-        self.batch_size = min(own or batch_size, batch_size)
+        own, limits = self._checked_batch_size(), _BATCH_LIMITS.get()
+        _check_batch_size(batch_size)
+        token = _BATCH_LIMITS.set({**limits, id(self): min(own or batch_size, batch_size)})
         try:
             yield
         finally:
-            self.batch_size = own
+            _BATCH_LIMITS.reset(token)
 
     @property
     def device(self) -> torch.device | None:
@@ -155,16 +166,22 @@ class Reward(RewardArithmetic, abc.ABC):
         return (value for value in vars(self).values() if isinstance(value, nn.Module))
 
     def _checked_batch_size(self) -> int | None:
-        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
-            raise ValueError(f"batch_size must be None or an integer of at least 1, got {self.batch_size!r}.")
-        return self.batch_size
+        """Images that `score` sees at once here and now, the limits of `limited_to` included; None for all."""
+        _check_batch_size(self.batch_size)
+        limit = _BATCH_LIMITS.get().get(id(self))
+        return self.batch_size if limit is None else min(self.batch_size or limit, limit)
 
     def _score_batch(self, batch: ImageGroup, prompts: list[str]) -> Tensor:
-        scores = self.score(batch.images.to(self.device), prompts)
+        # A copy even on the same device: a reward that normalises in place would change the caller's images, what other
+        # rewards read, and what a steered call returns.
+        scores = self.score(batch.images.to(self.device, copy=True), prompts)
         self._check_scores(scores, batch.indices, prompts)
         return scores.to(device=batch.images.device, dtype=torch.float32)
 
-    def _check_scores(self, scores: Tensor, indices: tuple[int, ...], prompts: list[str]) -> None:
+    def _check_scores(
+        self, scores: Tensor, indices: tuple[int, ...], prompts: list[str], *, forbidden: Tensor | None = None
+    ) -> None:
+        """Check type, shape and values; `forbidden` (B,) says which may be `-inf`, by default those that are."""
         name = self.card.name
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
             is_tensor = isinstance(scores, Tensor)
@@ -176,10 +193,17 @@ class Reward(RewardArithmetic, abc.ABC):
                 f"Reward {name!r} must return shape ({len(indices)},), one score an image, got "
                 f"{tuple(scores.shape)}{hint}."
             )
-        finite = scores.detach().to(torch.float32).isfinite()
-        if not finite.all():
-            bad = int((~finite).nonzero()[0])
+        forbidden = scores.detach().isneginf() if forbidden is None else forbidden
+        kept = scores.detach().to(torch.float32)  # which makes -inf of -1e300
+        wrong = kept.isnan() | kept.isposinf() | (kept.isneginf() & ~forbidden)
+        if wrong.any():
+            bad = int(wrong.nonzero()[0])
             raise NonFiniteScoreError(name, scores[bad].item(), indices[bad], prompts[bad])
+
+
+def _check_batch_size(size: int | None) -> None:
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(f"batch_size must be None or an integer of at least 1, got {size!r}.")
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -16,9 +16,9 @@ class CallableReward(Reward):
     """Wrap a function `(images, prompts) -> scores` so that it gets a reward's checks, conversions and batches.
 
     Args:
-        fn: takes images (B, 3, H, W) float32 in [0, 1] and B prompts; returns (B,) floating scores, higher is
-            better. Where it is a `torch.nn.Module`, `to` moves it and the images follow; otherwise the images
-            come on the device they were passed on.
+        fn: takes images (B, 3, H, W) float32 in [0, 1], a copy that it may write to, and B prompts; returns (B,)
+            floating scores, higher is better, `-inf` for an image that is forbidden. Where it is a `torch.nn.Module`,
+            `to` moves it and the images follow; otherwise the images come on the device they were passed on.
         name: name in messages and traces; the function's own by default.
         batch_size: number of images that `fn` sees at once; None for all images of one size.
 

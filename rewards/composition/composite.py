@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.composition.composite_card import composite_card
 from fk_reward.rewards.composition.expression import Expression
-from fk_reward.rewards.inputs import Images, in_order, prompt_list
+from fk_reward.rewards.inputs import Images, copied, in_order, prompt_list
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class CompositeReward(Reward):
     """A weighted sum, minimum, gate, ... of rewards; made by `load_reward("0.7*a + 0.3*b")` or `0.7 * a + 0.3 * b`.
 
-    Parts see all images of a call, so that a general preference compares the same images as it does alone.
+    Parts see all images of a call, so that a general preference compares the same images as it does alone. A part that
+    forbids an image, by `-inf`, forbids it for a sum, too, unless its weight is 0.
 
     Args:
         expression: what is computed from the scores of the parts.
@@ -108,7 +109,8 @@ class CompositeReward(Reward):
             (B,) float32, and for each part (B,) float32.
 
         Raises:
-            NonFiniteScoreError: for a part's score or a combination that is not finite.
+            NonFiniteScoreError: for a part's score or a combination that is NaN or `+inf` (a negative weight makes it
+                of `-inf`), or that is too large for float32.
             ValueError: when a part was switched to something else since it was composed.
         """
         pictures = in_order(images)
@@ -116,10 +118,11 @@ class CompositeReward(Reward):
         self._check_unchanged()
         parts = self._score_parts(pictures, texts)
         scores = self.expression.evaluate(parts)
-        self._check_scores(scores, tuple(range(len(texts))), texts)
+        forbidden = torch.stack([part.isneginf() for part in parts.values()]).any(0)
+        self._check_scores(scores, tuple(range(len(texts))), texts, forbidden=forbidden)
         return scores, parts
 
-    def _score_parts(self, images: Images, prompts: list[str]) -> dict[str, Tensor]:
+    def _score_parts(self, images: Tensor | list[Tensor], prompts: list[str]) -> dict[str, Tensor]:
         """Score each part once, those with equal `shared_pass` together."""
         passes: dict[Hashable, list[str]] = {}
         for name, part in self.parts.items():
@@ -127,7 +130,8 @@ class CompositeReward(Reward):
         scores: dict[str, Tensor] = {}
         for names in passes.values():
             first, *others = (self.parts[name] for name in names)
-            together = first.score_together(others, images, prompts) if others else [first(images, prompts)]
+            own = copied(images)  # a part with a `__call__` of its own may write to what it gets
+            together = first.score_together(others, own, prompts) if others else [first(own, prompts)]
             scores.update(zip(names, together, strict=True))
         return {name: scores[name] for name in self.parts}
 

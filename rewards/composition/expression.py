@@ -103,7 +103,7 @@ class WeightedSum(Expression):
         """As in `Expression`."""
         if not self.terms:
             return torch.full_like(next(iter(scores.values())), self.constant)
-        total = reduce(operator.add, (weight * term.evaluate(scores) for weight, term in self.terms))
+        total = reduce(operator.add, (_weighted(weight, term.evaluate(scores)) for weight, term in self.terms))
         return total + self.constant if self.constant else total
 
     def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
@@ -274,6 +274,11 @@ def number_text(value: float) -> str:
         ('2', '0.1', '1e-07')
     """
     return repr(float(value)).removesuffix(".0")
+
+
+def _weighted(weight: float, scores: Tensor) -> Tensor:
+    """Weight 0 is for watching a part: nothing that it gives counts, though 0 * -inf would be NaN."""
+    return weight * scores if weight else 0.0 * scores.nan_to_num(neginf=0.0)
 
 
 def _product(weight: float, term: Expression) -> str:

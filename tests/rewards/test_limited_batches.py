@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -47,6 +50,53 @@ def test_a_wrong_own_size_is_still_told():
     reward, _ = listening(batch_size=0)
     with pytest.raises(ValueError, match="batch_size"), reward.limited_to(2):
         pass
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True])
+def test_a_wrong_limit_is_told(wrong):
+    reward, _ = listening()
+    with pytest.raises(ValueError, match="batch_size"), reward.limited_to(wrong):
+        pass
+
+
+def test_the_smallest_of_several_limits_holds_until_its_block_ends():
+    reward, seen = listening()
+    with reward.limited_to(2), reward.limited_to(4):
+        reward(images(), "x")
+    reward(images(), "x")
+    assert seen == [2, 2, 1, 5]
+
+
+@pytest.mark.parametrize("compose", [lambda reward: reward, lambda reward: 2 * reward], ids=["plain", "composed"])
+def test_threads_with_one_reward_do_not_limit_each_other(compose):
+    """Written into `batch_size`, the limit of the thread that ends last would stay for ever."""
+    plain, seen = listening()
+    reward, both_inside, first_left = compose(plain), threading.Barrier(2, timeout=30), threading.Event()
+
+    def first():
+        with reward.limited_to(1):
+            both_inside.wait()
+        first_left.set()
+
+    def second():
+        both_inside.wait()
+        with reward.limited_to(3):
+            first_left.wait(30)
+            reward(images(), "x")
+
+    with ThreadPoolExecutor(2) as pool:
+        for task in [pool.submit(first), pool.submit(second)]:
+            task.result()
+    reward(images(), "x")
+    assert seen == [3, 2, 5]
+    assert plain.batch_size is None
+
+
+def test_a_limit_is_not_seen_by_another_thread():
+    reward, seen = listening()
+    with reward.limited_to(1), ThreadPoolExecutor(1) as pool:
+        pool.submit(reward, images(), "x").result()
+    assert seen == [5]
 
 
 def test_each_part_of_a_composition_keeps_its_own_smaller_size():

@@ -34,8 +34,8 @@ def test_a_float_tensor_arrives_as_it_is():
     images = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
     reward = Mean()
     reward(images, ["a", "b"])
-    assert reward.seen[0][0].data_ptr() == images.data_ptr()  # no copy, hence no rounding
-    assert reward.seen[0][0].shape == images.shape
+    assert torch.equal(reward.seen[0][0], images)  # no rounding
+    assert reward.seen[0][0].data_ptr() != images.data_ptr()  # a copy, which a reward may write to
     assert reward.seen[0][1] == ["a", "b"]
 
 
@@ -198,7 +198,8 @@ def test_wrong_prompts_raise(prompts, error, message):
         (lambda images, prompts: torch.zeros(2, dtype=torch.int64), TypeError, "int64"),
         (lambda images, prompts: [0.0, 0.0], TypeError, "list"),
         (lambda images, prompts: torch.tensor([0.0, torch.nan]), ValueError, "'broken' gave nan for image 1.*'b'"),
-        (lambda images, prompts: torch.tensor([-torch.inf, 0.0]), ValueError, "gave -inf for image 0.*'a'"),
+        (lambda images, prompts: torch.tensor([torch.inf, 0.0]), ValueError, "gave inf for image 0.*'a'"),
+        (lambda images, prompts: torch.tensor([-1e300, 0.0], dtype=torch.float64), ValueError, "gave -1e\\+300 for"),
     ],
 )
 def test_wrong_scores_raise(fn, error, message):
@@ -206,8 +207,13 @@ def test_wrong_scores_raise(fn, error, message):
         CallableReward(fn, "broken")(GOOD, ["a", "b"])
 
 
+def test_minus_infinity_is_a_score_that_forbids():
+    reward = CallableReward(lambda images, prompts: torch.tensor([-torch.inf, 0.0]), "guard")
+    assert reward(GOOD, "a").tolist() == [-torch.inf, 0.0]
+
+
 def test_a_broken_score_is_named_by_its_place_in_the_call():
-    reward = CallableReward(lambda images, prompts: images[:, 0, 0, 0].log(), "log", batch_size=2)
+    reward = CallableReward(lambda images, prompts: (images[:, 0, 0, 0] - 0.5).log(), "log", batch_size=2)
     images = torch.ones(5, 3, 2, 2)
     images[3] = 0
     with pytest.raises(ValueError, match="image 3, prompt 'd'"):

@@ -141,8 +141,9 @@ def test_rewards_of_one_name_are_kept_apart():
 
 
 def test_a_score_that_is_not_finite_is_named():
-    with pytest.raises(NonFiniteScoreError, match=r"'1e\+300\*a' gave inf for image 0"):
-        scores_of(1e300 * Channel(0))
+    for weight, name in ((1e300, r"1e\+300\*a' gave inf"), (-1e300, r"-1e\+300\*a' gave -inf")):
+        with pytest.raises(NonFiniteScoreError, match=rf"'{name} for image 0"):
+            scores_of(weight * Channel(0))
 
     class Broken(Channel):
         def score(self, images, prompts):
@@ -151,6 +152,41 @@ def test_a_score_that_is_not_finite_is_named():
     with pytest.raises(NonFiniteScoreError, match=r"Reward 'a' gave nan for image 1, prompt 'q'") as caught:
         (Broken(0) + Channel(1))(IMAGES, ["p", "q", "r"])
     assert caught.value.index == 1
+
+
+class Guard(Channel):
+    """Forbids the first of the three images."""
+
+    def score(self, images, prompts):
+        return super().score(images, prompts).masked_fill(torch.tensor([True, False, False]), -torch.inf)
+
+
+def test_a_part_that_forbids_an_image_forbids_it_for_the_composition():
+    plain, guard = Channel(0), Guard(1)
+    allowed = scores_of(plain + guard)[1:]
+    assert scores_of(plain + guard) == [-torch.inf, *allowed]
+    assert scores_of(minimum(plain, guard))[0] == scores_of(standardize(guard, mean=0.0, spread=2.0))[0] == -torch.inf
+    assert scores_of(maximum(plain, guard))[0] == scores_of(plain)[0]
+    assert scores_of(gate(plain, guard, above=-5.0, otherwise=-7.0))[0] == -7.0
+
+
+def test_a_part_of_weight_zero_is_only_watched():
+    """0 * -inf is NaN in floating point."""
+    assert scores_of(Channel(0) + 0 * Guard(1)) == scores_of(Channel(0))
+    assert scores_of(0 * Guard(1)) == [0.0, 0.0, 0.0]
+
+
+def test_minus_what_forbids_is_an_error():
+    with pytest.raises(NonFiniteScoreError, match="gave inf for image 0"):
+        scores_of(Channel(0) - Guard(1))
+    with pytest.raises(NonFiniteScoreError, match="gave nan for image 0"):
+        scores_of(Guard(0, "b") - Guard(1))
+
+
+def test_a_part_of_weight_zero_keeps_the_gradient_of_a_sum():
+    images = IMAGES.clone().requires_grad_()
+    (0 * Channel(0))(images, "p").sum().backward()
+    assert images.grad.abs().max() == 0
 
 
 def test_a_part_that_changed_is_refused():
