@@ -17,11 +17,13 @@ from fk_reward.config import FKSteeringConfig
 from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.row_state import RowState, SchedulerHistory
-from fk_reward.step_checks import CopiesCheck, check_reported_x0, reported_x0
-from fk_reward.stochasticity import adds_noise_now, require_stochastic
+from fk_reward.step_checks import CopiesCheck, check_reported_x0
+from fk_reward.stochasticity import adds_noise_now, require_stochastic, step_signature
 from fk_reward.x0_prediction import predict_x0, scheduler_name
 
 logger = logging.getLogger(__name__)
+
+_NUM_ROLES = 3
 
 NumSteps: TypeAlias = int | Callable[[], int | None] | None
 """How many steps will run; a function is asked at the first step, and says None where it does not know."""
@@ -58,7 +60,7 @@ class SteeringRecords(list[SteeringRecord]):
 
     Attributes:
         num_steps: steps that have run.
-        expected_steps: steps that the scoring steps were placed for; None where nothing is resampled.
+        expected_steps: steps that should run, for which the scoring steps were placed; None where that is not known.
         notes: sentences about this run that a user should know; each was a warning, too.
     """
 
@@ -93,19 +95,15 @@ class SteeringRecords(list[SteeringRecord]):
 
 @dataclass(frozen=True)
 class _Step:
-    """What a step got, and what it gave."""
+    """What a step got."""
 
     state: dict[str, Any]  # of the scheduler, before the step
     model_output: Tensor
     timestep: Any
     sample: Tensor
-    output: Any
 
     def x0_pred(self, scheduler: Any) -> Tensor:
         """Computed when it is asked for: only the last step of a run that ends early needs it."""
-        reported = reported_x0(scheduler, self.output)
-        if scheduler_name(scheduler) is None and reported is not None:
-            return reported
         after = dict(vars(scheduler))
         vars(scheduler).update(self.state)
         try:
@@ -190,6 +188,7 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
     def step(*args: Any, **kwargs: Any) -> Any:
         return interceptor(*args, **kwargs)
 
+    step.__signature__ = interceptor.signature  # type: ignore[attr-defined]
     scheduler.step = step
     try:
         yield interceptor.records
@@ -220,16 +219,19 @@ class _StepInterceptor:
         self._callback = callback
         self._exchange = exchange
         self._original_step = scheduler.step
-        self._signature = inspect.signature(scheduler.step)
+        self.signature = step_signature(scheduler)
+        self._roles = list(self.signature.parameters)[
+            :_NUM_ROLES
+        ]  # model_output, timestep, sample, whatever they are called
         self._num_done = 0
         self._pending: list[tuple[int, int]] = []
         self._copies = CopiesCheck(scheduler)
         self._x0_pred: Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bound = self._signature.bind(*args, **kwargs)
+        bound = self.signature.bind(*args, **kwargs)
         for name, value in self._step_defaults.items():
-            if bound.arguments.get(name) is None:
+            if name in self.signature.parameters and bound.arguments.get(name) is None:
                 bound.arguments[name] = value
         if self._num_done == 0:
             self._begin(bound.arguments)
@@ -242,19 +244,25 @@ class _StepInterceptor:
     def _move(self, bound: inspect.BoundArguments) -> Any:
         """Let the scheduler make its step, and look at what it did."""
         state, stochastic = dict(vars(self._scheduler)), adds_noise_now(self._scheduler)
-        output = self._original_step(*bound.args, **bound.kwargs)
-        inputs = (bound.arguments[name] for name in ("model_output", "timestep", "sample"))
-        self.records._last = _Step(state, *inputs, output)
+        output = self._call_original(bound)
+        if len(self._roles) == _NUM_ROLES:
+            self.records._last = _Step(state, *self._inputs(bound.arguments))
         if self._x0_pred is not None:
-            doubt = check_reported_x0(self._scheduler, output, self._x0_pred)
+            self._tell(check_reported_x0(self._scheduler, output, self._x0_pred))
             self._x0_pred = None
-            if doubt is not None:
-                self._tell(doubt)
         if stochastic:
-            self._copies.check(output[0], step=self._num_done)
+            generator = bound.arguments.get("generator")
+            self._tell(self._copies.check(output[0], step=self._num_done, generator=generator))
         self._num_done += 1
         self.records.num_steps = self._num_done
         return output
+
+    def _call_original(self, bound: inspect.BoundArguments) -> Any:
+        if len(self._roles) < _NUM_ROLES:  # a scheduler that is not known here, and may run where nothing is resampled
+            return self._original_step(*bound.args, **bound.kwargs)
+        # by name, because a subclass may take what it hands on as **kwargs
+        others = {name: value for name, value in bound.arguments.items() if name not in self._roles}
+        return self._original_step(*self._inputs(bound.arguments), **others)
 
     def finish(self) -> None:
         """Compare the steps that ran with those that were expected.
@@ -272,17 +280,22 @@ class _StepInterceptor:
                 f"final_particles={final} asks for {final}: it was interrupted, or num_steps is wrong."
             )
         if ran < expected:
-            missed = [step for step, _ in self._pending if step >= ran]
+            missed = [step for step, _ in self._pending]
             self._tell(
                 f"The loop ended after {ran} of {expected} steps"
-                + (f", before its scoring steps {missed}." if missed else ", after its last scoring step.")
+                + (f", before its scoring steps {missed}." if missed else ".")
             )
-        elif ran > expected:
+        elif ran > expected and self._filter.config.resamples:
             self._tell(f"The loop ran {ran} steps, and the scoring steps were placed for {expected}: pass num_steps.")
 
-    def _tell(self, sentence: str) -> None:
+    def _inputs(self, arguments: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
+        """Model output, timestep and sample among the arguments of a step."""
+        model_output, timestep, sample = (arguments[name] for name in self._roles)
+        return model_output, timestep, sample
+
+    def _tell(self, sentence: str | None) -> None:
         """Warn, and leave the sentence in the notes of the run, once."""
-        if sentence not in self.records.notes:
+        if sentence is not None and sentence not in self.records.notes:
             logger.warning(sentence)
             self.records.notes.append(sentence)
 
@@ -308,23 +321,25 @@ class _StepInterceptor:
     def _begin(self, arguments: dict[str, Any]) -> None:
         config = self._filter.config
         if not config.resamples:
+            self.records.expected_steps = self.num_steps() if callable(self.num_steps) else self.num_steps
             return
         require_stochastic(self._scheduler, eta=arguments.get("eta"))
         num_groups, num_own = self._exchange.num_groups, self._exchange.num_own
-        batch_size = arguments["sample"].shape[0]
+        _, timestep, sample = self._inputs(arguments)
+        batch_size = len(sample)
         if batch_size != num_groups * num_own:
             raise ValueError(
                 f"The batch should hold {num_groups} prompts x {num_own} particles = {num_groups * num_own} samples, "
                 f"got {batch_size}."
             )
-        num_steps = _length_of_run(self._scheduler, arguments["timestep"], given=self.num_steps)
+        num_steps = _length_of_run(self._scheduler, timestep, given=self.num_steps)
         self.records.expected_steps = num_steps
         steps = config.scoring_steps(num_steps)
         _check_effect(config, num_steps)
         self._pending = list(zip(steps, config.population_sizes(len(steps)), strict=True))
 
     def _weigh_and_resample(self, arguments: dict[str, Any], num_survivors: int) -> None:
-        model_output, timestep, sample = (arguments[name] for name in ("model_output", "timestep", "sample"))
+        model_output, timestep, sample = self._inputs(arguments)
         x0_pred = predict_x0(self._scheduler, model_output, timestep, sample)
         rewards = self._scored(x0_pred)
         self._filter.weigh(rewards, step=self._num_done)
@@ -332,7 +347,8 @@ class _StepInterceptor:
         ancestors = self._filter.resample(num_survivors)
         if ancestors is not None:
             take = functools.partial(self._exchange.take, ancestors=ancestors)
-            arguments["sample"], arguments["model_output"], x0_pred = map(take, (sample, model_output, x0_pred))
+            arguments[self._roles[0]], arguments[self._roles[2]] = take(model_output), take(sample)
+            x0_pred = take(x0_pred)
             for row_state in self.row_states:
                 row_state.gather(take, len(sample))
             self._copies.begin(self._exchange.own(ancestors))

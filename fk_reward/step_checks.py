@@ -33,6 +33,7 @@ class CopiesCheck:
         self._known = scheduler_name(scheduler)
         self._pairs: list[tuple[int, int]] = []
         self._again = False
+        self._num_missed = 0  # resamplings in a row whose step added no noise
 
     def begin(self, ancestors: Tensor) -> None:
         """Remember which rows of the batch are copies of one another.
@@ -45,35 +46,51 @@ class CopiesCheck:
         self._pairs = [(first[row], place) for place, row in places if first.setdefault(row, place) != place]
         self._again = False
 
-    def check(self, sample: Tensor, *, step: int) -> None:
+    def check(self, sample: Tensor, *, step: int, generator: Any = None) -> str | None:
         """Compare the copies after a step that should have added noise.
 
         Args:
             sample: `(B', C, ...)`, what the step returned.
             step: its index, for the message.
+            generator: where the noise came from: one generator, or a list of one for each row.
+
+        Returns:
+            A sentence for the user where copies are equal because their generators are; None where all is well.
 
         Raises:
             ValueError: when copies are equal for the second time.
         """
         if not self._pairs:
-            return
+            return None
         one, other = (sample[[pair[side] for pair in self._pairs]].flatten(1) for side in (0, 1))
         # The first time the copies went in with equal numbers, so that any difference is noise. The second time the
         # denoiser stands between, whose kernels may round two equal rows of a batch differently.
         limit = _tolerance(sample.dtype) * sample.float().std() if self._again else 0.0
         equal = ((one - other).abs().amax(dim=1) <= limit).tolist()
-        self._pairs = [pair for pair, same in zip(self._pairs, equal, strict=True) if same]
-        if self._pairs and self._again:
+        pairs = [pair for pair, same in zip(self._pairs, equal, strict=True) if same]
+        self._pairs = [pair for pair in pairs if not _same_source(generator, *pair)]
+        self._num_missed = self._num_missed + 1 if self._pairs else 0
+        if self._num_missed > 1:
             raise ValueError(self._message(step))
         self._again = True
+        if len(pairs) > len(self._pairs):
+            return "Generators of several particles are in the same state, so that copies of a particle stay equal."
+        return None
 
     def _message(self, step: int) -> str:
         derived = "" if self._name == self._known else f" (which derives from {self._known})"
         return (
             f"Copies of a particle are still equal after step {step}: the step of {self._name}{derived} adds no noise, "
-            f"or some of the generators have the same seed. Use {self._known} itself with a stochastic setting, let "
-            "the subclass hand eta and generator on, or seed every generator differently."
+            f"so that they would stay identical for ever. Use {self._known} itself with a stochastic setting, or let "
+            "the step of the subclass use eta and generator."
         )
+
+
+def _same_source(generator: Any, one: int, other: int) -> bool:
+    """Whether two rows have drawn the same noise, because the caller seeded their generators alike."""
+    if not isinstance(generator, list | tuple) or max(one, other) >= len(generator):
+        return False
+    return torch.equal(generator[one].get_state(), generator[other].get_state())
 
 
 def check_reported_x0(scheduler: Any, output: Any, x0_pred: Tensor) -> str | None:

@@ -36,6 +36,30 @@ def require_stochastic(scheduler: Any, *, eta: float | None = None) -> None:
         raise ValueError(reason)
 
 
+def step_signature(scheduler: Any) -> inspect.Signature:
+    """The signature of `scheduler.step`; of a subclass that hands `*args, **kwargs` on, that of the class it extends.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> class Logged(DDIMScheduler):
+        ...     def step(self, *args, **kwargs):
+        ...         return super().step(*args, **kwargs)
+        >>> list(step_signature(Logged()).parameters)[:4]
+        ['model_output', 'timestep', 'sample', 'eta']
+    """
+    own = inspect.signature(scheduler.step)
+    if "step" in vars(scheduler) or not _is_open(own):  # an attribute of the instance has been made by `steer`
+        return own
+    inherited = [vars(cls)["step"] for cls in type(scheduler).__mro__ if "step" in vars(cls)]
+    bound = (inspect.signature(step.__get__(scheduler)) for step in inherited)
+    return next((signature for signature in bound if not _is_open(signature)), own)
+
+
+def _is_open(signature: inspect.Signature) -> bool:
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(parameter.kind in kinds for parameter in signature.parameters.values())
+
+
 def takes_argument(scheduler: Any, name: str) -> bool:
     """Whether `scheduler.step` has a parameter of this name.
 
@@ -44,7 +68,7 @@ def takes_argument(scheduler: Any, name: str) -> bool:
         >>> takes_argument(DDIMScheduler(), "eta")
         True
     """
-    return name in inspect.signature(scheduler.step).parameters
+    return name in step_signature(scheduler).parameters
 
 
 def adds_noise_now(scheduler: Any) -> bool:
@@ -75,7 +99,8 @@ def _deterministic_setting(scheduler: Any, name: str, eta: float | None) -> tupl
     """The setting that makes it deterministic and the remedy; two empty strings where it is stochastic."""
     config = scheduler.config
     if name in ("DDIMScheduler", "TCDScheduler"):
-        eta = inspect.signature(scheduler.step).parameters["eta"].default if eta is None else eta
+        parameter = step_signature(scheduler).parameters.get("eta")
+        eta = (0.0 if parameter is None else parameter.default) if eta is None else eta
         return ("", "") if eta > 0 else (f"eta={eta}", "Pass eta=1.0.")
     if name.startswith(("DPMSolver", "EDMDPMSolver")):
         return _dpm_solver_setting(config, name)

@@ -92,7 +92,8 @@ def _from_alpha_sigma(
 def _from_sigma(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
     """Variance-exploding sampling of Karras et al. (2022), `sample = x0 + sigma * noise`: Euler ancestral."""
     sigma = scheduler.sigmas[_step_index(scheduler, timestep)]
-    return _from_noise_level(scheduler, model_output, sample, sigma)
+    # in half precision sample and sigma * noise, both of size sigma, would leave nothing but rounding; the step widens
+    return _from_noise_level(scheduler, model_output, sample.to(torch.float32), sigma)
 
 
 def _from_two_stage_sigma(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def finish(run: SteeredRun, out: Any, pipe: Any, *, num_images_per_prompt: int, 
     is_latent = output_type == "latent"
     finished = out.images if is_latent else _pictures(out.images, pipe)
     rewards = run.score_finished(finished, is_latent=is_latent)
-    run.finish(rewards, len(pipe.scheduler.timesteps))
+    run.finish(rewards)
     selected = run.particle_filter.select(num_images_per_prompt)
     offsets = run.particle_filter.num_particles * torch.arange(len(selected))[:, None]
     indices = (selected + offsets).flatten()

@@ -336,8 +336,9 @@ class FKSteeringPipeline(PipelineProxy):
         arguments["output_type"] = "latent" if output_type == "latent" else "pt"
         with run.batches.splitting(self.pipe):
             out = run.steer(self.pipe, arguments, step_defaults)
-            if output_type == "latent":
-                run.decode = self._finished_decoder(out.images, arguments) or run.decode
+            if output_type == "latent" or run.predicted is not None:
+                latents = out.images if run.predicted is None else run.predicted
+                run.decode = self._finished_decoder(latents, arguments) or run.decode
             output = finish(run, out, self.pipe, num_images_per_prompt=num_images_per_prompt, output_type=output_type)
         as_tuple: Any = tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
         return output if return_dict else as_tuple

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +20,16 @@ from fk_reward.pipelines.decoding import DecodeFn
 from fk_reward.pipelines.denoisers import main_denoiser
 from fk_reward.pipelines.handing_over import handing_over
 from fk_reward.pipelines.micro_batches import MicroBatches
+from fk_reward.pipelines.pipeline_state import kept_rows
 from fk_reward.pipelines.replacement import call_name, replaced
 from fk_reward.pipelines.survivors import survivors_only
 from fk_reward.rewards import NonFiniteScoreError, Reward
-from fk_reward.steering import SteeringRecord, steer
+from fk_reward.row_state import RowState
+from fk_reward.steering import SteeringRecord, SteeringRecords, steer
 from fk_reward.trace import Provenance, SteeringTrace, TraceStep
+from fk_reward.x0_prediction import scheduler_name
+
+logger = logging.getLogger(__name__)
 
 _THUMBNAIL_SIZE = 96
 
@@ -42,6 +49,8 @@ class SteeredRun:
             images that are decoded in batches are scored in a thread, one batch while the next is decoded.
         provenance: what runs, for the trace.
         notes: sentences for the trace, in plain words, about what the user must know of this run.
+        num_steps: steps of the scheduler that have run.
+        predicted: `(G * K, ...)`, predicted clean samples of a run that has ended with noise left; None otherwise.
     """
 
     reward: Reward
@@ -53,10 +62,13 @@ class SteeredRun:
     reward_device: torch.device | None = None
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
+    num_steps: int = 0
+    predicted: Tensor | None = None
     _steps: list[TraceStep] = field(default_factory=list)
     _measured: dict[str, Any] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "scored"), 0))
     _bar: Any = None
+    _announced_steps: int | None = None
     _started: float = field(default_factory=time.perf_counter)
 
     def steer(self, pipe: Any, arguments: dict[str, Any], step_defaults: dict[str, Any]) -> Any:
@@ -68,8 +80,34 @@ class SteeredRun:
             step_defaults: arguments for `scheduler.step` that it does not pass.
         """
         hooks: dict[str, Any] = {"step_defaults": step_defaults, "callback": self.record, "exchange": self.exchange}
-        with self.watch(pipe), steer(pipe.scheduler, self.particle_filter, self.score, **hooks):
-            return pipe(**arguments)
+        hooks["num_steps"] = lambda: self._announced_steps
+        _check_denoising_end(pipe, arguments)
+        with ExitStack() as stack:
+            stack.enter_context(self.watch(pipe))
+            hooks["row_states"] = stack.enter_context(self._kept_rows(pipe))
+            records = stack.enter_context(steer(pipe.scheduler, self.particle_filter, self.score, **hooks))
+            out = pipe(**arguments)
+        self._close(pipe, records)
+        return out
+
+    def _kept_rows(self, pipe: Any) -> AbstractContextManager[list[RowState]]:
+        config = self.particle_filter.config
+        if not config.resamples:
+            return nullcontext([])
+        shrinks = config.final_particles is not None
+        return kept_rows(pipe, num_prompts=len(self.prompts), num_particles=self._num_own, shrinks=shrinks)
+
+    def _close(self, pipe: Any, records: SteeringRecords) -> None:
+        """Take over what the run tells about itself."""
+        self.notes += records.notes
+        self.num_steps = records.num_steps
+        if self.particle_filter.config.resamples and records.num_steps == 0:
+            raise RuntimeError(
+                f"{type(pipe).__name__} never called the step of its scheduler ({type(pipe.scheduler).__name__}), so "
+                "that nothing was steered: it uses another scheduler, or a copy."
+            )
+        if records.holds_noise and scheduler_name(pipe.scheduler) is not None:
+            self.predicted = records.last_x0_pred()
 
     def score(self, x0_pred: Tensor) -> Tensor:
         """Rewards `(G * K,)` of the predicted clean samples; the `score` argument of `steer`."""
@@ -120,11 +158,26 @@ class SteeredRun:
             raise ValueError(f"The reward of {self._name(first + error.index)} is {error.score}: {error}") from error
 
     def score_finished(self, finished: Tensor, *, is_latent: bool) -> Tensor:
-        """Rewards `(G * K,)` of what the wrapped pipeline returned: latents, or images that it has decoded."""
+        """Rewards `(G * K,)` of what the wrapped pipeline returned: latents, or images that it has decoded.
+
+        Where noise is left in them (`predicted`), the rewards are those of the predicted clean samples.
+        """
+        if self.predicted is not None:
+            self._tell_of_noise(is_latent=is_latent)
+            return self.exchange.gather_scores(self.score, self.predicted)
         if is_latent:
             return self.exchange.gather_scores(self.score, finished.clone())  # a preview may write to it
         self._counts["decoded"] += len(finished)
         return self.exchange.gather_scores(self.score_images, finished.float())
+
+    def _tell_of_noise(self, *, is_latent: bool) -> None:
+        returned = "latents" if is_latent else "images"
+        self.notes.append(
+            f"The run ended after {self.num_steps} steps, before the scheduler's last: the {returned} that are "
+            "returned still hold noise, and the final rewards are those of the predicted clean images."
+        )
+        if not is_latent:  # latents are what the next pipeline takes; noisy images are of no use
+            logger.warning("%s Ask for output_type='latent' to go on with them.", self.notes[-1])
 
     def record(self, record: SteeringRecord) -> None:
         """Keep the record with what was measured, and show it in the progress bar; the callback of `steer`."""
@@ -133,12 +186,12 @@ class SteeredRun:
             best, ess = record.rewards.amax(1).mean(), record.ess.mean()
             self._bar.set_postfix(reward=f"{best:.3f}", ess=f"{ess:.1f}", refresh=False)
 
-    def finish(self, rewards: Tensor, num_steps: int) -> None:
+    def finish(self, rewards: Tensor) -> None:
         """Apply the terminal correction with the rewards `(G * K,)` of the finished images and close the record."""
-        self.particle_filter.weigh(rewards, final=True, step=num_steps)
+        self.particle_filter.weigh(rewards, final=True, step=self.num_steps)
         self._steps.append(
             TraceStep(
-                step=num_steps,
+                step=self.num_steps,
                 timestep=0.0,
                 rewards=self._grouped(rewards),
                 log_weights=self.particle_filter.log_weights.clone(),
@@ -183,16 +236,21 @@ class SteeredRun:
                 stack.enter_context(survivors_only(pipe, self.particle_filter))
             if denoiser is not None:
                 stack.enter_context(replaced(denoiser, call_name(denoiser), self._counted))
-            stack.enter_context(replaced(pipe, "progress_bar", self._watched_bar))
+            # what an earlier call has left there says nothing about this one
+            earlier = vars(pipe).pop("_num_timesteps", None)
+            stack.enter_context(replaced(pipe, "progress_bar", functools.partial(self._watched_bar, pipe)))
             yield
+            if earlier is not None:
+                vars(pipe).setdefault("_num_timesteps", earlier)
 
     def _counted(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._counts["calls"] += 1
         self._counts["rows"] += batch_rows(args, kwargs)
         return call(*args, **kwargs)
 
-    def _watched_bar(self, progress_bar: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _watched_bar(self, pipe: Any, progress_bar: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._bar = progress_bar(*args, **kwargs)
+        self._announced_steps = _announced_steps(pipe, *args, **kwargs)
         return self._bar
 
     @property
@@ -230,3 +288,28 @@ def _clock(after: Tensor) -> float:
     if after.is_cuda:
         torch.cuda.synchronize(after.device)
     return time.perf_counter()
+
+
+def _check_denoising_end(pipe: Any, arguments: dict[str, Any]) -> None:
+    """Refuse to return noise that nobody can score: SDXL's base stops early with `denoising_end`."""
+    end, scheduler = arguments.get("denoising_end"), pipe.scheduler
+    if end is not None and 0 < end < 1 and scheduler_name(scheduler) is None:
+        raise ValueError(
+            f"With denoising_end={end} the final rewards are those of the predicted clean images, which the step of "
+            f"{type(scheduler).__name__} does not tell: use another scheduler, such as DDIMScheduler, or leave "
+            "denoising_end out."
+        )
+
+
+def _announced_steps(pipe: Any, iterable: Any = None, total: int | None = None, **_: Any) -> int | None:
+    """How many steps a pipeline that opens a progress bar will make; None where that cannot be told.
+
+    `total` is the number that the user asked for, which schedulers of second order make twice; `_num_timesteps`, which
+    most pipelines set just before, counts the timesteps that are left after `strength`, `denoising_end`, ...
+    """
+    if hasattr(iterable, "__len__"):
+        return len(iterable)
+    counted = vars(pipe).get("_num_timesteps")
+    if counted is None and getattr(pipe.scheduler, "order", 1) == 1:
+        counted = total
+    return counted
