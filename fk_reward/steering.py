@@ -260,8 +260,11 @@ class _StepInterceptor:
     def _call_original(self, bound: inspect.BoundArguments) -> Any:
         if len(self._roles) < _NUM_ROLES:  # a scheduler that is not known here, and may run where nothing is resampled
             return self._original_step(*bound.args, **bound.kwargs)
-        # by name, because a subclass may take what it hands on as **kwargs
         others = {name: value for name, value in bound.arguments.items() if name not in self._roles}
+        for name, parameter in self.signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                others |= others.pop(name, {})
+        # by name, because a subclass may take what it hands on as **kwargs
         return self._original_step(*self._inputs(bound.arguments), **others)
 
     def finish(self) -> None:
