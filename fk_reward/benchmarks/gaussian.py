@@ -19,6 +19,7 @@ from fk_reward.benchmarks.reports import Column, show_table, write_json
 from fk_reward.benchmarks.uncertainty import log_log_slope, mean_and_error, root_mean_square
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.config import FKSteeringConfig
+from fk_reward.folder_lock import hold_folder
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.potentials import POTENTIALS
 from fk_reward.resampling import RESAMPLERS
@@ -175,16 +176,20 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/gaussian"),
 ) -> None:
     """Compare the sampler with a tilted Gaussian in closed form; print a table and write `gaussian.json`."""
-    problem, sizes = GaussianProblem(), parse_integers("num_particles", num_particles)
-    rows = run_benchmark(problem, num_particles=sizes, num_runs=num_runs, reward_scale=reward_scale, seed=seed)
+    sizes = parse_integers("num_particles", num_particles)
+    options: dict[str, Any] = {"num_runs": num_runs, "reward_scale": reward_scale, "seed": seed}
+    with hold_folder(out):
+        typer.echo(f"Results: {write_json(out / 'gaussian.json', _report(sizes, options))}")
+
+
+def _report(sizes: Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
+    """Run all settings, print their table, and return what goes into the file."""
+    problem = GaussianProblem()
+    rows = run_benchmark(problem, num_particles=sizes, **options)
     add_slopes(rows)
-    exact = problem.tilted(reward_scale)
+    exact = problem.tilted(options["reward_scale"])
     target = f"mean {exact.mean:.4f}, variance {exact.variance:.4f}, log evidence {exact.log_evidence:.4f}"
-    show_table(f"{num_runs} runs each; exact: {target}; slope of the error in K: -0.5 is right", COLUMNS, rows)
-    settings = {"problem": asdict(problem), "num_runs": num_runs, "reward_scale": reward_scale, "seed": seed}
-    path = write_json(out / "gaussian.json", settings | {"exact": asdict(exact), "rows": rows})
-    typer.echo(f"Results: {path}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    show_table(
+        f"{options['num_runs']} runs each; exact: {target}; slope of the error in K: -0.5 is right", COLUMNS, rows
+    )
+    return {"problem": asdict(problem), **options, "exact": asdict(exact), "rows": rows}

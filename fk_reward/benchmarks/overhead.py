@@ -17,6 +17,7 @@ from fk_reward.benchmarks.quartiles import quartiles
 from fk_reward.benchmarks.reports import Column, show_table, write_json
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.config import FKSteeringConfig
+from fk_reward.folder_lock import hold_folder
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline
@@ -153,33 +154,33 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     num_particles: Annotated[int, typer.Option(help="K.", min=2)] = 4,
     steps: Annotated[int, typer.Option(help="Scheduler steps.", min=2)] = 50,
     num_repetitions: Annotated[int, typer.Option(help="Pairs of runs, at least 2.", min=2)] = 15,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/overhead"),
 ) -> None:
     """Time the steered pipeline against the stock one, by turns; print medians and write `overhead.json`."""
+    sizes = {"num_particles": num_particles, "num_steps": steps, "num_repetitions": num_repetitions}
+    with hold_folder(out):
+        pipe = _load(model, unet_width=unet_width, device=device)
+        repetitions = measure(pipe, prompt=prompt, **sizes)
+        rows = summarize(repetitions)
+        millions = sum(parameter.numel() for parameter in pipe.unet.parameters()) / 1e6
+        title = f"{model}, UNet of {millions:.1f} M parameters, K = {num_particles}, {steps} steps, {pipe.device}"
+        show_table(title, COLUMNS, rows)
+        settings = {"model": model, "unet_millions": millions, "device": str(pipe.device)}
+        settings |= {"threads": torch.get_num_threads(), **sizes}
+        content = {"settings": settings, "rows": rows, "repetitions": [asdict(r) for r in repetitions]}
+        typer.echo(f"Results: {write_json(out / 'overhead.json', content)}")
+
+
+def _load(model: str, *, unet_width: int, device: str) -> FKSteeringPipeline:
+    from fk_reward.cli.loading import resolve_device  # noqa: PLC0415 (only the command has a device to name)
     from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415 (slow to import)
 
-    pipe = FKSteeringPipeline.from_pretrained(model, reward=mean_pixel).to(device)
+    place = resolve_device(device)
+    pipe = FKSteeringPipeline.from_pretrained(model, reward=mean_pixel).to(place)
+    if "unet" not in pipe.components:
+        raise ValueError(f"{model} has no UNet ({type(pipe.pipe).__name__}); this benchmark counts and widens one.")
     pipe.set_progress_bar_config(disable=True)
     if unet_width > 1:
         widen_unet(pipe, unet_width)
-    sizes = {"num_particles": num_particles, "num_steps": steps, "num_repetitions": num_repetitions}
-    repetitions = measure(pipe, prompt=prompt, **sizes)
-    rows = summarize(repetitions)
-    millions = sum(parameter.numel() for parameter in pipe.unet.parameters()) / 1e6
-    show_table(
-        f"{model}, UNet of {millions:.1f} M parameters, K = {num_particles}, {steps} steps, {device}", COLUMNS, rows
-    )
-    settings = {
-        "model": model,
-        "unet_millions": millions,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        **sizes,
-    }
-    content = {"settings": settings, "rows": rows, "repetitions": [asdict(r) for r in repetitions]}
-    typer.echo(f"Results: {write_json(out / 'overhead.json', content)}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    return pipe

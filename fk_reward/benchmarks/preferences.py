@@ -16,8 +16,9 @@ from fk_reward.benchmarks.preference_answers import (
     summarize_answers,
 )
 from fk_reward.benchmarks.reports import Column, markdown_table, show_table, write_json
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.durable_files import write_whole
+from fk_reward.folder_lock import hold_folder
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.training.preference_data import PreferenceItem
 from fk_reward.training.readers import read_preferences
@@ -101,7 +102,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/preferences"),
 ) -> None:
     """Measure how often rewards prefer what preference data say, and how well they order labelled pictures."""
-    with clean_errors():
+    with hold_folder(out):
         rewards = _load_rewards(reward, adapter, device)
         files = {str(path): read_preferences(path, image_root=image_root, dimension=dimension) for path in data}
         rows = [
@@ -109,11 +110,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
             for name, judge in rewards.items()
             for row in accuracy_rows(judge, files, batch_size=batch_size)
         ]
-    show_table("Preferences", COLUMNS, rows)
-    write_json(out / "preferences.json", {"rewards": list(rewards), "data": list(files), "rows": rows})
-    (out / "preferences.md").write_text(markdown_table(COLUMNS, rows) + "\n", encoding="utf-8")
+        show_table("Preferences", COLUMNS, rows)
+        write_json(out / "preferences.json", {"rewards": list(rewards), "data": list(files), "rows": rows})
+        write_whole(out / "preferences.md", markdown_table(COLUMNS, rows) + "\n")
     typer.echo(f"Results: {out / 'preferences.json'}, {out / 'preferences.md'}")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from rich import table as rich_table
 from rich.console import Console
 
+from fk_reward.durable_files import write_whole
+
 RANGE, CHANGE = "{:.3f} [{:.3f}, {:.3f}]", "{:+.3f} [{:+.3f}, {:+.3f}]"
 """Styles of an estimate, or of a difference, with both ends of its interval."""
 
@@ -96,8 +98,5 @@ def markdown_report(tables: Sequence[Table]) -> str:
 
 
 def write_json(path: str | Path, content: Any) -> Path:
-    """Write a JSON file, its folder made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return path
+    """Write a JSON file, whole or not at all; its folder is made where it is missing."""
+    return write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from fk_reward.durable_files import append_lines, read_json, read_json_lines, write_whole
+from fk_reward.folder_lock import usable_folder
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.json"
 
 
 class ResultStore:
@@ -22,7 +29,9 @@ class ResultStore:
         settings: what the folder was begun with.
 
     Raises:
-        ValueError: when the folder holds results of other settings; the message names the differences.
+        NotADirectoryError: when the folder is a file.
+        ValueError: when the folder holds results of other settings, and names the differences; when `settings.json` is
+            damaged.
         FileNotFoundError: without settings, when the folder holds no results.
 
     Example:
@@ -35,34 +44,66 @@ class ResultStore:
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
-        path = self.folder / "settings.json"
+        path = self.folder / SETTINGS_FILE
         if settings is not None and not path.exists():
-            _write_at_once(path, json.dumps(settings, indent=2) + "\n")
+            usable_folder(self.folder)
+            self._refuse_results_of_unknown_settings()
+            write_whole(path, json.dumps(settings, indent=2) + "\n")
         if not path.exists():
             raise FileNotFoundError(f"{self.folder} holds no results: {path.name} is missing.")
-        self.settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        self.settings = read_json(path, remedy="Choose another folder, or put back a copy of that file.")
         if settings is not None:
             self._refuse_other_settings(json.loads(json.dumps(settings)))
 
-    def load(self) -> list[dict[str, Any]]:
-        """All results so far, of all processes. A line that is still being written is left out."""
-        lines: list[str] = []
-        for path in sorted(self.folder.glob("results-*.jsonl")):
-            whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-            lines += whole.splitlines()
-        return [json.loads(line) for line in lines]
+    def load(self, key: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """All results so far, of all processes. A line that was cut off is left out with a warning.
+
+        Args:
+            key: names of the fields that say what a result is of. Of several results of one thing, which two jobs on
+                one folder leave behind, the first one counts, with a warning; none: all count.
+
+        Raises:
+            ValueError: for a damaged line, or one that lacks a field of `key`; it names file and line, and says what
+                to do.
+        """
+        found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        repeated: list[str] = []
+        for place, result in self._lines():
+            if missing := [name for name in key if name not in result]:
+                raise ValueError(f"{place} has no {', '.join(missing)}: it is no result of this benchmark. Delete it.")
+            name = tuple(json.dumps(result[field]) for field in key) or (place,)
+            if name in found:
+                repeated.append(place)
+            found.setdefault(name, result)
+        if repeated:
+            more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
+            logger.warning("%s%s: a result that stands there already; the first one counts.", repeated[0], more)
+        return list(found.values())
 
     def append(self, results: Sequence[Mapping[str, Any]], *, writer: str = "0") -> None:
-        """Add results in one write.
+        """Add results in one write, which is on disk when this returns.
 
         Args:
             results: one dictionary each.
             writer: name of this process; no two processes may share it at one time.
+
+        Raises:
+            OSError: it names the file, which is as it was.
         """
-        path = self.folder / f"results-{writer}.jsonl"
-        _drop_unfinished_line(path)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(result) + "\n" for result in results))
+        append_lines(self.folder / f"results-{writer}.jsonl", [json.dumps(result) for result in results])
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """File and line of each result, and the result."""
+        for path in sorted(self.folder.glob("results-*.jsonl")):
+            for number, result in read_json_lines(path):
+                yield f"{path}, line {number}", result
+
+    def _refuse_results_of_unknown_settings(self) -> None:
+        if any(self.folder.glob("results-*.jsonl")):
+            raise ValueError(
+                f"{self.folder} holds results, but {SETTINGS_FILE} is missing, which says what they are of. Choose "
+                "another folder, or put back a copy of that file."
+            )
 
     def _refuse_other_settings(self, settings: dict[str, Any]) -> None:
         found = self.settings
@@ -72,19 +113,3 @@ class ResultStore:
             raise ValueError(
                 f"{self.folder} holds results of other settings ({changes}); choose another folder or remove it."
             )
-
-
-def _write_at_once(path: Path, text: str) -> None:
-    """Another process that starts at the same time sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
-def _drop_unfinished_line(path: Path) -> None:
-    """Remove what a killed process left behind the last line break."""
-    if path.exists():
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            path.write_bytes(content[: content.rfind(b"\n") + 1])

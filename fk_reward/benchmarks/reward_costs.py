@@ -15,9 +15,10 @@ from fk_reward.benchmarks.hollow import count_flops
 from fk_reward.benchmarks.option_lists import parse_integers
 from fk_reward.benchmarks.reports import Column, markdown_table, show_table, write_json
 from fk_reward.benchmarks.reward_times import PROMPT, TIME_COLUMNS, TimeSettings, image_size, is_at_hand, time_rows
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import DEVICES, resolve_device
 from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.durable_files import write_whole
+from fk_reward.folder_lock import hold_folder
 from fk_reward.rewards import REWARDS, Reward, load_reward, reward_card
 from fk_reward.rewards.vlm_judge import VLMJudge
 
@@ -104,20 +105,20 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/reward-costs"),
 ) -> None:
     """Count what each reward costs, without its weights, and time what can be; write `reward_costs.json` and `.md`."""
-    with clean_errors():
-        settings = TimeSettings(
-            batch_sizes=parse_integers("batch_size", batch_size),
-            full_size=full_size,
-            num_repetitions=num_repetitions,
-            device=resolve_device(device),
-            seed=seed,
-        )
-        names = reward or list(REWARDS)
+    settings = TimeSettings(
+        batch_sizes=parse_integers("batch_size", batch_size),
+        full_size=full_size,
+        num_repetitions=num_repetitions,
+        device=resolve_device(device),
+        seed=seed,
+    )
+    names = reward or list(REWARDS)
+    with hold_folder(out):
         costs = [cost_row(name) for name in names]
         times = list(time_rows(names, settings)) if measure else []
-    content = {"settings": asdict(settings), "costs": costs, "times": times}
-    path = write_json(out / "reward_costs.json", content)
-    path.with_suffix(".md").write_text(report(costs, times) + "\n", encoding="utf-8")
+        content = {"settings": asdict(settings), "costs": costs, "times": times}
+        path = write_json(out / "reward_costs.json", content)
+        write_whole(path.with_suffix(".md"), report(costs, times) + "\n")
     if markdown:
         typer.echo(report(costs, times))
         return
@@ -125,7 +126,3 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     if times:
         show_table(f"Times, measured on {settings.device}", TIME_COLUMNS, times)
     typer.echo(f"Results: {path}")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -17,7 +17,9 @@ from torch import Generator
 from fk_reward.benchmarks.option_lists import parse_choices, parse_integers
 from fk_reward.benchmarks.reports import Column, show_table, write_json
 from fk_reward.benchmarks.speed_measure import measure, peak_memory, reward_runs, summarize, timed_on
+from fk_reward.cli.loading import resolve_device
 from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.folder_lock import hold_folder
 
 if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
@@ -196,7 +198,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     image_size: Annotated[int, typer.Option(help="Side of the square images in pixels.", min=1)] = 512,
     num_repetitions: Annotated[int, typer.Option(help="Rounds, at least 2.", min=2)] = 7,
     full_size: Annotated[bool, typer.Option("--full-size", help="The hub's sizes; no weights are needed.")] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/reward-speed"),
 ) -> None:
@@ -209,17 +211,18 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         image_size=image_size,
         full_size=full_size,
         num_repetitions=num_repetitions,
-        device=device,
+        device=resolve_device(device),
         seed=seed,
     )
+    with hold_folder(out):
+        _report(settings, out)
+
+
+def _report(settings: SpeedSettings, out: Path) -> None:
     for sentence in check_memory(settings):
         typer.echo(sentence)
-    environment = _environment(torch.device(device))
+    environment = _environment(torch.device(settings.device))
     rows = list(run_benchmark(settings))
     show_rows(settings, environment, rows)
     content = {"settings": asdict(settings), "environment": environment, "rows": rows}
     typer.echo(f"Results: {write_json(out / 'reward_speed.json', content)}")
-
-
-if __name__ == "__main__":
-    typer.run(main)

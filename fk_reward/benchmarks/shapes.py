@@ -13,13 +13,16 @@ from fk_reward.benchmarks.option_lists import parse_integers, parse_shard
 from fk_reward.benchmarks.reports import markdown_report, show_table, write_json
 from fk_reward.benchmarks.result_store import ResultStore
 from fk_reward.benchmarks.shapes_report import report_tables
-from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, Population, ShapesSettings, run_missing
+from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, RESULT_KEY, Population, ShapesSettings, run_missing
 from fk_reward.benchmarks.shapes_summary import summarize
 from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.cli import sampler_options, trajectory_options
+from fk_reward.cli.loading import resolve_device
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.config import FKSteeringConfig, parse_reward_scale
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.durable_files import write_whole
+from fk_reward.folder_lock import hold_folder
 from fk_reward.rewards import Reward, load_reward
 
 if TYPE_CHECKING:
@@ -30,14 +33,14 @@ DEFAULT_STEPS, DEFAULT_GUIDANCE = 50, 3.0
 
 def show_report(store: ResultStore) -> dict[str, Any]:
     """Print the tables of all results, write `shapes.json` and `shapes.md` beside them, return the summary."""
-    summary = summarize(store.load(), store.settings["rewards"])
+    summary = summarize(store.load(RESULT_KEY), store.settings["rewards"])
     tables = report_tables(summary)
     title = _title(store.settings)
     typer.echo(title)
     for table in tables:
         show_table(*table)
     write_json(store.folder / "shapes.json", {"settings": store.settings, **summary})
-    (store.folder / "shapes.md").write_text(f"{title}\n\n{markdown_report(tables)}", encoding="utf-8")
+    write_whole(store.folder / "shapes.md", f"{title}\n\n{markdown_report(tables)}")
     return summary
 
 
@@ -164,7 +167,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     final_particles: Annotated[int | None, sampler_options.FINAL_PARTICLES] = None,
     stop_reward: Annotated[float | None, sampler_options.STOP_REWARD] = None,
     batch_size: Annotated[int, typer.Option(help="Particles a call.", min=1)] = 64,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
     shard: Annotated[str, typer.Option(help="i/n: this process takes every n-th prompt.")] = "0/1",
     report: Annotated[bool, typer.Option("--report", help="Only report what is in the folder.")] = False,
     out: Annotated[
@@ -172,8 +175,8 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     ] = Path("results/shapes"),
 ) -> None:
     """Compare one picture, best of K and steering at equal numbers of denoiser calls, on the same prompts and seeds."""
-    store, part = ResultStore(out) if report else None, parse_shard(shard)
-    if store is None:
+    part = parse_shard(shard)
+    if not report:
         options = {"potential": potential, "resampling": resampling, "ess_threshold": ess_threshold}
         options |= {"resample_start": resample_start, "resample_stop": resample_stop, "num_resamples": num_resamples}
         options |= {"target_ess": target_ess, "final_particles": final_particles, "stop_reward": stop_reward}
@@ -192,13 +195,10 @@ def main(  # noqa: PLR0913 (one parameter for each option)
             preview=preview,
             **trajectory(solver, steps, guidance_scale),
         )
-        pipe, rewards = load_models(settings, device)
-        store = open_store(out, settings, pipe=pipe, rewards=rewards)
-        generate(pipe, settings, rewards=rewards, store=store, shard=part, batch_size=batch_size)
+        with hold_folder(out, share=part):
+            pipe, rewards = load_models(settings, resolve_device(device))
+            store = open_store(out, settings, pipe=pipe, rewards=rewards)
+            generate(pipe, settings, rewards=rewards, store=store, shard=part, batch_size=batch_size)
     if report or part[1] == 1:
-        show_report(store)
+        show_report(ResultStore(out))
         typer.echo(f"Results: {out / 'shapes.json'}, {out / 'shapes.md'}")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,16 +15,18 @@ from fk_reward.benchmarks.reports import Column, markdown_report, show_table, wr
 from fk_reward.benchmarks.result_store import ResultStore
 from fk_reward.benchmarks.shapes import generate, load_models, one_of, open_store, steering_config
 from fk_reward.benchmarks.shapes_cost_summary import Point, VariantResults, cost_table, summarize_costs
-from fk_reward.benchmarks.shapes_runs import BEST, PROMPT_LISTS, STEERED, UNSTEERED, ShapesSettings
+from fk_reward.benchmarks.shapes_runs import BEST, PROMPT_LISTS, RESULT_KEY, STEERED, UNSTEERED, ShapesSettings
 from fk_reward.benchmarks.shapes_summary import ONE, Method
 from fk_reward.benchmarks.shapes_unit_costs import PREVIEW, UnitCosts, time_units
 from fk_reward.benchmarks.shapes_variants import VARIANTS, SweepSettings, variant_populations
 from fk_reward.benchmarks.shapes_work import Work, population_work
 from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.cli import sampler_options
-from fk_reward.cli.errors import clean_errors
+from fk_reward.cli.loading import resolve_device
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.durable_files import read_json, write_whole
+from fk_reward.folder_lock import hold_folder
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline
@@ -120,7 +122,7 @@ def unit_costs(
 ) -> UnitCosts:
     """Those of `unit_costs.json`; timed, and written there, where it is missing or lacks a preview."""
     path = out / UNIT_COSTS
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rounds": {}}
+    content = _read_units(path) if path.exists() else {"rounds": {}}
     previews = {one.preview for one in settings.values() if one.preview is not None}
     known = {name.removeprefix(PREVIEW) for name in content["rounds"] if name.startswith(PREVIEW)}
     if not content["rounds"] or not previews <= known:
@@ -135,6 +137,10 @@ def unit_costs(
     return UnitCosts.of_rounds(content["rounds"])
 
 
+def _read_units(path: Path) -> dict[str, Any]:
+    return read_json(path, remedy="Delete it and run shard 0 again, which times them anew.")
+
+
 def show_report(out: Path, names: Sequence[str], *, reference: str, figure: Path) -> list[dict[str, Any]]:
     """Print the table of all results, write `shapes_cost.json`, `shapes_cost.md` and the figure, return the rows."""
     from fk_reward.benchmarks.shapes_cost_plot import plot_costs  # noqa: PLC0415 (slow to import)
@@ -142,9 +148,9 @@ def show_report(out: Path, names: Sequence[str], *, reference: str, figure: Path
     sweep = ResultStore(out).settings
     if not (out / UNIT_COSTS).exists():
         raise FileNotFoundError(f"{out} has no {UNIT_COSTS}: run shard 0, which times what a decode and a reward cost.")
-    timing = json.loads((out / UNIT_COSTS).read_text(encoding="utf-8"))
+    timing = _read_units(out / UNIT_COSTS)
     found = {name: ResultStore(out / name) for name in names if (out / name / "settings.json").exists()}
-    variants = {name: VariantResults(store.settings, store.load()) for name, store in found.items()}
+    variants = {name: VariantResults(store.settings, store.load(RESULT_KEY)) for name, store in found.items()}
     point = parse_reference(reference, sweep["reward"])
     rows = summarize_costs(variants, UnitCosts.of_rounds(timing["rounds"]), reference=point)
     content = {"settings": sweep, "reference": str(point), "unit_costs": timing, "rows": rows}
@@ -153,9 +159,8 @@ def show_report(out: Path, names: Sequence[str], *, reference: str, figure: Path
     for line in _notes(rows, point, timing["units"]):
         typer.echo(line)
     write_json(out / "shapes_cost.json", content)
-    (out / "shapes_cost.md").write_text(markdown_report([table]), encoding="utf-8")
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    plot_costs(rows).savefig(figure)
+    write_whole(out / "shapes_cost.md", markdown_report([table]))
+    write_whole(figure, partial(plot_costs(rows).savefig, format=figure.suffix[1:] or "png"))
     return rows
 
 
@@ -214,27 +219,23 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     parse_reference(reference, reward)
     sampler = {"potential": potential, "resample_start": resample_start, "resample_stop": resample_stop}
     sampler |= {"num_resamples": num_resamples, "ess_threshold": ess_threshold}
-    with clean_errors():
-        if not report:
-            sweep = SweepSettings(
-                model=model,
-                reward=reward,
-                prompts=one_of("prompts", prompts, list(PROMPT_LISTS)),
-                num_prompts=num_prompts,
-                seed=seed,
-                num_seeds=num_seeds,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                steering=steering_config(sampler, reward_scale),
-            )
-            sizes = None if num_particles is None else parse_integers("num_particles", num_particles)
-            settings = {name: sweep.of_variant(VARIANTS[name], sizes) for name in names}
-            options: dict[str, Any] = {"batch_size": batch_size, "num_repetitions": num_repetitions, "device": device}
-            run_variants(settings, sweep, out=out, shard=part, **options)
-        if report or part[1] == 1:
-            show_report(out, names, reference=reference, figure=figure or out / "shapes_cost.png")
-            typer.echo(f"Results: {out / 'shapes_cost.json'}, {out / 'shapes_cost.md'}, the figure beside them")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    if not report:
+        sweep = SweepSettings(
+            model=model,
+            reward=reward,
+            prompts=one_of("prompts", prompts, list(PROMPT_LISTS)),
+            num_prompts=num_prompts,
+            seed=seed,
+            num_seeds=num_seeds,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            steering=steering_config(sampler, reward_scale),
+        )
+        sizes = None if num_particles is None else parse_integers("num_particles", num_particles)
+        settings = {name: sweep.of_variant(VARIANTS[name], sizes) for name in names}
+        options: dict[str, Any] = {"batch_size": batch_size, "num_repetitions": num_repetitions}
+        with hold_folder(out, share=part):
+            run_variants(settings, sweep, out=out, shard=part, device=resolve_device(device), **options)
+    if report or part[1] == 1:
+        show_report(out, names, reference=reference, figure=figure or out / "shapes_cost.png")
+        typer.echo(f"Results: {out / 'shapes_cost.json'}, {out / 'shapes_cost.md'}, the figure beside them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,6 +30,8 @@ PROMPT_LISTS: dict[str, Callable[[int], tuple[ShapesPrompt, ...]]] = {
 """Name -> function from a number to as many prompts, the tasks in turn: held-out ones, or training prompts."""
 PLAIN = FKSteeringConfig(num_resamples=0, reward_scale=0.0)
 """No steering: the pictures depend on no reward and on no setting of the sampler."""
+RESULT_KEY = ("population", "prompt_index", "method", "reward", "num_particles")
+"""Fields that say what a result is of."""
 _SEED_STRIDE = 1_000_003  # a prime far above the number of particles
 
 
@@ -141,9 +144,10 @@ def run_missing(
         After each call: the population, how many of its prompts are done, how many there are to do.
     """
     prompts = settings.prompt_list()
-    done = {(r["population"], r["prompt_index"]) for r in store.load()}
+    done = Counter((r["population"], r["prompt_index"]) for r in store.load(RESULT_KEY))
     for population in list_populations(settings) if populations is None else populations:
-        todo = [i for i in range(shard[0], len(prompts), shard[1]) if (repr(population), i) not in done]
+        needed = len(_decides(population, settings))  # fewer: the write of a population's results was cut off
+        todo = [i for i in range(shard[0], len(prompts), shard[1]) if done[repr(population), i] < needed]
         chunk = max(1, batch_size // population.num_particles)
         for start in range(0, len(todo), chunk):
             indices = todo[start : start + chunk]

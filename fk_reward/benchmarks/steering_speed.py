@@ -17,11 +17,12 @@ from fk_reward.benchmarks.reward_speed import OUT_OF_MEMORY
 from fk_reward.benchmarks.reward_times import PROMPT
 from fk_reward.benchmarks.speed_measure import peak_memory, timed_on
 from fk_reward.benchmarks.steering_variants import COMPILED, STEERED, STOCK, VARIANTS, Variant
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import DEVICES, DTYPES, default_guidance, resolve_device, resolve_dtype
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.config import FKSteeringConfig
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.durable_files import write_whole
+from fk_reward.folder_lock import hold_folder
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline
@@ -200,22 +201,21 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/steering-speed"),
 ) -> None:
     """Time the steered pipeline with each option on and off, by turns; write `steering_speed.json` and `.md`."""
-    with clean_errors():
-        place = resolve_device(device)
-        settings = SteeringSpeedSettings(
-            model=model,
-            reward=reward,
-            random_weights=random_weights,
-            num_particles=num_particles,
-            steps=steps,
-            num_repetitions=num_repetitions,
-            device=place,
-            dtype=str(resolve_dtype(dtype, place)).removeprefix("torch."),
-            compile=compile_blocks,
-            seed=seed,
-        )
-        pipe = make_pipeline(settings)
-    _report(settings, pipe, out)
+    place = resolve_device(device)
+    settings = SteeringSpeedSettings(
+        model=model,
+        reward=reward,
+        random_weights=random_weights,
+        num_particles=num_particles,
+        steps=steps,
+        num_repetitions=num_repetitions,
+        device=place,
+        dtype=str(resolve_dtype(dtype, place)).removeprefix("torch."),
+        compile=compile_blocks,
+        seed=seed,
+    )
+    with hold_folder(out):
+        _report(settings, make_pipeline(settings), out)
 
 
 def _report(settings: SteeringSpeedSettings, pipe: FKSteeringPipeline, out: Path) -> None:
@@ -228,11 +228,7 @@ def _report(settings: SteeringSpeedSettings, pipe: FKSteeringPipeline, out: Path
     environment = {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
     content = {"settings": asdict(settings), "environment": environment, "rows": rows, "rounds": seconds}
     path = write_json(out / "steering_speed.json", content)
-    path.with_suffix(".md").write_text(markdown_table(COLUMNS, rows) + "\n", encoding="utf-8")
+    write_whole(path.with_suffix(".md"), markdown_table(COLUMNS, rows) + "\n")
     title = f"{settings.model} with {settings.reward}, K = {settings.num_particles}, {settings.steps} steps, {machine}"
     show_table(title, COLUMNS, rows)
     typer.echo(f"Results: {path}")
-
-
-if __name__ == "__main__":
-    typer.run(main)

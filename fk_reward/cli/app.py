@@ -9,6 +9,7 @@ import typer
 from fk_reward.cli.benchmark import benchmark_app
 from fk_reward.cli.convert import convert
 from fk_reward.cli.demo import demo
+from fk_reward.cli.errors import CleanGroup
 from fk_reward.cli.generate import generate
 from fk_reward.cli.geneval import geneval
 from fk_reward.cli.hard_negatives import hard_negatives
@@ -20,6 +21,7 @@ from fk_reward.cli.train import RAW_ARGUMENTS, train, trainable_share
 from fk_reward.version import __version__
 
 app = typer.Typer(
+    cls=CleanGroup,
     help="Reward-guided inference-time scaling for Diffusers.",
     no_args_is_help=True,
     add_completion=False,

@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.output_folder import NAMED_PATH, prepare_folder
 
 if TYPE_CHECKING:
@@ -42,17 +41,16 @@ def convert(  # noqa: PLR0913 (options of a command)
 
     Writes adapter/ (LoRA in the layout of PEFT), reward.safetensors (head and projector) and reward_config.json.
     """
-    with clean_errors():
-        from fk_reward.rewards.llava_reward.official_checkpoint import load_official_checkpoint
+    from fk_reward.rewards.llava_reward.official_checkpoint import load_official_checkpoint
 
-        checkpoint = load_official_checkpoint(
-            official_folder,
-            backbone=backbone,
-            dimension=dimension,
-            base_model=base_model or _official_base_model(backbone),
-            objective=objective,
-        )
-        checkpoint.save(prepare_folder(out, overwrite=overwrite), overwrite=overwrite)
+    checkpoint = load_official_checkpoint(
+        official_folder,
+        backbone=backbone,
+        dimension=dimension,
+        base_model=base_model or _official_base_model(backbone),
+        objective=objective,
+    )
+    checkpoint.save(prepare_folder(out, overwrite=overwrite), overwrite=overwrite)
     _show(checkpoint, official_folder, out)
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from fk_reward.cli import sampler_options, trajectory_options
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.generate_request import Request, run_request
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
@@ -66,26 +65,25 @@ def generate(  # noqa: PLR0913 (one parameter for each option)
     settings |= {"ess_threshold": ess_threshold, "target_ess": target_ess}
     settings |= {"num_particles": num_particles, "final_particles": final_particles, "stop_reward": stop_reward}
     sizes = {"particle_batch_size": particle_batch_size, "decode_batch_size": decode_batch_size}
-    with clean_errors():
-        request = Request(
-            prompts=tuple(prompts),
-            out=out,
-            model=model,
-            reward=reward,
-            settings=settings,
-            reward_scale=reward_scale,
-            images_per_prompt=images_per_prompt,
-            solver=solver,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            preview=preview,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            batch_sizes=sizes | {"reward_batch_size": reward_batch_size},
-            reward_device=reward_device,
-            compiled=compiled,
-            channels_last=channels_last,
-            overwrite=overwrite,
-        )
-        run_request(request)
+    request = Request(
+        prompts=tuple(prompts),
+        out=out,
+        model=model,
+        reward=reward,
+        settings=settings,
+        reward_scale=reward_scale,
+        images_per_prompt=images_per_prompt,
+        solver=solver,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        preview=preview,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        batch_sizes=sizes | {"reward_batch_size": reward_batch_size},
+        reward_device=reward_device,
+        compiled=compiled,
+        channels_last=channels_last,
+        overwrite=overwrite,
+    )
+    run_request(request)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from fk_reward.cli import sampler_options
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.geneval_request import STAGES, Request, run_request
 from fk_reward.cli.output_folder import NAMED_PATH
 
@@ -74,21 +73,20 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
     typed |= {"potential": potential, "resample_start": resample_start, "resample_stop": resample_stop}
     typed |= {"num_resamples": num_resamples, "ess_threshold": ess_threshold, "resampling": resampling}
     typed |= {"rewards": tuple(reward or ()) or None, "num_particles": num_particles, "reward_scale": reward_scale}
-    with clean_errors():
-        request = Request(
-            out=out,
-            suite=suite,
-            stages=tuple(stage or STAGES),
-            preset=preset,
-            methods=tuple(method or ()),
-            typed={name: value for name, value in typed.items() if value is not None},
-            heldout=tuple(heldout_reward or ()),
-            prompts=prompts,
-            num_prompts=num_prompts,
-            models={"detector": detector, "clip": clip},
-            self_test=not skip_self_test,
-            device=device,
-            dtype=dtype,
-            num_shown=num_shown,
-        )
-        run_request(request)
+    request = Request(
+        out=out,
+        suite=suite,
+        stages=tuple(stage or STAGES),
+        preset=preset,
+        methods=tuple(method or ()),
+        typed={name: value for name, value in typed.items() if value is not None},
+        heldout=tuple(heldout_reward or ()),
+        prompts=prompts,
+        num_prompts=num_prompts,
+        models={"detector": detector, "clip": clip},
+        self_test=not skip_self_test,
+        device=device,
+        dtype=dtype,
+        num_shown=num_shown,
+    )
+    run_request(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from fk_reward.benchmarks.option_lists import parse_integers
 from fk_reward.benchmarks.reports import show_table
 from fk_reward.cli.loading import resolve_device, resolve_dtype
+from fk_reward.folder_lock import hold_folder_together
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -78,10 +80,12 @@ def run_request(request: Request) -> None:
     device = resolve_device(request.device)
     state = join_processes(device)
     console = Console(quiet=not state.is_main_process)
-    if "generate" in request.stages:
-        _generate(request, state=state, device=device, console=console)
-    if "judge" in request.stages:
-        _judge(request, state=state, device=device, console=console)
+    writes = {"generate", "judge"} & set(request.stages)  # a report may be looked at while others work
+    with hold_folder_together(request.out, state) if writes else nullcontext():
+        if "generate" in request.stages:
+            _generate(request, state=state, device=device, console=console)
+        if "judge" in request.stages:
+            _judge(request, state=state, device=device, console=console)
     if "report" in request.stages and state.is_main_process:
         _report(request, console)
 

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.output_folder import NAMED_PATH
 
 if TYPE_CHECKING:
@@ -46,19 +45,18 @@ def hard_negatives(  # noqa: PLR0913 (options of a command)
     caption), chosen_path and reject_path (the same image), and what was changed. Captions that no rule applies to are
     left out and counted.
     """
-    with clean_errors():
-        from fk_reward.training.caption_files import read_captions, write_prompt_pairs
-        from fk_reward.training.hard_negatives import KINDS, choose_hard_negatives
+    from fk_reward.training.caption_files import read_captions, write_prompt_pairs
+    from fk_reward.training.hard_negatives import KINDS, choose_hard_negatives
 
-        if out.exists() and not overwrite:
-            raise FileExistsError(f"The output file {out} exists; choose another name or add --overwrite.")
-        captioned = read_captions(captions, image_root=image_root, skip_bad_rows=skip_bad_rows)
-        texts = [text for text, _ in captioned]
-        chosen = choose_hard_negatives(texts, per_caption=per_caption, kinds=kind or KINDS, seed=seed)
-        unchanged = [text for text, negatives in zip(texts, chosen, strict=True) if not negatives]
-        if len(unchanged) == len(texts):
-            raise ValueError(f"No rule applies to any of the {len(texts)} captions, such as {texts[0]!r}.")
-        write_prompt_pairs(out, [image for _, image in captioned], chosen)
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"The output file {out} exists; choose another name or add --overwrite.")
+    captioned = read_captions(captions, image_root=image_root, skip_bad_rows=skip_bad_rows)
+    texts = [text for text, _ in captioned]
+    chosen = choose_hard_negatives(texts, per_caption=per_caption, kinds=kind or KINDS, seed=seed)
+    unchanged = [text for text, negatives in zip(texts, chosen, strict=True) if not negatives]
+    if len(unchanged) == len(texts):
+        raise ValueError(f"No rule applies to any of the {len(texts)} captions, such as {texts[0]!r}.")
+    write_prompt_pairs(out, [image for _, image in captioned], chosen)
     _show([negative for negatives in chosen for negative in negatives], unchanged, out)
 
 

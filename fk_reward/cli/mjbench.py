@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
@@ -73,19 +72,19 @@ def mjbench(  # noqa: PLR0913 (options of a command)
     The reward sees captions and pictures, no template of a judge. Results are written after each batch; what is there
     is not scored again. Several GPUs: accelerate launch --multi_gpu -m fk_reward.cli mjbench --reward ...
     """
-    with clean_errors():
-        from fk_reward.benchmarks.mjbench.processes import find_share
-        from fk_reward.benchmarks.mjbench.report import show_report
-        from fk_reward.benchmarks.result_store import ResultStore
-        from fk_reward.cli.loading import resolve_device
+    from fk_reward.benchmarks.mjbench.processes import find_share
+    from fk_reward.benchmarks.mjbench.report import show_report
+    from fk_reward.benchmarks.result_store import ResultStore
+    from fk_reward.cli.loading import resolve_device
 
-        folder = out or Path("results") / "mjbench" / f"{suite}-{perspective}"
-        options: dict[str, Any] = {"tie_threshold": tie_threshold, "thresholds": parse_thresholds(sweep)}
-        if report:
-            show_report(ResultStore(folder), **options)
-            return
-        place = resolve_device(device)
-        share = find_share(shard, place)
+    folder = out or Path("results") / "mjbench" / f"{suite}-{perspective}"
+    options: dict[str, Any] = {"tie_threshold": tie_threshold, "thresholds": parse_thresholds(sweep)}
+    if report:
+        show_report(ResultStore(folder), **options)
+        return
+    place = resolve_device(device)
+    share = find_share(shard, place)
+    with share.hold(folder):
         questions, source = _questions(suite, perspective, data=data, revision=revision, num_pairs=num_pairs, seed=seed)
         name, judge = _load_reward(reward, adapter, suite=suite, device=place)
         store = _open_store(folder, judge, name, questions, source={"suite": suite, **source})

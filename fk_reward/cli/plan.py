@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fk_reward.cli import sampler_options, trajectory_options
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.loading import DTYPES, default_guidance
 
 if TYPE_CHECKING:
@@ -49,28 +48,27 @@ def plan(  # noqa: PLR0913 (one parameter for each option)
     ] = False,
 ) -> None:
     """Predict memory and time of a steered call and choose settings that fit; exit code 1 where none does."""
-    with clean_errors():
-        if dtype not in DTYPES[1:]:
-            raise ValueError(f"--dtype should be one of {', '.join(DTYPES[1:])}, got {dtype!r}.")
-        from fk_reward.planning import plan as make_plan
+    if dtype not in DTYPES[1:]:
+        raise ValueError(f"--dtype should be one of {', '.join(DTYPES[1:])}, got {dtype!r}.")
+    from fk_reward.planning import plan as make_plan
 
-        result = make_plan(
-            model,
-            reward=reward,
-            num_particles=num_particles,
-            memory=memory,
-            height=height,
-            width=width,
-            dtype=dtype,
-            steps=steps,
-            tflops=tflops,
-            guidance_scale=_guidance(model, guidance_scale, solver),
-            preview=preview,
-            solver=solver,
-            num_resamples=num_resamples,
-            final_particles=final_particles,
-        )
-        checked = _checked(result) if check else None
+    result = make_plan(
+        model,
+        reward=reward,
+        num_particles=num_particles,
+        memory=memory,
+        height=height,
+        width=width,
+        dtype=dtype,
+        steps=steps,
+        tflops=tflops,
+        guidance_scale=_guidance(model, guidance_scale, solver),
+        preview=preview,
+        solver=solver,
+        num_resamples=num_resamples,
+        final_particles=final_particles,
+    )
+    checked = _checked(result) if check else None
     if as_json:
         typer.echo(json.dumps(result.to_dict() | ({} if checked is None else {"check": vars(checked)}), indent=2))
     else:

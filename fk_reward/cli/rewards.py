@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.reward_page import card_summary, reward_page, typical_range
 
 if TYPE_CHECKING:
@@ -33,19 +32,17 @@ def rewards(
 
     A reward that cannot be imported does not hide the others: it is told after them, and the exit code is 2.
     """
-    with clean_errors():
-        if markdown and as_json:
-            raise ValueError("Choose one of --markdown and --json.")
-        cards, errors = _cards(names) if names else _all_cards()
+    if markdown and as_json:
+        raise ValueError("Choose one of --markdown and --json.")
+    cards, errors = _cards(names) if names else _all_cards()
     if as_json:
         typer.echo(json.dumps([_plain(card) for card in cards], indent=2, allow_nan=False))
     elif markdown:
         typer.echo(reward_page(cards), nl=False)
     else:
         _show(cards)
-    with clean_errors():
-        if errors:
-            raise ImportError("\n".join(errors))
+    if errors:
+        raise ImportError("\n".join(errors))
 
 
 def _cards(names: list[str]) -> tuple[list[RewardCard], list[str]]:

@@ -11,7 +11,6 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.table import Table
 
-from fk_reward.cli.errors import clean_errors
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 
 console = Console()
@@ -31,10 +30,9 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON in place of a table.")] = False,
 ) -> None:
     """Score image files with a reward."""
-    with clean_errors():
-        prompts = _one_each(prompt, len(images))
-        pictures = [read_image(path) for path in images]
-        rewards = _score(reward, pictures, prompts, device=device, batch_size=batch_size)
+    prompts = _one_each(prompt, len(images))
+    pictures = [read_image(path) for path in images]
+    rewards = _score(reward, pictures, prompts, device=device, batch_size=batch_size)
     rows: list[dict[str, Any]] = [
         {"image": str(path), "prompt": text, "reward": value}
         for path, text, value in zip(images, prompts, rewards, strict=True)

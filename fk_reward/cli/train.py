@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from fk_reward.cli.errors import clean_errors
-
 console = Console()
 RAW_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of the command whose flags transformers reads."""
@@ -31,7 +29,7 @@ def train(
     --dimension, --train_data, ...) and of transformers' `TrainingArguments` (--output_dir, --num_train_epochs, ...).
     To use several GPUs: accelerate launch --multi_gpu -m fk_reward.cli train FILE.yaml
     """
-    with clean_errors(), _told_progress():
+    with _told_progress():
         from fk_reward.training.argument_parser import TrainingArgumentParser, parse_arguments
         from fk_reward.training.run import make_trainer, run_training
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from fk_reward.durable_files import write_whole
 
 MADE = "made"
 """The note that a finished prompt carries: what its pictures cost."""
@@ -61,10 +62,10 @@ class PromptFolder:
         (draft / "samples").mkdir(parents=True)
         files = {f"{sample:04d}.png": _png(picture) for sample, picture in enumerate(pictures)}
         for name, content in files.items():
-            (draft / "samples" / name).write_bytes(content)
-        (draft / "metadata.jsonl").write_text(json.dumps(metadata) + "\n", encoding="utf-8")
+            write_whole(draft / "samples" / name, content)
+        write_whole(draft / "metadata.jsonl", json.dumps(metadata) + "\n")
         digests = {name: _digest(content) for name, content in files.items()}
-        (draft / f"{MADE}.json").write_text(_note_text(digests, note), encoding="utf-8")
+        write_whole(draft / f"{MADE}.json", _note_text(digests, note))
         shutil.rmtree(self.path, ignore_errors=True)
         draft.rename(self.path)
 
@@ -151,22 +152,6 @@ def read_picture(path: Path) -> Image.Image:
             f"{path} cannot be read as a picture ({error}): it was cut off or damaged. Generate again, which makes "
             "this prompt anew and keeps the others."
         ) from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file such that it is seen whole or not at all.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as root:
-        ...     write_whole(Path(root) / "new" / "a.json", "{}")
-        ...     [path.name for path in (Path(root) / "new").iterdir()]
-        ['a.json']
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fk_reward.benchmarks.geneval.layout import write_whole
 from fk_reward.benchmarks.geneval.run_settings import RunSettings
 from fk_reward.benchmarks.weights_digest import weights_digest
+from fk_reward.durable_files import read_json, write_whole
 from fk_reward.rewards import Reward
 from fk_reward.stochasticity import takes_argument
 from fk_reward.version import __version__
@@ -112,8 +112,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run: {NAME} is missing.")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+    found = read_json(path, remedy="Put back a copy of it, or name a new folder.")
+    if not isinstance(found.get("settings"), dict):
         raise ValueError(f"{path} is not the manifest of a run.")
     return found
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fk_reward.benchmarks.geneval.html_report import html_report
-from fk_reward.benchmarks.geneval.layout import write_whole
 from fk_reward.benchmarks.geneval.report_tables import report_tables
 from fk_reward.benchmarks.geneval.run_results import RunResult, read_runs
 from fk_reward.benchmarks.geneval.summary import summarize
 from fk_reward.benchmarks.reports import Table, markdown_report
+from fk_reward.durable_files import write_whole
 
 
 class Report(NamedTuple):

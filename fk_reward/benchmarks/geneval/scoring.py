@@ -14,7 +14,8 @@ from PIL import Image
 
 from fk_reward.benchmarks.geneval.generation import refuse_other_record
 from fk_reward.benchmarks.geneval.judge import Verdict
-from fk_reward.benchmarks.geneval.layout import PromptFolder, prompt_folders, write_whole
+from fk_reward.benchmarks.geneval.layout import PromptFolder, prompt_folders
+from fk_reward.durable_files import write_whole
 
 if TYPE_CHECKING:
     from fk_reward.rewards import Reward

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate import PartialState
 
 from fk_reward.benchmarks.option_lists import parse_shard
 from fk_reward.benchmarks.processes import join_processes
+from fk_reward.folder_lock import hold_folder, hold_folder_together
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class Share:
     def leads(self) -> bool:
         """Whether this process reports: the only one, or the first of those that wait for each other."""
         return self.shard[1] == 1 or (self.launched and self.shard[0] == 0)
+
+    def hold(self, folder: Path) -> AbstractContextManager[Path]:
+        """Keep the folder of the results for this process, or for all that were launched; see `hold_folder`."""
+        if self.launched:
+            return hold_folder_together(folder, PartialState())
+        return hold_folder(folder, share=self.shard)
 
     def wait(self) -> None:
         """Until all processes that accelerate launched have come here."""

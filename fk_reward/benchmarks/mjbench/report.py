@@ -14,6 +14,7 @@ from fk_reward.benchmarks.mjbench.questions import BIAS
 from fk_reward.benchmarks.mjbench.runs import load_results
 from fk_reward.benchmarks.reports import Column, Table, markdown_report, show_table, write_json
 from fk_reward.benchmarks.result_store import ResultStore
+from fk_reward.durable_files import write_whole
 
 RANGE = "{:.3f} to {:.3f}"
 ACCURACY = Column("accuracy", style="{:.3f}")
@@ -99,7 +100,7 @@ def show_report(
     for table in tables:
         show_table(*table)
     write_json(store.folder / "mjbench.json", summary)
-    (store.folder / "mjbench.md").write_text(f"{title}\n\n{markdown_report(tables)}", encoding="utf-8")
+    write_whole(store.folder / "mjbench.md", f"{title}\n\n{markdown_report(tables)}")
     typer.echo(f"Results: {store.folder / 'mjbench.json'}, {store.folder / 'mjbench.md'}")
     return summary
 

@@ -10,6 +10,9 @@ from fk_reward.benchmarks.mjbench.scoring import score_questions
 from fk_reward.benchmarks.result_store import ResultStore
 from fk_reward.rewards import Reward
 
+RESULT_KEY = ("index",)
+"""The field that says what a result is of."""
+
 
 def run_missing(
     reward: Reward,
@@ -42,7 +45,7 @@ def run_missing(
         [(3, 5), (5, 5)]
         []
     """
-    done = {result["index"] for result in store.load()}
+    done = {result["index"] for result in store.load(RESULT_KEY)}
     todo = [index for index in range(shard[0], len(questions), shard[1]) if index not in done]
     for start in range(0, len(todo), batch_size):
         indices = todo[start : start + batch_size]
@@ -59,10 +62,10 @@ def load_results(store: ResultStore) -> list[dict[str, Any]]:
     Raises:
         ValueError: when there are none yet.
     """
-    results = {result["index"]: result for result in store.load()}
+    results = store.load(RESULT_KEY)
     if not results:
         raise ValueError(f"{store.folder} holds no results yet.")
-    return [results[index] for index in sorted(results)]
+    return sorted(results, key=lambda result: result["index"])
 
 
 def _result(index: int, question: Question, scores: list[float]) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""One run a folder: a second one that would write into it ends at once, and says who is at work there.
+
+A re-queued job that finds its first copy still running would otherwise do all the work again beside it, or fail on a
+file that the other one is about to rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from fk_reward.durable_files import naming_path, write_whole
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".fk-reward.lock"
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What file systems answer that know no locks."""
+_PATIENCE = 5.0  # seconds in which a share waits for another one that is just starting
+
+
+class FolderInUseError(OSError):
+    """Another process writes into the folder."""
+
+
+@contextmanager
+def hold_folder(folder: str | os.PathLike[str], *, share: tuple[int, int] = (0, 1)) -> Iterator[Path]:
+    """Keep a folder for this process while it writes there.
+
+    The lock is the operating system's (`flock` by way of `filelock`; on NFS a lock of the server, so it holds between
+    machines). It ends with the process, however that ends: a killed job never leaves a folder locked, and the lock
+    file that stays behind means nothing.
+
+    Args:
+        folder: made where it is missing.
+        share: index and number of the processes that share the work by hand (`--shard`). Different shares of one
+            number go together; anything else does not.
+
+    Yields:
+        The folder.
+
+    Raises:
+        FolderInUseError: an OSError, when another process holds it; it names folder, process and machine.
+        NotADirectoryError: it is a file.
+        OSError: it cannot be written to.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as out, hold_folder(out):
+        ...     with hold_folder(out):
+        ...         pass
+        Traceback (most recent call last):
+        fk_reward.folder_lock.FolderInUseError: ... is in use by process ...
+    """
+    folder = usable_folder(folder)
+    whole, alone = folder / LOCK_FILE, share[1] == 1
+    with ExitStack() as stack:
+        with ExitStack() as gate:  # of shares, held only while one of them begins
+            (stack if alone else gate).enter_context(_held(whole, folder, patience=0.0 if alone else _PATIENCE))
+            _refuse_other_shares(folder, share)
+            if not alone:
+                stack.enter_context(_held(_share_file(folder, share), folder))
+        yield folder
+
+
+@contextmanager
+def hold_folder_together(folder: str | os.PathLike[str], state: PartialState) -> Iterator[Path]:
+    """The same for all processes that `accelerate launch` started: the main one holds the folder for all of them.
+
+    Args:
+        folder: made where it is missing.
+        state: of the processes; all of them come here.
+
+    Raises:
+        FolderInUseError: in every process, when another run holds the folder.
+        OSError: in every process, when it cannot be written to.
+    """
+    with ExitStack() as stack:
+        problem: list[OSError | None] = [None]
+        if state.is_main_process:
+            try:
+                stack.enter_context(hold_folder(folder))
+            except OSError as error:
+                problem = [error]
+        if state.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise problem[0]
+        yield Path(folder)
+
+
+def usable_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder for results where it is missing.
+
+    Raises:
+        NotADirectoryError: it is a file.
+        OSError: it cannot be made; the message names it.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"The output folder {folder} is a file; choose another name.")
+    with naming_path(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def is_lock_file(path: Path) -> bool:
+    """Whether a file in a folder of results is of its lock, and so no result.
+
+    Example:
+        >>> is_lock_file(Path("out/.fk-reward.lock")), is_lock_file(Path("out/result.json"))
+        (True, False)
+    """
+    return path.name.startswith(Path(LOCK_FILE).stem)
+
+
+@contextmanager
+def _held(path: Path, folder: Path, *, patience: float = 0.0) -> Iterator[None]:
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    try:
+        lock.acquire(timeout=patience, poll_interval=0.05)
+    except Timeout:
+        raise FolderInUseError(_in_use(folder, path)) from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        logger.warning("The file system of %s knows no locks: start no second run on it.", folder)
+        yield
+        return
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        write_whole(_holder_file(path), json.dumps(about) + "\n")
+        yield
+    finally:
+        # The lock file stays: who removes it may leave two processes with a lock each, of the old and of the new file.
+        _holder_file(path).unlink(missing_ok=True)
+        lock.release()
+
+
+def _refuse_other_shares(folder: Path, share: tuple[int, int]) -> None:
+    """Refuse shares of another number, or any where this is the whole."""
+    for path in sorted(folder.glob(f"{Path(LOCK_FILE).stem}-*-of-*.lock")):
+        if path.stem.rpartition("-")[2] != str(share[1]):
+            with _held(path, folder):
+                pass
+
+
+def _share_file(folder: Path, share: tuple[int, int]) -> Path:
+    return folder / f"{Path(LOCK_FILE).stem}-{share[0]}-of-{share[1]}.lock"
+
+
+def _holder_file(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _in_use(folder: Path, path: Path) -> str:
+    try:
+        about = json.loads(_holder_file(path).read_text(encoding="utf-8"))
+        holder = f"process {about['pid']} on {about['host']}, since {about['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has just begun, or just ended
+        holder = f"another process, which has not said who it is ({path.name} is locked)"
+    return f"{folder} is in use by {holder}. Wait until it has ended, or name another folder."
