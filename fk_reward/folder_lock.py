@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,8 +41,8 @@ def hold_folder(folder: str | os.PathLike[str], *, share: tuple[int, int] = (0, 
     """Keep a folder for this process while it writes there.
 
     The lock is the operating system's (`flock` by way of `filelock`; on NFS a lock of the server, so it holds between
-    machines). It ends with the process, however that ends: a killed job never leaves a folder locked, and the lock
-    file that stays behind means nothing.
+    machines). It ends with the process, however that ends: a killed job never leaves a folder locked, and the file
+    that it leaves behind means nothing.
 
     Args:
         folder: made where it is missing.
@@ -119,16 +119,6 @@ def usable_folder(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def is_lock_file(path: Path) -> bool:
-    """Whether a file in a folder of results is of its lock, and so no result.
-
-    Example:
-        >>> is_lock_file(Path("out/.fk-reward.lock")), is_lock_file(Path("out/result.json"))
-        (True, False)
-    """
-    return path.name.startswith(Path(LOCK_FILE).stem)
-
-
 @contextmanager
 def _held(path: Path, folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
@@ -147,8 +137,11 @@ def _held(path: Path, folder: Path, *, patience: float = 0.0) -> Iterator[None]:
         write_whole(_holder_file(path), json.dumps(about) + "\n")
         yield
     finally:
-        # The lock file stays: who removes it may leave two processes with a lock each, of the old and of the new file.
-        _holder_file(path).unlink(missing_ok=True)
+        # Removed while it is still locked. Who has opened it before and locks it next finds by its number of links that
+        # it guards no name any more (filelock asks), and so two processes never hold a lock each.
+        for file in (_holder_file(path), path):
+            with suppress(OSError):  # Windows does not remove open files
+                file.unlink()
         lock.release()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fk_reward import trace_json
+from fk_reward.durable_files import write_whole
 from fk_reward.trace_fields import STEP_DTYPES, TRACE_DTYPES, check_indices, check_parts, check_shape, check_tensors
 
 if TYPE_CHECKING:
@@ -299,7 +301,7 @@ class SteeringTrace:
         """
         text = trace_json.dumps(self, thumbnails=thumbnails)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            write_whole(path, text)
         return text
 
     @classmethod
@@ -336,7 +338,7 @@ class SteeringTrace:
         self._check_prompt(prompt_index)
         figure = plot_trace(self, prompt_index)
         if path is not None:
-            figure.savefig(path)
+            write_whole(path, partial(figure.savefig, format=Path(path).suffix[1:] or None))
         return figure
 
     def _check_prompt(self, prompt_index: int) -> None:

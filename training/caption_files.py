@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fk_reward.durable_files import write_whole
 from fk_reward.training.hard_negatives import HardNegative
 from fk_reward.training.image_source import ImageSource
 from fk_reward.training.preference_data import LabelledImage
@@ -63,7 +64,6 @@ def write_prompt_pairs(out: Path, images: Sequence[Path], negatives: Sequence[Se
         images: one for each list of negatives.
         negatives: what `choose_hard_negatives` made of the captions.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         _row(Path(os.path.relpath(image, out.parent)).as_posix(), negative)
         for image, of_image in zip(images, negatives, strict=True)
@@ -71,7 +71,7 @@ def write_prompt_pairs(out: Path, images: Sequence[Path], negatives: Sequence[Se
     ]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     text = lines if out.suffix == ".jsonl" else json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-    out.write_text(text, encoding="utf-8")
+    write_whole(out, text)
 
 
 def _row(image: str, negative: HardNegative) -> dict[str, Any]:

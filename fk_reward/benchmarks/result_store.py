@@ -14,6 +14,7 @@ from fk_reward.folder_lock import usable_folder
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
+_MOST_CHANGES = 12  # that an error names
 
 
 class ResultStore:
@@ -106,10 +107,35 @@ class ResultStore:
             )
 
     def _refuse_other_settings(self, settings: dict[str, Any]) -> None:
-        found = self.settings
-        names = sorted(name for name in {*found, *settings} if found.get(name) != settings.get(name))
-        if names:
-            changes = ", ".join(f"{name} {found.get(name)!r} -> {settings.get(name)!r}" for name in names)
+        if changes := settings_changes(self.settings, settings):
             raise ValueError(
                 f"{self.folder} holds results of other settings ({changes}); choose another folder or remove it."
             )
+
+
+def settings_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Say in what two trees of settings differ, leaf by leaf; an empty text where they do not.
+
+    Args:
+        found: those of a folder.
+        wanted: those that are asked for.
+
+    Example:
+        >>> settings_changes({"seed": 0, "config": {"k": 4}}, {"seed": 0, "config": {"k": 8}})
+        'config.k 4 -> 8'
+    """
+    before, after = (_flat(json.loads(json.dumps(tree))) for tree in (found, wanted))
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    changes = [f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in names]
+    more = [f"{len(changes) - _MOST_CHANGES} more"] if len(changes) > _MOST_CHANGES else []
+    return ", ".join(changes[:_MOST_CHANGES] + more)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries and lists by their path: `{"a": {"b": [1]}}` to `{"a.b.0": 1}`."""
+    if not isinstance(tree, dict | list) or (prefix and not tree):  # an empty list is a leaf
+        return {prefix: tree}
+    branches = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {
+        name: leaf for key, branch in branches for name, leaf in _flat(branch, f"{prefix}.{key}".lstrip(".")).items()
+    }

@@ -14,6 +14,8 @@ from fk_reward.cli.demo_report import demo_table, headline, to_record
 from fk_reward.cli.loading import default_guidance, load_pipeline
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.durable_files import write_whole
+from fk_reward.folder_lock import hold_folder
 
 console = Console()
 
@@ -46,12 +48,12 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     steering = replace(STEERING, num_particles=num_particles, reward_scale=parse_reward_scale(reward_scale))
     pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype="float32")
     arguments = {"num_inference_steps": steps, **default_guidance(model, None)}
-    result = run_demo(pipe, benchmark_prompts(num_prompts), seed=seed, arguments=arguments)
-    out.mkdir(parents=True, exist_ok=True)
-    draw_demo(result, out / "side-by-side.png")
-    result.trace.plot(out / "lineage.png", prompt_index=result.most_resampled)
-    record = {"model": model, "reward": reward, "seed": seed, "arguments": arguments, **to_record(result)}
-    (out / "demo.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with hold_folder(out):
+        result = run_demo(pipe, benchmark_prompts(num_prompts), seed=seed, arguments=arguments)
+        draw_demo(result, out / "side-by-side.png")
+        result.trace.plot(out / "lineage.png", prompt_index=result.most_resampled)
+        record = {"model": model, "reward": reward, "seed": seed, "arguments": arguments, **to_record(result)}
+        write_whole(out / "demo.json", json.dumps(record, indent=2) + "\n")
     console.print(demo_table(result))
     console.print(headline(result))
     console.print(f"\nWritten to {out}: side-by-side.png, lineage.png, demo.json")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import textwrap
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+
+from fk_reward.durable_files import write_whole
 
 if TYPE_CHECKING:
     from fk_reward.cli.demo_run import DemoPicture, DemoResult
@@ -74,7 +77,7 @@ def draw_demo(result: DemoResult, path: Path | None = None) -> Figure:
                 place = (left + IMAGE / 2, TITLE - 0.12)
                 _write(figure, place, result.label(method), fontsize=9, ha="center", color=GREY)
     if path is not None:
-        figure.savefig(path)
+        write_whole(path, partial(figure.savefig, format=path.suffix[1:] or None))
     return figure
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from fk_reward.cli.generate_record import GenerateRecord
 from fk_reward.cli.loading import accelerate, call_arguments, load_pipeline
-from fk_reward.cli.output_folder import prepare_folder
+from fk_reward.durable_files import write_whole
+from fk_reward.folder_lock import hold_folder
 
 if TYPE_CHECKING:
     from fk_reward.batch_sizes import BatchSizes
@@ -46,7 +48,7 @@ class Request:
         reward_device: of the reward alone; None for `device`.
         compiled: whether to compile the blocks of model and reward.
         channels_last: whether to lay convolutions out with channels last.
-        overwrite: whether the folder may hold something.
+        overwrite: whether to begin anew in a folder that holds something.
     """
 
     prompts: tuple[str, ...]
@@ -71,27 +73,47 @@ class Request:
 
 
 def run_request(request: Request) -> None:
-    """Make the images and write them, with `result.json`.
+    """Make the images that are not there yet and write them, with `result.json` after each prompt.
 
     Raises:
-        ValueError: settings that are none, an unknown name, a folder that is not empty, ...
-        OSError: a model or a reward that cannot be found or fetched.
+        ValueError: settings that are none, an unknown name, a folder with results of other settings, ...
+        OSError: a model or a reward that cannot be found or fetched, a folder that is not empty or is in use.
     """
     from fk_reward.pipelines.solvers import resolve_solver
 
     steering, sizes, solver = _steering(request), _batch_sizes(request), resolve_solver(request.solver)
-    folder = prepare_folder(request.out, overwrite=request.overwrite)
-    pipe, results = _load(request, steering, sizes, solver), []
-    arguments = call_arguments(pipe, request.model, steps=request.steps, guidance_scale=request.guidance_scale)
-    start = time.perf_counter()
-    for index, prompt in enumerate(request.prompts):
-        seeds = [request.seed + particle for particle in range(steering.num_particles)]
-        output = _sample(pipe, prompt, seeds, arguments | {"num_images_per_prompt": request.images_per_prompt})
-        results.append({"prompt": prompt, "seeds": seeds} | _save(folder, index, output))
-    summary = _asked(request) | {"arguments": arguments, "config": steering.to_dict(), "batch_sizes": asdict(sizes)}
-    summary |= _environment(pipe) | {"seconds": time.perf_counter() - start, "results": results}
-    (folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    _show(results, folder)
+    asked = _asked(request) | {"config": steering.to_dict(), "batch_sizes": asdict(sizes)}
+    with hold_folder(request.out) as folder:
+        record = GenerateRecord.open(folder, asked, overwrite=request.overwrite)
+        missing = record.missing(len(request.prompts))
+        if missing:
+            if record.results:
+                console.print(f"{len(record.results)} of {len(request.prompts)} prompts are finished; going on.")
+            pipe = _load(request, steering, sizes, solver)
+            arguments = call_arguments(pipe, request.model, steps=request.steps, guidance_scale=request.guidance_scale)
+            record.begin(asked | {"arguments": arguments} | _environment(pipe, request.model))
+            _draw(pipe, request, missing, record=record, arguments=arguments)
+        else:
+            console.print("All prompts are finished: nothing to do.")
+        _show(list(record.results.values()), folder)
+
+
+def _draw(
+    pipe: FKSteeringPipeline,
+    request: Request,
+    indices: Sequence[int],
+    *,
+    record: GenerateRecord,
+    arguments: Mapping[str, Any],
+) -> None:
+    """Make the images of some of the prompts; each prompt is taken down when its files are written."""
+    for index in indices:
+        started = time.perf_counter()
+        seeds = [request.seed + particle for particle in range(pipe.steering.num_particles)]
+        options = {**arguments, "num_images_per_prompt": request.images_per_prompt}
+        output = _sample(pipe, request.prompts[index], seeds, options)
+        result = {"prompt": request.prompts[index], "seeds": seeds} | _save(record.folder, index, output)
+        record.add(index, result, seconds=time.perf_counter() - started)
 
 
 def _steering(request: Request) -> FKSteeringConfig:
@@ -123,8 +145,9 @@ def _load(request: Request, steering: FKSteeringConfig, sizes: BatchSizes, solve
 
 
 def _asked(request: Request) -> dict[str, Any]:
-    names = ("model", "reward", "solver", "preview", "reward_device", "compiled", "channels_last")
-    return {name: getattr(request, name) for name in names}
+    names = ("model", "reward", "solver", "preview", "seed", "images_per_prompt")
+    names += ("reward_device", "compiled", "channels_last")
+    return {"prompts": list(request.prompts)} | {name: getattr(request, name) for name in names}
 
 
 def _sample(pipe: FKSteeringPipeline, prompt: str, seeds: list[int], arguments: dict[str, Any]) -> FKSteeringOutput:
@@ -138,7 +161,7 @@ def _sample(pipe: FKSteeringPipeline, prompt: str, seeds: list[int], arguments: 
 def _save(folder: Path, index: int, output: FKSteeringOutput) -> dict[str, Any]:
     names = [f"{index:03d}-{rank:02d}.png" for rank in range(len(output.images))]
     for name, image in zip(names, output.images, strict=True):
-        image.save(folder / name)
+        write_whole(folder / name, partial(image.save, format="PNG"))
     trace, lineage = f"trace-{index:03d}.json", f"lineage-{index:03d}.png"
     output.trace.to_json(folder / trace, thumbnails=True)
     output.trace.plot(folder / lineage)
@@ -151,7 +174,8 @@ def _save(folder: Path, index: int, output: FKSteeringOutput) -> dict[str, Any]:
     }
 
 
-def _environment(pipe: FKSteeringPipeline) -> dict[str, Any]:
+def _environment(pipe: FKSteeringPipeline, model: str) -> dict[str, Any]:
+    """What the images depend on beside what was typed; an unfinished folder is not continued with another."""
     import diffusers
     import torch
     import transformers
@@ -161,7 +185,17 @@ def _environment(pipe: FKSteeringPipeline) -> dict[str, Any]:
     versions = {"fk_reward": __version__, "torch": torch.__version__}
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
     scheduler = type(pipe.scheduler).__name__
-    return {"scheduler": scheduler, "device": str(pipe.device), "dtype": str(pipe.dtype), "versions": versions}
+    environment = {"scheduler": scheduler, "device": str(pipe.device), "dtype": str(pipe.dtype)}
+    return environment | {"versions": versions, "model_files": _model_files(pipe, model)}
+
+
+def _model_files(pipe: FKSteeringPipeline, model: str) -> str | None:
+    """What tells the files of a model from others of the same name; None for the models of the package."""
+    from fk_reward.benchmarks.geneval.manifest import hub_commit
+    from fk_reward.models import EMBEDDED_MODELS
+    from fk_reward.rewards.hub_paths import file_state
+
+    return None if model in EMBEDDED_MODELS else hub_commit(pipe) or file_state(model)
 
 
 def _show(results: list[dict[str, Any]], folder: Path) -> None:

@@ -80,6 +80,8 @@ def run_request(request: Request) -> None:
     device = resolve_device(request.device)
     state = join_processes(device)
     console = Console(quiet=not state.is_main_process)
+    if "generate" not in request.stages and not request.out.is_dir():
+        raise NotADirectoryError(f"There is no folder {request.out}.")
     writes = {"generate", "judge"} & set(request.stages)  # a report may be looked at while others work
     with hold_folder_together(request.out, state) if writes else nullcontext():
         if "generate" in request.stages:

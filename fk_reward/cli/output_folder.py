@@ -26,9 +26,11 @@ def named_path(text: str | Path) -> Path:
 NAMED_PATH: Final[dict[str, Any]] = {"parser": named_path, "metavar": "PATH"}
 """Arguments of the `typer.Option` or `typer.Argument` of a path to write to."""
 
+from fk_reward.folder_lock import usable_folder
+
 
 def prepare_folder(folder: Path, *, overwrite: bool) -> Path:
-    """Make a folder for results, and refuse one that holds something already.
+    """Make a folder for results, and refuse one that holds something already, hidden files excepted.
 
     Args:
         folder: where the results shall go.
@@ -46,9 +48,7 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> Path:
         >>> prepare_folder(Path(tempfile.mkdtemp()) / "new", overwrite=False).is_dir()
         True
     """
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"The output folder {folder} is a file; choose another name.")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+    usable_folder(folder)
+    if not overwrite and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise FileExistsError(f"The output folder {folder} is not empty; choose another one or add --overwrite.")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from fk_reward import FKSteeringConfig, SteeringTrace
+from fk_reward.cli import generate_request
 from fk_reward.cli.generate import generate
+from fk_reward.folder_lock import hold_folder
 
 PROMPTS = ("a red circle", "a blue square")
 
@@ -167,6 +172,116 @@ def test_a_folder_with_files_is_refused_unless_overwrite(run, refused, options, 
     assert "not empty" in refused("generate", PROMPTS[0], *options)
     assert run("generate", PROMPTS[0], *options, "--overwrite").exit_code == 0
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def stopped(run, options, tmp_path, monkeypatch):
+    """A folder of three prompts whose command was stopped while it drew the second one."""
+    calls = []
+    sample = generate_request._sample
+
+    def stop(pipe, prompt, *arguments):
+        calls.append(prompt)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(pipe, prompt, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_request, "_sample", stop)
+        assert run("generate", *PROMPTS, "a star", *options).exit_code != 0
+    return tmp_path / "out"
+
+
+def contents(folder):
+    """Every file with its bytes, but for seconds and plots, which differ from run to run."""
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".png"}
+    summary = json.loads((folder / "result.json").read_text())
+    del summary["seconds"]
+    for result in summary["results"]:
+        del result["seconds"], result["files"][result["trace"]]
+    return {name: data for name, data in files.items() if not name.startswith("lineage")} | {"result.json": summary}
+
+
+def test_a_stopped_command_can_be_read_and_goes_on(run, options, tmp_path, stopped, monkeypatch):
+    summary = json.loads((stopped / "result.json").read_text())
+    assert (summary["complete"], [result["prompt"] for result in summary["results"]]) == (False, [PROMPTS[0]])
+    kept = {path: path.stat().st_mtime_ns for path in stopped.glob("*000*")}
+    drawn = []
+    sample = generate_request._sample
+    monkeypatch.setattr(
+        generate_request, "_sample", lambda pipe, text, *rest: drawn.append(text) or sample(pipe, text, *rest)
+    )
+    again = run("generate", *PROMPTS, "a star", *options)
+    assert again.exit_code == 0, again.output
+    assert "1 of 3 prompts are finished; going on." in again.output
+    assert drawn == [PROMPTS[1], "a star"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert run("generate", *PROMPTS, "a star", *options[:-1], tmp_path / "whole").exit_code == 0
+    assert contents(stopped) == contents(tmp_path / "whole")
+    assert json.loads((stopped / "result.json").read_text())["complete"] is True
+
+
+def test_a_finished_command_changes_nothing_and_loads_nothing(run, options, tmp_path, monkeypatch):
+    assert run("generate", PROMPTS[0], *options).exit_code == 0
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(generate_request, "load_pipeline", None)
+    again = run("generate", PROMPTS[0], *options)
+    assert again.exit_code == 0, again.output
+    assert "nothing to do" in again.output and "000-00.png" in again.output
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--seed", 8], "seed 0 -> 8"),
+        (["--potential", "sum"], "config.potential 'max' -> 'sum'"),
+        (["--guidance-scale", 2], "arguments.guidance_scale None -> 2.0"),
+        (["--images-per-prompt", 2], "images_per_prompt 1 -> 2"),
+    ],
+)
+def test_other_settings_are_refused_by_name(run, refused, options, stopped, change, named):
+    assert named in refused("generate", *PROMPTS, "a star", *options, *change)
+    assert "prompts.1 'a blue square' -> 'a star'" in refused("generate", PROMPTS[0], "a star", *options)
+
+
+def test_a_prompt_whose_image_was_lost_or_changed_is_made_again(run, options, tmp_path, caplog):
+    assert run("generate", *PROMPTS, *options).exit_code == 0
+    image = tmp_path / "out" / "001-00.png"
+    whole = image.read_bytes()
+    for damage in (b"", None):
+        image.unlink() if damage is None else image.write_bytes(damage)
+        assert run("generate", *PROMPTS, *options).exit_code == 0
+        assert image.read_bytes() == whole
+    assert "001-00.png: missing or changed" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"results": 3}', "\0\0\0"])
+def test_a_damaged_result_is_named(refused, options, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result.json").write_text(text)
+    message = refused("generate", PROMPTS[0], *options)
+    assert "result.json" in message and "--overwrite" in message
+
+
+def test_a_folder_in_use_is_refused(refused, options, tmp_path):
+    with hold_folder(tmp_path / "out"):
+        assert f"{tmp_path / 'out'} is in use by process {os.getpid()}" in refused("generate", PROMPTS[0], *options)
+
+
+@pytest.mark.parametrize("name", ["000-00.png", "trace-000.json", "lineage-000.png", "result.json"])
+def test_a_full_disk_says_which_file(refused, options, tmp_path, monkeypatch, name):
+    replace = os.replace
+
+    def full(source, target):
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    message = refused("generate", PROMPTS[0], *options)
+    assert f"No space left on device: '{tmp_path / 'out' / name}'" in message
+    assert "start the same command again" in message
 
 
 def test_a_file_in_place_of_the_folder_is_refused(refused, options, tmp_path):

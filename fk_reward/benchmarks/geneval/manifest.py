@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.benchmarks.geneval.run_settings import RunSettings
+from fk_reward.benchmarks.result_store import settings_changes
 from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.durable_files import read_json, write_whole
 from fk_reward.rewards import Reward
@@ -54,15 +55,15 @@ def describe_model(pipe: FKSteeringPipeline) -> dict[str, Any]:
         "pipeline": type(pipe.pipe).__name__,
         "scheduler": type(pipe.scheduler).__name__,
         "eta": 1.0 if takes_argument(pipe.scheduler, "eta") else None,
-        "commit": _commit(pipe),
+        "commit": hub_commit(pipe),
         "weights": weights_digest([dict(pipe.components)]),
         "dtype": str(pipe.dtype),
         "device": pipe.device.type,
     }
 
 
-def _commit(pipe: FKSteeringPipeline) -> str | None:
-    """The hub's cache names its folders after commits."""
+def hub_commit(pipe: FKSteeringPipeline) -> str | None:
+    """Commit of a pipeline on the hub, whose cache names its folders after commits; None for one of another source."""
     configs = [getattr(part, "config", None) for part in pipe.components.values()]
     sources = [str(getattr(config, "_name_or_path", "")) for config in configs]
     found = [match[1] for source in sources if (match := re.search(r"snapshots/([0-9a-f]{40})", source))]
@@ -141,19 +142,5 @@ def _common(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_differences(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    before, after = (_flat(json.loads(json.dumps(tree))) for tree in (found, wanted))
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    if names:
-        changes = ", ".join(f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in names)
+    if changes := settings_changes(found, wanted):
         raise ValueError(f"{folder} holds a run of other settings ({changes}); name a new folder.")
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries by their path: `{"a": {"b": 1}}` to `{"a.b": 1}`."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        name: leaf
-        for key, branch in tree.items()
-        for name, leaf in _flat(branch, f"{prefix}.{key}".lstrip(".")).items()
-    }
