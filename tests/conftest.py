@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +17,19 @@ import torch
 from diffusers import DiffusionPipeline
 
 from tests import tiny
+from tests.repository.layout import ROOT
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a mixture: an editable installation of another checkout stands behind folders that are mapped in here."""
+    for name in ("pipelines", "rewards", "training"):
+        spec = importlib.util.find_spec(f"fk_reward.{name}")
+        found = Path(str(spec and spec.origin)).resolve()
+        if not found.is_relative_to(ROOT.resolve()):
+            raise pytest.UsageError(
+                f"fk_reward.{name} is {found}, not that of {ROOT}. Install this checkout, or run "
+                "`python scripts/link_packages.py` and `python -m pytest -o 'pythonpath=build/packages .'`."
+            )
 
 
 @pytest.fixture(scope="session", autouse=True)
