@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +45,7 @@ def hold_folder(folder: str | os.PathLike[str], *, share: tuple[int, int] = (0, 
     that it leaves behind means nothing.
 
     Args:
-        folder: made where it is missing.
+        folder: made where it is missing, and removed again if nothing was written.
         share: index and number of the processes that share the work by hand (`--shard`). Different shares of one
             number go together; anything else does not.
 
@@ -65,9 +65,12 @@ def hold_folder(folder: str | os.PathLike[str], *, share: tuple[int, int] = (0, 
         Traceback (most recent call last):
         fk_reward.folder_lock.FolderInUseError: ... is in use by process ...
     """
-    folder = usable_folder(folder)
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    usable_folder(folder)
     whole, alone = folder / LOCK_FILE, share[1] == 1
     with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
         with ExitStack() as gate:  # of shares, held only while one of them begins
             (stack if alone else gate).enter_context(_held(whole, folder, patience=0.0 if alone else _PATIENCE))
             _refuse_other_shares(folder, share)
@@ -143,6 +146,13 @@ def _held(path: Path, folder: Path, *, patience: float = 0.0) -> Iterator[None]:
             with suppress(OSError):  # Windows does not remove open files
                 file.unlink()
         lock.release()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """A command that is refused leaves no folder behind."""
+    for folder in folders:
+        with suppress(OSError):  # it holds something, or is gone
+            folder.rmdir()
 
 
 def _refuse_other_shares(folder: Path, share: tuple[int, int]) -> None:

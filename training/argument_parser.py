@@ -65,6 +65,8 @@ def _read_settings(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, An
         raise ValueError(f"{path} extends itself, by way of {', '.join(file.name for file in extending)}.")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(settings, dict):

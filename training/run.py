@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import EarlyStoppingCallback
 
+from fk_reward.durable_files import naming_path
+from fk_reward.folder_lock import hold_folder_together
 from fk_reward.rewards.llava_reward.backbone import Backbone
 from fk_reward.rewards.llava_reward.backbones import load_backbone
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.training.arguments import LlavaRewardTrainingArguments, RewardArguments
-from fk_reward.training.checkpoints import last_complete_checkpoint
+from fk_reward.training.checkpoints import (
+    checkpoint_problems,
+    find_checkpoints,
+    finished_metrics,
+    last_complete_checkpoint,
+)
 from fk_reward.training.dataset import PreferenceDataset, collate_preferences
 from fk_reward.training.new_dimension import new_dimension
 from fk_reward.training.objective import is_pairwise
@@ -20,6 +29,8 @@ from fk_reward.training.readers import read_preferences
 from fk_reward.training.split import split_by_prompt
 from fk_reward.training.trainable import TrainableReward
 from fk_reward.training.trainer import LlavaRewardTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def make_trainer(reward: RewardArguments, training: LlavaRewardTrainingArguments) -> LlavaRewardTrainer:
@@ -31,6 +42,7 @@ def make_trainer(reward: RewardArguments, training: LlavaRewardTrainingArguments
 
     Raises:
         FileExistsError: when `output_dir` has checkpoints and they are not to be resumed.
+        NotADirectoryError: when it is a file.
         OSError: when files are missing.
         ValueError: for settings that do not go together, and data that cannot be used.
     """
@@ -104,7 +116,8 @@ def run_training(
     """Train, from a checkpoint where there is one to resume, and write the result into `output_dir`.
 
     The result is a checkpoint that `load_reward("llava-reward", adapter=output_dir)` reads, with the weights that were
-    best on the validation set, beside `trainer_state.json` and `all_results.json`.
+    best on the validation set, beside `trainer_state.json` and `all_results.json`. A training that is finished is left
+    as it is, file for file.
 
     Args:
         trainer: as `make_trainer` made it.
@@ -113,14 +126,30 @@ def run_training(
 
     Returns:
         The final measures on the validation set; empty without one.
+
+    Raises:
+        FolderInUseError: an OSError, when another training writes into `output_dir`.
+        OSError: when that folder cannot be written to; it is named.
     """
-    checkpoint = _checkpoint_to_resume(reward, training)
+    with hold_folder_together(training.output_dir, PartialState()), naming_path(training.output_dir):
+        checkpoint = _checkpoint_to_resume(reward, training)
+        if checkpoint is not None:
+            patience, steps = reward.early_stopping_patience, trainer.planned_steps
+            known = finished_metrics(training.output_dir, planned_steps=steps, patience=patience)
+            if known is not None:
+                logger.info("The training in %s is finished: nothing to do.", training.output_dir)
+                return known
+        return _train(trainer, checkpoint)
+
+
+def _train(trainer: LlavaRewardTrainer, checkpoint: Path | None) -> dict[str, float]:
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_metrics("train", result.metrics)
+    if result.metrics:  # none where all steps were done already
+        trainer.save_metrics("train", result.metrics)
     metrics = {} if trainer.eval_dataset is None else trainer.evaluate()
     trainer.save_metrics("eval", metrics)
-    trainer.save_state()
     trainer.save_model()
+    trainer.save_state()  # last: it says that the training is finished
     return metrics
 
 
@@ -145,9 +174,18 @@ def _load_backbone(reward: RewardArguments) -> Backbone:
 
 
 def _checkpoint_to_resume(reward: RewardArguments, training: LlavaRewardTrainingArguments) -> Path | None:
+    folder = Path(training.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"The output_dir {folder} is a file; choose another name.")
     if training.resume_from_checkpoint is not None:
-        return Path(training.resume_from_checkpoint)
-    found = last_complete_checkpoint(training.output_dir)
-    if found is not None and not reward.resume:
-        raise FileExistsError(f"{found} is there already: add --resume to go on from it, or name another output_dir.")
-    return found
+        named = Path(training.resume_from_checkpoint)
+        if problems := checkpoint_problems(named):
+            raise ValueError(f"--resume_from_checkpoint {named} is not whole: {'; '.join(problems)}.")
+        return named
+    if reward.resume:
+        return last_complete_checkpoint(folder)
+    if found := find_checkpoints(folder):
+        raise FileExistsError(
+            f"{found[0]} is there already: add --resume to go on from it, or name another output_dir."
+        )
+    return None

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
 
+from fk_reward.durable_files import naming_path
 from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
 from fk_reward.training.arguments import LlavaRewardTrainingArguments
+from fk_reward.training.checkpoints import STATE_FILE
 from fk_reward.training.metrics import answer_metrics
 from fk_reward.training.objective import is_pairwise, items_of, objective_logits, objective_loss
 from fk_reward.training.trainable import TrainableReward, trainable_share
@@ -73,6 +79,40 @@ class LlavaRewardTrainer(Trainer):
         )
         if self.is_world_process_zero():
             logger.info("%s", trainable_share(model))
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train; from a checkpoint that has all steps already, nothing is trained, and its weights are the result.
+
+        transformers' own loop looks whether it has ended after each step only, so it would train one more. Signature
+        as in transformers.
+        """
+        if isinstance(resume_from_checkpoint, str | os.PathLike):
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, STATE_FILE)))
+            if state.global_step >= self.planned_steps:
+                return self._end_at(str(resume_from_checkpoint), state)
+        return super().train(resume_from_checkpoint, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+
+    @property
+    def planned_steps(self) -> int:
+        """Steps of the optimizer in a whole training, by `max_steps` or the number of epochs."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        updates = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
+        return math.ceil(self.args.num_train_epochs * max(updates, 1))
+
+    def _end_at(self, checkpoint: str, state: TrainerState) -> TrainOutput:
+        """What the end of a training does, without the training."""
+        logger.info("%s has all %d steps: nothing is trained.", checkpoint, self.planned_steps)
+        self.reward.restore(load_own_checkpoint(checkpoint))
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        return TrainOutput(state.global_step, math.nan, {})
 
     def compute_loss(
         self,
@@ -140,8 +180,27 @@ class LlavaRewardTrainer(Trainer):
     def _load_best_model(self) -> None:
         if self._is_sharded:
             super()._load_best_model()
-        else:
-            self.reward.restore(load_own_checkpoint(self.state.best_model_checkpoint))
+            return
+        found = Path(self.state.best_model_checkpoint)
+        moved = Path(self.args.output_dir, found.name)  # `output_dir` may have been renamed since
+        best = moved if moved.is_dir() else found
+        try:
+            self.reward.restore(load_own_checkpoint(best))
+        except (OSError, ValueError) as error:
+            if "another kind" in str(error):
+                raise
+            # After the training: an error would lose the last weights, too.
+            logger.warning("The weights of the last step are kept, since the best ones are damaged. %s", error)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        try:
+            with naming_path(folder):
+                super()._save_checkpoint(model, trial)
+        except RuntimeError as error:  # what torch.save makes of a full disk names neither disk nor file
+            if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+                raise
+            raise OSError(f"{folder} cannot be written; is the disk full? ({str(error).splitlines()[0]})") from error
 
     @property
     def _is_sharded(self) -> bool:

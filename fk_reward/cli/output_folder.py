@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import typer
 
+from fk_reward.folder_lock import usable_folder
+
 
 def named_path(text: str | Path) -> Path:
     """The path that was typed.
@@ -25,8 +27,6 @@ def named_path(text: str | Path) -> Path:
 
 NAMED_PATH: Final[dict[str, Any]] = {"parser": named_path, "metavar": "PATH"}
 """Arguments of the `typer.Option` or `typer.Argument` of a path to write to."""
-
-from fk_reward.folder_lock import usable_folder
 
 
 def prepare_folder(folder: Path, *, overwrite: bool) -> Path:

@@ -38,7 +38,7 @@ def train(
             return
         reward, training = parse_arguments(arguments)
         trainer = make_trainer(reward, training)
-    metrics = run_training(trainer, reward, training)
+        metrics = run_training(trainer, reward, training)
     if trainer.is_world_process_zero():
         _show(metrics, training.output_dir)
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fk_reward.durable_files import write_whole
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.head import RewardHead
 
@@ -97,8 +98,8 @@ class RewardCheckpoint:
         tensors = {f"head.{key}": tensor for key, tensor in self.head.items()}
         tensors |= {f"projector.{key}": tensor for key, tensor in self.projector.items()}
         metadata = {"adapter": "none" if self.lora_config is None else "lora"}  # one entry: several come in any order
-        save_file(_packed(tensors), folder / TENSORS_FILE, metadata=metadata)
-        (folder / CONFIG_FILE).write_text(self.config.to_json(), encoding="utf-8")
+        _save_tensors(tensors, folder / TENSORS_FILE, metadata=metadata)
+        write_whole(folder / CONFIG_FILE, self.config.to_json())
         return folder
 
     def _save_adapter(self, folder: Path) -> None:
@@ -111,7 +112,7 @@ class RewardCheckpoint:
         lora_config.base_model_name_or_path = self.config.base_model
         lora_config.save_pretrained(str(folder))
         tensors = {PEFT_PREFIX + key: tensor for key, tensor in self.lora.items()}
-        save_file(_packed(tensors), folder / LORA_FILE, metadata={"format": "pt"})
+        _save_tensors(tensors, folder / LORA_FILE, metadata={"format": "pt"})
 
 
 def load_own_checkpoint(folder: str | os.PathLike[str]) -> RewardCheckpoint:
@@ -228,6 +229,13 @@ def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
+    try:
+        save_file(_packed(tensors), path, metadata=metadata)
+    except SafetensorError as error:  # also of a full disk; it does not name the file
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fk_reward.folder_lock import hold_folder
 from fk_reward.rewards import load_reward
 from tests.tiny.phi3_vision import write_phi3_vision
 
@@ -47,6 +48,12 @@ def test_train_resume_and_load(run, refused, settings, tmp_path, backbone):
     assert reward(Image.open(tmp_path / "red.png"), "a red square").isfinite().all()
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_ties"] == 0
     assert "--resume" in refused("train", settings)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    again = run("train", settings, "--resume")
+    assert again.exit_code == 0, again.output
+    assert "is finished: nothing to do" in " ".join(again.stderr.split())
+    assert "accuracy" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
     assert run("train", settings, "--resume", "--num_train_epochs", "2").exit_code == 0
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
 
@@ -63,6 +70,29 @@ def test_train_resume_and_load(run, refused, settings, tmp_path, backbone):
 )
 def test_refused(refused, settings, change, message):
     assert message in refused("train", settings, *change)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("backbone: [", "is no YAML"),
+        ("- a", "must be a mapping"),
+        ("extends: nowhere.yaml", "nowhere.yaml"),
+        ("backbone: \xff", "run.yaml"),
+        ("learning_rates: 3", "learning_rates"),
+        ("learning_rate: fast", "learning_rate"),
+    ],
+)
+def test_broken_settings_are_told(refused, settings, text, message):
+    whole = settings.read_text() if text.startswith("learning") else ""
+    settings.write_bytes((whole + text).encode("latin-1"))
+    assert message in refused("train", settings)
+
+
+def test_a_file_in_place_of_the_folder_and_a_folder_in_use(refused, settings, tmp_path):
+    assert "is a file" in refused("train", settings, "--output_dir", settings)
+    with hold_folder(tmp_path / "out"):
+        assert f"{tmp_path / 'out'} is in use by process" in refused("train", settings)
 
 
 def test_a_broken_image_stops_it_before_training(run, refused, settings, tmp_path):

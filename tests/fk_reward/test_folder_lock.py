@@ -20,10 +20,10 @@ fork = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 needs_fork = pytest.mark.skipif(fork is None, reason="starts processes by fork, which is fast")
 
 
-def hold_until_told(folder, share, started, end):
+def hold_until_told(folder, share, ours):
     with hold_folder(folder, share=share):
-        started.set()
-        end.wait(60)
+        ours.send("holding")
+        ours.poll(60)
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def other_process():
     with ExitStack() as stack:
 
         def start(folder, share=(0, 1)):
-            started, end = fork.Event(), fork.Event()
-            process = fork.Process(target=hold_until_told, args=(folder, share, started, end))
+            ours, theirs = fork.Pipe()  # an Event would wait for ever for a process that was killed
+            process = fork.Process(target=hold_until_told, args=(folder, share, theirs))
             process.start()
-            stack.callback(process.join)
-            stack.callback(end.set)
-            assert started.wait(30)
+            stack.callback(process.join, 30)
+            stack.callback(ours.send, "end")
+            assert ours.poll(30)
             return process
 
         yield start
