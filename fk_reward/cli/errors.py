@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
-from rich.console import Console
-from rich.text import Text
+
+from fk_reward.terminal import say_error
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 
@@ -30,5 +30,5 @@ def clean_errors() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), str(error)))
+        say_error(error)
         raise typer.Exit(code=2) from error

@@ -9,18 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from fk_reward.cli.loading import accelerate, call_arguments, load_pipeline
 from fk_reward.cli.output_folder import prepare_folder
+from fk_reward.cosmetic import cosmetic
+from fk_reward.terminal import TextTable
+from fk_reward.user_text import require_text
 
 if TYPE_CHECKING:
     from fk_reward.batch_sizes import BatchSizes
     from fk_reward.config import FKSteeringConfig
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline, Solver
-
-console = Console()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +66,9 @@ class Request:
     compiled: bool
     channels_last: bool
     overwrite: bool
+
+    def __post_init__(self) -> None:
+        require_text(self.prompts, "prompts")  # before a model is loaded
 
 
 def run_request(request: Request) -> None:
@@ -141,7 +142,8 @@ def _save(folder: Path, index: int, output: FKSteeringOutput) -> dict[str, Any]:
         image.save(folder / name)
     trace, lineage = f"trace-{index:03d}.json", f"lineage-{index:03d}.png"
     output.trace.to_json(folder / trace, thumbnails=True)
-    output.trace.plot(folder / lineage)
+    with cosmetic(f"drawing {lineage}"):
+        output.trace.plot(folder / lineage)
     return {
         "images": names,
         "rewards": output.rewards[0].tolist(),
@@ -165,14 +167,14 @@ def _environment(pipe: FKSteeringPipeline) -> dict[str, Any]:
 
 
 def _show(results: list[dict[str, Any]], folder: Path) -> None:
-    table = Table(title=f"Results in {folder}", title_justify="left")
-    table.add_column("prompt", overflow="fold")
+    table = TextTable(f"Results in {folder}")
+    table.add_column("prompt")
     table.add_column("image")
-    table.add_column("reward", justify="right")
-    table.add_column("seconds", justify="right")
+    table.add_column("reward", right=True)
+    table.add_column("seconds", right=True)
     for result in results:
         rows = zip(result["images"], result["rewards"], strict=True)
         for rank, (name, reward) in enumerate(rows):
             first = (result["prompt"], f"{result['seconds']:.1f}") if rank == 0 else ("", "")
             table.add_row(first[0], name, f"{reward:.4f}", first[1])
-    console.print(table)
+    table.print()

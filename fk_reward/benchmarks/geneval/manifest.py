@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fk_reward.benchmarks.geneval.layout import write_whole
 from fk_reward.benchmarks.geneval.run_settings import RunSettings
 from fk_reward.benchmarks.weights_digest import weights_digest
+from fk_reward.documents import parse_json
 from fk_reward.rewards import Reward
 from fk_reward.stochasticity import takes_argument
 from fk_reward.version import __version__
@@ -112,7 +113,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run: {NAME} is missing.")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = parse_json(path.read_text(encoding="utf-8"), path)
     if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
         raise ValueError(f"{path} is not the manifest of a run.")
     return found
