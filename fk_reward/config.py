@@ -200,7 +200,10 @@ class FKSteeringConfig:
         """
         is_text = isinstance(text_or_path, str) and text_or_path.lstrip().startswith("{")
         text = text_or_path if is_text else Path(text_or_path).read_text(encoding="utf-8")
-        return cls.from_dict(json.loads(str(text)))
+        try:
+            return cls.from_dict(json.loads(str(text)))
+        except RecursionError as error:
+            raise ValueError("A config is one JSON object of plain values, got deeply nested JSON.") from error
 
     @classmethod
     def from_fkd_args(cls, fkd_args: Mapping[str, Any]) -> FKSteeringConfig:

@@ -8,7 +8,6 @@ of the lists.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import math
@@ -19,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from fk_reward.documents import parse_json
+from fk_reward.image_files import read_image
 from fk_reward.trace_fields import STEP_DTYPES, TRACE_DTYPES
 
 if TYPE_CHECKING:
@@ -118,10 +119,9 @@ def _parse(text_or_path: str | Path) -> Any:
         if not Path(text).is_file():
             raise FileNotFoundError(f"Expected JSON or the path of a trace; no such file: {str(text)[:200]!r}.")
         text = Path(text).read_text(encoding="utf-8")
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Expected a trace written by SteeringTrace.to_json, got no JSON: {error}") from error
+    return parse_json(
+        text, "Expected a trace written by SteeringTrace.to_json, got something else", parse_constant=_refuse_constant
+    )
 
 
 def _refuse_constant(name: str) -> None:
@@ -184,7 +184,7 @@ def _decode_images(images: list[list[str]]) -> Tensor:
 
 def _decode_image(text: str) -> Tensor:
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(text, validate=True))).convert("RGB")
-    except (binascii.Error, UnidentifiedImageError, TypeError) as error:
+        image = read_image(base64.b64decode(text, validate=True))
+    except (ValueError, TypeError) as error:  # no base64, no image
         raise ValueError(f"thumbnails: expected PNG images in base64: {error}") from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -21,12 +21,17 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fk_reward.plot_text import as_plain_text
+from fk_reward.user_text import shortened, visible
+
 if TYPE_CHECKING:
     from fk_reward.trace import SteeringTrace
 
 ACCENT, RETURNED, ALIVE, DEAD, BLUE = "#b5172f", "#e58a7b", "#7d8590", "#dcdfe3", "#33658a"
 LINE_STYLES = {"dead": (DEAD, 0.9), "alive": (ALIVE, 1.1), "returned": (RETURNED, 1.8), "best": (ACCENT, 2.8)}
 CMAP = "viridis"
+TITLE_LENGTH, NAME_LENGTH = 400, 120
+"""Characters of a prompt and of a reward's name that are drawn: a title of thousands has no room on any screen."""
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_BOTTOM = 0.85, 1.85, 0.6
 PANEL_HEIGHT, PANEL_GAP, HEADER = 1.15, 0.22, 0.5
 NARROW = 0.7
@@ -122,7 +127,8 @@ def plot_trace(trace: SteeringTrace, prompt_index: int = 0) -> Figure:
         pyplot, so nothing global changes and no display is needed.
     """
     scene = _Scene(trace, prompt_index)
-    title = textwrap.fill(f"“{trace.prompts[prompt_index]}”", max(28, int(10 * scene.width)))
+    prompt = shortened(visible(trace.prompts[prompt_index]), TITLE_LENGTH)
+    title = textwrap.fill(f"“{prompt}”", max(28, int(10 * scene.width)))
     figure, axes = _make_axes(scene, title)
     _draw_lines(axes["lineage"], scene)
     _draw_particles(axes["lineage"], scene)
@@ -130,7 +136,7 @@ def plot_trace(trace: SteeringTrace, prompt_index: int = 0) -> Figure:
     _draw_rewards(axes["reward"], scene)
     _draw_ess(axes["ess"], scene)
     _draw_colorbar(axes["colorbar"], scene)
-    return figure
+    return as_plain_text(figure)
 
 
 def _make_axes(scene: _Scene, title: str) -> tuple[Figure, dict[str, Axes]]:
@@ -280,4 +286,4 @@ def _draw_colorbar(axes: Axes, scene: _Scene) -> None:
     bar = axes.figure.colorbar(ScalarMappable(scene.norm, CMAP), cax=axes)
     bar.outline.set_visible(False)
     axes.tick_params(labelsize=7.5, length=2)
-    axes.set_title(textwrap.fill(scene.trace.reward_name, 14), fontsize=8)
+    axes.set_title(textwrap.fill(shortened(visible(scene.trace.reward_name), NAME_LENGTH), 14), fontsize=8)

@@ -15,6 +15,7 @@ from fk_reward.pipelines.argument_checks import check_output_type, check_texts
 from fk_reward.pipelines.wrapped_pipeline import has_latents
 from fk_reward.stochasticity import require_stochastic, takes_argument
 from fk_reward.suggestions import did_you_mean
+from fk_reward.user_text import require_text
 
 logger = logging.getLogger(__name__)
 _ATTRIBUTES = ("reward", "preview", "solver", "scheduler", "batch_sizes", "spread", "reward_device")
@@ -68,7 +69,7 @@ def resolve_prompts(prompt: Any, arguments: Mapping[str, Any], reward_prompts: s
     """The texts that the reward reads, one for each prompt of the batch.
 
     Raises:
-        ValueError: when there is no text, or when the counts differ.
+        ValueError: when there is no text, when the counts differ, or a prompt holds half of a character.
     """
     embeds = arguments.get("prompt_embeds")
     if prompt is None and embeds is None:
@@ -80,7 +81,16 @@ def resolve_prompts(prompt: Any, arguments: Mapping[str, Any], reward_prompts: s
     texts = check_texts("prompt" if reward_prompts is None else "reward_prompts", texts)
     if len(texts) != expected:
         raise ValueError(f"The reward should get {expected} texts, one for each prompt, got {len(texts)}.")
+    _require_text({"prompt": prompt, "reward_prompts": reward_prompts, **arguments})
     return texts
+
+
+def _require_text(arguments: Mapping[str, Any]) -> None:
+    """Refuse half characters in every prompt of the call; the tokenizer of the pipeline would end in a TypeError."""
+    for name, value in arguments.items():
+        if "prompt" in name:
+            texts = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
+            require_text([text for text in texts if isinstance(text, str)], name)
 
 
 def check_output(pipe: Any, output_type: str, num_images_per_prompt: int, config: FKSteeringConfig) -> None:

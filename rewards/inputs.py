@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fk_reward.image_files import read_image
+from fk_reward.user_text import require_text
+
 Images: TypeAlias = "Tensor | np.ndarray | Image.Image | Sequence[Tensor | np.ndarray | Image.Image]"
 """Images as `Reward.__call__` takes them, see `group_by_size`."""
 
 RANGE_TOLERANCE = 1e-3
 """How far outside [0, 1] a pixel may lie: room for the rounding of half precision, not for another convention."""
-
-_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def group_by_size(images: Images) -> list[ImageGroup]:
 
     The type decides the range that is expected, never the values: floating tensors and arrays must lie in [0,
     1], uint8 ones are divided by 255. Floating tensors are not rounded, stay on their device and keep their
-    graph. PIL pictures of any 8-bit mode become RGB; transparent ones are laid over white, as a viewer shows
-    them.
+    graph. PIL images of any 8-bit mode become RGB as a viewer shows them: turned as their EXIF block says,
+    transparent ones on white.
 
     Args:
         images: a tensor (B, 3, H, W) or (3, H, W); an array (B, H, W, 3) or (H, W, 3), channels last as NumPy
@@ -59,6 +60,7 @@ def group_by_size(images: Images) -> list[ImageGroup]:
         TypeError: for another type or dtype.
         ValueError: for another shape, no images, values that are not finite or lie outside [0, 1] by more
             than 1e-3, and tensors on several devices.
+        UnreadableImageError: a ValueError, for PIL images that are damaged or have more than 8 bits.
 
     Example:
         >>> groups = group_by_size([Image.new("L", (4, 2)), np.zeros((8, 8, 3), dtype=np.uint8), torch.ones(3, 2, 4)])
@@ -141,19 +143,21 @@ def prompt_list(prompts: str | Sequence[str], num_images: int) -> list[str]:
 
     Raises:
         TypeError: when a prompt is not a string.
-        ValueError: when the counts differ.
+        ValueError: when the counts differ, or a prompt holds half of a character.
 
     Example:
         >>> prompt_list("a star", 2)
         ['a star', 'a star']
     """
     if isinstance(prompts, str):
+        require_text([prompts], "prompts")
         return [prompts] * num_images
     if not isinstance(prompts, (list, tuple)):
         raise TypeError(f"prompts must be a string or a list of strings, got {type(prompts).__name__}.")
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise TypeError(f"prompts[{index}] must be a string, got {type(prompt).__name__}.")
+    require_text(prompts, "prompts")
     if len(prompts) != num_images:
         raise ValueError(
             f"Expected one prompt for each of {num_images} images, got {len(prompts)} prompts. "
@@ -163,6 +167,8 @@ def prompt_list(prompts: str | Sequence[str], num_images: int) -> list[str]:
 
 
 def _single(image: object, index: int) -> Tensor:
+    if isinstance(image, Image.Image):
+        return _from_pil(image, f"images[{index}]")[0]
     if isinstance(image, (Tensor, np.ndarray)) and image.ndim != 3:
         raise ValueError(
             f"images[{index}] has shape {tuple(image.shape)}: the entries of a list must be single images; "
@@ -173,7 +179,7 @@ def _single(image: object, index: int) -> Tensor:
 
 def _batch(images: object) -> Tensor:
     if isinstance(images, Image.Image):
-        return _from_array(_rgb_array(images))
+        return _from_pil(images, "the PIL image")
     if isinstance(images, np.ndarray):
         return _from_array(images)
     if isinstance(images, Tensor):
@@ -215,15 +221,8 @@ def _dtype_message(dtype: object) -> str:
     return f"images must be floating point in [0, 1] or uint8 in 0..255, got {dtype}."
 
 
-def _rgb_array(image: Image.Image) -> np.ndarray:
-    if image.mode not in _EIGHT_BIT_MODES:
-        raise TypeError(
-            f"A PIL image of mode {image.mode!r} has no agreed range; pass an array of floats in [0, 1] instead."
-        )
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+def _from_pil(image: Image.Image, name: str) -> Tensor:
+    return _from_array(np.asarray(read_image(image, name=name)))
 
 
 def _stack_equal_sizes(images: list[Tensor]) -> list[ImageGroup]:

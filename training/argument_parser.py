@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from transformers import HfArgumentParser
 
+from fk_reward.documents import parse_yaml
 from fk_reward.training.arguments import LlavaRewardTrainingArguments, RewardArguments
 
 
@@ -64,11 +64,9 @@ def _read_settings(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, An
     if path.resolve() in extending:
         raise ValueError(f"{path} extends itself, by way of {', '.join(file.name for file in extending)}.")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = parse_yaml(path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must be a mapping of fields to values, got {type(settings).__name__}.")
     settings = {str(name): value for name, value in settings.items()}

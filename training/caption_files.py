@@ -14,6 +14,7 @@ from fk_reward.training.image_source import ImageSource
 from fk_reward.training.preference_data import LabelledImage
 from fk_reward.training.row_files import RowSource, read_rows
 from fk_reward.training.row_parsing import collect, first_of
+from fk_reward.training.row_values import short
 from fk_reward.training.validation import digest_images, report_problems, sort_out
 
 _IMAGE_KEYS = ("path", "image_path", "chosen_path")
@@ -42,7 +43,7 @@ def read_captions(
     captioned, problems = collect(rows, lambda row, origin: _captioned(row, root, origin))
     good, broken = sort_out(captioned, digest_images(captioned))
     report_problems([*problems, *broken], len(rows), skip_bad_rows=skip_bad_rows)
-    return list(dict.fromkeys((item.prompt, Path(str(item.image))) for item in good))
+    return list(dict.fromkeys((item.prompt, Path(str(item.image.content))) for item in good))
 
 
 def _captioned(row: Mapping[str, Any], root: Path, origin: str) -> LabelledImage:
@@ -50,10 +51,13 @@ def _captioned(row: Mapping[str, Any], root: Path, origin: str) -> LabelledImage
     if isinstance(prompt, (list, tuple)) and prompt:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"expected a caption as prompt, got {prompt!r:.80}")
-    if not isinstance(path, str):
-        raise TypeError(f"expected the path of an image, got {type(path).__name__}")
-    return LabelledImage(prompt=prompt, image=ImageSource.of(path, root=root), label=True, origin=origin)
+        raise ValueError(f"expected a caption as prompt, got {short(prompt)}")
+    image = ImageSource.of(path, root=root)
+    if not isinstance(image.content, Path):  # the file of pairs names images by their paths
+        raise TypeError(
+            f"expected the path of an image, got {'base64' if isinstance(path, str) else type(path).__name__}"
+        )
+    return LabelledImage(prompt=prompt, image=image, label=True, origin=origin)
 
 
 def write_prompt_pairs(out: Path, images: Sequence[Path], negatives: Sequence[Sequence[HardNegative]]) -> None:

@@ -82,4 +82,4 @@ def collate_preferences(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     margins = [row["margin"] for row in rows]
     if all(margin is None for margin in margins):
         return batch | {"margin": None}
-    return batch | {"margin": torch.tensor([0.0 if margin is None else margin for margin in margins])}
+    return batch | {"margin": torch.tensor([0.0 if margin is None else float(margin) for margin in margins])}

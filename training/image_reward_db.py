@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,6 +10,7 @@ from typing import Any
 
 from fk_reward.training.image_source import ImageSource
 from fk_reward.training.preference_data import PreferencePair, image_problem, prompt_problem
+from fk_reward.training.row_values import finite_number, is_missing
 
 RATINGS: dict[str, str] = {
     "alignment": "image_text_alignment_rating",
@@ -82,19 +82,15 @@ def rated_image(row: Mapping[str, Any], *, column: str, root: Path | None = None
         >>> rated_image(row, column="overall_rating").rating
         5.0
     """
-    if row.get("prompt_id") is None:
-        raise ValueError(f"lacks prompt_id; it has {sorted(row)}")
-    rating = row.get(column)
-    if isinstance(rating, bool) or not isinstance(rating, (int, float)):
-        raise TypeError(f"{column} must be a number, got {rating!r}")
-    if not math.isfinite(rating):
-        raise ValueError(f"{column} must be finite, got {rating}")
-    picture = row.get("image")
+    if is_missing(row.get("prompt_id")):
+        raise ValueError(f"lacks prompt_id; it has {sorted(map(str, row))}")
+    rating = finite_number(row.get(column), column)
+    image = row.get("image")
     return RatedImage(
         prompt_id=str(row["prompt_id"]),
         prompt=row.get("prompt"),  # type: ignore[arg-type] # `problem` tells what is wrong with it
-        image=ImageSource.of(row.get("image_path") if picture is None else picture, root=root),
-        rating=float(rating),
+        image=ImageSource.of(row.get("image_path") if is_missing(image) else image, root=root),
+        rating=rating,
         origin=origin,
     )
 

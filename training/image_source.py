@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from fk_reward.image_files import UnreadableImageError, embedded_image, read_image, source_name
 from fk_reward.rewards.inputs import group_by_size
 
-_DECODING_ERRORS = (OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-"""What PIL raises on files that are absent, no image, truncated, broken, of a mode without a range, or huge."""
-
-
-class UnreadableImageError(ValueError):
-    """An image that is absent, truncated, of an unknown format, or of a mode without an agreed range."""
+__all__ = ["ImageSource", "UnreadableImageError"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +44,14 @@ class ImageSource:
         """Take an image in any form that a row of data may hold it in.
 
         Args:
-            value: a path, bytes, a PIL image, or the mapping {"bytes": ..., "path": ...} of an image column of
-                `datasets`, whose bytes are used where there are any.
+            value: a path, a file in base64 (a data URI, or the bare base64 of a PNG, JPEG, GIF or WebP file), the
+                bytes of one, a PIL image, an array (H, W, 3) or (H, W) of uint8, or the mapping {"bytes": ...,
+                "path": ...} of an image column of `datasets`, whose bytes are used where there are any.
             root: folder that relative paths are relative to; None for the working directory.
 
         Raises:
             TypeError: for anything else.
-            ValueError: for an empty path or empty bytes.
+            ValueError: for an empty path, empty bytes, an address, or a data URI without base64.
 
         Example:
             >>> ImageSource.of("a/b.png", root=Path("pictures")).content.as_posix()
@@ -65,31 +61,39 @@ class ImageSource:
             return value
         if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
             value = value.get("bytes") or value.get("path")
-        if isinstance(value, (str, Path, bytes)) and not str(value).strip() or value == b"":
+        if isinstance(value, (bytearray, memoryview)):
+            value = bytes(value)
+        if isinstance(value, (str, bytes)) and not value.strip():
             raise ValueError("the image is empty: expected a path or the bytes of a file.")
-        if isinstance(value, (str, Path)):
+        if isinstance(value, str):
+            return cls._of_text(str(value), root)
+        if isinstance(value, Path):
             return cls((root or Path()) / value)
         if isinstance(value, (bytes, Image.Image)):
             return cls(value)
+        if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+            return cls(Image.fromarray(value))  # a TypeError for other shapes
         raise TypeError(f"expected an image (a path, bytes or a PIL image), got {type(value).__name__}.")
+
+    @classmethod
+    def _of_text(cls, text: str, root: Path | None) -> ImageSource:
+        if text.lower().startswith(("http://", "https://")):
+            raise ValueError(f"images are not fetched from addresses: download {source_name(text)} and give its path.")
+        content = embedded_image(text)
+        return cls((root or Path()) / text if content is None else content)
 
     def load(self) -> Tensor:
         """Decode the whole image.
 
         Returns:
-            (3, H, W) float32 in [0, 1]; transparent pictures are laid over white, as rewards do.
+            (3, H, W) float32 in [0, 1], as `read_image` reads it: upright, on white where it is transparent.
 
         Raises:
             UnreadableImageError: a ValueError; the message names the file.
 
         H: height, W: width.
         """
-        if isinstance(self.content, Path) and not self.content.is_file():
-            raise UnreadableImageError(f"no such image file: {self}")
-        try:
-            return group_by_size(self._decoded())[0].images[0]
-        except _DECODING_ERRORS as error:
-            raise UnreadableImageError(f"{self} cannot be read as an image: {error}") from error
+        return group_by_size(read_image(self.content))[0].images[0]
 
     def digest(self) -> str:
         """SHA-256 of the decoded pixels: equal exactly for equal pictures, whatever the file.
@@ -111,14 +115,4 @@ class ImageSource:
         return id(self.content) if isinstance(self.content, Image.Image) else self.content
 
     def __str__(self) -> str:
-        if isinstance(self.content, Path):
-            return str(self.content)
-        return f"image of {len(self.content)} bytes" if isinstance(self.content, bytes) else "PIL image"
-
-    def _decoded(self) -> Image.Image:
-        if isinstance(self.content, Image.Image):
-            self.content.load()
-            return self.content
-        with Image.open(io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content) as image:
-            image.load()
-            return image.copy()
+        return source_name(self.content)

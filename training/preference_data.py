@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+import numpy as np
+
 from fk_reward.training.image_source import ImageSource
+from fk_reward.training.row_values import finite_number
+from fk_reward.user_text import text_problem
 
 
 class PreferenceRecord(Protocol):
@@ -100,7 +103,8 @@ class LabelledImage:
     def problem(self) -> str | None:
         """What is wrong with the fields: a prompt that is no string, no image, or a label that is no bool."""
         wrong = prompt_problem(self.prompts, may_be_empty=True) or image_problem(self.images)
-        return wrong or (None if isinstance(self.label, bool) else f"label must be True or False, got {self.label!r}")
+        is_bool = isinstance(self.label, (bool, np.bool_))
+        return wrong or (None if is_bool else f"label must be True or False, got {self.label!r}")
 
 
 PreferenceItem: TypeAlias = "PreferencePair | LabelledImage"
@@ -119,6 +123,8 @@ def prompt_problem(prompts: tuple[str, ...], *, may_be_empty: bool = False) -> s
             return f"a prompt must be a string, got {type(prompt).__name__}"
         if not prompt.strip() and not may_be_empty:
             return "the prompt is empty"
+        if (problem := text_problem(prompt)) is not None:
+            return f"of the prompt: {problem}"
     return None
 
 
@@ -136,8 +142,8 @@ def image_problem(images: tuple[ImageSource, ...]) -> str | None:
 def _margin_problem(margin: float | None) -> str | None:
     if margin is None:
         return None
-    if isinstance(margin, bool) or not isinstance(margin, (int, float)):
-        return f"margin must be a number, got {type(margin).__name__}"
-    if not math.isfinite(margin) or margin < 0:
-        return f"margin must be finite and not negative, got {margin}"
-    return None
+    try:
+        number = finite_number(margin, "margin")
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return f"margin must not be negative, got {margin}" if number < 0 else None

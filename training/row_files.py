@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fk_reward.documents import parse_json
 from fk_reward.training.validation import RowProblem
 
 RowSource: TypeAlias = "str | Path | Iterable[Mapping[str, Any]]"
@@ -68,23 +68,18 @@ def _file_rows(path: Path) -> Iterable[tuple[int, Any]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is neither Parquet nor text in UTF-8: {error}") from error
-    return enumerate(_json_list(text, path), start=1) if text.lstrip().startswith("[") else _json_lines(text, path)
-
-
-def _json_list(text: str, path: Path) -> list[Any]:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    is_list = text.lstrip().startswith("[")
+    return enumerate(parse_json(text, path), start=1) if is_list else _json_lines(text, path)
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
+            origin = f"{path}:{number}"
             try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, RowProblem(f"{path}:{number}", f"not valid JSON: {error}")
+                yield number, parse_json(line, origin)
+            except ValueError as error:
+                yield number, RowProblem(origin, str(error).removeprefix(f"{origin}: "))
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:

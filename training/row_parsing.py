@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
+
 from fk_reward.training.image_reward_db import RATINGS, RatedImage, rated_image, rating_column
 from fk_reward.training.image_source import ImageSource
 from fk_reward.training.preference_data import LabelledImage, PreferencePair
 from fk_reward.training.row_files import Row
+from fk_reward.training.row_values import finite_number, is_missing, plain_value, short, truth_value
 from fk_reward.training.validation import RowProblem
 
 Record: TypeAlias = "PreferencePair | LabelledImage | RatedImage"
@@ -79,7 +82,7 @@ def _kind(row: Row) -> str | None:
 def _parse(row: Mapping[str, Any], kind: str | None, *, column: str, root: Path | None, origin: str) -> Record:
     own_kind = _kind(row)
     if own_kind is None:
-        raise ValueError(f"has the keys {sorted(row)}, which are none of {', '.join(KINDS)}")
+        raise ValueError(f"has the keys {sorted(map(str, row))}, which are none of {', '.join(KINDS)}")
     if own_kind != kind:
         raise ValueError(f"is one of {own_kind} among {kind}: give each kind its own file")
     if kind == "pairs":
@@ -112,7 +115,7 @@ def _labelled(row: Mapping[str, Any], root: Path | None, origin: str) -> Labelle
 
 
 def first_of(row: Mapping[str, Any], *keys: str, optional: bool = False) -> Any:
-    """Value of the first of several keys that a row has, where None counts as absent.
+    """Value of the first of several keys that a row has, where None and NaN count as absent.
 
     Raises:
         ValueError: when it has none of them; if `optional`, only when the keys themselves are absent.
@@ -121,43 +124,42 @@ def first_of(row: Mapping[str, Any], *keys: str, optional: bool = False) -> Any:
         >>> first_of({"path": None, "image": "a.png"}, "path", "image")
         'a.png'
     """
-    found = [row[key] for key in keys if row.get(key) is not None]
+    found = [row[key] for key in keys if not is_missing(row.get(key))]
     if not found and not (optional and set(keys) & set(row)):
-        raise ValueError(f"lacks {' or '.join(keys)}; it has {sorted(row)}")
+        raise ValueError(f"lacks {' or '.join(keys)}; it has {sorted(map(str, row))}")
     return found[0] if found else None
 
 
 def _prompts(prompt: Any) -> tuple[str, str]:
     """One prompt for both images, or one for each."""
     if isinstance(prompt, str):
-        return prompt, prompt
-    if isinstance(prompt, (list, tuple)) and len(prompt) == 2 and all(isinstance(text, str) for text in prompt):
-        return prompt[0], prompt[1]
-    raise TypeError(f"prompt must be a string or two strings, got {prompt!r:.80}")
+        return str(prompt), str(prompt)
+    if isinstance(prompt, (list, tuple, np.ndarray)) and len(prompt) == 2:
+        first, second = map(plain_value, prompt)
+        if isinstance(first, str) and isinstance(second, str):
+            return first, second
+    raise TypeError(f"prompt must be a string or two strings, got {short(prompt)}")
 
 
 def _margin(chosen: Any, rejected: Any) -> float | None:
     if chosen is None and rejected is None:
         return None
-    for name, rate in (("c_rate", chosen), ("r_rate", rejected)):
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-            raise TypeError(f"{name} must be a number where the other rating is given, got {rate!r}")
-    if chosen < rejected:
+    better, worse = finite_number(chosen, "c_rate"), finite_number(rejected, "r_rate")
+    if better < worse:
         raise ValueError(f"the chosen image is rated {chosen}, below the rejected one's {rejected}")
-    return float(chosen - rejected)
+    return better - worse
 
 
 def _label(label: Any, safety_label: Any) -> bool:
     """The label as a bool; where a row has a number and a word they must agree."""
     found = []
-    if label is not None:
-        if label not in (0, 1):
-            raise ValueError(f"label must be 0 or 1, got {label!r}")
-        found.append(bool(label))
-    if safety_label is not None:
-        if str(safety_label).lower() not in _SAFETY:
-            raise ValueError(f"safety_label must be Safe or Unsafe, got {safety_label!r}")
-        found.append(_SAFETY[str(safety_label).lower()])
+    if not is_missing(label):
+        found.append(truth_value(label, "label"))
+    if not is_missing(safety_label):
+        word = safety_label.lower() if isinstance(safety_label, str) else ""
+        if word not in _SAFETY:
+            raise ValueError(f"safety_label must be Safe or Unsafe, got {short(safety_label)}")
+        found.append(_SAFETY[word])
     if len(set(found)) != 1:
         raise ValueError(f"label {label!r} and safety_label {safety_label!r} " + ("differ" if found else "are empty"))
     return found[0]

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich import table as rich_table
-from rich.console import Console
-
 from fk_reward.durable_files import write_whole
+from fk_reward.terminal import Console, TextTable, wide_console
+from fk_reward.user_text import markdown_text
 
 RANGE, CHANGE = "{:.3f} [{:.3f}, {:.3f}]", "{:+.3f} [{:+.3f}, {:+.3f}]"
 """Styles of an estimate, or of a difference, with both ends of its interval."""
@@ -64,18 +63,12 @@ def show_table(
         │ 4 │
         └───┘
     """
-    table = rich_table.Table(title=title or None, title_justify="left")
+    table = TextTable(title)
     for column in columns:
-        table.add_column(column.heading(), justify="right" if column.style != "{}" else "left")
+        table.add_column(column.heading(), right=column.style != "{}")
     for row in rows:
         table.add_row(*(column.cell(row) for column in columns))
-    (console or _wide_console()).print(table)
-
-
-def _wide_console() -> Console:
-    """The terminal as it is; into a file or a pipe, which have no width, without folding the columns."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    table.print(console or wide_console())
 
 
 def markdown_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -87,14 +80,19 @@ def markdown_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]])
         | --- | --- |
         | 4 | 0.50 |
     """
-    lines = [[column.heading() for column in columns], ["---"] * len(columns)]
-    lines += [[column.cell(row) for column in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [[column.heading() for column in columns], *([column.cell(row) for column in columns] for row in rows)]
+    heading, *lines = [[markdown_text(cell) for cell in line] for line in cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(columns), *lines))
 
 
 def markdown_report(tables: Sequence[Table]) -> str:
     """All tables in Markdown."""
-    return "\n\n".join(f"### {table.title}\n\n{markdown_table(table.columns, table.rows)}" for table in tables) + "\n"
+    return (
+        "\n\n".join(
+            f"### {markdown_text(table.title)}\n\n{markdown_table(table.columns, table.rows)}" for table in tables
+        )
+        + "\n"
+    )
 
 
 def write_json(path: str | Path, content: Any) -> Path:

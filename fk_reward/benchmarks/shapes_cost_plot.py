@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from fk_reward.benchmarks.shapes_runs import STEERED
+from fk_reward.plot_text import as_plain_text
 
 Row = Mapping[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -49,7 +50,7 @@ def plot_costs(rows: Sequence[Row]) -> Figure:
         colour = COLOURS[solvers.index(solver) % len(COLOURS)]
         _draw_line(axes, f"{solver}, {way}", sorted(points, key=lambda row: row["cost"]), colour, STYLES[way])
     _label(axes, [row["cost"] for row in rows])
-    return figure
+    return as_plain_text(figure)
 
 
 def _way(row: Row) -> str:

@@ -18,6 +18,7 @@ from fk_reward.cli.plan import plan
 from fk_reward.cli.rewards import rewards
 from fk_reward.cli.score import score
 from fk_reward.cli.train import RAW_ARGUMENTS, train, trainable_share
+from fk_reward.terminal import tolerate_any_text
 from fk_reward.version import __version__
 
 app = typer.Typer(
@@ -54,3 +55,4 @@ def _main(
     ] = False,
 ) -> None:
     """Reward-guided inference-time scaling for Diffusers."""
+    tolerate_any_text()

@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fk_reward.cli.output_folder import NAMED_PATH, prepare_folder
+from fk_reward.terminal import TextTable, say
 
 if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
-
-console = Console()
 
 
 def convert(  # noqa: PLR0913 (options of a command)
@@ -74,10 +71,11 @@ def _show(checkpoint: RewardCheckpoint, official_folder: Path, out: Path) -> Non
         "SkipCA": skip_ca,
         "projector": f"{len(checkpoint.projector)} tensors" if checkpoint.projector else "the base model's own",
     }
-    table = Table(title="LLaVA-Reward checkpoint", title_justify="left", show_header=False)
+    table = TextTable("LLaVA-Reward checkpoint", show_header=False)
     table.add_column("what", no_wrap=True)
-    table.add_column("value", overflow="fold")
+    table.add_column("value")
     for what, value in rows.items():
         table.add_row(what, value)
-    console.print(table)
-    console.print(f"Read {official_folder}\nWritten to {out}", soft_wrap=True)  # a path that is cut cannot be copied
+    table.print()
+    say(f"Read {official_folder}")
+    say(f"Written to {out}")

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fk_reward.cli.demo_report import demo_table, headline, to_record
 from fk_reward.cli.loading import default_guidance, load_pipeline
 from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.cosmetic import cosmetic
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 from fk_reward.durable_files import write_whole
 from fk_reward.folder_lock import hold_folder
-
-console = Console()
+from fk_reward.terminal import say
 
 
 def demo(  # noqa: PLR0913 (one parameter for each option)
@@ -50,10 +49,13 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     arguments = {"num_inference_steps": steps, **default_guidance(model, None)}
     with hold_folder(out):
         result = run_demo(pipe, benchmark_prompts(num_prompts), seed=seed, arguments=arguments)
-        draw_demo(result, out / "side-by-side.png")
-        result.trace.plot(out / "lineage.png", prompt_index=result.most_resampled)
         record = {"model": model, "reward": reward, "seed": seed, "arguments": arguments, **to_record(result)}
         write_whole(out / "demo.json", json.dumps(record, indent=2) + "\n")
-    console.print(demo_table(result))
-    console.print(headline(result))
-    console.print(f"\nWritten to {out}: side-by-side.png, lineage.png, demo.json")
+        with cosmetic("drawing side-by-side.png"):
+            draw_demo(result, out / "side-by-side.png")
+        with cosmetic("drawing lineage.png"):
+            result.trace.plot(out / "lineage.png", prompt_index=result.most_resampled)
+    demo_table(result).print()
+    say(headline(result))
+    say("")
+    say(f"Written to {out}: side-by-side.png, lineage.png, demo.json")

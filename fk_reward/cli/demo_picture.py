@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from fk_reward.durable_files import write_whole
+from fk_reward.plot_text import as_plain_text
+from fk_reward.user_text import shortened
 
 if TYPE_CHECKING:
     from fk_reward.cli.demo_run import DemoPicture, DemoResult
@@ -64,7 +66,7 @@ def draw_demo(result: DemoResult, path: Path | None = None) -> Figure:
     """
     page = _Page(len(result.prompts), len(result.pictures))
     figure = Figure(figsize=page.size, dpi=150, facecolor="white")
-    _write(figure, (MARGIN, 0.3), f"Steered by {result.trace.reward_name}", fontsize=12, weight="bold")
+    _write(figure, (MARGIN, 0.3), f"Steered by {shortened(result.trace.reward_name, 80)}", fontsize=12, weight="bold")
     _write(figure, (MARGIN, 0.5), "✓ ✗: the verifier, by rules. Number: the reward.", fontsize=8.5, color=GREY)
     for index, prompt in enumerate(result.prompts):
         left, top = page.corner(index)
@@ -76,6 +78,7 @@ def draw_demo(result: DemoResult, path: Path | None = None) -> Figure:
             if index % page.num_rows == 0:
                 place = (left + IMAGE / 2, TITLE - 0.12)
                 _write(figure, place, result.label(method), fontsize=9, ha="center", color=GREY)
+    as_plain_text(figure)
     if path is not None:
         write_whole(path, partial(figure.savefig, format=path.suffix[1:] or None))
     return figure

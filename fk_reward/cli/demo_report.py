@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from fk_reward.terminal import TextTable, styled
 
 if TYPE_CHECKING:
     from fk_reward.cli.demo_run import DemoResult
 
 
-def demo_table(result: DemoResult) -> Table:
+def demo_table(result: DemoResult) -> TextTable:
     """One row for each prompt and one for the whole: the verifier's mark and the reward of each method."""
     title = f"Held-out prompts of the shapes world, steered by {result.trace.reward_name}"
-    table = Table(title=title, title_justify="left")
+    table = TextTable(title)
     table.add_column("prompt")
     for method in result.pictures:
-        table.add_column(result.label(method), justify="right")
+        table.add_column(result.label(method), right=True)
     for index, prompt in enumerate(result.prompts):
         cells = [pictures[index] for pictures in result.pictures.values()]
-        marks = [f"{'[green]✓[/]' if p.correct else '[red]✗[/]'} {p.reward:.3f}" for p in cells]
+        marks = [styled(("✓", "green") if p.correct else ("✗", "red"), f" {p.reward:.3f}") for p in cells]
         table.add_row(prompt.text, *marks, end_section=index == len(result.prompts) - 1)
     totals = [summarise(result, method) for method in result.pictures]
     table.add_row("mean reward", *(f"{total['mean_reward']:.3f}" for total in totals))

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 from typer.core import TyperGroup
+
+from fk_reward.terminal import say_error
 
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 """What the library raises on wrong input, absent or unusable files, missing packages and diverging trainings."""
@@ -52,8 +52,7 @@ def clean_errors() -> Iterator[None]:
     except Exception as error:
         if not _is_mistake(error) or os.environ.get(SHOW_TRACEBACK):
             raise
-        # Neither markup nor wrapped: a path that is folded cannot be searched or copied.
-        Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), _message(error)), soft_wrap=True)
+        say_error(_message(error))
         raise typer.Exit(code=2) from error
 
 

@@ -9,20 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from fk_reward.cli.generate_record import GenerateRecord
 from fk_reward.cli.loading import accelerate, call_arguments, load_pipeline
+from fk_reward.cosmetic import cosmetic
 from fk_reward.durable_files import write_whole
 from fk_reward.folder_lock import hold_folder
+from fk_reward.terminal import TextTable, say
+from fk_reward.user_text import require_text
 
 if TYPE_CHECKING:
     from fk_reward.batch_sizes import BatchSizes
     from fk_reward.config import FKSteeringConfig
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline, Solver
-
-console = Console()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +69,9 @@ class Request:
     channels_last: bool
     overwrite: bool
 
+    def __post_init__(self) -> None:
+        require_text(self.prompts, "prompts")  # before a model is loaded
+
 
 def run_request(request: Request) -> None:
     """Make the images that are not there yet and write them, with `result.json` after each prompt.
@@ -88,14 +89,14 @@ def run_request(request: Request) -> None:
         missing = record.missing(len(request.prompts))
         if missing:
             if record.results:
-                console.print(f"{len(record.results)} of {len(request.prompts)} prompts are finished; going on.")
+                say(f"{len(record.results)} of {len(request.prompts)} prompts are finished; going on.")
             pipe = _load(request, steering, sizes, solver)
             arguments = call_arguments(pipe, request.model, steps=request.steps, guidance_scale=request.guidance_scale)
             record.begin(asked | {"arguments": arguments} | _environment(pipe, request.model))
             _draw(pipe, request, missing, record=record, arguments=arguments)
         else:
-            console.print("All prompts are finished: nothing to do.")
-        _show(list(record.results.values()), folder)
+            say("All prompts are finished: nothing to do.")
+        _show([record.results[index] for index in sorted(record.results)], folder)
 
 
 def _draw(
@@ -164,7 +165,8 @@ def _save(folder: Path, index: int, output: FKSteeringOutput) -> dict[str, Any]:
         write_whole(folder / name, partial(image.save, format="PNG"))
     trace, lineage = f"trace-{index:03d}.json", f"lineage-{index:03d}.png"
     output.trace.to_json(folder / trace, thumbnails=True)
-    output.trace.plot(folder / lineage)
+    with cosmetic(f"drawing {lineage}"):
+        output.trace.plot(folder / lineage)
     return {
         "images": names,
         "rewards": output.rewards[0].tolist(),
@@ -199,14 +201,14 @@ def _model_files(pipe: FKSteeringPipeline, model: str) -> str | None:
 
 
 def _show(results: list[dict[str, Any]], folder: Path) -> None:
-    table = Table(title=f"Results in {folder}", title_justify="left")
-    table.add_column("prompt", overflow="fold")
+    table = TextTable(f"Results in {folder}")
+    table.add_column("prompt")
     table.add_column("image")
-    table.add_column("reward", justify="right")
-    table.add_column("seconds", justify="right")
+    table.add_column("reward", right=True)
+    table.add_column("seconds", right=True)
     for result in results:
         rows = zip(result["images"], result["rewards"], strict=True)
         for rank, (name, reward) in enumerate(rows):
             first = (result["prompt"], f"{result['seconds']:.1f}") if rank == 0 else ("", "")
             table.add_row(first[0], name, f"{reward:.4f}", first[1])
-    console.print(table)
+    table.print()

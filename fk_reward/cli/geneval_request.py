@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console
-
 from fk_reward.benchmarks.option_lists import parse_integers
 from fk_reward.benchmarks.reports import show_table
 from fk_reward.cli.loading import resolve_device, resolve_dtype
 from fk_reward.folder_lock import hold_folder_together
+from fk_reward.terminal import Console, open_console, say
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -79,7 +77,7 @@ def run_request(request: Request) -> None:
 
     device = resolve_device(request.device)
     state = join_processes(device)
-    console = Console(quiet=not state.is_main_process)
+    console = open_console(quiet=not state.is_main_process)
     if "generate" not in request.stages and not request.out.is_dir():
         raise NotADirectoryError(f"There is no folder {request.out}.")
     writes = {"generate", "judge"} & set(request.stages)  # a report may be looked at while others work
@@ -89,7 +87,7 @@ def run_request(request: Request) -> None:
         if "judge" in request.stages:
             _judge(request, state=state, device=device, console=console)
     if "report" in request.stages and state.is_main_process:
-        _report(request, console)
+        _report(request)
 
 
 def _generate(request: Request, *, state: PartialState, device: str, console: Console) -> None:
@@ -128,14 +126,14 @@ def _judge(request: Request, *, state: PartialState, device: str, console: Conso
     watch(score_runs(request.out, request.heldout, **work), console=console)
 
 
-def _report(request: Request, console: Console) -> None:
+def _report(request: Request) -> None:
     from fk_reward.benchmarks.geneval.report import write_report
 
     report = write_report(request.out, num_shown=request.num_shown)
-    console.print(report.title)
+    say(report.title)
     for table in report.tables:
         show_table(*table)
-    typer.echo(f"Report: {', '.join(map(str, report.files))}")
+    say(f"Report: {', '.join(map(str, report.files))}")
 
 
 def _parsed(typed: Mapping[str, Any]) -> dict[str, Any]:

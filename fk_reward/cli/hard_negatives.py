@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.terminal import TextTable, say, styled
 
 if TYPE_CHECKING:
     from fk_reward.training import HardNegative
 
-console = Console()
 NUM_SHOWN = 5
 
 
@@ -61,15 +59,15 @@ def hard_negatives(  # noqa: PLR0913 (options of a command)
 
 
 def _show(negatives: list[HardNegative], unchanged: list[str], out: Path) -> None:
-    table = Table(title=f"{len(negatives)} prompt pairs in {out}", title_justify="left")
+    table = TextTable(f"{len(negatives)} prompt pairs in {out}")
     table.add_column("changed")
-    table.add_column("pairs", justify="right")
-    table.add_column("for example", overflow="fold")
+    table.add_column("pairs", right=True)
+    table.add_column("for example")
     for kind, count in Counter(negative.kind for negative in negatives).most_common():
         example = next(negative for negative in negatives if negative.kind == kind)
-        table.add_row(kind, str(count), f"{example.caption} [dim]({example.change})[/]")
-    console.print(table)
+        table.add_row(kind, str(count), styled(f"{example.caption} ", (f"({example.change})", "dim")))
+    table.print()
     if unchanged:
-        console.print(f"No rule applies to {len(unchanged)} captions, which were left out:")
+        say(f"No rule applies to {len(unchanged)} captions, which were left out:")
         for caption in unchanged[:NUM_SHOWN]:
-            console.print(f"  {caption}", markup=False)
+            say(f"  {caption}")

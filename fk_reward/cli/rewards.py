@@ -8,15 +8,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fk_reward.cli.reward_page import card_summary, reward_page, typical_range
+from fk_reward.terminal import TextTable
 
 if TYPE_CHECKING:
     from fk_reward.rewards import RewardCard
 
-console = Console()
 HEADINGS = ("name", "what it measures", "typical range", "spread", "prompt tokens", "weights")
 """Columns that fit in a terminal; Markdown and JSON have every field of the cards."""
 
@@ -76,9 +74,9 @@ def _row(card: RewardCard) -> tuple[str, ...]:
 
 
 def _show(cards: list[RewardCard]) -> None:
-    table = Table(title="Rewards", title_justify="left", show_lines=True)
+    table = TextTable("Rewards", show_lines=True)
     for heading in HEADINGS:
-        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
+        table.add_column(heading, no_wrap=heading == "name")
     for card in cards:
         table.add_row(*_row(card))
-    console.print(table)
+    table.print()

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image, UnidentifiedImageError
-from rich.console import Console
-from rich.table import Table
+from PIL import Image
 
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
-
-console = Console()
+from fk_reward.image_files import read_image
+from fk_reward.terminal import TextTable
+from fk_reward.user_text import require_text
 
 
 def score(
@@ -40,35 +39,13 @@ def score(
     if as_json:
         typer.echo(json.dumps({"reward": reward, "scores": rows}, indent=2))
         return
-    table = Table(title=reward, title_justify="left")
-    table.add_column("image", overflow="fold")
-    table.add_column("prompt", overflow="fold")
-    table.add_column("reward", justify="right")
+    table = TextTable(reward)
+    table.add_column("image")
+    table.add_column("prompt")
+    table.add_column("reward", right=True)
     for row in rows:
         table.add_row(row["image"], row["prompt"], f"{row['reward']:.4f}")
-    console.print(table)
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image file whole.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is no image, or a damaged one.
-
-    Example:
-        >>> read_image(Path("nothing.png"))
-        Traceback (most recent call last):
-        FileNotFoundError: No such image file: nothing.png.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"No such image file: {path}.")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.copy()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    table.print()
 
 
 def _one_each(prompts: list[str], num_images: int) -> list[str]:
@@ -76,6 +53,7 @@ def _one_each(prompts: list[str], num_images: int) -> list[str]:
         raise ValueError(
             f"Give --prompt once for all images or once for each: got {len(prompts)} prompts for {num_images} images."
         )
+    require_text(prompts, "--prompt")
     return prompts * num_images if len(prompts) == 1 else prompts
 
 

@@ -9,11 +9,9 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.table import Table
 
-console = Console()
+from fk_reward.terminal import TextTable, log_handler
+
 RAW_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of the command whose flags transformers reads."""
 
@@ -51,30 +49,30 @@ def trainable_share(
     """Count what is trained of the official backbones at their real sizes; needs neither weights nor memory."""
     from fk_reward.training.full_size import FULL_SIZES, full_size_share
 
-    table = Table(title=f"LoRA rank {lora_rank}, SkipCA {'on' if cross_attention else 'off'}", title_justify="left")
+    table = TextTable(f"LoRA rank {lora_rank}, SkipCA {'on' if cross_attention else 'off'}")
     table.add_column("backbone")
     for column in ("trained", "all", "share"):
-        table.add_column(column, justify="right")
+        table.add_column(column, right=True)
     for name in FULL_SIZES:
         count = full_size_share(name, lora_rank=lora_rank, cross_attention=cross_attention)
         table.add_row(name, f"{count.trained:,}", f"{count.total:,}", f"{count.share:.2%}")
-    console.print(table)
+    table.print()
 
 
 def _show(metrics: dict[str, float], folder: str) -> None:
-    table = Table(title=f"written: {folder}", title_justify="left", show_header=False)
+    table = TextTable(f"written: {folder}", show_header=False)
     table.add_column("measure")
-    table.add_column("value", justify="right")
+    table.add_column("value", right=True)
     for name, value in metrics.items():
         table.add_row(name.removeprefix("eval_"), f"{value:.4f}")
-    console.print(table)
+    table.print()
 
 
 @contextmanager
 def _told_progress() -> Iterator[None]:
     """What the library logs goes to the error stream, from the first of several processes."""
     logger = logging.getLogger("fk_reward")
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
+    handler = log_handler()
     level = logger.level
     if os.environ.get("RANK", "0") == "0":
         logger.addHandler(handler)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fk_reward.documents import parse_json
 from fk_reward.models import resolve_model
 from fk_reward.rewards.blip.imagereward_model import ImageRewardModel
 from fk_reward.rewards.blip.imagereward_names import match_tensors, official_name
@@ -59,7 +60,7 @@ class ImageRewardConfig:
     @classmethod
     def read(cls, path: Path) -> ImageRewardConfig:
         """Read the JSON file; an unknown or missing key raises a ValueError."""
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"), path)
         names = {field.name for field in dataclasses.fields(cls)}
         if set(settings) != names:
             raise ValueError(f"{path} must have the keys {sorted(names)}, got {sorted(settings)}.")

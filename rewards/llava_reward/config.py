@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from fk_reward.documents import parse_json
+
 OBJECTIVES = ("bradley-terry", "binary", "general-preference")
 ATTENDS_TO = ("visual", "nothing")
 
@@ -109,7 +111,7 @@ class LlavaRewardConfig:
             TypeError: for a field of the wrong type.
             ValueError: when it is not a JSON object, and as for `from_dict`.
         """
-        settings = json.loads(text)
+        settings = parse_json(text, "the config of the reward")
         if not isinstance(settings, dict):
             raise ValueError(f"Expected a JSON object, got {type(settings).__name__}.")
         return cls.from_dict(settings)

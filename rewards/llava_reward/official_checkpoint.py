@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import LoraConfig
 from torch import Tensor
 
+from fk_reward.documents import parse_yaml
 from fk_reward.rewards.llava_reward.checkpoint import (
     LORA_CONFIG_FILE,
     LORA_FILE,
@@ -145,10 +145,7 @@ def _layout_of(backbone: str) -> OfficialLayout:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is no YAML: {error}") from error
+    settings = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     if not isinstance(settings, dict):
         raise ValueError(f"{path.name} must be a mapping, got {settings!r}.")
     if missing := sorted(_SETTINGS.keys() - settings.keys()):

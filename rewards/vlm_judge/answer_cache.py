@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fk_reward.documents import parse_json
 from fk_reward.rewards.vlm_judge.engine import Messages, Sampling
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class AnswerCache:
         """The answer, or None."""
         path = self._path(key)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(path.read_text(encoding="utf-8"), path)
         except FileNotFoundError:
             return None
         except ValueError:
@@ -85,7 +86,7 @@ class AnswerCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"key": key, **about, "answer": answer}
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=".", suffix=".tmp", delete=False
+            "w", encoding="utf-8", errors="backslashreplace", dir=path.parent, prefix=".", suffix=".tmp", delete=False
         ) as file:
             try:
                 json.dump(record, file, ensure_ascii=False, indent=1)

@@ -30,6 +30,8 @@ def json_object(answer: str) -> dict[str, Any]:
             value, end = decoder.raw_decode(text, start)
         except json.JSONDecodeError as error:
             raise ValueError(f"the JSON is broken ({error})") from error
+        except RecursionError as error:
+            raise ValueError("the JSON is nested too deeply") from error
         objects.append(value)
         start = text.find("{", end)
     if len(objects) != 1:

@@ -269,7 +269,7 @@ def test_a_folder_in_use_is_refused(refused, options, tmp_path):
         assert f"{tmp_path / 'out'} is in use by process {os.getpid()}" in refused("generate", PROMPTS[0], *options)
 
 
-@pytest.mark.parametrize("name", ["000-00.png", "trace-000.json", "lineage-000.png", "result.json"])
+@pytest.mark.parametrize("name", ["000-00.png", "trace-000.json", "result.json"])
 def test_a_full_disk_says_which_file(refused, options, tmp_path, monkeypatch, name):
     replace = os.replace
 

@@ -39,7 +39,7 @@ def test_counts_must_fit(refused, files):
 
 
 def test_a_missing_file_is_named(refused, files, tmp_path):
-    assert "No such image file" in refused("score", files[0], tmp_path / "nothing.png", "-p", "a", "-r", "brightness")
+    assert "no such image file" in refused("score", files[0], tmp_path / "nothing.png", "-p", "a", "-r", "brightness")
 
 
 @pytest.mark.parametrize("content", [b"", b"this is text", b"\x89PNG\r\n\x1a\n\x00\x00"])

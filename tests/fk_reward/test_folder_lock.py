@@ -23,7 +23,7 @@ needs_fork = pytest.mark.skipif(fork is None, reason="starts processes by fork, 
 def hold_until_told(folder, share, ours):
     with hold_folder(folder, share=share):
         ours.send("holding")
-        ours.poll(60)
+        ours.poll(60)  # until it is killed
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def other_process():
             process = fork.Process(target=hold_until_told, args=(folder, share, theirs))
             process.start()
             stack.callback(process.join, 30)
-            stack.callback(ours.send, "end")
+            stack.callback(process.kill)
             assert ours.poll(30)
             return process
 

@@ -104,7 +104,7 @@ def _edit(change):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{not json", "got no JSON"),
+        ("{not json", "Expected a trace .*not valid JSON"),
         ("[1, 2]", "got other JSON"),
         ('{"format": "something else"}', "got other JSON"),
         (_edit(lambda r: r.update(version=99)), "version 1 .* got 99"),

@@ -33,7 +33,7 @@ RATED = ratings(overall=[1, 2])[0]
         (GOOD, {"c_rate": 1, "r_rate": 2}, "chosen image is rated 1, below"),
         (GOOD, {"c_rate": 1}, "r_rate must be a number"),
         (GOOD, {"c_rate": "1", "r_rate": 2}, "c_rate must be a number"),
-        (GOOD, {"c_rate": float("nan"), "r_rate": 2}, "margin must be finite"),
+        (GOOD, {"c_rate": float("nan"), "r_rate": 2}, "c_rate must be finite"),
         (LABELLED, {"label": 2}, "label must be 0 or 1, got 2"),
         (LABELLED, {"label": "yes"}, "label must be 0 or 1, got 'yes'"),
         (LABELLED, {"label": None}, "label None and safety_label None are empty"),

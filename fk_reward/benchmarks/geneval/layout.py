@@ -18,7 +18,10 @@ from typing import Any
 
 from PIL import Image
 
+from fk_reward.documents import parse_json
 from fk_reward.durable_files import write_whole
+from fk_reward.image_files import UnreadableImageError, read_image
+from fk_reward.user_text import text_problem
 
 MADE = "made"
 """The note that a finished prompt carries: what its pictures cost."""
@@ -80,11 +83,13 @@ class PromptFolder:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: a prompt's folder should hold the record that it is for.")
         try:
-            metadata = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+            metadata = parse_json(path.read_text(encoding="utf-8"), path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text in UTF-8: {error}") from error
         if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str):
             raise ValueError(f"{path} should hold one JSON object with a prompt, got {str(metadata)[:80]}.")
+        if (problem := text_problem(metadata["prompt"])) is not None:
+            raise ValueError(f"{path}: of the prompt: {problem}")
         return metadata
 
     def picture_paths(self) -> list[Path]:
@@ -110,7 +115,7 @@ class PromptFolder:
     def read_note(self, name: str) -> dict[str, Any] | None:
         """What is known about the pictures as they are now; None where nothing is, or of other pictures only."""
         try:
-            note = json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+            note = parse_json((self.path / f"{name}.json").read_text(encoding="utf-8"), name)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         digests = note.pop("pictures", None) if isinstance(note, dict) else None
@@ -145,13 +150,10 @@ def read_picture(path: Path) -> Image.Image:
         ValueError: it is damaged, or no picture; the message names the file.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a picture ({error}): it was cut off or damaged. Generate again, which makes "
-            "this prompt anew and keeps the others."
-        ) from error
+        return read_image(path)
+    except UnreadableImageError as error:
+        remedy = "Generate again, which makes this prompt anew and keeps the others."
+        raise UnreadableImageError(f"{error}. {remedy}") from error
 
 
 def _png(picture: Image.Image) -> bytes:

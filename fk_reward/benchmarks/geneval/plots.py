@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from fk_reward.benchmarks.geneval.run_settings import UNSTEERED
 from fk_reward.benchmarks.geneval.summary import OVERALL, Ends
+from fk_reward.plot_text import as_plain_text
 
 Row = Mapping[str, Any]
 PARTICLES = "K, particles of a picture"
@@ -60,7 +61,7 @@ def _plot(label: str, places: Sequence[tuple[Row, float]]) -> Figure:
     axes.set_ylabel("accuracy, mean of the tasks")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
-    return figure
+    return as_plain_text(figure)
 
 
 def _draw_line(axes: Axes, name: str, points: Sequence[tuple[Row, float]]) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from fk_reward.benchmarks.geneval.stages import Step
+from fk_reward.terminal import Console, progress_bars, styled
+from fk_reward.user_text import visible
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -32,12 +31,11 @@ def watch(steps: Iterable[Step], *, console: Console, clock: Callable[[], float]
 
 
 def _show_bars(steps: Iterable[Step], console: Console) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console) as bars:
+    with progress_bars(console) as bars:
         tasks = {}
         for step in steps:
             if step.label not in tasks:
-                tasks[step.label] = bars.add_task(step.label, total=step.todo)
+                tasks[step.label] = bars.add_task(visible(step.label), total=step.todo)
             bars.update(tasks[step.label], completed=step.done)
 
 
@@ -49,5 +47,5 @@ def _write_lines(steps: Iterable[Step], console: Console, clock: Callable[[], fl
             label, started = step.label, written  # the first piece of a label has been worked at since the last line
         if step.done == step.todo or now - written >= SECONDS_BETWEEN_LINES:
             left = (now - started) / step.done * (step.todo - step.done) / 60
-            console.print(f"{step.label}: {step.done}/{step.todo}, {left:.0f} min left", highlight=False)
+            console.print(styled(f"{step.label}: {step.done}/{step.todo}, {left:.0f} min left"))
             written = now

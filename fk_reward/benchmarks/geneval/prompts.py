@@ -20,6 +20,7 @@ from fk_reward.benchmarks.geneval.records import (
     single_object_record,
     two_object_record,
 )
+from fk_reward.documents import parse_json
 
 SEED = 43
 DRAWS = 100
@@ -79,7 +80,7 @@ def read_records(path: str | os.PathLike[str]) -> tuple[dict[str, Any], ...]:
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         if line.strip():
             try:
-                records.append(check_record(json.loads(line)))
+                records.append(check_record(parse_json(line.decode(), "the line")))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     if not records:

@@ -6,6 +6,7 @@ from collections.abc import Set
 from typing import Any
 
 from fk_reward.benchmarks.geneval.object_names import RELATIONS
+from fk_reward.user_text import text_problem
 
 _CLAUSE = {"class", "count"}
 
@@ -49,6 +50,8 @@ def _checked_fields(value: object, what: str, *, allowed: Set[str]) -> dict[str,
 def _check_text(fields: dict[str, Any], name: str) -> None:
     if not isinstance(fields.get(name), str) or not fields[name].strip():
         raise ValueError(f"{name} should be a text, got {fields.get(name)!r}.")
+    if (problem := text_problem(fields[name])) is not None:
+        raise ValueError(f"{name}: {problem}")
 
 
 def _check_clause(clause: object, place: str, *, allowed: Set[str]) -> None:

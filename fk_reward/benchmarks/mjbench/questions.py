@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fk_reward.training.image_source import ImageSource, UnreadableImageError
 from fk_reward.training.preference_data import prompt_problem
+from fk_reward.training.row_values import plain_value, short
 
 BIAS = "bias"
 PERSPECTIVES = ("alignment", "safety", "quality", BIAS)
@@ -83,7 +84,7 @@ def check_columns(columns: Iterable[str], perspective: str, *, source: str) -> N
         ValueError: a.parquet lacks caption: MJ-Bench has image0, caption, this has image0, prompt.
     """
     needed = ("image0", "caption") if perspective == BIAS else ("image0", "image1", "caption", "label")
-    found = sorted(columns)
+    found = sorted(map(str, columns))
     if missing := [name for name in needed if name not in found]:
         raise ValueError(
             f"{source} lacks {', '.join(missing)}: MJ-Bench has {', '.join(needed)}, this has {', '.join(found)}."
@@ -142,6 +143,7 @@ def _distinct_images(row: Mapping[str, Any], root: Path | None) -> tuple[ImageSo
 
 
 def _label(label: Any) -> int:
-    if isinstance(label, bool) or label not in (0, 1):
-        raise ValueError(f"label should be 0 or 1, the place of the preferred picture, got {label!r}")
-    return int(label)
+    place = plain_value(label)
+    if isinstance(place, bool) or not isinstance(place, (int, float)) or place not in (0, 1):
+        raise ValueError(f"label should be 0 or 1, the place of the preferred picture, got {short(place)}")
+    return int(place)

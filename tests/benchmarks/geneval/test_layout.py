@@ -100,13 +100,13 @@ def test_a_cut_picture_is_named(tmp_path, keep):
     Image.fromarray(noise).save(path)
     read_picture(path)
     path.write_bytes(path.read_bytes()[: keep * path.stat().st_size // 100])
-    with pytest.raises(ValueError, match=r"0000\.png cannot be read as a picture .*Generate again"):
+    with pytest.raises(ValueError, match=r"0000\.png cannot be read as an image: .*Generate again"):
         read_picture(path)
 
 
 def test_a_text_is_no_picture(tmp_path):
     (tmp_path / "0000.png").write_text("not a picture")
-    with pytest.raises(ValueError, match="cannot be read as a picture"):
+    with pytest.raises(ValueError, match="cannot be read as an image"):
         read_picture(tmp_path / "0000.png")
 
 
@@ -114,7 +114,7 @@ def test_a_text_is_no_picture(tmp_path):
     ("content", "error", "message"),
     [
         (None, FileNotFoundError, r"metadata\.jsonl is missing"),
-        ('{"prompt": "a pho', ValueError, "cannot be read as JSON"),
+        ('{"prompt": "a pho', ValueError, "metadata.jsonl: not valid JSON"),
         ("[1]", ValueError, "one JSON object with a prompt"),
         ('{"tag": "colors"}', ValueError, "one JSON object with a prompt"),
     ],

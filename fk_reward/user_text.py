@@ -1,0 +1,106 @@
+"""Text that people wrote: what no tokenizer takes, and how it is shown so that it stays text.
+
+A prompt may hold anything that a string can: half of an emoji, colour codes of a terminal, `$` and `[bold]`, which
+other programs read as commands. What cannot be encoded is refused where it enters (`text_problem`, `require_text`). The
+rest is kept as it is, and brought to the form of its destination where it is shown (`visible`, `markdown_text`,
+`fk_reward/terminal.py`, `fk_reward/plot_text.py`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+# Unicode's embeddings, overrides and isolates change the order of the text that follows them, also outside the prompt.
+# Marks and joiners (U+200C to U+200F) are left alone: Persian, Hindi, Arabic and emoji are written with them.
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, surrogates, separators of lines and paragraphs
+
+# In Markdown: code, emphasis, links, HTML, cells, strikethrough, GitHub's mathematics. An underscore inside a word is
+# only a letter, and a bracket only begins a link where a round one follows.
+_MARKDOWN = re.compile(r"[\\`*|~$]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(|^(?:#|>|[-+](?= ))")
+
+
+def text_problem(text: str) -> str | None:
+    r"""What keeps a string from being text; None where nothing does.
+
+    A lone surrogate, half of a character outside the 16-bit plane, is legal in a Python string and in JSON but in no
+    encoding: tokenizers, files and terminals refuse it, each with an error of its own.
+
+    Example:
+        >>> text_problem("a \ud83d square")
+        "'\\ud83d' at place 2 is half of a character (a lone surrogate), which nothing can encode"
+        >>> text_problem("a 😀 square") is None
+        True
+    """
+    found = _SURROGATE.search(text)
+    if found is None:
+        return None
+    place = f"{ascii(found[0])} at place {found.start()}"
+    return f"{place} is half of a character (a lone surrogate), which nothing can encode"
+
+
+def require_text(texts: Iterable[str], name: str) -> None:
+    r"""Refuse strings that are no text, before anything is made of them.
+
+    Args:
+        texts: strings.
+        name: what they are called in the message.
+
+    Raises:
+        ValueError: for the first one with a lone surrogate; it names the place.
+
+    Example:
+        >>> require_text(["a star", "a \udc00 star"], "prompts")
+        Traceback (most recent call last):
+        ValueError: prompts[1]: '\udc00' at place 2 is half of a character (a lone surrogate), which nothing can encode
+    """
+    for index, text in enumerate(texts):
+        if (problem := text_problem(text)) is not None:
+            raise ValueError(f"{name}[{index}]: {problem}")
+
+
+def visible(text: str) -> str:
+    r"""The text in one line in which every character that acts instead of being seen is written as its escape.
+
+    Escaped are control characters (line breaks, colour codes, bells, deletions), what turns the direction of the text
+    round, and lone surrogates. Everything else stays as it is.
+
+    Example:
+        >>> print(visible("a \x1b[31mred\x1b[0m\ncat, 猫, 😀"))
+        a \x1b[31mred\x1b[0m\ncat, 猫, 😀
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(letter) if _acts(letter) else letter for letter in text)
+
+
+def markdown_text(text: str) -> str:
+    r"""The text in one line of Markdown that reads as it was typed, also in a cell of a table.
+
+    Example:
+        >>> print(markdown_text("0.7*a + 0.3*b of [x](y) | <b>"))
+        0.7\*a + 0.3\*b of [x]\(y) \| \<b>
+    """
+    return _MARKDOWN.sub(lambda found: "\\" + found[0], visible(text))
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, or its beginning and "..." where it is longer than `length` characters.
+
+    Example:
+        >>> shortened("a red square", 8)
+        'a red...'
+    """
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _acts(letter: str) -> bool:
+    return letter in _REORDERING or unicodedata.category(letter) in _HIDDEN_CATEGORIES
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
