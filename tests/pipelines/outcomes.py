@@ -31,8 +31,9 @@ STEPS = 3
 TOLERANCE = 3e-4  # between batches of different sizes, float32
 _DENOISERS = re.compile("UNet|Transformer|UVit|DiT|UniDiffuserModel|Prior")
 _REMEDIES = re.compile(
-    r"preview|num_resamples=0|best of|Pruning|scheduler|one prompt|[Pp]ass |[Uu]se |[Aa]sk for|[Ww]rap "
+    r"preview|num_resamples=0|best of|Pruning|one prompt|[Pp]ass |[Uu]se |[Aa]sk for|[Ww]rap |cannot be (steered|batched)"
 )
+_WITHOUT_RESAMPLING = re.compile("num_resamples=0|best of|Pruning")
 
 
 class SilentlyWrong(AssertionError):
@@ -340,6 +341,8 @@ def _examined(examination: Examination) -> Outcome:
             raise refusal from error
         if "preview" in str(refusal) and examination.preview is None:
             return _with_preview(examination, prompts)
+        if not _WITHOUT_RESAMPLING.search(str(refusal)):
+            raise Obscure(f"{refusal} (names no way to use this model)") from error
         outcome, scheduler, remark = "best of N only", type(examination.own_scheduler).__name__, str(refusal)
     return Outcome(examination.name, outcome, scheduler, prompts, remark)
 

@@ -13,6 +13,7 @@ from tests.tiny.families.hunyuan import HUNYUAN
 from tests.tiny.families.kandinsky import KANDINSKY
 from tests.tiny.families.linear_attention import LINEAR_ATTENTION
 from tests.tiny.families.mixed import MIXED
+from tests.tiny.families.older import OLDER
 from tests.tiny.families.qwen_image import QWEN_IMAGE
 from tests.tiny.families.stable_diffusion import STABLE_DIFFUSION
 from tests.tiny.families.stable_diffusion_3 import STABLE_DIFFUSION_3
@@ -31,6 +32,7 @@ GROUPS: dict[str, dict[str, Family]] = {
     "Kandinsky": KANDINSKY,
     "Stable Cascade, Wuerstchen": CASCADE,
     "others": MIXED,
+    "pixels, and older ones": OLDER,
 }
 FAMILIES: dict[str, Family] = {name: family for group in GROUPS.values() for name, family in group.items()}
 
