@@ -21,6 +21,7 @@ from fk_reward.pipelines.call_arguments import (
     resolve_prompts,
     split_arguments,
 )
+from fk_reward.pipelines.call_record import describe_call
 from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
 from fk_reward.pipelines.default_scheduler import stochastic_scheduler
 from fk_reward.pipelines.finishing import finish
@@ -29,7 +30,6 @@ from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.particle_share import find_exchange, own_arguments
 from fk_reward.pipelines.pipeline_proxy import PipelineProxy
 from fk_reward.pipelines.previews import Preview, ReducedResolution, load_preview, preview_decoder
-from fk_reward.pipelines.provenance import describe_call
 from fk_reward.pipelines.seeds import resampling_generators
 from fk_reward.pipelines.solvers import InstalledSolver, Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun

@@ -16,6 +16,7 @@ from torch import Tensor
 from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.batch_layout import batch_rows
+from fk_reward.pipelines.call_record import has_been_warned_of, resampling_effect
 from fk_reward.pipelines.decoding import DecodeFn
 from fk_reward.pipelines.denoisers import main_denoiser
 from fk_reward.pipelines.handing_over import handing_over
@@ -30,7 +31,6 @@ from fk_reward.trace import Provenance, SteeringTrace, TraceStep
 from fk_reward.x0_prediction import scheduler_name
 
 logger = logging.getLogger(__name__)
-
 _THUMBNAIL_SIZE = 96
 
 
@@ -201,6 +201,17 @@ class SteeredRun:
                 **self._measures(),
             )
         )
+        self._note_effect()
+
+    def _note_effect(self) -> None:
+        """Say in the notes which prompts were not resampled, and aloud where none was."""
+        config, scales = self.particle_filter.config, self.particle_filter.reward_scale
+        note = resampling_effect(config, self._steps, reward_scale=scales, stopped=self.particle_filter.stopped)
+        if note is None:
+            return
+        self.notes.append(note)
+        if note.startswith("0 of ") and not has_been_warned_of(config, self._steps) and self.exchange.process == 0:
+            logger.warning(note)
 
     def trace(self, selected: Tensor) -> SteeringTrace:
         """The trace of the finished run; `selected` is `(G, n)`. Counts are those of all processes together."""

@@ -134,7 +134,7 @@ def test_numpy_numbers_are_numbers():
         type(value)
         for value in FKSteeringConfig(num_resamples=np.int8(2), ess_threshold=np.float16(0.5)).to_dict().values()
     }
-    assert kinds <= {int, float, str, type(None)}
+    assert kinds <= {int, float, str, bool, type(None)}
     assert type(BatchSizes(decode_batch_size=np.int64(4)).decode_batch_size) is int
 
 

@@ -1,6 +1,7 @@
 """The call of FKSteeringPipeline: its arguments, its output, its errors, and the attributes that it passes through."""
 
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from fk_reward import FKSteeringConfig, FKSteeringPipeline, SteeringTrace
 from fk_reward.pipelines import stochastic_scheduler
 from tests import tiny
-from tests.pipelines.calls import STEPS, BrightnessReward, generator, steered
+from tests.pipelines.calls import STEPS, BrightnessReward, constant, generator, steered
 
 
 @pytest.fixture
@@ -77,6 +78,50 @@ def test_trace_says_what_ran(tmp_path):
     assert (made.eta, made.guidance_scale, made.arguments["num_inference_steps"]) == (None, 1.0, 4)
     pipe.scheduler = LCMScheduler()
     assert pipe("a red circle", num_inference_steps=2).trace.provenance.replaced_scheduler is None
+
+
+def one_prompt_only(images, prompts):
+    return 1e4 * images.mean(dim=(1, 2, 3)) * torch.tensor([prompt == "a red circle" for prompt in prompts])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "is_warned"),
+    [
+        ({"reward_scale": 1e-6}, r"0 of 2 prompts were resampled: this was best of 4; .* x spread = \S+e-", True),
+        ({"reward_scale": 1e-6, "selection": "sample"}, "this was a draw by weight from 4 plain samples", True),
+        ({"reward": constant}, "rewards of a prompt's particles did not differ", True),
+        ({"ess_threshold": 0.25}, "the ESS of 4 particles is never below 0.25", False),  # steer says it beforehand
+        ({"num_inference_steps": 1}, "no scoring step was reached", False),
+        ({"reward": one_prompt_only}, "1 of 2 prompts were resampled; of the others, the", False),
+        ({"reward_scale": 1e4, "ess_threshold": 1.0}, None, False),
+        ({"num_resamples": 0}, None, False),
+        ({"reward_scale": 0.0}, None, False),
+        ({"num_particles": 1}, None, False),
+        ({"stop_reward": -1e9}, None, False),
+    ],
+)
+def test_what_was_never_resampled_is_told(caplog, settings, words, is_warned):
+    pipe = steered(tiny.make_sd(), reward=settings.get("reward"))
+    call = {"num_inference_steps": STEPS, "generator": generator()} | settings
+    call.pop("reward", None)
+    with caplog.at_level(logging.WARNING, logger="fk_reward"):
+        notes = pipe(["a red circle", "a blue square"], **call).trace.notes
+    told = [record.message for record in caplog.records if "prompts were resampled" in record.message]
+    assert told == (list(notes) if is_warned else [])
+    assert len(notes) == (words is not None)
+    assert all(re.search(words, note) for note in notes)
+
+
+def test_the_reward_scale_that_is_named_resamples(caplog):
+    """The sentence's lambda is worth following: with it most prompts are resampled, with half of it none."""
+    pipe, prompts = steered(tiny.make_sd()), [f"circle {i}" for i in range(8)]
+    call = {"num_inference_steps": 10, "num_particles": 8, "potential": "difference"}
+    with caplog.at_level(logging.WARNING, logger="fk_reward"):
+        note = pipe(prompts, reward_scale=1e-3, generator=generator(), **call).trace.notes[0]
+    named = float(re.search(r"reward_scale=(\S+) would be", note)[1])
+    assert "0 of 8" in pipe(prompts, reward_scale=named / 4, generator=generator(), **call).trace.notes[0]
+    notes = pipe(prompts, reward_scale=2 * named, generator=generator(), **call).trace.notes
+    assert not any("0 of 8" in note for note in notes)
 
 
 def test_total_log_weight_is_that_of_the_final_reward(pipe):

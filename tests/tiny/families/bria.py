@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_bria_fibo import BriaFiboTransfor
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from tests.tiny.components import T5_SIZE, make_t5_encoder, make_vae
-from tests.tiny.families.family import Family
+from tests.tiny.families.family import Family, with_negative
 from tests.tiny.language_models import TEXT_SIZE, VOCABULARY, make_letter_tokenizer
 from tests.tiny.tokenizers import make_t5_tokenizer
 
@@ -87,12 +87,8 @@ def _bria() -> BriaPipeline:
     )
 
 
-def _with_negative(prompts: list[str]) -> dict[str, object]:
-    """An empty negative prompt is a token id of the published vocabulary."""
-    return {"prompt": list(prompts), "negative_prompt": ["ugly"] * len(prompts)}
-
-
 BRIA = {
-    "BriaFiboPipeline": Family(_bria_fibo, {"height": 64, "width": 64}, _with_negative),
+    # an empty negative prompt is a token id of the published vocabulary
+    "BriaFiboPipeline": Family(_bria_fibo, {"height": 64, "width": 64}, with_negative),
     "BriaPipeline": Family(_bria, {"height": 64, "width": 64}),
 }

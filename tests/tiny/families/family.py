@@ -20,6 +20,11 @@ def as_text(prompts: list[str]) -> dict[str, Any]:
     return {"prompt": list(prompts)}
 
 
+def with_negative(prompts: list[str]) -> dict[str, Any]:
+    """The prompts, each with a negative one, for pipelines that do not spread a single one over all."""
+    return {"prompt": list(prompts), "negative_prompt": ["ugly"] * len(prompts)}
+
+
 @dataclass(frozen=True)
 class Family:
     """A tiny pipeline and its call.
@@ -29,11 +34,13 @@ class Family:
         arguments: of every call, besides prompt, `num_inference_steps`, `generator`, `num_images_per_prompt` and
             `output_type`.
         conditions: see `Conditions`.
+        note: what a user should know, for the table of the docs.
     """
 
     make: Callable[[], DiffusionPipeline]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     conditions: Conditions = as_text
+    note: str = ""
 
     def build(self) -> DiffusionPipeline:
         """A fresh pipeline; the global generator stays as it was."""

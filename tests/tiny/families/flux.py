@@ -23,7 +23,7 @@ from diffusers import (
 from PIL import Image
 
 from tests.tiny.components import HIDDEN_SIZE, T5_SIZE, make_clip_text_model, make_t5_encoder, make_vae
-from tests.tiny.families.family import Family
+from tests.tiny.families.family import Family, with_negative
 from tests.tiny.language_models import TEXT_SIZE, make_letter_tokenizer, make_qwen2_5_vl, make_qwen3
 from tests.tiny.tokenizers import make_clip_tokenizer, make_t5_tokenizer
 
@@ -137,7 +137,7 @@ FLUX = {
     "FluxControlNetPipeline": Family(_flux_controlnet, {"control_image": CONTROL}),
     "ChromaPipeline": Family(_chroma, _SMALL | {"max_sequence_length": 40}),
     "OvisImagePipeline": Family(_ovis, _SMALL),
-    "LongCatImagePipeline": Family(_longcat, _SMALL | {"enable_prompt_rewrite": False}),
+    "LongCatImagePipeline": Family(_longcat, _SMALL | {"enable_prompt_rewrite": False}, with_negative),
     "VisualClozePipeline": Family(
         _visual_cloze, {"upsampling_height": 64, "upsampling_width": 64, "upsampling_strength": 0.5}, _task
     ),

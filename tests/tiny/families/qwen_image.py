@@ -18,7 +18,7 @@ from diffusers import (
 )
 from transformers import Qwen3VLForConditionalGeneration
 
-from tests.tiny.families.family import Family, embedded, mask_of
+from tests.tiny.families.family import Family, embedded, mask_of, with_negative
 from tests.tiny.families.flux import CONTROL
 from tests.tiny.language_models import TEXT_SIZE, make_letter_tokenizer, make_qwen2_5_vl, make_qwen3_vl
 
@@ -130,9 +130,9 @@ def _embeddings_with_mask(prompts: list[str]) -> dict[str, object]:
 
 _SMALL = {"height": 32, "width": 32}
 QWEN_IMAGE = {
-    "QwenImagePipeline": Family(_qwen_image, _SMALL | {"negative_prompt": "ugly"}),
+    "QwenImagePipeline": Family(_qwen_image, _SMALL, with_negative),
     "QwenImageControlNetPipeline": Family(
-        _qwen_image_controlnet, _SMALL | {"control_image": CONTROL[..., :32, :32], "negative_prompt": "ugly"}
+        _qwen_image_controlnet, _SMALL | {"control_image": CONTROL[..., :32, :32]}, with_negative
     ),
     "Krea2Pipeline": Family(_krea2, {"height": 32, "width": 32, "max_sequence_length": 256, "guidance_scale": 3.0}),
     "NucleusMoEImagePipeline": Family(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
-    AutoencoderKL,
     CogVideoXDDIMScheduler,
     CogView3PlusPipeline,
     CogView3PlusTransformer2DModel,
@@ -30,7 +28,7 @@ from diffusers import (
 )
 from transformers import GlmConfig, GlmModel, UMT5Config, UMT5EncoderModel
 
-from tests.tiny.components import HIDDEN_SIZE, T5_SIZE, make_t5_encoder, make_vae
+from tests.tiny.components import HIDDEN_SIZE, T5_SIZE, make_encoder_certain, make_t5_encoder, make_vae
 from tests.tiny.families.family import Family
 from tests.tiny.families.flux import CONTROL, make_flux_vae
 from tests.tiny.language_models import TEXT_SIZE, TEXT_SIZES, make_gemma2, make_letter_tokenizer
@@ -71,13 +69,6 @@ def _sd3_controlnet() -> StableDiffusion3ControlNetPipeline:
     components = _sd3_components()
     make_encoder_certain(components["vae"])
     return StableDiffusion3ControlNetPipeline(**components, controlnet=controlnet)
-
-
-def make_encoder_certain(vae: AutoencoderKL) -> None:
-    """Let the encoder's posterior have no spread: some pipelines draw from it with the global generator."""
-    with torch.no_grad():
-        vae.encoder.conv_out.weight[vae.config.latent_channels :] = 0.0
-        vae.encoder.conv_out.bias[vae.config.latent_channels :] = -30.0
 
 
 def _aura_flow() -> AuraFlowPipeline:
