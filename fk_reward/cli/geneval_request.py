@@ -97,12 +97,13 @@ def _generate(request: Request, *, state: PartialState, device: str, console: Co
     from fk_reward.benchmarks.geneval.run_settings import METHODS
     from fk_reward.benchmarks.geneval.stages import generate_runs
     from fk_reward.benchmarks.geneval.suites import suite_records
+    from fk_reward.rewards.vlm_judge.credentials import redact_text
 
     typed = _parsed(request.typed)
     preset = None if request.preset is None else find_preset(request.preset)
     records = suite_records(request.suite, prompts=request.prompts, num_prompts=request.num_prompts)
     runs = plan_runs(request.suite, methods=request.methods or METHODS, preset=preset, typed=typed)
-    about: dict[str, Any] = {"command": " ".join(["fk-reward", *sys.argv[1:]])}
+    about: dict[str, Any] = {"command": redact_text(" ".join(["fk-reward", *sys.argv[1:]]))}
     if preset is not None:
         about["preset"] = describe_preset(str(request.preset), preset, typed)
     dtype = resolve_dtype(request.dtype, device)

@@ -7,6 +7,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +16,14 @@ from pathlib import Path
 from PIL import Image
 
 from fk_reward.documents import parse_json
+from fk_reward.durable_files import naming_path
+from fk_reward.rewards.vlm_judge.credentials import redact_text
 from fk_reward.rewards.vlm_judge.engine import Messages, Sampling
 
 logger = logging.getLogger(__name__)
+
+_OWNER_ALONE = 0o700  # prompts and pictures' descriptions are nobody else's business
+_PART = re.compile(r"[0-9a-f]{2}")
 
 
 def answer_key(
@@ -53,7 +60,8 @@ class AnswerCache:
     question, too, for a person to read; deleting any of them is safe.
 
     Args:
-        folder: made when the first answer is written.
+        folder: made when the first answer is written; only its owner may look into it. One that others may look into
+            is closed to them if it holds answers alone, else there is a warning.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -65,6 +73,7 @@ class AnswerCache:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self._closed: set[Path] = set()
 
     def get(self, key: str) -> str | None:
         """The answer, or None."""
@@ -83,12 +92,17 @@ class AnswerCache:
     def put(self, key: str, answer: str, *, about: dict[str, str]) -> None:
         """Keep an answer; `about` is for people who read the file."""
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming_path(path):
+            self._write(path, key, answer, about=about)
+
+    def _write(self, path: Path, key: str, answer: str, *, about: dict[str, str]) -> None:
+        self._close_to_others(path.parent)
+        about = {name: redact_text(text) if name == "engine" else text for name, text in about.items()}
         record = {"key": key, **about, "answer": answer}
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", errors="backslashreplace", dir=path.parent, prefix=".", suffix=".tmp", delete=False
         ) as file:
-            try:
+            try:  # such a file is for its owner alone, whatever the umask
                 json.dump(record, file, ensure_ascii=False, indent=1)
                 file.close()
                 os.replace(file.name, path)
@@ -96,5 +110,32 @@ class AnswerCache:
                 Path(file.name).unlink(missing_ok=True)
                 raise
 
+    def _close_to_others(self, part: Path) -> None:
+        """Make the folder and the part of it that an answer goes to, for the owner alone."""
+        part.mkdir(mode=_OWNER_ALONE, parents=True, exist_ok=True)
+        if part in self._closed:
+            return
+        _close(part)
+        if _is_open(self.folder):
+            if all(_PART.fullmatch(entry.name) for entry in self.folder.iterdir()):
+                _close(self.folder)
+            else:
+                logger.warning(
+                    "%s holds other things than answers, and its mode lets others look into it.", self.folder
+                )
+        self._closed.add(part)
+
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
+
+
+def _is_open(folder: Path) -> bool:
+    return os.name == "posix" and bool(stat.S_IMODE(folder.stat().st_mode) & ~_OWNER_ALONE)
+
+
+def _close(folder: Path) -> None:
+    if _is_open(folder):
+        try:
+            folder.chmod(_OWNER_ALONE)
+        except OSError as error:  # it is somebody else's
+            logger.warning("%s cannot be closed to others, who may read its answers: %s", folder, error)

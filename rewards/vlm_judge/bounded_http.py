@@ -116,7 +116,9 @@ class BoundedTransport:
         request.extensions = {**request.extensions, "timeout": limits, "trace": call.watch}
         try:
             with contextlib.closing(self._inner.handle_request(self._opened(request))) as response:
-                return type(response)(response.status_code, headers=response.headers, content=_body(response, call))
+                refused = response.status_code >= 300
+                body = self._credentials.redact_reply(_body(response, call), refused=refused)
+                return type(response)(response.status_code, headers=_own_headers(response, len(body)), content=body)
         except CallEndedError as error:
             call.problem = str(error)
             raise
@@ -177,6 +179,13 @@ def _body(response: Any, call: BoundedCall) -> bytes:
         if size > MAX_ANSWER_BYTES:
             raise CallEndedError(f"the reply is longer than {MAX_ANSWER_BYTES:,} bytes")
     return b"".join(parts)
+
+
+def _own_headers(response: Any, length: int) -> list[tuple[str, str]]:
+    """Headers of a reply that has been read whole."""
+    of_transfer = ("content-length", "transfer-encoding")
+    kept = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in of_transfer]
+    return [*kept, ("content-length", str(length))]
 
 
 def _origin(url: str) -> tuple[str, str | None, int]:

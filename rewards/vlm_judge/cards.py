@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.vlm_judge.credentials import redact_text
 from fk_reward.rewards.vlm_judge.template import JudgeTemplate
 
 DEFAULT_MODEL = "Qwen/Qwen3-VL-4B-Instruct"
@@ -47,6 +48,6 @@ def judge_card(template: JudgeTemplate, *, weights: str) -> RewardCard:
         typical_range=template.score_range,
         licence=licence,
         source=template.source,
-        weights=weights,
+        weights=redact_text(weights),
         memory=memory,
     )

@@ -19,7 +19,7 @@ _PATTERNS = (
     (re.compile(r"\b(bearer|basic) +[\w.~+/=-]{4,}", re.IGNORECASE), rf"\1 {HIDDEN}"),
     (re.compile(r"\b(?:sk|pk|rk|hf|gh[opsur]|xox[abps])[-_][\w-]{8,}"), HIDDEN),
 )
-_SHORTEST_IN_ERRORS, _SHORTEST_IN_ANSWERS = 3, 8
+_SHORTEST_IN_ERRORS, _SHORTEST_IN_ANSWERS = 3, 6
 
 
 def redact_text(text: str) -> str:
@@ -95,6 +95,8 @@ class Credentials:
             self._headers.setdefault("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
         elif api_key is not None:
             self._headers.setdefault("Authorization", f"Bearer {api_key}")
+        for name, value in self._headers.items():
+            _check_header(name, value)
         self._secrets = tuple(sorted(_spellings(self._values(user, api_key)), key=len, reverse=True))
 
     @property
@@ -107,24 +109,24 @@ class Credentials:
         """For the connection."""
         return self._query
 
-    def redact(self, text: str, *, shortest: int = _SHORTEST_IN_ERRORS) -> str:
-        """Hide every secret of this endpoint in a text, and what looks like one.
-
-        Args:
-            text: an error, for instance.
-            shortest: length of the shortest secret that is hidden.
-        """
+    def redact(self, text: str) -> str:
+        """Hide every secret of this endpoint in a text, such as an error, and what looks like one."""
         for secret in self._secrets:
-            if len(secret) >= shortest:
+            if len(secret) >= _SHORTEST_IN_ERRORS:
                 text = text.replace(secret, HIDDEN)
         return redact_text(text)
 
-    def redact_answer(self, text: str) -> str:
-        """Hide the secrets of this endpoint in an answer, which may hold any word; short ones are left alone."""
+    def redact_reply(self, body: bytes, *, refused: bool) -> bytes:
+        """Hide the secrets of this endpoint in what it sends, before anybody reads it: it may echo them.
+
+        Args:
+            body: of a reply.
+            refused: whether it is an error. An answer may hold any word, so short secrets are left alone there.
+        """
         for secret in self._secrets:
-            if len(secret) >= _SHORTEST_IN_ANSWERS:
-                text = text.replace(secret, HIDDEN)
-        return text
+            if len(secret) >= (_SHORTEST_IN_ERRORS if refused else _SHORTEST_IN_ANSWERS):
+                body = body.replace(secret.encode(), HIDDEN.encode())
+        return body
 
     def settings(self) -> dict[str, Any]:
         """Headers and query fields on which an answer may depend: those whose name is not that of a secret."""
@@ -153,6 +155,13 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
     """
     text = json.dumps(settings, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _check_header(name: str, value: object) -> None:
+    """Refuse what HTTP cannot carry here: its errors quote the value."""
+    if not (isinstance(value, str) and value.isascii() and value.isprintable()):
+        what = "api_key" if name == "Authorization" else f"The header {name}"
+        raise ValueError(f"{what} should be a text of printable ASCII characters; a line break at its end, perhaps?")
 
 
 def _spellings(secrets: Iterable[str]) -> set[str]:

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.rewards.vlm_judge.cards import default_model, judge_card
+from fk_reward.rewards.vlm_judge.credentials import redact_text
 from fk_reward.rewards.vlm_judge.template import JudgeTemplate
 from fk_reward.rewards.vlm_judge.templates import find_template
 
@@ -105,7 +106,7 @@ def _engine_of(
     if base_url is not None:
         if model is None or local:
             what = f"{', '.join(local)}: only for local models" if local else "name the model that the endpoint serves"
-            raise TypeError(f"An endpoint was given ({base_url}); {what}.")
+            raise TypeError(f"An endpoint was given ({redact_text(base_url)}); {what}.")
         from fk_reward.rewards.vlm_judge.openai_engine import OpenAIEngine
 
         return OpenAIEngine(str(model), base_url=base_url), str(model)

@@ -5,41 +5,59 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import Image
 
 from fk_reward.rewards.vlm_judge.answers import FlawedAnswer, JudgeEndpointError
+from fk_reward.rewards.vlm_judge.bounded_http import BoundedCall, CallEndedError, make_client, make_transport
+from fk_reward.rewards.vlm_judge.credentials import Address, Credentials, redact_text, settings_digest
 from fk_reward.rewards.vlm_judge.engine import Messages, Sampling
 
 _FLAWS = {"length": "it was cut off at {} tokens", "content_filter": "the endpoint filtered it"}
+_AGAIN = (408, 409, 429)
+"""Statuses, beside 5xx, after which a further try may help."""
+_NO_KEY = "none"  # what an endpoint without a key is sent: the package insists on one
+_DEFAULT_URL = "https://api.openai.com/v1"
 
 
 class OpenAIEngine:
     """Chat completions of an endpoint, through the `openai` package: `pip install 'fk-reward[judge]'`.
 
-    Pictures go as PNG in base64 data URLs. Connection errors, time-outs, and statuses 408, 409, 429 and 5xx are tried
-    again by the package, with growing pauses or the one that the endpoint asks for.
+    Pictures go as PNG in base64 data URLs. Connection errors and statuses 408, 409, 429 and 5xx are tried again, with
+    growing pauses or the one that the endpoint asks for, while the time lasts.
+
+    Keys are known to the connection alone, which adds them to what it sends to this endpoint and to no other: user,
+    password and query of `base_url`, `api_key`, and `extra_headers` and `extra_query` among the parameters. Names,
+    errors, logs and cached answers have the address without them; an engine is not pickled.
 
     Args:
         model: name of the model at the endpoint.
-        base_url: address of the endpoint, such as "http://localhost:8000/v1"; None for the package's own default.
+        base_url: address of the endpoint, such as "http://localhost:8000/v1"; None for `OPENAI_BASE_URL`, or OpenAI's.
         api_key: None for `OPENAI_API_KEY` where `base_url` is None. An endpoint that is named gets no key but the one
             that is given here.
-        timeout: seconds for each try.
+        timeout: seconds for an answer as a whole: connecting, sending, reading, pauses and further tries.
         max_retries: further tries of a request.
         concurrency: requests at once.
         parameters: more fields of `chat.completions.create`; None leaves a field out. For instance
             `{"max_tokens": None, "max_completion_tokens": 2048}` for models that know the newer name only, or
             `{"temperature": None}`.
 
+    Attributes:
+        name: package, address, model and a digest of all other settings, by which cached answers are found; another
+            key does not change it.
+
     Raises:
         ImportError: without the `openai` package.
-        ValueError: when `concurrency` is less than 1.
+        ValueError: when `concurrency` is less than 1, `timeout` is not positive, or `base_url` is no address.
         JudgeEndpointError: without an API key for the default endpoint.
 
     Example:
@@ -52,24 +70,33 @@ class OpenAIEngine:
         *,
         base_url: str | None = None,
         api_key: str | None = None,
-        timeout: float = 120.0,
+        timeout: float = 300.0,
         max_retries: int = 4,
         concurrency: int = 8,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1, got {concurrency}.")
+        _check_limits(timeout=timeout, max_retries=max_retries, concurrency=concurrency)
         self._openai = _import_openai()
-        self.model = model
-        self.concurrency = concurrency
-        self.parameters = dict(parameters or {})
-        key = api_key or (None if base_url is None else "none")
-        try:
-            self._client = self._openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=max_retries)
-        except self._openai.OpenAIError as error:
-            raise JudgeEndpointError(f"The endpoint cannot be used: {error}") from error
-        fields = json.dumps(self.parameters, sort_keys=True, default=repr)
-        self.name = f"openai {self._client.base_url} {model} {fields}"
+        self.model, self.concurrency = model, concurrency
+        self.timeout, self.max_retries = timeout, max_retries
+        fields = dict(parameters or {})
+        headers, query = (dict(fields.pop(name, None) or {}) for name in ("extra_headers", "extra_query"))
+        address = Address.parse(base_url or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_URL)
+        key = api_key or (_default_key(address, headers) if base_url is None else _NO_KEY)
+        self._parameters, self._address = fields, address
+        self._credentials = Credentials(address, api_key=key, headers=headers, query=query)
+        self._transport = make_transport(self._openai, address.url, self._credentials)
+        self._client = self._openai.OpenAI(
+            base_url=address.url, api_key=_NO_KEY, max_retries=0, http_client=make_client(self._openai, self._transport)
+        )
+        digest = settings_digest({**fields, **self._credentials.settings()})
+        self.name = f"openai {address.shown} {redact_text(model)} {digest}"
+
+    def __repr__(self) -> str:
+        return f"OpenAIEngine({self.name!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("An OpenAIEngine is neither pickled nor copied, for its key: make it anew in that process.")
 
     def generate(
         self, images: Sequence[Sequence[Image.Image]], messages: Sequence[Messages], *, sampling: Sampling
@@ -86,28 +113,67 @@ class OpenAIEngine:
 
     def _answer(self, images: Sequence[Image.Image], messages: Messages, sampling: Sampling) -> str:
         request = {"model": self.model, "messages": _with_images(messages, images), **self._fields(sampling)}
+        with self._transport.call(self.timeout) as call:
+            for attempt in range(self.max_retries + 1):
+                completion, failure = self._try(request, call)
+                if failure is None:
+                    return self._text(completion, sampling)
+                pause = self._pause(failure, attempt, call)
+                if pause is None:
+                    break
+                time.sleep(pause)
+            message = self._message(failure, call, attempt + 1)
+        # Raised here, and not where the package's error was caught: that one holds request and reply, which as its
+        # context would go wherever this error goes.
+        raise JudgeEndpointError(message)
+
+    def _try(self, request: Mapping[str, Any], call: BoundedCall) -> tuple[Any, _Failure | None]:
+        """A completion, or what came in its place."""
         try:
-            completion = self._client.chat.completions.create(**request)
-        except (self._openai.OpenAIError, json.JSONDecodeError) as error:
-            raise JudgeEndpointError(
-                f"{self._where} gave no answer: {type(error).__name__}: {error} (tried {self._client.max_retries + 1} "
-                f"times at most, {self._client.timeout} s each). Is it running? Are base_url, model and api_key right?"
-            ) from error
-        return self._text(completion, sampling)
+            return self._client.chat.completions.create(**request), None
+        except (self._openai.OpenAIError, json.JSONDecodeError, CallEndedError) as error:
+            response = getattr(error, "response", None)
+            return None, _Failure(
+                kind=type(error).__name__,
+                text=self._credentials.redact(call.problem or str(error)),
+                status=getattr(response, "status_code", None),
+                is_connection=isinstance(error, self._openai.APIConnectionError),
+                wait=_asked_pause(getattr(response, "headers", {})),
+            )
+
+    def _pause(self, failure: _Failure, attempt: int, call: BoundedCall) -> float | None:
+        """Seconds until the next try; None where there is none."""
+        status = failure.status
+        may_pass = failure.is_connection if status is None else status in _AGAIN or status >= 500
+        if attempt == self.max_retries or not may_pass or call.problem is not None:
+            return None
+        pause = min(8.0, 0.5 * 2**attempt) if failure.wait is None else failure.wait
+        return pause if pause < call.seconds_left else None
+
+    def _message(self, failure: _Failure, call: BoundedCall, tries: int) -> str:
+        late = call.is_over
+        told = "APITimeoutError: the time is over" if late else f"{failure.kind}: {failure.text}"
+        if failure.wait is not None and failure.wait >= call.seconds_left:
+            told += f" (it asks for a pause of {failure.wait:g} s)"
+        return self._credentials.redact(
+            f"{self._where} gave no answer: {told} (tried {tries} times at most, {self.timeout:g} s in all). Is it "
+            "running? Are base_url, model and api_key right?"
+        )
 
     def _fields(self, sampling: Sampling) -> dict[str, Any]:
         fields: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
         if sampling.temperature > 0:
             fields["seed"] = sampling.seed
-        return {name: value for name, value in {**fields, **self.parameters}.items() if value is not None}
+        return {name: value for name, value in {**fields, **self._parameters}.items() if value is not None}
 
     def _text(self, completion: Any, sampling: Sampling) -> str:
         try:
             choice = completion.choices[0]
             content, refusal = choice.message.content, getattr(choice.message, "refusal", None)
         except (AttributeError, IndexError, TypeError) as error:
+            said = self._credentials.redact(str(completion)[:500])
             raise JudgeEndpointError(
-                f"{self._where} answered with something that is not a chat completion: {str(completion)[:500]!r}."
+                f"{self._where} answered with something that is not a chat completion: {said!r}."
             ) from error
         if refusal:
             return FlawedAnswer(refusal, flaw="the model refused")
@@ -117,7 +183,50 @@ class OpenAIEngine:
 
     @property
     def _where(self) -> str:
-        return f"The endpoint {self._client.base_url} (model {self.model})"
+        return f"The endpoint {self._address.shown} (model {self.model})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """What is needed of an error of the package, without the request and the reply that it holds."""
+
+    kind: str
+    text: str
+    status: int | None
+    is_connection: bool
+    wait: float | None
+
+
+def _check_limits(*, timeout: float, max_retries: int, concurrency: int) -> None:
+    if concurrency < 1:
+        raise ValueError(f"concurrency must be at least 1, got {concurrency}.")
+    if max_retries < 0:
+        raise ValueError(f"max_retries must not be negative, got {max_retries}.")
+    if not 0 < timeout < threading.TIMEOUT_MAX:
+        raise ValueError(f"timeout must be a positive number of seconds, got {timeout}.")
+
+
+def _default_key(address: Address, headers: Mapping[str, str]) -> str:
+    key = os.environ.get("OPENAI_API_KEY")
+    if key:
+        return key
+    if address.user or any(name.lower() == "authorization" for name in headers):
+        return _NO_KEY
+    raise JudgeEndpointError(
+        f"The endpoint {address.shown} cannot be used without a key: set OPENAI_API_KEY, or give api_key."
+    )
+
+
+def _asked_pause(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an endpoint asks to wait; None where it does not say so in a number."""
+    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            pause = float(headers.get(name, "")) * scale
+        except ValueError:
+            continue
+        if 0 <= pause < threading.TIMEOUT_MAX:
+            return pause
+    return None
 
 
 def _with_images(messages: Messages, images: Sequence[Image.Image]) -> Messages:

@@ -30,6 +30,7 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script = [(200, completion("<answer>1</answer>"), 0.0)]
         self.requests = []
+        self.location = None
         self.headers = []
         self.busy = self.most_busy = 0
         self.lock = threading.Lock()
@@ -64,6 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Retry-After-Ms", "1")
+        if self.server.location is not None:
+            self.send_header("Location", self.server.location)
         self.end_headers()
         self.wfile.write(data)
 
