@@ -239,7 +239,7 @@ def _build_clipscore(
     batch_size: int | None = None,
     revision: str = "main",
 ) -> CLIPScore:
-    card = _CARD if model == _CARD.weights else dataclasses.replace(_CARD, weights=model)
+    card = _CARD if model == _CARD.weights else dataclasses.replace(_CARD, weights=str(model))
     return CLIPScore.from_pretrained(
         model,
         torch_dtype=torch_dtype,
