@@ -14,6 +14,7 @@ from fk_reward.pipelines.batch_layout import BatchLayout, batch_rows
 from fk_reward.pipelines.batch_limit import BatchLimit
 from fk_reward.pipelines.decoding import DecodeFn
 from fk_reward.pipelines.denoisers import find_denoisers
+from fk_reward.pipelines.pipeline_state import stateful_hooks
 from fk_reward.pipelines.replacement import call_name, replaced
 from fk_reward.rewards import Reward
 
@@ -104,9 +105,9 @@ def _denoisers(pipe: Any) -> list[nn.Module]:
             f"{type(pipe).__name__} has no unet and no transformer, so particle_batch_size splits nothing."
         )
     for module in found:
-        if getattr(module, "is_cache_enabled", False):
+        if caches := stateful_hooks(module):
             raise ValueError(
-                f"{type(module).__name__} keeps a cache from one call to the next (enable_cache), which micro-batches "
-                "would mix up: call its disable_cache(), or leave particle_batch_size out."
+                f"{type(module).__name__} keeps a cache from one call to the next ({type(caches[0]).__name__}), which "
+                "micro-batches would mix up: call its disable_cache(), or leave particle_batch_size out."
             )
     return found

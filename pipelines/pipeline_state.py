@@ -96,8 +96,11 @@ class CacheStates:
     """
 
     def __init__(self, pipe: Any, *, shrinks: bool) -> None:
-        self._registries, self._shrinks = _registries(pipe), shrinks
-        for hook in _stateful_hooks(self._registries):
+        modules = [value for value in vars(pipe).values() if isinstance(value, nn.Module)]
+        self._registries = [registry for module in modules for registry in _registries(module)]
+        self._hooks = [hook for module in modules for hook in stateful_hooks(module)]
+        self._shrinks = shrinks
+        for hook in self._hooks:
             kinds = _state_types(hook)
             unknown = [kind.__name__ for kind in kinds if not _is_known(kind)]
             if unknown or not kinds:
@@ -119,7 +122,7 @@ class CacheStates:
 
     def gather(self, take: Take, num_rows: int) -> None:
         """Gather the tensors of all states, block by block where guidance puts the particles several times."""
-        states = {id(state): state for hook in _stateful_hooks(self._registries) for state in _states(hook)}
+        states = {id(state): state for hook in self._hooks for state in _states(hook)}  # blocks share some
         for state in states.values():
             self._gather_state(state, take, num_rows)
 
@@ -282,15 +285,20 @@ class RowConditions:
         return map_tensors(followed, value)
 
 
-def _registries(pipe: Any) -> list[HookRegistry]:
-    modules = [value for value in vars(pipe).values() if isinstance(value, nn.Module)]
-    found = [vars(part).get("_diffusers_hook") for module in modules for part in module.modules()]
-    return list({id(registry): registry for registry in found if registry is not None}.values())
+def stateful_hooks(module: nn.Module) -> list[ModelHook]:
+    """Hooks of Diffusers (`enable_cache`, `apply_*_cache`) that keep something from one call to the next.
 
-
-def _stateful_hooks(registries: list[HookRegistry]) -> list[ModelHook]:
-    hooks = [hook for registry in registries for hook in registry.hooks.values()]
+    Example:
+        >>> stateful_hooks(nn.Linear(1, 1))
+        []
+    """
+    hooks = [hook for registry in _registries(module) for hook in registry.hooks.values()]
     return [hook for hook in hooks if hook._is_stateful or _managers(hook)]
+
+
+def _registries(module: nn.Module) -> list[HookRegistry]:
+    found = (vars(part).get("_diffusers_hook") for part in module.modules())
+    return [registry for registry in found if registry is not None]
 
 
 def _managers(hook: ModelHook) -> list[StateManager]:
@@ -347,8 +355,7 @@ def _tensors(value: Any) -> list[Tensor]:
 def _foreign_tensors(module: nn.Module) -> dict[str, list[Tensor]]:
     """Tensors that attention processors and hooks of others than Diffusers hold, weights excepted, by class."""
     holders: list[Any] = [getattr(part, "processor", None) for part in module.modules()]
-    registries = [vars(part).get("_diffusers_hook") for part in module.modules()]
-    holders += [hook for registry in registries if registry is not None for hook in registry.hooks.values()]
+    holders += [hook for registry in _registries(module) for hook in registry.hooks.values()]
     found: dict[str, list[Tensor]] = {}
     for holder in holders:
         if holder is not None and not type(holder).__module__.startswith(("diffusers.", "builtins", "torch.")):

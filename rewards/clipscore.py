@@ -198,7 +198,9 @@ class CLIPScore(Reward):
     def _embed_prompts(self, prompts: list[str]) -> Tensor:
         prompts = [HESSEL_PREFIX + prompt for prompt in prompts] if self.hessel else prompts
         self._truncation.check(prompts)
-        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
+        # A prompt with "<|endoftext|>" in it is text: as a token it would end the prompt there without a word.
+        tokens = self.tokenizer(prompts, split_special_tokens=True, **options)
         towers = [self.model.text_model, self.model.text_projection]
         return self.text_cache.get(tokens, self._encode, towers=towers)
 
@@ -239,7 +241,7 @@ def _build_clipscore(
     batch_size: int | None = None,
     revision: str = "main",
 ) -> CLIPScore:
-    card = _CARD if model == _CARD.weights else dataclasses.replace(_CARD, weights=model)
+    card = _CARD if model == _CARD.weights else dataclasses.replace(_CARD, weights=str(model))
     return CLIPScore.from_pretrained(
         model,
         torch_dtype=torch_dtype,

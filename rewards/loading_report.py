@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fk_reward.rewards.state_dicts import WRAPPED_NAMES
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -35,13 +37,20 @@ def load_complete(
         ValueError: for a checkpoint of another architecture, or one that lacks weights.
     """
     _check_model_type(model_class, path, revision=revision)
-    model, info = model_class.from_pretrained(path, dtype=dtype, revision=revision, output_loading_info=True)
+    model, info = model_class.from_pretrained(
+        path, dtype=dtype, revision=revision, key_mapping=dict(WRAPPED_NAMES), output_loading_info=True
+    )
     check_complete(path, info)
     return model
 
 
 def load_headless(
-    model_class: type[ModelT], path: str | os.PathLike[str], *, revision: str = "main", **options: Any
+    model_class: type[ModelT],
+    path: str | os.PathLike[str],
+    *,
+    revision: str = "main",
+    key_mapping: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> ModelT:
     """Load the multimodal LLM of a checkpoint without its language-model head, which is all that may be left over.
 
@@ -49,6 +58,7 @@ def load_headless(
         model_class: class of transformers, or one that derives from its `PreTrainedModel`.
         path: hub id or folder.
         revision: branch, tag or commit of the hub repository.
+        key_mapping: regular expressions for names in the files -> names in the model, after wrappers are taken off.
         options: of `from_pretrained`.
 
     Raises:
@@ -58,7 +68,12 @@ def load_headless(
     """
     _check_model_type(model_class, path, revision=revision)
     model, info = model_class.from_pretrained(
-        path, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        path,
+        revision=revision,
+        key_mapping={**WRAPPED_NAMES, **(key_mapping or {})},
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
     )
     check_complete(path, info)
     sizes = (f"{name} {tuple(found)} for {tuple(needed)}" for name, found, needed in info["mismatched_keys"])

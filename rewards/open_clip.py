@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from fk_reward.rewards.state_dicts import unwrapped_names
+
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
 
@@ -66,6 +68,7 @@ def clip_from_open_clip(tensors: Mapping[str, Tensor]) -> CLIPModel:
     from accelerate import init_empty_weights
     from transformers import CLIPModel
 
+    tensors = unwrapped_names(tensors, source="The state dict")
     converted = _convert(tensors)
     with init_empty_weights():
         model = CLIPModel(_config(tensors))

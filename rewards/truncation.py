@@ -6,8 +6,13 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fk_reward.user_text import shortened
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_SHOWN = 200
+"""Letters of a prompt that a warning shows."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,8 @@ class TruncationLog:
         if not fresh:
             return
         self._seen.update(fresh)
-        for prompt, tokens in zip(fresh, self.tokenizer(fresh, verbose=False)["input_ids"], strict=True):
+        rows = self.tokenizer(fresh, verbose=False, split_special_tokens=True)["input_ids"]
+        for prompt, tokens in zip(fresh, rows, strict=True):
             if (cut := len(tokens) - self.max_tokens) > 0:
-                logger.warning("%s reads %d tokens; %d were cut from %r.", self.name, self.max_tokens, cut, prompt)
+                shown = shortened(repr(prompt), _SHOWN)
+                logger.warning("%s reads %d tokens; %d were cut from %s.", self.name, self.max_tokens, cut, shown)

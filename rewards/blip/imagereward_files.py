@@ -21,7 +21,7 @@ from fk_reward.rewards.blip.imagereward_model import ImageRewardModel
 from fk_reward.rewards.blip.imagereward_names import match_tensors, official_name
 from fk_reward.rewards.blip.imagereward_sizes import ImageRewardSizes
 from fk_reward.rewards.hub_paths import check_source
-from fk_reward.rewards.state_dicts import read_state_dict
+from fk_reward.rewards.state_dicts import read_state_dict, unwrapped_names
 
 OFFICIAL_FILE = "ImageReward.pt"
 OFFICIAL_TOKENIZER = "google-bert/bert-base-uncased"
@@ -147,6 +147,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         return read_state_dict(path)
     try:
-        return load_file(path)
+        return unwrapped_names(load_file(path), source=path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error

@@ -36,6 +36,7 @@ class PromptTokens:
             padding="max_length",
             truncation=True,
             max_length=self.max_tokens,
+            split_special_tokens=True,  # "[SEP]" in a prompt is text, and ends nothing
             return_token_type_ids=False,
             return_tensors="pt",
         )

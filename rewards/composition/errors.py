@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+_SHOWN = 240
+"""Letters of a long text that are shown, the mistake in their middle."""
+
 
 class ExpressionError(ValueError):
     """A composition's text is not understood, or means something that cannot be computed.
@@ -19,6 +22,8 @@ class ExpressionError(ValueError):
     """
 
     def __init__(self, message: str, text: str, position: int) -> None:
-        line = "".join(" " if letter.isspace() else letter for letter in text)
-        super().__init__(f"{message}\n  {line}\n  {' ' * position}^")
+        start = max(0, position - _SHOWN // 2)
+        line = "".join(" " if letter.isspace() else letter for letter in text[start : start + _SHOWN])
+        before, after = "... " if start else "", " ..." if start + _SHOWN < len(text) else ""
+        super().__init__(f"{message}\n  {before}{line}{after}\n  {' ' * (len(before) + position - start)}^")
         self.text, self.position = text, position

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.composition.construction import make_extreme, make_gate, make_number, make_standardized
 from fk_reward.rewards.composition.errors import ExpressionError
 from fk_reward.rewards.composition.expression import EXTREMES, Expression, Part, WeightedSum, weighted_sum
-from fk_reward.rewards.composition.tokens import Source
+from fk_reward.rewards.composition.tokens import MAX_DEPTH, Source
 
 GRAMMAR = (
     "A composition is made of rewards, numbers, brackets, + - * /, min(a, b), max(a, b), z(a), z(a, mean=0, spread=1) "
     "and a if b > 0 else c; a minus between names has spaces around it."
 )
+_TOO_DEEP = f"A composition may be nested {MAX_DEPTH} deep."
+_SUM, _PRODUCT = (ast.Add, ast.Sub), (ast.Mult, ast.Div)
 _COMPARISONS: dict[type[ast.cmpop], str] = {ast.Gt: ">", ast.GtE: ">=", ast.Lt: "<", ast.LtE: "<="}
 
 
@@ -43,6 +46,8 @@ def parse_expression(text: str, card_of: Callable[[str], RewardCard]) -> tuple[E
         tree = ast.parse(source.code, mode="eval")
     except SyntaxError as error:
         raise ExpressionError(_syntax_message(error), text, source.place((error.offset or 1) - 1)) from error
+    except (RecursionError, MemoryError) as error:  # its words for code that is nested too deeply
+        raise ExpressionError(_TOO_DEEP, text, source.place(0)) from error
     reader = _Reader(source, card_of)
     expression = reader.read(tree.body)
     if not expression.names:
@@ -61,6 +66,7 @@ class _Reader:
 
     def __init__(self, source: Source, card_of: Callable[[str], RewardCard]) -> None:
         self.cards: dict[str, RewardCard] = {}
+        self._depth = 0
         self._source = source
         self._card_of = card_of
         self._readers: Mapping[type[ast.AST], Callable[..., Expression]] = {
@@ -74,7 +80,10 @@ class _Reader:
 
     def read(self, node: ast.expr) -> Expression:
         """Read one node; whatever is wrong with it is told with its place."""
+        self._depth += 1
         try:
+            if self._depth > MAX_DEPTH:
+                raise ValueError(_TOO_DEEP)
             if type(node) not in self._readers:
                 raise ValueError(f"This cannot stand here. {GRAMMAR}")
             return self._readers[type(node)](node)
@@ -82,6 +91,8 @@ class _Reader:
             raise
         except ValueError as error:
             raise ExpressionError(str(error), self._source.text, self._source.place(node.col_offset)) from error
+        finally:
+            self._depth -= 1
 
     def _name(self, node: ast.Name) -> Expression:
         name = self._source.words[node.id]
@@ -98,19 +109,31 @@ class _Reader:
         return weighted_sum([(sign, self.read(node.operand))])
 
     def _binary(self, node: ast.BinOp) -> Expression:
-        left, right = self.read(node.left), self.read(node.right)
-        if isinstance(node.op, ast.Add | ast.Sub):
-            return weighted_sum([(1.0, left), (1.0 if isinstance(node.op, ast.Add) else -1.0, right)])
-        if isinstance(node.op, ast.Mult):
+        """A sum or a product of any length at once: the tree of a + b + c + ... is as deep as it has terms."""
+        kinds = next((kinds for kinds in (_SUM, _PRODUCT) if isinstance(node.op, kinds)), None)
+        if kinds is None:
+            raise ValueError(f"This cannot stand here. {GRAMMAR}")
+        operands: list[tuple[ast.operator, ast.expr]] = []
+        first: ast.expr = node
+        while isinstance(first, ast.BinOp) and isinstance(first.op, kinds):
+            operands.append((first.op, first.right))
+            first = first.left
+        start, others = self.read(first), operands[::-1]
+        if kinds is _PRODUCT:
+            return reduce(lambda left, pair: self._product(left, *pair), others, start)
+        signs = [(1.0 if isinstance(op, ast.Add) else -1.0, self.read(right)) for op, right in others]
+        return weighted_sum([(1.0, start), *signs])
+
+    def _product(self, left: Expression, op: ast.operator, node: ast.expr) -> Expression:
+        right = self.read(node)
+        if isinstance(op, ast.Mult):
             if isinstance(left, WeightedSum) and not left.terms:
                 return weighted_sum([(left.constant, right)])
-            return weighted_sum([(self._constant(right, node.right, "One side of * must be a number"), left)])
-        if isinstance(node.op, ast.Div):
-            divisor = self._constant(right, node.right, "What divides must be a number")
-            if divisor == 0:
-                raise ValueError("Division by zero.")
-            return weighted_sum([(1.0 / divisor, left)])
-        raise ValueError(f"This cannot stand here. {GRAMMAR}")
+            return weighted_sum([(self._constant(right, node, "One side of * must be a number"), left)])
+        divisor = self._constant(right, node, "What divides must be a number")
+        if divisor == 0:
+            raise ValueError("Division by zero.")
+        return weighted_sum([(1.0 / divisor, left)])
 
     def _constant(self, expression: Expression, node: ast.expr, what: str) -> float:
         if isinstance(expression, WeightedSum) and not expression.terms:

@@ -6,8 +6,15 @@ import bisect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 from fk_reward.rewards.composition.errors import ExpressionError
+
+MAX_TOKENS = 5000
+"""Names, numbers and signs of a composition: more than a thousand weighted terms."""
+
+MAX_DEPTH = 50
+"""Levels of brackets, functions, signs and gates inside one another; sums and products of any length are one level."""
 
 NAME = r"[A-Za-z_](?:[\w.@-]*\w)?"
 """A name of a reward inside a composition."""
@@ -39,7 +46,7 @@ class Source:
         text: a composition.
 
     Raises:
-        ExpressionError: for a character that has no meaning, or an empty text.
+        ExpressionError: for a character that has no meaning, an empty text, and one that is too long or too deep.
 
     Example:
         >>> source = Source("2*clip-score if hpsv2.1 > 0")
@@ -52,12 +59,13 @@ class Source:
     def __init__(self, text: str) -> None:
         self.text = text
         self.words: dict[str, str] = {}
+        self._identifiers: dict[str, str] = {}
         tokens = list(_close_gates(list(self._tokens()), len(text)))
         if not tokens:
             raise ExpressionError("A composition needs at least one reward.", text, 0)
+        self._check_size(tokens)
         self.code = " ".join(token.code for token in tokens)
-        lengths = [len(token.code) + 1 for token in tokens]
-        self._starts = [sum(lengths[:i]) for i in range(len(tokens))]
+        self._starts = list(accumulate((len(token.code) + 1 for token in tokens), initial=0))[:-1]
         self._places = [token.place for token in tokens]
 
     def place(self, column: int) -> int:
@@ -87,9 +95,20 @@ class Source:
             return repr(number)
         if match["symbol"] or text in ("if", "else"):
             return text
-        identifier = next((key for key, word in self.words.items() if word == text), f"_{len(self.words)}")
+        identifier = self._identifiers.setdefault(text, f"_{len(self._identifiers)}")
         self.words[identifier] = text
         return identifier
+
+    def _check_size(self, tokens: list[_Token]) -> None:
+        """Bounds that are far above any composition, and below what Python's parser ends at with errors of its own."""
+        if len(tokens) > MAX_TOKENS:
+            message = f"A composition has at most {MAX_TOKENS:,} names, numbers and signs, got {len(tokens):,}."
+            raise ExpressionError(message, self.text, tokens[MAX_TOKENS].place)
+        depth = 0
+        for token in tokens:
+            depth += {"(": 1, ")": -1}.get(token.code, 0)
+            if depth > MAX_DEPTH:
+                raise ExpressionError(f"Brackets may be nested {MAX_DEPTH} deep.", self.text, token.place)
 
 
 def _close_gates(tokens: list[_Token], end: int) -> Iterator[_Token]:

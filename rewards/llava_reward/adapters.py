@@ -11,6 +11,8 @@ import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from fk_reward.rewards.llava_reward.lora_settings import check_lora_settings
+
 NO_ADAPTER = "__base__"
 """PEFT's name for the language model without adapter."""
 
@@ -18,7 +20,7 @@ NO_ADAPTER = "__base__"
 class AdapterSet:
     """The adapters that have been put into a language model.
 
-    The language model is changed in place: PEFT wraps the linear layers that an adapter names.
+    PEFT wraps the linear layers that an adapter names, in place; their own weights are never changed.
 
     Args:
         language_model: transformers model whose forward takes keyword arguments.
@@ -52,17 +54,22 @@ class AdapterSet:
             weights: "layers.0.self_attn.o_proj.lora_A.weight" and so on; None for PEFT's initialisation.
 
         Raises:
-            ValueError: when the weights do not fit the language model or the configuration; it says which.
+            ValueError: when the weights do not fit the language model or the configuration, or the configuration would
+                change the language model's own weights; it says which.
         """
+        check_lora_settings(config.to_dict())
         if weights is not None:
             self._check_fit(weights)
         config = copy.deepcopy(config)  # PEFT shortens its list of modules
+        if weights is not None:
+            config.init_lora_weights = False  # nothing to compute for what is overwritten
         if self._peft is None:
             self._peft = PeftModel(self.language_model, config, adapter_name=name, autocast_adapter_dtype=False)
         else:
             self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
         if weights is not None:
             self._load(name, weights)
+            self._peft.peft_config[name].init_lora_weights = True  # what it is saved with
         self._peft.requires_grad_(False)
         self._peft.train(self.language_model.training)  # new modules come in training mode, with dropout
 

@@ -86,6 +86,9 @@ class Backbone(nn.Module, abc.ABC):
         Args:
             images: B tensors (3, H, W) float32 in [0, 1], of any sizes, on the model's device.
             prompts: B strings.
+
+        Raises:
+            ValueError: for a prompt that holds a control token, such as the one that stands for the image.
         """
 
     @abc.abstractmethod

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -17,6 +19,8 @@ from torch import Tensor
 from fk_reward.durable_files import write_whole
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.head import RewardHead
+from fk_reward.rewards.llava_reward.lora_settings import check_lora_settings
+from fk_reward.rewards.state_dicts import unwrapped_names
 
 CONFIG_FILE = "reward_config.json"
 TENSORS_FILE = "reward.safetensors"
@@ -162,10 +166,10 @@ def require_files(folder: Path, names: list[str]) -> None:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read all tensors of a file onto the CPU, and its metadata.
+    """Read all tensors of a file onto the CPU, under their names without wrappers, and its metadata.
 
     Raises:
-        ValueError: when the file is damaged.
+        ValueError: when the file is damaged, or holds two tensors of one name.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -176,9 +180,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
+    return unwrapped_names(tensors, source=path), metadata
 
 
 def read_lora_config(folder: Path) -> LoraConfig:
@@ -186,7 +191,8 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
     Raises:
         FileNotFoundError: when it is absent.
-        ValueError: when it is damaged, or describes something else than LoRA.
+        ValueError: when it is damaged, describes something else than LoRA, or asks for what would change the backbone
+            or the layers that it is added to (`check_lora_settings`).
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -197,12 +203,20 @@ def read_lora_config(folder: Path) -> LoraConfig:
     """
     require_files(folder, [LORA_CONFIG_FILE])  # PEFT would look for an absent file on the hub
     try:
+        check_lora_settings(_read_json(folder / LORA_CONFIG_FILE))  # PEFT acts on some of them while it reads
         config = LoraConfig.from_pretrained(str(folder))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / LORA_CONFIG_FILE}: {error}") from error
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{folder / LORA_CONFIG_FILE} describes {config.peft_type}, expected LoRA.")
     return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"expected a JSON object, got {type(settings).__name__}.")
+    return settings
 
 
 def read_config(path: Path) -> LlavaRewardConfig:

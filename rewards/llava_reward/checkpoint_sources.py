@@ -8,16 +8,22 @@ from typing import Any
 from fk_reward.rewards.hub_paths import model_source
 from fk_reward.rewards.llava_reward.cards import OFFICIAL_BACKBONES
 from fk_reward.rewards.llava_reward.checkpoint import (
+    ADAPTER_FOLDER,
     CONFIG_FILE,
+    LORA_CONFIG_FILE,
     TENSORS_FILE,
     RewardCheckpoint,
     load_own_checkpoint,
     read_config,
+    read_lora_config,
     require_files,
 )
 from fk_reward.rewards.llava_reward.discovery import download_official, find_official_folder
 from fk_reward.rewards.llava_reward.loading import Adapter
-from fk_reward.rewards.llava_reward.official_checkpoint import YAML_FILE, load_official_checkpoint
+from fk_reward.rewards.llava_reward.official_checkpoint import LORA_FOLDER, YAML_FILE, load_official_checkpoint
+
+_DIMENSION = 'dimension="alignment" (or "fidelity", "safety", "overall")'
+"""What an official checkpoint needs to be told, as it is typed."""
 
 
 def read_checkpoint(
@@ -40,10 +46,29 @@ def read_checkpoint(
     if folder is not None:
         return _of_dimension(load_own_checkpoint(folder), dimension, adapter)
     if dimension is None:
-        raise ValueError(f"{adapter} has no {CONFIG_FILE}: name the dimension to look for among official checkpoints.")
+        raise ValueError(f"{_unnamed(adapter)}: pass {_DIMENSION}.")
     folder = _official_folder(adapter, backbone=backbone, dimension=dimension, revision=revision)
     base_model = OFFICIAL_BACKBONES.get(backbone, backbone)
     return load_official_checkpoint(folder, backbone=backbone, dimension=dimension, base_model=base_model)
+
+
+def check_before_loading(adapter: Adapter, *, dimension: str | None, revision: str = "main") -> None:
+    """Refuse what the small files of a checkpoint show to be wrong, before a backbone is loaded for it.
+
+    Args:
+        adapter: as for `read_checkpoint`.
+        dimension: as for `read_checkpoint`.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        ValueError: an official checkpoint without a dimension, or an adapter that is not plain LoRA.
+    """
+    folder = _own_folder(adapter, revision=revision)
+    if folder is None and dimension is None:
+        raise ValueError(f"{_unnamed(adapter)}: pass {_DIMENSION}.")
+    lora = Path(adapter) / LORA_FOLDER if folder is None else folder / ADAPTER_FOLDER
+    if (lora / LORA_CONFIG_FILE).is_file():
+        read_lora_config(lora)
 
 
 def base_model_of(adapter: Adapter, *, revision: str = "main") -> str:
@@ -54,7 +79,8 @@ def base_model_of(adapter: Adapter, *, revision: str = "main") -> str:
     """
     folder = _own_folder(adapter, revision=revision)
     if folder is None:
-        raise ValueError(f"{adapter} has no {CONFIG_FILE}, so it names no backbone: pass backbone=<hub id or folder>.")
+        known = ", ".join(map(repr, OFFICIAL_BACKBONES.values()))
+        raise ValueError(f"{_unnamed(adapter)}: pass backbone=<hub id or folder, such as {known}> and {_DIMENSION}.")
     require_files(folder, [CONFIG_FILE, TENSORS_FILE])  # before a backbone is loaded for it
     return read_config(folder / CONFIG_FILE).base_model
 
@@ -70,6 +96,13 @@ def options_of(adapter: Adapter, *, backbone: str, revision: str = "main") -> di
     folder = _own_folder(adapter, revision=revision)
     config = None if folder is None else read_config(folder / CONFIG_FILE)
     return dict(config.backbone_options) if config is not None and config.backbone == backbone else {}
+
+
+def _unnamed(adapter: Adapter) -> str:
+    """What a checkpoint that is not in our format is, and what it does not say."""
+    is_official = (Path(adapter) / YAML_FILE).is_file()
+    kind = f"is in the official format ({YAML_FILE})" if is_official else f"has no {CONFIG_FILE}"
+    return f"{adapter} {kind}, which names neither its backbone nor its dimension"
 
 
 def _of_dimension(checkpoint: RewardCheckpoint, dimension: str | None, adapter: Adapter) -> RewardCheckpoint:

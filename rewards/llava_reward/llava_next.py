@@ -15,6 +15,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
 from fk_reward.rewards.llava_reward.llava_next_images import AnyResTransform
 from fk_reward.rewards.loading_report import load_headless
+from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
 
 _PLACEHOLDER = "{prompt}"
 
@@ -125,10 +126,11 @@ class LlavaNextBackbone(Backbone):
             times (H, W), and `num_crops`, B numbers.
 
         Raises:
-            ValueError: when a prompt contains the image token, or there are not as many prompts as images.
+            ValueError: when a prompt contains a control token, or there are not as many prompts as images.
 
         B: number of images, N: number of crops of all of them, P: side of a crop.
         """
+        refuse_control_tokens(prompts, control_tokens(self.tokenizer))
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         rows = [self._tokenize(prompt, self._num_tokens(size)) for prompt, size in zip(prompts, sizes, strict=True)]
         input_ids = pad_sequence(rows, batch_first=True).to(self.device)

@@ -65,7 +65,7 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
         ValueError: when adapter and backbone do not belong together; it says in what.
     """
     from fk_reward.rewards.llava_reward.backbones import backbone_class, default_options
-    from fk_reward.rewards.llava_reward.checkpoint_sources import base_model_of, options_of
+    from fk_reward.rewards.llava_reward.checkpoint_sources import base_model_of, check_before_loading, options_of
     from fk_reward.rewards.llava_reward.dimensions import attach_adapter
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
     from fk_reward.rewards.llava_reward.sharing import shared_model
@@ -73,6 +73,8 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
     adapters = _by_dimension(adapter, dimension)
     first = next(iter(adapters.values()))
     path = backbone if backbone is not None else base_model_of(first, revision=revision)
+    for name, source in adapters.items():
+        check_before_loading(source, dimension=name, revision=revision)
     cls = backbone_class(path, revision=backbone_revision)
     options = {"num_crops": num_crops, "min_pixels": min_pixels, "max_pixels": max_pixels}
     settings = {

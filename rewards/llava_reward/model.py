@@ -15,6 +15,7 @@ from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
 from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.head import RewardHead
+from fk_reward.rewards.prompt_limits import num_positions, require_positions
 
 
 class LlavaRewardModel(nn.Module):
@@ -75,8 +76,14 @@ class LlavaRewardModel(nn.Module):
 
         Returns:
             For each key (B, d) float32, the head's raw output.
+
+        Raises:
+            ValueError: when image and prompt have more tokens than the backbone has positions, and as
+                `Backbone.prepare`.
         """
         inputs = self.backbone.prepare([image.to(self.backbone.device) for image in images], prompts)
+        lengths = inputs.attention_mask.sum(dim=1).tolist()
+        require_positions(lengths, prompts, num_positions(self.backbone.language_model.config))
         features = self.backbone.encode_images(inputs)
         visual = [self._project(features, inputs, key) for key in keys]
         hidden = self._last_hidden(inputs, visual, keys)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from torch import Tensor
 
@@ -29,6 +27,7 @@ from fk_reward.rewards.llava_reward.checkpoint import (
     require_files,
 )
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
+from fk_reward.rewards.state_dicts import read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +122,7 @@ def load_official_checkpoint(
     lora_files = [f"{LORA_FOLDER}/{name}" for name in (LORA_CONFIG_FILE, lora_file)]
     require_files(folder, [YAML_FILE, TENSORS_FILE, *lora_files])
     lora = _read_lora(folder / LORA_FOLDER / lora_file)
-    tensors = _read_pickled(folder / TENSORS_FILE)
+    tensors = read_state_dict(folder / TENSORS_FILE)
     try:
         settings = _read_settings(folder / YAML_FILE)
         _check_backbone(backbone, lora, tensors)
@@ -199,18 +198,8 @@ def _objective(settings: Mapping[str, Any], asked: str | None) -> str:
     return asked or possible[0]
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors and was refused: {error}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path} must hold a mapping of names to tensors.")
-    return tensors
-
-
 def _read_lora(path: Path) -> dict[str, Tensor]:
-    tensors = read_safetensors(path)[0] if path.name == LORA_FILE else _read_pickled(path)
+    tensors = read_safetensors(path)[0] if path.name == LORA_FILE else read_state_dict(path)
     lora = {}
     for key, tensor in tensors.items():
         match = _LORA_KEY.fullmatch(key)
@@ -225,7 +214,7 @@ def _read_lora(path: Path) -> dict[str, Tensor]:
 def _lora_config(folder: Path, lora: Mapping[str, Tensor], *, base_model: str) -> LoraConfig:
     """The exact module names replace all other ways to select modules, and the authors' class names go."""
     config = read_lora_config(folder)
-    for name in ("modules_to_save", "rank_pattern", "alpha_pattern"):
+    for name in ("rank_pattern", "alpha_pattern"):
         if getattr(config, name):
             raise ValueError(f"{LORA_CONFIG_FILE}: {name} is not supported, got {getattr(config, name)!r}.")
     config.target_modules = {key.partition(".lora_")[0] for key in lora}

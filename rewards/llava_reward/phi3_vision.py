@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
 from fk_reward.rewards.llava_reward.phi3_vision_images import CLIP_MEAN, CLIP_STD, HDTransform
 from fk_reward.rewards.llava_reward.phi3_vision_model import PhiLanguageModel, PhiVisionModel
 from fk_reward.rewards.loading_report import load_headless
+from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 _TEXT_BEFORE_IMAGE = "<|user|>\n"
+_IMAGE_TAG = re.compile(r"<\|image_\d+\|>")
 
 
 class PhiVisionBackbone(Backbone):
@@ -174,6 +177,9 @@ class PhiVisionBackbone(Backbone):
 
     def _tokenize(self, prompts: Sequence[str], counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """For each prompt and number of visual tokens the ids of its row, 0 for the visual ones, and their mask."""
+        refuse_control_tokens(prompts, control_tokens(self.tokenizer))
+        for prompt in prompts:  # not in the vocabulary: the official processor finds it by a pattern
+            refuse_control_tokens([prompt], _IMAGE_TAG.findall(prompt))
         before = self.tokenizer(_TEXT_BEFORE_IMAGE).input_ids
         after = self.tokenizer([f"\n{prompt}{self.tokenizer.eos_token}" for prompt in prompts]).input_ids
         rows = []

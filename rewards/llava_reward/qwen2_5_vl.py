@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
 from fk_reward.rewards.llava_reward.qwen2_5_vl_images import PatchTransform
 from fk_reward.rewards.loading_report import load_headless
+from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLModel, Qwen2Tokenizer
@@ -141,9 +142,10 @@ class QwenVLBackbone(Backbone):
         """Cut the images into patches and tokenise the prompts; `extras` has `grid_thw` and `position_ids`.
 
         Raises:
-            ValueError: for a prompt that contains `<|image_pad|>`, an image with one side more than 200 times the
-                other, and unequal counts.
+            ValueError: for a prompt that contains a control token such as `<|image_pad|>`, an image with one side more
+                than 200 times the other, and unequal counts.
         """
+        refuse_control_tokens(prompts, control_tokens(self.tokenizer, IMAGE_TOKEN))
         patches, grids = zip(*(self.transform(image) for image in images), strict=True)
         grid_thw = torch.tensor([(1, *grid) for grid in grids])
         num_visual_tokens = (grid_thw.prod(dim=1) // self.transform.merge_size**2).tolist()
@@ -184,8 +186,6 @@ class QwenVLBackbone(Backbone):
 
 
 def _text(prompt: str, num_visual_tokens: int) -> str:
-    if IMAGE_TOKEN in prompt:
-        raise ValueError(f"A prompt must not contain {IMAGE_TOKEN}, which stands for the image; got {prompt!r}.")
     return TEMPLATE.format(image=IMAGE_TOKEN * num_visual_tokens, prompt=prompt)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fk_reward.user_text import shortened
+
 _QUOTED = 1000
 
 
@@ -43,7 +45,8 @@ class JudgeAnswerError(ValueError):
         self.indices = tuple(indices)
         images = "image " + str(indices[0]) if len(indices) == 1 else "images " + " and ".join(map(str, indices))
         quoted = repr(self.answer[:_QUOTED]) + ("..." if len(self.answer) > _QUOTED else "")
-        super().__init__(f"{judge}, {images}, prompt {prompt!r}: {reason}. The answer was {quoted}.")
+        shown = shortened(repr(prompt), _QUOTED)
+        super().__init__(f"{judge}, {images}, prompt {shown}: {reason}. The answer was {quoted}.")
 
     def at(self, places: Sequence[int]) -> JudgeAnswerError:
         """The same error for someone who knows image i as `places[i]`."""

@@ -80,11 +80,18 @@ class TransformersEngine:
     def generate(
         self, images: Sequence[Sequence[Image.Image]], messages: Sequence[Messages], *, sampling: Sampling
     ) -> list[str]:
-        """Answer conversations in one batch; see `JudgeEngine.generate`."""
-        processor = self.model.processor
+        """Answer conversations in one batch; see `JudgeEngine.generate`.
+
+        Raises:
+            ValueError: when a text holds a control token of the model, or a conversation and its answer have more
+                tokens than the model has positions.
+        """
+        processor, asked = self.model.processor, [_texts_of(message) for message in messages]
+        self.model.refuse_control_tokens(asked)
         texts = processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         nested = [list(pictures) for pictures in images]
         inputs = processor(text=texts, images=nested, padding=True, return_tensors="pt")
+        self.model.require_positions(inputs["attention_mask"], asked, answer=sampling.max_new_tokens)
         inputs = inputs.to(self.model.device, dtype=self.model.dtype)  # casts floating tensors only
         tokens = self._generate(dict(inputs), sampling)
         if not self.model.is_encoder_decoder:
@@ -110,3 +117,8 @@ class TransformersEngine:
         ends = self.model.model.generation_config.eos_token_id
         ended = torch.isin(tokens, torch.tensor([] if ends is None else ends).to(tokens)).any()
         return text if ended else FlawedAnswer(text, flaw=f"it was cut off at {sampling.max_new_tokens} tokens")
+
+
+def _texts_of(messages: Messages) -> str:
+    """The texts of a conversation, without its images."""
+    return "\n".join(part["text"] for message in messages for part in message["content"] if part["type"] == "text")

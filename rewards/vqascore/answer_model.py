@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fk_reward.rewards.inputs import pictures_of
+from fk_reward.rewards.prompt_limits import control_tokens, num_positions, refuse_control_tokens, require_positions
 from fk_reward.rewards.vqascore.pixels import pixel_transform
 from fk_reward.rewards.vqascore.question_text import question_text
 
@@ -111,16 +112,34 @@ class AnswerModel(nn.Module):
             (B, V) float32, before softmax.
 
         Raises:
-            ValueError: when a question contains the token that stands for the image, or as the processor.
+            ValueError: when a question contains the token that stands for the image, or has with the image more tokens
+                than the model has positions; and as the processor.
 
         B: number of images, H, W: height and width, V: size of the vocabulary.
         """
         inputs = self._inputs(images, [self._text(question, system, opening) for question in questions])
+        self.require_positions(inputs["attention_mask"], questions)
         if self.is_encoder_decoder:
             inputs["decoder_input_ids"] = self._decoder_input_ids(opening).expand(len(images), -1)
         elif self._keeps_logits:
             inputs["logits_to_keep"] = 1
         return self.model(**inputs, use_cache=False).logits[:, -1].float()
+
+    def refuse_control_tokens(self, prompts: Sequence[str]) -> None:
+        """Raise a ValueError for a prompt that holds a control token of the tokenizer, or the image's."""
+        image_token = getattr(self.processor, "image_token", None)
+        refuse_control_tokens(prompts, control_tokens(self.processor.tokenizer, image_token))
+
+    def require_positions(self, attention_mask: Tensor, prompts: Sequence[str], *, answer: int = 0) -> None:
+        """Raise a ValueError for a row of tokens that, with `answer` more, is longer than the model.
+
+        Args:
+            attention_mask: (B, S), 1 at real tokens.
+            prompts: B texts, for the message.
+            answer: tokens that are to be generated.
+        """
+        answer = 0 if self.is_encoder_decoder else answer
+        require_positions(attention_mask.sum(dim=1).tolist(), prompts, num_positions(self.model.config), answer=answer)
 
     def _text(self, question: str, system: str | None, opening: str) -> str:
         text = question_text(self.processor, question, system=system)

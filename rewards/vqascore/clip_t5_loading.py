@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, CLIPVisionConfig, PreTrainedConfig, T5Co
 
 from fk_reward.rewards.loading_report import check_complete
 from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.state_dicts import WRAPPED_NAMES
 from fk_reward.rewards.vqascore.clip_t5 import ClipT5, ClipT5Processor
 
 _SETTINGS = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch"}
@@ -42,7 +43,12 @@ def load_clip_t5(path: str, *, revision: str = "main", **options: Any) -> tuple[
     """
     config, vision = _read_config(path, revision=revision)
     model, info = ClipT5.from_pretrained(
-        path, config=config, revision=revision, key_mapping=_NAMES, output_loading_info=True, **options
+        path,
+        config=config,
+        revision=revision,
+        key_mapping={**WRAPPED_NAMES, **_NAMES},
+        output_loading_info=True,
+        **options,
     )
     check_complete(path, info)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)

@@ -14,6 +14,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from fk_reward.models import resolve_model
 from fk_reward.rewards.hub_paths import file_state
 from fk_reward.rewards.loading_report import check_complete
+from fk_reward.rewards.state_dicts import WRAPPED_NAMES
 from fk_reward.rewards.vqascore.answer_model import AnswerModel
 from fk_reward.rewards.vqascore.clip_t5_loading import is_clip_t5, load_clip_t5
 
@@ -60,7 +61,9 @@ def _load(path: str, options: dict[str, Any]) -> AnswerModel:
     if is_clip_t5(config):
         return AnswerModel(*load_clip_t5(path, **options))
     _check_architecture(path, config)
-    model, info = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **options)
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        path, key_mapping=dict(WRAPPED_NAMES), output_loading_info=True, **options
+    )
     check_complete(path, info)
     return AnswerModel(model, load_processor(path, revision=revision))
 

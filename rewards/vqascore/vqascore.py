@@ -99,5 +99,6 @@ class VQAScore(Reward):
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Ask one question about each image; shapes as in `Reward.score`."""
+        self.model.refuse_control_tokens(list(dict.fromkeys(prompts)))
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
         return answer_probability(self.model(images, questions, system=self.system), self.tokens)

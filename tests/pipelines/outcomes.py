@@ -31,7 +31,8 @@ STEPS = 3
 TOLERANCE = 3e-4  # between batches of different sizes, float32
 _DENOISERS = re.compile("UNet|Transformer|UVit|DiT|UniDiffuserModel|Prior")
 _REMEDIES = re.compile(
-    r"preview|num_resamples=0|best of|Pruning|one prompt|[Pp]ass |[Uu]se |[Aa]sk for|[Ww]rap |cannot be (steered|batched)"
+    r"preview|num_resamples=0|best of|Pruning|one prompt|[Pp]ass |[Uu]se |[Aa]sk for|[Ww]rap |"
+    r"cannot be (steered|batched)"
 )
 _WITHOUT_RESAMPLING = re.compile("num_resamples=0|best of|Pruning")
 
@@ -213,6 +214,8 @@ class Examination:
         """Nothing is resampled: the images of the stock pipeline for each output type, and rewards that are theirs."""
         self._expected_np = expected = self._expected()
         self._finished = self._samples[-1] if self._samples else None
+        if self.family.encodes:  # inpainting puts the known part back behind the last step
+            self._finished = self.stock("latent")
         order = np.argsort(-expected[..., 0].mean((1, 2)), kind="stable")
         arguments = {"num_particles": 2, "num_resamples": 0, "num_images_per_prompt": 2, **self._plain_eta()}
         for output_type in ("np", "pt", "pil"):
@@ -284,7 +287,10 @@ class Examination:
             together = run(PROMPTS)
         except Refused:
             return "one a call"
-        _check_close(together, np.concatenate(alone), "two prompts against each alone")
+        # the encoding of a shared image moves a generator on, which alone is that of another prompt
+        comparable = len(alone[0]) if self.family.encodes else len(together)
+        expected = np.concatenate(alone)
+        _check_close(together[:comparable], expected[:comparable], "two prompts against each alone")
         return "together"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
+import shutil
 
 import pytest
 import torch
@@ -81,8 +83,29 @@ class TestErrors:
             phi.load("beauty")
 
     def test_dimension_missing_for_official_files(self, phi):
-        with pytest.raises(ValueError, match="name the dimension"):
+        with pytest.raises(ValueError, match="no reward_config.json, .*pass dimension=.alignment."):
             load_reward("llava-reward", backbone=phi.backbone, adapter=phi.adapters)
+
+    @pytest.mark.parametrize("options", [{}, {"backbone": True}])
+    def test_a_folder_that_is_an_official_checkpoint_says_what_to_pass(self, phi, options):
+        folder = next(phi.adapters.rglob("reward_config.yaml")).parent
+        options = {name: phi.backbone for name in options}
+        with pytest.raises(ValueError, match=r"in the official format .*pass .*dimension=\"alignment\""):
+            load_reward("llava-reward", adapter=folder, **options)
+        reward = phi.load("safety")
+        with pytest.raises(ValueError, match=r"in the official format .*pass dimension=\"alignment\""):
+            reward.add_dimension(folder)
+        assert "fidelity" in reward.add_dimension(folder, dimension="fidelity").dimensions
+
+    def test_what_the_small_files_show_is_told_before_a_backbone_is_loaded(self, phi, tmp_path, monkeypatch):
+        official = shutil.copytree(next(phi.adapters.rglob("reward_config.yaml")).parent, tmp_path / "official")
+        phi.load("safety").save_pretrained(tmp_path / "own")
+        monkeypatch.setattr("fk_reward.rewards.llava_reward.sharing.load_backbone", None)
+        for folder, config in ((official, "lora"), (tmp_path / "own", "adapter")):
+            path = folder / config / "adapter_config.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "use_dora": True}))
+            with pytest.raises(ValueError, match=f"{config}.adapter_config.json: use_dora=True"):
+                load_reward("llava-reward", backbone=phi.backbone, adapter={"safety": folder}, offload=True)
 
     def test_backbone_missing_for_official_files(self, phi):
         with pytest.raises(ValueError, match="pass backbone="):

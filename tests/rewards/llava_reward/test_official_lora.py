@@ -79,7 +79,7 @@ def test_two_adapters_in_one_file_are_refused(write):
     [
         ({"r": 8}, "the configuration says 8"),
         ({"rank_pattern": {"o_proj": 2}}, "rank_pattern is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save=.* is not plain LoRA"),
     ],
 )
 def test_lora_configurations_that_do_not_fit(write, changes, message):

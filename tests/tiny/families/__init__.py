@@ -10,6 +10,7 @@ from tests.tiny.families.family import Family
 from tests.tiny.families.flux import FLUX
 from tests.tiny.families.flux2 import FLUX2
 from tests.tiny.families.hunyuan import HUNYUAN
+from tests.tiny.families.image_to_image import IMAGE_TO_IMAGE
 from tests.tiny.families.kandinsky import KANDINSKY
 from tests.tiny.families.linear_attention import LINEAR_ATTENTION
 from tests.tiny.families.mixed import MIXED
@@ -33,6 +34,7 @@ GROUPS: dict[str, dict[str, Family]] = {
     "Stable Cascade, Wuerstchen": CASCADE,
     "others": MIXED,
     "pixels, and older ones": OLDER,
+    "from an image": IMAGE_TO_IMAGE,
 }
 FAMILIES: dict[str, Family] = {name: family for group in GROUPS.values() for name, family in group.items()}
 

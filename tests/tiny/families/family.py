@@ -35,12 +35,14 @@ class Family:
             `output_type`.
         conditions: see `Conditions`.
         note: what a user should know, for the table of the docs.
+        encodes: the first image's generator also draws for the encoding of an image that all prompts share.
     """
 
     make: Callable[[], DiffusionPipeline]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     conditions: Conditions = as_text
     note: str = ""
+    encodes: bool = False
 
     def build(self) -> DiffusionPipeline:
         """A fresh pipeline; the global generator stays as it was."""

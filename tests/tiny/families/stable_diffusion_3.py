@@ -10,6 +10,7 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogView3PlusPipeline,
     CogView3PlusTransformer2DModel,
+    CogView4ControlPipeline,
     CogView4Pipeline,
     CogView4Transformer2DModel,
     DPMSolverMultistepScheduler,
@@ -38,17 +39,18 @@ from tests.tiny.transformers_family import make_pixart, make_sd3
 _SMALL = {"height": 64, "width": 64}
 
 
-def _sd3_components() -> dict[str, Any]:
+def sd3_components() -> dict[str, Any]:
+    """The parts of Stable Diffusion 3, with the deterministic sampler that its repositories state."""
     return dict(make_sd3(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)).components)
 
 
 def _sd3() -> StableDiffusion3Pipeline:
-    return StableDiffusion3Pipeline(**_sd3_components())
+    return StableDiffusion3Pipeline(**sd3_components())
 
 
 def _sd3_pag() -> StableDiffusion3PAGPipeline:
     components = {
-        name: value for name, value in _sd3_components().items() if name not in ("image_encoder", "feature_extractor")
+        name: value for name, value in sd3_components().items() if name not in ("image_encoder", "feature_extractor")
     }
     return StableDiffusion3PAGPipeline(**components, pag_applied_layers=["blocks.0"])
 
@@ -66,7 +68,7 @@ def _sd3_controlnet() -> StableDiffusion3ControlNetPipeline:
         pooled_projection_dim=2 * HIDDEN_SIZE,
         pos_embed_max_size=16,
     )
-    components = _sd3_components()
+    components = sd3_components()
     make_encoder_certain(components["vae"])
     return StableDiffusion3ControlNetPipeline(**components, controlnet=controlnet)
 
@@ -143,11 +145,11 @@ def _cogview3() -> CogView3PlusPipeline:
     )
 
 
-def _cogview4() -> CogView4Pipeline:
-    return CogView4Pipeline(
-        transformer=CogView4Transformer2DModel(
+def _cogview4_components(*, in_channels: int = 4) -> dict[str, Any]:
+    return {
+        "transformer": CogView4Transformer2DModel(
             patch_size=2,
-            in_channels=4,
+            in_channels=in_channels,
             num_layers=2,
             attention_head_dim=4,
             num_attention_heads=4,
@@ -156,13 +158,23 @@ def _cogview4() -> CogView4Pipeline:
             time_embed_dim=8,
             condition_dim=4,
         ),
-        vae=make_vae(scaling_factor=0.13025),
-        scheduler=FlowMatchEulerDiscreteScheduler(
+        "vae": make_vae(scaling_factor=0.13025),
+        "scheduler": FlowMatchEulerDiscreteScheduler(
             base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
         ),
-        text_encoder=GlmModel(GlmConfig(**TEXT_SIZES)),
-        tokenizer=make_letter_tokenizer(bos=True),
-    )
+        "text_encoder": GlmModel(GlmConfig(**TEXT_SIZES)),
+        "tokenizer": make_letter_tokenizer(bos=True),
+    }
+
+
+def _cogview4() -> CogView4Pipeline:
+    return CogView4Pipeline(**_cogview4_components())
+
+
+def _cogview4_control() -> CogView4ControlPipeline:
+    components = _cogview4_components(in_channels=8)
+    make_encoder_certain(components["vae"])
+    return CogView4ControlPipeline(**components)
 
 
 def _lumina() -> LuminaPipeline:
@@ -221,6 +233,9 @@ STABLE_DIFFUSION_3 = {
     "PixArtSigmaPAGPipeline": Family(_pixart_pag, _PIXART_CALL),
     "CogView3PlusPipeline": Family(_cogview3, _SMALL | {"max_sequence_length": 40}),
     "CogView4Pipeline": Family(_cogview4, _SMALL | {"max_sequence_length": 48}),
+    "CogView4ControlPipeline": Family(
+        _cogview4_control, _SMALL | {"control_image": CONTROL, "max_sequence_length": 48}
+    ),
     "LuminaPipeline": Family(_lumina, _SMALL | {"clean_caption": False, "max_sequence_length": 64}),
     "Lumina2Pipeline": Family(_lumina2, _SMALL | {"system_prompt": "draw"}),
 }
