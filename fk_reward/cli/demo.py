@@ -45,9 +45,9 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     from fk_reward.shapes import benchmark_prompts
 
     steering = replace(STEERING, num_particles=num_particles, reward_scale=parse_reward_scale(reward_scale))
-    pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype="float32")
     arguments = {"num_inference_steps": steps, **default_guidance(model, None)}
     with hold_folder(out):
+        pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype="float32")
         result = run_demo(pipe, benchmark_prompts(num_prompts), seed=seed, arguments=arguments)
         record = {"model": model, "reward": reward, "seed": seed, "arguments": arguments, **to_record(result)}
         write_whole(out / "demo.json", json.dumps(record, indent=2) + "\n")
