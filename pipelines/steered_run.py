@@ -104,7 +104,7 @@ class SteeredRun:
         if self.particle_filter.config.resamples and records.num_steps == 0:
             raise RuntimeError(
                 f"{type(pipe).__name__} never called the step of its scheduler ({type(pipe.scheduler).__name__}), so "
-                "that nothing was steered: it uses another scheduler, or a copy."
+                "that nothing was steered: it uses another scheduler, or a copy, or strength leaves no step to make."
             )
         if records.holds_noise and scheduler_name(pipe.scheduler) is not None:
             self.predicted = records.last_x0_pred()
