@@ -20,6 +20,7 @@ from diffusers import (
 )
 
 from fk_reward import FKSteeringConfig, ParticleFilter, steer
+from fk_reward.pipelines import FlowMatchSDEScheduler
 from fk_reward.row_state import SchedulerHistory
 from fk_reward.stochasticity import require_stochastic
 from tests.fk_reward.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
@@ -174,7 +175,9 @@ DETERMINISTIC = [
         {},
         "use solver_order=2",
     ),
-    (FlowMatchEulerDiscreteScheduler(), {}, "stochastic_sampling=True"),
+    (FlowMatchEulerDiscreteScheduler(), {}, "FlowMatchSDEScheduler"),
+    (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), {}, "FlowMatchLCMScheduler"),
+    (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3), {}, "use solver_order=2"),
 ]
 
 
@@ -233,7 +236,7 @@ def test_step_defaults_fill_only_what_is_missing():
     ("scheduler", "custom"),
     [
         (DDPMScheduler(clip_sample=False), {"timesteps": [900, 600, 300, 100, 10]}),
-        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), {"sigmas": [1.0, 0.8, 0.5, 0.3, 0.1]}),
+        (FlowMatchSDEScheduler(), {"sigmas": [1.0, 0.8, 0.5, 0.3, 0.1]}),
     ],
 )
 def test_custom_timesteps_and_sigmas(scheduler, custom):
