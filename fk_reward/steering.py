@@ -405,7 +405,7 @@ class _StepInterceptor:
 
 
 def _roles(signature: inspect.Signature) -> list[str]:
-    """The parameters of a step for model output, timestep and sample: by name, or the first three, whatever they are."""
+    """The parameters of a step for model output, timestep and sample: by name, or the first three of any names."""
     usual, names = ["model_output", "timestep", "sample"], list(signature.parameters)
     return usual if set(usual) <= set(names) else names[:_NUM_ROLES]
 
