@@ -175,7 +175,6 @@ def _prior_tokens(prompts: list[str]) -> dict[str, Any]:
     """What GLM would have written: one token for each 2 x 2 latents."""
     return {
         "prompt_embeds": embedded(prompts, 8, TEXT_SIZE),
-        "negative_prompt_embeds": embedded([""] * len(prompts), 8, TEXT_SIZE),
         "prior_token_ids": (embedded(prompts, 16).abs() * 5).long().clamp(max=15),
     }
 
@@ -226,7 +225,7 @@ MIXED = {
         _z_image_controlnet, _SMALL | {"control_image": CONTROL, "max_sequence_length": 64, "guidance_scale": 3.0}
     ),
     "HunyuanImagePipeline": Family(_hunyuan_image, _SMALL),
-    "GlmImagePipeline": Family(_glm_image, _SMALL, _prior_tokens),
+    "GlmImagePipeline": Family(_glm_image, _SMALL | {"guidance_scale": 1.0}, _prior_tokens),
     "DreamLitePipeline": Family(_dreamlite, _SMALL | {"max_sequence_length": 160}, _single_text),
     "DreamLiteMobilePipeline": Family(_dreamlite_mobile, _SMALL | {"max_sequence_length": 160}, _single_text),
 }
