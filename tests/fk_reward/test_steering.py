@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -77,6 +78,35 @@ def test_equals_particles_run_one_by_one(name, kind):
     assert max(moved) > 0, "nothing was resampled while there was a history"
     torch.testing.assert_close(sample, one_by_one_loop(name, kind, resampled), rtol=1e-5, atol=1e-5)
     assert len(torch.unique(sample.flatten(1), dim=0)) == NUM_PARTICLES, "copies stayed identical"
+
+
+def cogvideox_loop(particle_filter, ancestors_by_step=None):
+    """CogView3-Plus's loop, which hands the prediction of the step before over; steered, or copied by hand."""
+    scheduler = CogVideoXDPMScheduler(prediction_type="v_prediction", snr_shift_scale=3.0)
+    scheduler.set_timesteps(10)
+    sample, history, slots = initial_sample(scheduler, NUM_PARTICLES), None, generators()
+    with steer(scheduler, particle_filter, score) as records:
+        for index, timestep in enumerate(scheduler.timesteps):
+            output = toy_model(sample, timestep)
+            before = scheduler.timesteps[index - 1] if index else None
+            if ancestors_by_step is not None and index in ancestors_by_step:
+                rows = ancestors_by_step[index]
+                sample, output, history = sample[rows], output[rows], None if history is None else history[rows]
+            sample, history = scheduler.step(output, history, timestep, before, sample, generator=slots)
+    return sample, {r.step: r.ancestors[0].tolist() for r in records if r.ancestors is not None}
+
+
+def test_a_history_that_the_loop_hands_over_is_gathered():
+    sample, resampled = cogvideox_loop(ParticleFilter(EVERY_STEP, generator=torch.Generator().manual_seed(5)))
+    assert max(step for step, chosen in resampled.items() if chosen != list(range(NUM_PARTICLES))) > 0
+    by_hand, _ = cogvideox_loop(ParticleFilter(replace(EVERY_STEP, num_resamples=0)), resampled)
+    torch.testing.assert_close(sample, by_hand, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_of_that_history_is_noticed(monkeypatch):
+    monkeypatch.setattr("fk_reward.steering._HANDED_HISTORY", "no such argument")
+    with pytest.raises(AssertionError):
+        test_a_history_that_the_loop_hands_over_is_gathered()
 
 
 @pytest.mark.parametrize("name", ["dpm-sde-2", "dpm-singlestep-2"])
