@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fk_reward.config import FKSteeringConfig
+from fk_reward.finite_steps import FiniteWatch, bounded_variance
 from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.row_state import RowState, SchedulerHistory
 from fk_reward.step_checks import CopiesCheck, check_reported_x0
-from fk_reward.stochasticity import adds_noise_now, require_stochastic, step_signature
+from fk_reward.stochasticity import adds_noise_now, require_matching_steps, require_stochastic, step_signature
 from fk_reward.x0_prediction import predict_x0, scheduler_name
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ _NUM_ROLES = 3
 
 NumSteps: TypeAlias = int | Callable[[], int | None] | None
 """How many steps will run; a function is asked at the first step, and says None where it does not know."""
+
+_HANDED_HISTORY = "old_pred_original_sample"
+"""CogVideoX's SDE keeps no history of its own: the loop hands it the prediction of the step before."""
 
 
 @dataclass(frozen=True)
@@ -220,13 +224,12 @@ class _StepInterceptor:
         self._exchange = exchange
         self._original_step = scheduler.step
         self.signature = step_signature(scheduler)
-        self._roles = list(self.signature.parameters)[
-            :_NUM_ROLES
-        ]  # model_output, timestep, sample, whatever they are called
+        self._roles = _roles(self.signature)
         self._num_done = 0
         self._pending: list[tuple[int, int]] = []
         self._copies = CopiesCheck(scheduler)
         self._x0_pred: Tensor | None = None
+        self._finite = FiniteWatch(scheduler)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.signature.bind(*args, **kwargs)
@@ -260,6 +263,17 @@ class _StepInterceptor:
     def _call_original(self, bound: inspect.BoundArguments) -> Any:
         if len(self._roles) < _NUM_ROLES:  # a scheduler that is not known here, and may run where nothing is resampled
             return self._original_step(*bound.args, **bound.kwargs)
+        model_output, _, sample = self._inputs(bound.arguments)
+        self._finite.see("start", sample, step=self._num_done)
+        self._finite.see("denoiser", model_output, step=self._num_done)
+        with bounded_variance(self._scheduler, bound.arguments.get("eta")):
+            output = self._handed_on(bound)
+        self._finite.see("scheduler", output[0], step=self._num_done)
+        return output
+
+    def _handed_on(self, bound: inspect.BoundArguments) -> Any:
+        if self._roles != list(self.signature.parameters)[:_NUM_ROLES]:  # CogVideoX puts its history between them
+            return self._original_step(*bound.args, **bound.kwargs)
         others = {name: value for name, value in bound.arguments.items() if name not in self._roles}
         for name, parameter in self.signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
@@ -272,7 +286,9 @@ class _StepInterceptor:
 
         Raises:
             RuntimeError: when a population that should have shrunk has not.
+            ValueError: when something became NaN or infinite on the way.
         """
+        self._finite.check()
         expected, ran, left = self.records.expected_steps, self._num_done, self._filter.num_particles
         if expected is None:
             return
@@ -327,6 +343,7 @@ class _StepInterceptor:
             self.records.expected_steps = self.num_steps() if callable(self.num_steps) else self.num_steps
             return
         require_stochastic(self._scheduler, eta=arguments.get("eta"))
+        require_matching_steps(self._scheduler)
         num_groups, num_own = self._exchange.num_groups, self._exchange.num_own
         _, timestep, sample = self._inputs(arguments)
         batch_size = len(sample)
@@ -344,6 +361,9 @@ class _StepInterceptor:
     def _weigh_and_resample(self, arguments: dict[str, Any], num_survivors: int) -> None:
         model_output, timestep, sample = self._inputs(arguments)
         x0_pred = predict_x0(self._scheduler, model_output, timestep, sample)
+        for place, tensor in (("start", sample), ("denoiser", model_output), ("prediction", x0_pred)):
+            self._finite.see(place, tensor, step=self._num_done)
+        self._finite.check()  # before the decoder and the reward get to see it
         rewards = self._scored(x0_pred)
         self._filter.weigh(rewards, step=self._num_done)
         log_weights, ess = self._filter.log_weights.clone(), self._filter.ess
@@ -352,6 +372,8 @@ class _StepInterceptor:
             take = functools.partial(self._exchange.take, ancestors=ancestors)
             arguments[self._roles[0]], arguments[self._roles[2]] = take(model_output), take(sample)
             x0_pred = take(x0_pred)
+            if arguments.get(_HANDED_HISTORY) is not None:
+                arguments[_HANDED_HISTORY] = take(arguments[_HANDED_HISTORY])
             for row_state in self.row_states:
                 row_state.gather(take, len(sample))
             self._copies.begin(self._exchange.own(ancestors))
@@ -380,6 +402,12 @@ class _StepInterceptor:
         self.records.append(record)
         if self._callback is not None:
             self._callback(record)
+
+
+def _roles(signature: inspect.Signature) -> list[str]:
+    """The parameters of a step for model output, timestep and sample: by name, or the first three of any names."""
+    usual, names = ["model_output", "timestep", "sample"], list(signature.parameters)
+    return usual if set(usual) <= set(names) else names[:_NUM_ROLES]
 
 
 def _check_effect(config: FKSteeringConfig, num_steps: int) -> None:

@@ -15,6 +15,9 @@ from torch import Tensor
 PredictX0 = Callable[[Any, Tensor, Any, Tensor], Tensor]
 """Scheduler, model output, timestep and sample, to the predicted clean sample, of the shape of the sample."""
 
+_NEVER_CLIP = ("CogVideoXDPMScheduler", "TCDScheduler")
+"""Schedulers that have a setting `clip_sample` and do not read it."""
+
 
 def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
     """Predicted clean sample before a call of `scheduler.step(model_output, timestep, sample)`.
@@ -68,7 +71,7 @@ def _from_alpha_bar(scheduler: Any, model_output: Tensor, timestep: Any, sample:
     x0_pred = _from_alpha_sigma(scheduler, model_output, sample, (alpha_bar**0.5, (1 - alpha_bar) ** 0.5))
     if scheduler.config.get("thresholding"):
         return scheduler._threshold_sample(x0_pred)
-    if scheduler.config.get("clip_sample") and scheduler_name(scheduler) != "TCDScheduler":  # TCD ignores clip_sample
+    if scheduler.config.get("clip_sample") and scheduler_name(scheduler) not in _NEVER_CLIP:
         limit = scheduler.config.clip_sample_range
         return x0_pred.clamp(-limit, limit)
     return x0_pred
@@ -141,6 +144,7 @@ def _unknown_prediction_type(scheduler: Any) -> ValueError:
 
 
 X0_PREDICTIONS: dict[str, PredictX0] = {
+    "CogVideoXDPMScheduler": _from_alpha_bar,
     "DDIMScheduler": _from_alpha_bar,
     "DDPMScheduler": _from_alpha_bar,
     "DPMSolverMultistepScheduler": _from_dpm_solver,
@@ -148,6 +152,8 @@ X0_PREDICTIONS: dict[str, PredictX0] = {
     "EDMDPMSolverMultistepScheduler": _from_dpm_solver,
     "EulerAncestralDiscreteScheduler": _from_sigma,
     "FlowMatchEulerDiscreteScheduler": _from_flow,
+    "FlowMatchLCMScheduler": _from_flow,
+    "FlowMatchSDEScheduler": _from_flow,
     "KDPM2AncestralDiscreteScheduler": _from_two_stage_sigma,
     "LCMScheduler": _from_alpha_bar,
     "TCDScheduler": _from_alpha_bar,

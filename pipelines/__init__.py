@@ -1,5 +1,6 @@
 """Diffusers pipelines wrapped by the Feynman-Kac particle sampler."""
 
+from fk_reward.flow_match_sde import FlowMatchSDEScheduler
 from fk_reward.pipelines.acceleration import Compilation, speed_up
 from fk_reward.pipelines.decoding import LatentDecoder
 from fk_reward.pipelines.default_scheduler import stochastic_scheduler
@@ -14,6 +15,7 @@ __all__ = [
     "Compilation",
     "FKSteeringOutput",
     "FKSteeringPipeline",
+    "FlowMatchSDEScheduler",
     "LatentDecoder",
     "ReducedResolution",
     "Solver",

@@ -25,6 +25,7 @@ _AT_LEAST: Final[dict[str, int]] = {
     **dict.fromkeys(("max_sequence_length", "callback_steps"), 1),
     "clip_skip": 0,
 }
+_IMAGE_SIDES: Final = 3
 _UNIT_RANGE: Final = ("eta", "guidance_rescale", "strength")
 """Of eta above 1 the variance that is left for the direction is negative, and its root NaN."""
 
@@ -54,10 +55,24 @@ def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: num_inference_steps should be at least 1, got 0.
     """
     kinds = _annotated_kinds(pipe)
+    if "strength" in kinds:  # image-to-image and inpainting
+        _check_single_image(arguments)
     return {
         name: None if value is None else _checked(name, value, kinds.get(name, frozenset()))
         for name, value in arguments.items()
     }
+
+
+def _check_single_image(arguments: Mapping[str, Any]) -> None:
+    """Of several images Diffusers puts one after the other, a b a b, where the particles of a prompt stand together."""
+    for name in ("image", "mask_image"):
+        value = arguments.get(name)
+        is_batch = isinstance(value, list | tuple) or getattr(value, "ndim", 0) > _IMAGE_SIDES
+        if is_batch and len(value) > 1:
+            raise ValueError(
+                f"{name} should be one image for all particles of a call, got {len(value)}: call the pipeline once for "
+                "each image."
+            )
 
 
 def _checked(name: str, value: Any, kinds: frozenset[type]) -> Any:

@@ -23,7 +23,7 @@ from fk_reward.pipelines.call_arguments import (
 )
 from fk_reward.pipelines.call_record import describe_call
 from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
-from fk_reward.pipelines.default_scheduler import stochastic_scheduler
+from fk_reward.pipelines.default_scheduler import steerable_if_known, unchanged
 from fk_reward.pipelines.finishing import finish
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.output import FKSteeringOutput
@@ -233,8 +233,9 @@ class FKSteeringPipeline(PipelineProxy):
     ) -> FKSteeringPipeline:
         """Load a pipeline as `DiffusionPipeline.from_pretrained` does, and wrap it.
 
-        Where no `scheduler` is given and the repository's own is deterministic, it is replaced by a stochastic one,
-        which is said in one log line: DDIM with eta 1, or its counterpart for flow-matching and EDM models.
+        Where no `scheduler` is given and the repository's own cannot be steered, it is replaced by one that can, at the
+        same noise levels (`stochastic_scheduler`), and a warning says so. Where none is known it is kept for calls that
+        resample nothing.
 
         Args:
             name_or_path: hub id, folder, embedded model (`"shapes-sd"`) or alias (`"sd-2.1"`, `"sdxl"`).
@@ -253,7 +254,7 @@ class FKSteeringPipeline(PipelineProxy):
         pipe = DiffusionPipeline.from_pretrained(source, **diffusers_arguments)
         own = pipe.scheduler
         if "scheduler" not in diffusers_arguments:
-            pipe.scheduler = stochastic_scheduler(own)
+            pipe.scheduler = steerable_if_known(own)
         wrapped = cls(
             pipe,
             reward=loaded_reward,
@@ -334,7 +335,7 @@ class FKSteeringPipeline(PipelineProxy):
             step_defaults["generator"] = arguments["generator"]  # SD3 and Flux do not hand it on
         arguments["num_images_per_prompt"] = run.exchange.num_own
         arguments["output_type"] = "latent" if output_type == "latent" else "pt"
-        with run.batches.splitting(self.pipe):
+        with unchanged(self.pipe.scheduler), run.batches.splitting(self.pipe):
             out = run.steer(self.pipe, arguments, step_defaults)
             if output_type == "latent" or run.predicted is not None:
                 latents = out.images if run.predicted is None else run.predicted

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 
-from fk_reward.pipelines.beta_schedules import has_betas
+from fk_reward.counterparts import lost_settings, noise_levels
 from fk_reward.stochasticity import takes_argument
 from fk_reward.suggestions import did_you_mean
 
@@ -57,15 +57,19 @@ class Solver:
         """The scheduler of this solver, for the model of another scheduler.
 
         Raises:
-            ValueError: for a flow-matching or an EDM model, which have other noise levels.
+            ValueError: where its noise levels are not those of the model: a solver for schedules of betas and a
+                flow-matching model, a schedule that the new scheduler cannot keep (CogVideoX), ...
         """
-        if not has_betas(scheduler):
+        config = {**lost_settings(scheduler, self.scheduler), **self.config}
+        built = self.scheduler.from_config(scheduler.config, **config)
+        own, levels = noise_levels(scheduler), noise_levels(built)
+        if own is None or levels is None or not own.equal(levels):
             raise ValueError(
-                f"{self.scheduler.__name__} solves models with a schedule of betas, and this one came with "
+                f"{self.scheduler.__name__} has other noise levels than the model, which came with "
                 f"{type(scheduler).__name__}. Leave solver out: FKSteeringPipeline.from_pretrained takes the "
-                "stochastic counterpart of flow-matching and EDM schedulers; num_inference_steps goes into the call."
+                "stochastic counterpart of the model's own scheduler; num_inference_steps goes into the call."
             )
-        return self.scheduler.from_config(scheduler.config, **self.config)
+        return built
 
     def arguments(self, pipe: Any) -> dict[str, Any]:
         """Arguments of the pipeline's call, those that the caller does not give.
@@ -132,7 +136,8 @@ SOLVERS: dict[str, Solver] = {
     "tcd-4": _tcd(4),
     "tcd-8": _tcd(8),
 }
-"""Presets by name. `lcm-*` and `tcd-*` need a model, or a LoRA, that was distilled for them."""
+"""Presets by name. `lcm-*` and `tcd-*` need a model, or a LoRA, that was distilled for them: naming one says that it
+was. With any other model they shrink every mode of the distribution (`docs/schedulers.md`)."""
 
 
 def resolve_solver(solver: str | Solver | None) -> Solver | None:

@@ -104,7 +104,7 @@ class SteeredRun:
         if self.particle_filter.config.resamples and records.num_steps == 0:
             raise RuntimeError(
                 f"{type(pipe).__name__} never called the step of its scheduler ({type(pipe.scheduler).__name__}), so "
-                "that nothing was steered: it uses another scheduler, or a copy."
+                "that nothing was steered: it uses another scheduler, or a copy, or strength leaves no step to make."
             )
         if records.holds_noise and scheduler_name(pipe.scheduler) is not None:
             self.predicted = records.last_x0_pred()
@@ -147,8 +147,8 @@ class SteeredRun:
         bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
         if bad:
             raise ValueError(
-                f"The decoded image of {self._name(first + bad[0])} holds NaN or infinite pixels: the autoencoder or "
-                "the denoiser overflowed. Run the autoencoder in float32 (pipe.vae.to(torch.float32)) or bfloat16."
+                f"The decoded image of {self._name(first + bad[0])} holds NaN or infinite pixels, and its latents were "
+                "finite: the autoencoder overflowed. Run it in float32 (pipe.vae.to(torch.float32)) or bfloat16."
             )
         prompts = [prompt for prompt in self.prompts for _ in range(self._num_own)]
         try:

@@ -139,7 +139,8 @@ def area_under_curve(scores: Tensor, labels: Tensor) -> float | None:
     positive, negative = scores[labels].double(), scores[~labels].double()
     if not len(positive) or not len(negative):
         return None
-    return (0.5 + 0.5 * (positive[:, None] - negative).sign().mean()).item()
+    order = (positive[:, None] > negative).double() - (positive[:, None] < negative).double()  # -inf ties with -inf
+    return (0.5 + 0.5 * order.mean()).item()
 
 
 def join_answers(parts: Sequence[Answers]) -> Answers:
@@ -170,7 +171,9 @@ def _logits(reward: Reward, items: Sequence[PreferenceItem]) -> Tensor:
         scores = torch.stack(rows).unbind(dim=1)
     else:
         scores = tuple(reward(images, prompts) for images, prompts in columns)
-    return sign * (scores[0] - scores[1] if len(scores) > 1 else scores[0])
+    if len(scores) == 1:
+        return sign * scores[0]
+    return sign * (scores[0] - scores[1]).masked_fill(scores[0] == scores[1], 0.0)  # -inf less -inf would be NaN
 
 
 def _comparison_logits(

@@ -24,6 +24,7 @@ from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.cli import sampler_options
 from fk_reward.cli.loading import resolve_device
 from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.cosmetic import cosmetic
 from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 from fk_reward.durable_files import read_json, write_whole
 from fk_reward.folder_lock import hold_folder
@@ -160,7 +161,8 @@ def show_report(out: Path, names: Sequence[str], *, reference: str, figure: Path
         typer.echo(line)
     write_json(out / "shapes_cost.json", content)
     write_whole(out / "shapes_cost.md", markdown_report([table]))
-    write_whole(figure, partial(plot_costs(rows).savefig, format=figure.suffix[1:] or "png"))
+    with cosmetic(f"drawing {figure}"):
+        write_whole(figure, partial(plot_costs(rows).savefig, format=figure.suffix[1:] or "png"))
     return rows
 
 

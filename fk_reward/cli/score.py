@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,9 @@ def score(
         for path, text, value in zip(images, prompts, rewards, strict=True)
     ]
     if as_json:
-        typer.echo(json.dumps({"reward": reward, "scores": rows}, indent=2))
+        for row in rows:
+            row["reward"] = "-inf" if row["reward"] == -math.inf else row["reward"]  # JSON has no number for it
+        typer.echo(json.dumps({"reward": reward, "scores": rows}, indent=2, allow_nan=False))
         return
     table = TextTable(reward)
     table.add_column("image")

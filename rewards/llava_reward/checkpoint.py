@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -16,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fk_reward.documents import parse_json
 from fk_reward.durable_files import write_whole
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.head import RewardHead
@@ -203,7 +202,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
     """
     require_files(folder, [LORA_CONFIG_FILE])  # PEFT would look for an absent file on the hub
     try:
-        check_lora_settings(_read_json(folder / LORA_CONFIG_FILE))  # PEFT acts on some of them while it reads
+        _check_settings(folder / LORA_CONFIG_FILE)  # before PEFT, which acts on some of them while it reads
         config = LoraConfig.from_pretrained(str(folder))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / LORA_CONFIG_FILE}: {error}") from error
@@ -212,11 +211,12 @@ def read_lora_config(folder: Path) -> LoraConfig:
     return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    settings = json.loads(path.read_text(encoding="utf-8"))
+def _check_settings(path: Path) -> None:
+    settings = parse_json(path.read_text(encoding="utf-8"), path.name)
     if not isinstance(settings, dict):
         raise ValueError(f"expected a JSON object, got {type(settings).__name__}.")
-    return settings
+    if settings.get("peft_type", "LORA") == "LORA":  # another kind has other settings, and is refused as such
+        check_lora_settings(settings)
 
 
 def read_config(path: Path) -> LlavaRewardConfig:

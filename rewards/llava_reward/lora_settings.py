@@ -8,7 +8,6 @@ dimension. Weights that were trained after such an initialisation belong to a ba
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from typing import Any
 
 import peft
@@ -54,7 +53,7 @@ def check_lora_settings(settings: Mapping[str, Any]) -> None:
         ValueError: use_dora=True is not plain LoRA, which is all that a LLaVA-Reward is made of.
     """
     _check_initialisation(settings.get("init_lora_weights", True))
-    defaults = _defaults()
+    defaults = LoraConfig().to_dict()
     for name, value in settings.items():
         if name in _UNDERSTOOD or not value or value == defaults.get(name):
             continue
@@ -76,12 +75,3 @@ def _check_initialisation(value: Any) -> None:
         )
     known = ", ".join(map(repr, LEAVE_THE_BASE))
     raise ValueError(f"init_lora_weights should be True, False or one of {known}, got {value!r}.")
-
-
-def _defaults() -> dict[str, Any]:
-    """Default of each field of `LoraConfig`."""
-    return {
-        item.name: item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
-        for item in fields(LoraConfig)
-        if item.init and (item.default is not MISSING or item.default_factory is not MISSING)
-    }

@@ -157,3 +157,16 @@ def test_pairs_and_labels_are_not_joined():
         join_answers(parts)
     with pytest.raises(ValueError, match="at least one"):
         ask_reward(load_reward(brightness), [])
+
+
+def test_two_forbidden_images_are_a_tie():
+    """-inf less -inf is NaN, which would count as a wrong answer and not as a tie."""
+
+    def dark_forbidden(images, prompts):
+        return brightness(images, prompts).masked_fill(brightness(images, prompts) < 0.3, -torch.inf)
+
+    answers = ask_reward(load_reward(dark_forbidden), pairs((10, 20), (200, 10), (10, 200), (200, 100)))
+    assert answers.logits[:3].tolist() == [0.0, torch.inf, -torch.inf]
+    assert summarize_answers(answers)["ties"] == 0.25
+    scores, labels = torch.tensor([-torch.inf, -torch.inf, 1.0]), torch.tensor([True, False, False])
+    assert area_under_curve(scores, labels) == 0.25

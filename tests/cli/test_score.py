@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from PIL import Image
+
+from fk_reward.rewards import CallableReward
 
 
 @pytest.fixture
@@ -23,6 +26,18 @@ def test_scores_come_in_the_order_of_the_files(run, files):
     assert record["reward"] == "brightness"
     assert [row["reward"] for row in record["scores"]] == pytest.approx([0.8, 0.2])
     assert [row["image"] for row in record["scores"]] == [str(path) for path in reversed(files)]
+
+
+def test_a_forbidden_image_is_json_too(run, files, monkeypatch):
+    monkeypatch.setattr("tests.cli.brightness.CallableReward", lambda fn, name: CallableReward(dark_forbidden, name))
+    result = run("score", *files, "--prompt", "grey", "--reward", "brightness", "--json")
+    record = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert [row["reward"] for row in record["scores"]] == ["-inf", pytest.approx(0.8)]
+
+
+def dark_forbidden(images, prompts):
+    scores = images.mean(dim=(1, 2, 3))
+    return scores.masked_fill(scores < 0.5, -torch.inf)
 
 
 def test_one_prompt_for_each_image(run, files, monkeypatch):

@@ -9,11 +9,13 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EDMDPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
     KDPM2AncestralDiscreteScheduler,
     LCMScheduler,
     TCDScheduler,
 )
+
+from fk_reward.pipelines import FlowMatchSDEScheduler
 
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 FAMILIES = {
@@ -32,7 +34,6 @@ FAMILIES = {
         ("epsilon", "v_prediction", "sample"),
         {},
     ),
-    "dpm-sde-3": (DPMSolverMultistepScheduler, {**SDE, "solver_order": 3}, ("epsilon", "v_prediction"), {}),
     "dpm-sde-karras": (DPMSolverMultistepScheduler, {**SDE, "use_karras_sigmas": True}, ("epsilon",), {}),
     "dpm-sde-flow": (
         DPMSolverMultistepScheduler,
@@ -58,7 +59,8 @@ FAMILIES = {
     "tcd": (TCDScheduler, {}, ("epsilon", "v_prediction", "sample"), {"eta": 0.5}),
     "edm-sde-1": (EDMDPMSolverMultistepScheduler, {**SDE, "solver_order": 1}, ("epsilon", "v_prediction"), {}),
     "edm-sde-2": (EDMDPMSolverMultistepScheduler, {**SDE, "solver_order": 2}, ("epsilon",), {}),
-    "flow-euler": (FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True, "shift": 3.0}, (None,), {}),
+    "flow-sde": (FlowMatchSDEScheduler, {"shift": 3.0}, (None,), {}),
+    "flow-lcm": (FlowMatchLCMScheduler, {"shift": 3.0}, (None,), {}),
 }
 CASES = [
     pytest.param(name, kind, id=f"{name}-{kind or 'flow'}")

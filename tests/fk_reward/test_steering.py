@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -20,6 +21,7 @@ from diffusers import (
 )
 
 from fk_reward import FKSteeringConfig, ParticleFilter, steer
+from fk_reward.pipelines import FlowMatchSDEScheduler
 from fk_reward.row_state import SchedulerHistory
 from fk_reward.stochasticity import require_stochastic
 from tests.fk_reward.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
@@ -76,6 +78,35 @@ def test_equals_particles_run_one_by_one(name, kind):
     assert max(moved) > 0, "nothing was resampled while there was a history"
     torch.testing.assert_close(sample, one_by_one_loop(name, kind, resampled), rtol=1e-5, atol=1e-5)
     assert len(torch.unique(sample.flatten(1), dim=0)) == NUM_PARTICLES, "copies stayed identical"
+
+
+def cogvideox_loop(particle_filter, ancestors_by_step=None):
+    """CogView3-Plus's loop, which hands the prediction of the step before over; steered, or copied by hand."""
+    scheduler = CogVideoXDPMScheduler(prediction_type="v_prediction", snr_shift_scale=3.0)
+    scheduler.set_timesteps(10)
+    sample, history, slots = initial_sample(scheduler, NUM_PARTICLES), None, generators()
+    with steer(scheduler, particle_filter, score) as records:
+        for index, timestep in enumerate(scheduler.timesteps):
+            output = toy_model(sample, timestep)
+            before = scheduler.timesteps[index - 1] if index else None
+            if ancestors_by_step is not None and index in ancestors_by_step:
+                rows = ancestors_by_step[index]
+                sample, output, history = sample[rows], output[rows], None if history is None else history[rows]
+            sample, history = scheduler.step(output, history, timestep, before, sample, generator=slots)
+    return sample, {r.step: r.ancestors[0].tolist() for r in records if r.ancestors is not None}
+
+
+def test_a_history_that_the_loop_hands_over_is_gathered():
+    sample, resampled = cogvideox_loop(ParticleFilter(EVERY_STEP, generator=torch.Generator().manual_seed(5)))
+    assert max(step for step, chosen in resampled.items() if chosen != list(range(NUM_PARTICLES))) > 0
+    by_hand, _ = cogvideox_loop(ParticleFilter(replace(EVERY_STEP, num_resamples=0)), resampled)
+    torch.testing.assert_close(sample, by_hand, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_of_that_history_is_noticed(monkeypatch):
+    monkeypatch.setattr("fk_reward.steering._HANDED_HISTORY", "no such argument")
+    with pytest.raises(AssertionError):
+        test_a_history_that_the_loop_hands_over_is_gathered()
 
 
 @pytest.mark.parametrize("name", ["dpm-sde-2", "dpm-singlestep-2"])
@@ -174,7 +205,9 @@ DETERMINISTIC = [
         {},
         "use solver_order=2",
     ),
-    (FlowMatchEulerDiscreteScheduler(), {}, "stochastic_sampling=True"),
+    (FlowMatchEulerDiscreteScheduler(), {}, "FlowMatchSDEScheduler"),
+    (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), {}, "FlowMatchLCMScheduler"),
+    (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3), {}, "use solver_order=2"),
 ]
 
 
@@ -233,7 +266,7 @@ def test_step_defaults_fill_only_what_is_missing():
     ("scheduler", "custom"),
     [
         (DDPMScheduler(clip_sample=False), {"timesteps": [900, 600, 300, 100, 10]}),
-        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), {"sigmas": [1.0, 0.8, 0.5, 0.3, 0.1]}),
+        (FlowMatchSDEScheduler(), {"sigmas": [1.0, 0.8, 0.5, 0.3, 0.1]}),
     ],
 )
 def test_custom_timesteps_and_sigmas(scheduler, custom):

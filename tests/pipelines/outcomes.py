@@ -29,7 +29,7 @@ from tests.tiny.families import FAMILIES
 PROMPTS = ("a red circle on a blue field", "two stars")
 STEPS = 3
 TOLERANCE = 3e-4  # between batches of different sizes, float32
-_DENOISERS = re.compile("UNet|Transformer|UVit|DiT|UniDiffuserModel|Prior")
+_DENOISERS = re.compile("UNet|Transformer|UVit|DiT|DiffNeXt|Prior")
 _REMEDIES = re.compile(
     r"preview|num_resamples=0|best of|Pruning|one prompt|[Pp]ass |[Uu]se |[Aa]sk for|[Ww]rap |"
     r"cannot be (steered|batched)"
@@ -57,7 +57,8 @@ class Outcome:
         family: class of the pipeline.
         outcome: "steers", "steers with a preview", "best of N only", "refused", "silently wrong" or "obscure".
         scheduler: class that `from_pretrained` installs; the pipeline's own where none can be steered.
-        prompts: whether several prompts in one call give what each gives alone: "together", "one a call" or "".
+        prompts: "together", if several prompts in one call give what each gives alone; "padded to the longest", if they
+            do but for the padding, in the stock pipeline as here; "one a call", if several are refused; or "".
         remark: what the error said, or where the images differ.
     """
 
@@ -101,15 +102,15 @@ class Examination:
     def stock(self, output_type: str, *, num_images: int = 2) -> Any:
         """Images of the wrapped pipeline itself; None where its output has none."""
         arguments = {**self.family.call_arguments([PROMPTS[0]]), "num_images_per_prompt": num_images}
-        generators = _generators(num_images)
+        generators = self._generators(num_images)
         arguments |= {**self._steps(), "output_type": output_type, "generator": generators}
         torch.manual_seed(0)
         with self._stepping(generators) as self._samples:
             out = self.pipe(**self._known(arguments))
-        return getattr(out, "images", getattr(out, "image", None))
+        return next((out[name] for name in ("images", "image", "rgb") if name in out), None)
 
     @contextmanager
-    def _stepping(self, generators: list[torch.Generator]) -> Iterator[list[Tensor]]:
+    def _stepping(self, generators: Any) -> Iterator[list[Tensor]]:
         """The stock pipeline's steps with what the wrapper hands on where the pipeline does not; the samples so far."""
         scheduler, samples = self.own_scheduler, []
         if not hasattr(scheduler, "step"):
@@ -134,7 +135,7 @@ class Examination:
         conditions = self.family.call_arguments(list(prompts))
         if "prompt" not in conditions:
             conditions["reward_prompts"] = list(prompts)
-        arguments.setdefault("generator", _generators(len(prompts) * arguments["num_particles"]))
+        arguments.setdefault("generator", self._generators(len(prompts) * arguments["num_particles"]))
         torch.manual_seed(0)
         with self._counting() as calls:
             try:
@@ -155,6 +156,10 @@ class Examination:
     def _steps(self, steps: int = STEPS) -> dict[str, int]:
         names = ("num_inference_steps", "decoder_num_inference_steps")
         return {name: steps for name in names[:1] if name in self._parameters} or {names[1]: steps}
+
+    def _generators(self, count: int, *, first: int = 0) -> Any:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(first, first + count)]
+        return generators[0] if self.family.one_generator else generators
 
     def _known(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in arguments.items() if name in self._parameters}
@@ -196,13 +201,16 @@ class Examination:
         return {name: -(-count // STEPS) for name, count in calls.items()}
 
     def _judged(self, error: Exception, calls: Mapping[str, int]) -> Exception:
+        calls = dict(calls)  # as they are now: the stock run below calls the denoisers, too
         text = f"{type(error).__name__}: {error}"
         if not isinstance(error, ValueError | TypeError):
             return Obscure(text)
         first_step = self._calls_of_a_step if calls else {}
-        late = [name for name, count in calls.items() if count > first_step.get(name, 0)]
+        # a prior has made its embeddings when the first step of the images begins
+        steered = [name for name in calls if not name.startswith("prior_")] or list(calls)
+        late = [name for name in steered if calls[name] > first_step.get(name, 0)]
         if late:
-            return Obscure(f"{text} (after {dict(calls)} calls of the denoisers)")
+            return Obscure(f"{text} (after {calls} calls of the denoisers)")
         names = (type(self.pipe).__name__, type(self.own_scheduler).__name__)
         if not any(name in str(error) for name in names) or not _REMEDIES.search(str(error)):
             return Obscure(f"{text} (names no class, or no remedy)")
@@ -219,7 +227,12 @@ class Examination:
         order = np.argsort(-expected[..., 0].mean((1, 2)), kind="stable")
         arguments = {"num_particles": 2, "num_resamples": 0, "num_images_per_prompt": 2, **self._plain_eta()}
         for output_type in ("np", "pt", "pil"):
-            out, _ = self.steered(output_type=output_type, **arguments)
+            try:
+                out, _ = self.steered(output_type=output_type, **arguments)
+            except Refused as refusal:
+                if output_type != "pt" or "Ask for 'np'" not in str(refusal):
+                    raise
+                continue
             self._check_images(out, expected[order], output_type)
         stock = self.stock("pil")
         if not all(np.array_equal(np.asarray(out.images[i]), np.asarray(stock[k])) for i, k in enumerate(order)):
@@ -278,7 +291,7 @@ class Examination:
 
         def run(prompts: tuple[str, ...], first: int = 0) -> np.ndarray:
             arguments = {"num_particles": 2, "num_images_per_prompt": 2, "num_resamples": 0, "output_type": "np"}
-            generators = _generators(2 * len(prompts), first=first)
+            generators = self._generators(2 * len(prompts), first=first)
             out, _ = self.steered(prompts=prompts, generator=generators, **arguments, **self._plain_eta())
             return out.images
 
@@ -287,15 +300,41 @@ class Examination:
             together = run(PROMPTS)
         except Refused:
             return "one a call"
+        except Obscure:
+            if self._stock_refuses_several():
+                return "one a call"
+            raise
+        if self.family.one_generator:
+            return ""  # the second prompt would be drawn with other numbers than alone
         # the encoding of a shared image moves a generator on, which alone is that of another prompt
         comparable = len(alone[0]) if self.family.encodes else len(together)
         expected = np.concatenate(alone)
-        _check_close(together[:comparable], expected[:comparable], "two prompts against each alone")
+        try:
+            _check_close(together[:comparable], expected[:comparable], "two prompts against each alone")
+        except SilentlyWrong:
+            if not self._as_stock_does(together):
+                raise
+            return "padded to the longest"
         return "together"
 
+    def _as_stock_does(self, together: np.ndarray) -> bool:
+        """Whether the stock pipeline gives these images where it draws one for each of the two prompts."""
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 2)]
+        arguments = {**self.family.call_arguments(list(PROMPTS)), **self._steps(), "output_type": "np"}
+        torch.manual_seed(0)
+        with self._stepping(generators):
+            images = self.pipe(**self._known({**arguments, "generator": generators})).images
+        pairs = zip(images, together.reshape(2, 2, *together.shape[1:]), strict=True)
+        return all(np.abs(pair - image).max((1, 2, 3)).min() <= TOLERANCE for image, pair in pairs)
 
-def _generators(count: int, *, first: int = 0) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in range(first, first + count)]
+    def _stock_refuses_several(self) -> bool:
+        arguments = {**self.family.call_arguments(list(PROMPTS)), **self._steps()}
+        with self._counting() as calls:
+            try:
+                self.pipe(**self._known(arguments))
+            except ValueError:
+                return not calls
+        return False
 
 
 def _check_close(images: np.ndarray, expected: np.ndarray, what: str) -> None:

@@ -68,6 +68,22 @@ def test_an_error_is_clear_if_it_is_early_and_names_class_and_remedy(error, call
     assert type(examination._judged(error, {"unet": calls} if calls else {})) is kind
 
 
+def test_a_refusal_at_the_first_call_of_the_denoiser_is_early():
+    examination = Examination("StableDiffusionPipeline")
+
+    def refuse(*_):
+        raise ValueError("StableDiffusionPipeline cannot: pass preview=...")
+
+    hook = examination.pipe.unet.register_forward_hook(refuse)
+
+    def remove(*_):
+        hook.remove()
+
+    examination.pipe.unet.register_forward_hook(remove, always_call=True)
+    with pytest.raises(Refused):
+        examination.steered(num_particles=1, num_resamples=0)
+
+
 def test_a_row_says_what_was_found():
     outcome = Outcome("FluxPipeline", "steers", "DPMSolverMultistepScheduler", "together")
     line = outcome_table.row(outcome)

@@ -13,6 +13,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     TCDScheduler,
 )
@@ -187,7 +188,7 @@ def test_wrong_solvers(solver, error, message):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_flow_matching_is_told_what_to_do(make, name):
     with pytest.raises(ValueError, match="came with FlowMatchEulerDiscreteScheduler. Leave solver out"):
-        wrap(make(), solver=name)
+        wrap(make(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)), solver=name)
 
 
 def test_edm_is_told_what_to_do():

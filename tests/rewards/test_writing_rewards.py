@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from fk_reward.rewards import CallableReward, Reward, RewardCard, maximum
+from tests.tiny.registered_rewards import build
 
 PROMPTS = ["a red circle", "a blue square", "a star"]
 
@@ -92,6 +93,17 @@ def test_a_part_with_a_call_of_its_own_cannot_spoil_them_either():
     _, parts = (Comparing() + CallableReward(red, "r")).score_with_parts(given, "x")
     assert torch.equal(given, images())
     torch.testing.assert_close(parts["r"], CallableReward(red)(images(), "x"))
+
+
+@pytest.mark.parametrize("name", ["llava-reward-overall", "vlm-judge-preference", "imagereward", "hpsv2.1"])
+def test_rewards_of_the_package_leave_what_they_are_given(name, tiny_files):
+    """Those that take all images of a call past the base class as well."""
+    given = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    before = given.clone()
+    reward = build(name, tiny_files)
+    reward(given, "a star")
+    (reward + CallableReward(red, "r"))(given, "a star")
+    assert torch.equal(given, before)
 
 
 def test_the_gradient_goes_through_the_copy():

@@ -64,6 +64,22 @@ def make_letter_tokenizer(*, bos: bool = False, max_length: int = 512, **options
     return fast
 
 
+class TextProcessor:
+    """The part of a multimodal processor that reads texts: a tokenizer, and conversations of one message."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, *, text: list[str], **options: Any) -> Any:
+        """As the tokenizer."""
+        return self.tokenizer(text, **options)
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> Any:
+        """Token ids of each conversation: a batch of one."""
+        ids = self.tokenizer.apply_chat_template(messages, **options)
+        return [ids] if options.get("tokenize") else ids
+
+
 def make_qwen3(**options: Any) -> Qwen3Model:
     """Qwen3 without a head."""
     return Qwen3Model(Qwen3Config(**TEXT_SIZES, **options)).eval()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
@@ -15,6 +14,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
+from fk_reward.pipelines import FlowMatchSDEScheduler
 from tests.tiny.components import (
     HIDDEN_SIZE,
     T5_SIZE,
@@ -48,7 +48,7 @@ def make_sd3(*, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Stabl
         torch.manual_seed(seed)
         pipe = StableDiffusion3Pipeline(
             transformer=_make_sd3_transformer(),
-            scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True),
+            scheduler=scheduler or FlowMatchSDEScheduler(shift=3.0),
             vae=make_vae(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
             text_encoder=make_projected_clip_text_model(),
             tokenizer=make_clip_tokenizer(),
@@ -118,7 +118,7 @@ def make_flux(*, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Flux
         torch.manual_seed(seed)
         pipe = FluxPipeline(
             transformer=_make_flux_transformer(),
-            scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True),
+            scheduler=scheduler or FlowMatchSDEScheduler(shift=3.0),
             vae=make_vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
             text_encoder=make_clip_text_model(),
             tokenizer=make_clip_tokenizer(),

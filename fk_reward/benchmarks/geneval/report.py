@@ -12,7 +12,9 @@ from fk_reward.benchmarks.geneval.report_tables import report_tables
 from fk_reward.benchmarks.geneval.run_results import RunResult, read_runs
 from fk_reward.benchmarks.geneval.summary import summarize
 from fk_reward.benchmarks.reports import Table, markdown_report
+from fk_reward.cosmetic import cosmetic
 from fk_reward.durable_files import write_whole
+from fk_reward.user_text import markdown_text
 
 
 class Report(NamedTuple):
@@ -30,7 +32,10 @@ class Report(NamedTuple):
 
 
 def write_report(folder: Path, *, num_shown: int = 60) -> Report:
-    """Write the report of all runs in a folder.
+    """Write the report of all runs in a folder: the figures first, then the page that shows them.
+
+    A page that cannot be made, because an image is damaged or a font is missing, is a warning; what was measured is
+    written.
 
     Args:
         folder: holds the runs, or is itself a folder of pictures in GenEval's layout.
@@ -44,14 +49,15 @@ def write_report(folder: Path, *, num_shown: int = 60) -> Report:
     rows = summarize(runs)
     title, facts, tables = _title(runs), _facts(runs), report_tables(rows)
     summary = {"title": title, "judge": runs[0].judge, "runs": rows}
-    texts = {
-        "report.json": json.dumps(summary, indent=2) + "\n",
-        "report.md": f"# {title}\n\n{facts}\n\n{markdown_report(tables)}",
-        "report.html": html_report(runs, rows, tables=tables, title=title, facts=facts, num_shown=num_shown),
-    }
-    for name, text in texts.items():
-        write_whole(folder / name, text)
-    return Report(title, tables, tuple(folder / name for name in texts))
+    markdown = f"# {markdown_text(title)}\n\n{markdown_text(facts)}\n\n{markdown_report(tables)}"
+    files = [folder / name for name in ("report.json", "report.md", "report.html")]
+    write_whole(files[0], json.dumps(summary, indent=2) + "\n")
+    write_whole(files[1], markdown)
+    with cosmetic(f"writing {files[2]}"):
+        page = html_report(runs, rows, tables=tables, title=title, facts=facts, num_shown=num_shown)
+        write_whole(files[2], page)
+        return Report(title, tables, tuple(files))
+    return Report(title, tables, tuple(files[:2]))
 
 
 def _settings(runs: Sequence[RunResult]) -> dict[str, Any] | None:

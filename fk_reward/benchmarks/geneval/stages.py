@@ -22,6 +22,7 @@ from fk_reward.benchmarks.geneval.scoring import (
 )
 from fk_reward.benchmarks.geneval.suites import load_judge
 from fk_reward.benchmarks.indifferent_reward import indifferent_reward
+from fk_reward.counterparts import noise_levels
 from fk_reward.rewards import load_reward
 
 if TYPE_CHECKING:
@@ -58,9 +59,11 @@ def load_pipe(settings: RunSettings, *, device: str, dtype: torch.dtype) -> FKSt
         settings.model, reward=indifferent_reward(), torch_dtype=dtype, revision=settings.revision
     )
     if settings.scheduler == "ddim":
-        if pipe.scheduler.config.get("beta_schedule") is None:
+        ddim = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, set_alpha_to_one=False)
+        own, levels = noise_levels(pipe.scheduler), noise_levels(ddim)
+        if own is None or levels is None or not own.equal(levels):  # flow models may have betas in their config, too
             raise ValueError(f"{settings.model} has no noise schedule that DDIM could follow; choose scheduler auto.")
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, set_alpha_to_one=False)
+        pipe.scheduler = ddim
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import importlib.util
 import io
 import json
@@ -14,10 +15,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fk_reward.benchmarks.geneval import report as report_module
 from fk_reward.benchmarks.geneval.html_report import MAX_SIDE, embedded_picture
 from fk_reward.benchmarks.geneval.report import write_report
 from fk_reward.benchmarks.geneval.scoring import complete_folders, judge_missing
-from tests.benchmarks.geneval.geneval_stage import IDENTITY, RECORDS, StubJudge, finish_run, write_two_runs
+from tests.benchmarks.geneval.geneval_stage import (
+    IDENTITY,
+    RECORDS,
+    SETTINGS,
+    StubJudge,
+    finish_run,
+    write_run,
+    write_two_runs,
+)
 from tests.repository.layout import ROOT
 
 EXAMPLES = sorted((ROOT / "docs").glob("*.html"))
@@ -154,3 +164,28 @@ def test_pictures_of_something_else_are_judged_and_reported(tmp_path):
     assert (row["method"], row["reward"], row["num_particles"], row["cost"]) == ("other", None, None, None)
     assert [table.title for table in report.tables] == ["Accuracy", "Mean rewards"]
     check_page((root / "report.html").read_text())
+
+
+HOSTILE = 'a $_$ cow [/x] <b>&amp;</b> | *x* \x1b[31m \u202e 猫 " onerror="x'
+
+
+def test_prompts_are_text_on_the_page_and_in_markdown(tmp_path):
+    records = tuple({**record, "prompt": f"{record['prompt']} {HOSTILE}"} for record in RECORDS)
+    write_run(tmp_path, SETTINGS.unsteered(), records=records)
+    report = write_report(tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_page(text)
+    assert html.escape(HOSTILE, quote=False).replace('"', "&#34;") in text
+    assert [path.name for path in report.files] == ["report.json", "report.md", "report.html"]
+
+
+def test_a_page_that_cannot_be_made_does_not_take_the_figures_with_it(out, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(report_module, "html_report", fail)
+    report = write_report(out)
+    assert [path.name for path in report.files] == ["report.json", "report.md"]
+    assert json.loads((out / "report.json").read_text())["runs"] and (out / "report.md").read_text()
+    assert not (out / "report.html").exists()
+    assert "report.html failed, and was left out: RuntimeError: no font" in caplog.text

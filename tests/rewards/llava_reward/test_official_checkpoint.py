@@ -203,7 +203,8 @@ def test_an_absent_tensor_is_named(write, key):
     ("tensors", "message"),
     [
         ({"W_q.weight": torch.zeros(8, 8)}, r"W_q\.weight has shape \(8, 8\)"),
-        ({"module.W_q.weight": torch.zeros(8, 8)}, "several tensors of one name: W_q.weight, module.W_q.weight"),
+        ({"module.W_q.weight": torch.zeros(8, 8)}, "'W_q.weight' and 'module.W_q.weight', which are both 'W_q.weight'"),
+        ({"reward.W_q.weight": torch.zeros(8, 8)}, "several tensors of one name: W_q.weight, reward.W_q.weight"),
         ({"value_head.bias": torch.zeros(1)}, "does not have: value_head.bias"),
         ({"img_projection.0.lora_A.default.weight": torch.zeros(1)}, "does not have: img_projection.0.lora_A"),
     ],

@@ -1,18 +1,17 @@
-"""Stable Cascade and Wuerstchen, which draw an image embedding first and decode it with a second diffusion."""
+"""Stable Cascade, which draws an image embedding first and decodes it with a second diffusion."""
 
 from __future__ import annotations
 
 from diffusers import (
     DDPMWuerstchenScheduler,
     StableCascadeCombinedPipeline,
-    StableCascadeDecoderPipeline,
     StableCascadePriorPipeline,
     StableCascadeUNet,
 )
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
 from tests.tiny.components import HIDDEN_SIZE, make_projected_clip_text_model
-from tests.tiny.families.family import Family, embedded
+from tests.tiny.families.family import Family
 from tests.tiny.tokenizers import make_clip_tokenizer
 
 _BLOCK = ("SDCascadeResBlock", "SDCascadeTimestepBlock")
@@ -71,17 +70,6 @@ def _prior() -> StableCascadePriorPipeline:
     )
 
 
-def _decoder() -> StableCascadeDecoderPipeline:
-    return StableCascadeDecoderPipeline(
-        decoder=make_cascade_decoder(),
-        tokenizer=make_clip_tokenizer(),
-        text_encoder=make_projected_clip_text_model(),
-        scheduler=DDPMWuerstchenScheduler(),
-        vqgan=_vqgan(),
-        latent_dim_scale=4.0,
-    )
-
-
 def _combined() -> StableCascadeCombinedPipeline:
     return StableCascadeCombinedPipeline(
         tokenizer=make_clip_tokenizer(),
@@ -96,13 +84,8 @@ def _combined() -> StableCascadeCombinedPipeline:
     )
 
 
-def _with_embeddings(prompts: list[str]) -> dict[str, object]:
-    return {"prompt": list(prompts), "image_embeddings": embedded(prompts, EMBEDDING_CHANNELS, 4, 4)}
-
-
 CASCADE = {
     "StableCascadePriorPipeline": Family(_prior, {"height": 64, "width": 64}),
-    "StableCascadeDecoderPipeline": Family(_decoder, {"guidance_scale": 2.0}, _with_embeddings),
     "StableCascadeCombinedPipeline": Family(
         _combined, {"height": 128, "width": 128, "prior_num_inference_steps": 2, "decoder_guidance_scale": 2.0}
     ),

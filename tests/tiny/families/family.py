@@ -35,6 +35,7 @@ class Family:
             `output_type`.
         conditions: see `Conditions`.
         note: what a user should know, for the table of the docs.
+        one_generator: the pipeline takes no list of generators.
         encodes: the first image's generator also draws for the encoding of an image that all prompts share.
     """
 
@@ -42,6 +43,7 @@ class Family:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     conditions: Conditions = as_text
     note: str = ""
+    one_generator: bool = False
     encodes: bool = False
 
     def build(self) -> DiffusionPipeline:

@@ -144,12 +144,13 @@ def _prx_embeddings(prompts: list[str]) -> dict[str, object]:
     }
 
 
-_PRX_CALL = {"use_resolution_binning": False, "guidance_scale": 1.0}  # with guidance it fails on two images itself
+_PRX_CALL = {"use_resolution_binning": False, "guidance_scale": 1.0}
+_PRX_NOTE = "with guidance the pipeline itself fails on several images: `guidance_scale=1`"
 LINEAR_ATTENTION = {
     "SanaPipeline": Family(_sana, _SANA_CALL),
     "SanaPAGPipeline": Family(_sana_pag, _SANA_CALL),
     "SanaControlNetPipeline": Family(_sana_controlnet, {"control_image": CONTROL[..., :32, :32], **_SANA_CALL}),
     "SanaSprintPipeline": Family(_sana_sprint, _SANA_CALL | {"intermediate_timesteps": None}),
-    "PRXPipeline": Family(_prx, {"height": 64, "width": 64, **_PRX_CALL}, _prx_embeddings),
-    "PRXPixelPipeline": Family(_prx_pixel, {"height": 32, "width": 32, **_PRX_CALL}, _prx_embeddings),
+    "PRXPipeline": Family(_prx, {"height": 64, "width": 64, **_PRX_CALL}, _prx_embeddings, _PRX_NOTE),
+    "PRXPixelPipeline": Family(_prx_pixel, {"height": 32, "width": 32, **_PRX_CALL}, _prx_embeddings, _PRX_NOTE),
 }

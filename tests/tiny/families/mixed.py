@@ -1,4 +1,4 @@
-"""HiDream, Z-Image, HunyuanImage, DreamLite: one transformer each, with a text encoder of its own."""
+"""HiDream, Z-Image, HunyuanImage, GLM-Image, DreamLite: one transformer each, with a text encoder of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from diffusers import (
     DreamLitePipeline,
     DreamLiteUNetModel,
     FlowMatchEulerDiscreteScheduler,
+    GlmImagePipeline,
+    GlmImageTransformer2DModel,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
     HunyuanImagePipeline,
@@ -23,8 +25,8 @@ from diffusers import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3VLForConditionalGeneration
 
-from tests.tiny.components import HIDDEN_SIZE, T5_SIZE, make_projected_clip_text_model, make_t5_encoder
-from tests.tiny.families.family import Family
+from tests.tiny.components import HIDDEN_SIZE, T5_SIZE, make_projected_clip_text_model, make_t5_encoder, make_vae
+from tests.tiny.families.family import Family, embedded
 from tests.tiny.families.flux import CONTROL, make_flux_vae
 from tests.tiny.language_models import (
     TEXT_SIZE,
@@ -146,6 +148,37 @@ def _hunyuan_image() -> HunyuanImagePipeline:
     )
 
 
+def _glm_image() -> GlmImagePipeline:
+    return GlmImagePipeline(
+        tokenizer=None,
+        processor=None,
+        text_encoder=None,
+        vision_language_encoder=None,
+        vae=make_vae(latent_channels=4, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 1.5, 0.8, 1.2]),
+        transformer=GlmImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=TEXT_SIZE,
+            time_embed_dim=8,
+            condition_dim=4,
+            prior_vq_quantizer_codebook_size=16,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear"),
+    )
+
+
+def _prior_tokens(prompts: list[str]) -> dict[str, Any]:
+    """What GLM would have written: one token for each 2 x 2 latents."""
+    return {
+        "prompt_embeds": embedded(prompts, 8, TEXT_SIZE),
+        "prior_token_ids": (embedded(prompts, 16).abs() * 5).long().clamp(max=15),
+    }
+
+
 def _dreamlite_components() -> dict[str, Any]:
     return {
         "text_encoder": make_qwen3_vl(Qwen3VLForConditionalGeneration),
@@ -192,6 +225,7 @@ MIXED = {
         _z_image_controlnet, _SMALL | {"control_image": CONTROL, "max_sequence_length": 64, "guidance_scale": 3.0}
     ),
     "HunyuanImagePipeline": Family(_hunyuan_image, _SMALL),
+    "GlmImagePipeline": Family(_glm_image, _SMALL | {"guidance_scale": 1.0}, _prior_tokens),
     "DreamLitePipeline": Family(_dreamlite, _SMALL | {"max_sequence_length": 160}, _single_text),
     "DreamLiteMobilePipeline": Family(_dreamlite_mobile, _SMALL | {"max_sequence_length": 160}, _single_text),
 }

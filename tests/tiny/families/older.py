@@ -202,7 +202,7 @@ OLDER = {
     "IFPipeline": Family(_if, {"clean_caption": False}),
     "WuerstchenCombinedPipeline": Family(_wuerstchen, {"height": 128, "width": 128, "prior_num_inference_steps": 2}),
     "KandinskyCombinedPipeline": Family(_kandinsky_combined, _SMALL | {"prior_num_inference_steps": 2}),
-    "AmusedPipeline": Family(_amused, {"height": 8, "width": 8}),
+    "AmusedPipeline": Family(_amused, {"height": 8, "width": 8}, one_generator=True),
     "UnCLIPPipeline": Family(_unclip, {"prior_num_inference_steps": 2, "super_res_num_inference_steps": 2}),
     "LDMTextToImagePipeline": Family(_ldm, _SMALL),
 }

@@ -6,11 +6,14 @@ from typing import Any
 
 from diffusers import (
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     FlowMatchEulerDiscreteScheduler,
     Krea2Pipeline,
     Krea2Transformer2DModel,
     NucleusMoEImagePipeline,
     NucleusMoEImageTransformer2DModel,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
     QwenImageControlNetModel,
     QwenImageControlNetPipeline,
     QwenImagePipeline,
@@ -20,7 +23,13 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from tests.tiny.families.family import Family, embedded, mask_of, with_negative
 from tests.tiny.families.flux import CONTROL
-from tests.tiny.language_models import TEXT_SIZE, make_letter_tokenizer, make_qwen2_5_vl, make_qwen3_vl
+from tests.tiny.language_models import (
+    TEXT_SIZE,
+    TextProcessor,
+    make_letter_tokenizer,
+    make_qwen2_5_vl,
+    make_qwen3_vl,
+)
 
 LATENT_CHANNELS = 4
 
@@ -66,6 +75,35 @@ def _qwen_image() -> QwenImagePipeline:
 
 def _qwen_image_controlnet() -> QwenImageControlNetPipeline:
     return QwenImageControlNetPipeline(**_qwen_components(), controlnet=QwenImageControlNetModel(**_SIZES))
+
+
+def _qwen_image21() -> QwenImage21Pipeline:
+    channels = 8  # not 4, at which the pipeline would take RGBA images for latents
+    return QwenImage21Pipeline(
+        transformer=QwenImage21Transformer2DModel(
+            in_channels=channels,
+            out_channels=channels,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            context_in_dim=TEXT_SIZE,
+            mlp_ratio=2,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        vae=AutoencoderKLQwenImage21(
+            base_dim=4,
+            decoder_base_dim=4,
+            z_dim=channels,
+            dim_mult=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True, True],
+            latents_mean=[0.1 * i for i in range(channels)],
+            latents_std=[1.0 + 0.1 * i for i in range(channels)],
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder=make_qwen3_vl(Qwen3VLForConditionalGeneration),
+        processor=TextProcessor(make_letter_tokenizer()),
+    )
 
 
 def _krea2() -> Krea2Pipeline:
@@ -134,6 +172,7 @@ QWEN_IMAGE = {
     "QwenImageControlNetPipeline": Family(
         _qwen_image_controlnet, _SMALL | {"control_image": CONTROL[..., :32, :32]}, with_negative
     ),
+    "QwenImage21Pipeline": Family(_qwen_image21, {"height": 64, "width": 64, "true_cfg_scale": 3.0}, with_negative),
     "Krea2Pipeline": Family(_krea2, {"height": 32, "width": 32, "max_sequence_length": 256, "guidance_scale": 3.0}),
     "NucleusMoEImagePipeline": Family(
         _nucleus, {"height": 32, "width": 32, "guidance_scale": 4.0}, _embeddings_with_mask
