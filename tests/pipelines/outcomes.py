@@ -31,10 +31,10 @@ STEPS = 3
 TOLERANCE = 3e-4  # between batches of different sizes, float32
 _DENOISERS = re.compile("UNet|Transformer|UVit|DiT|DiffNeXt|Prior")
 _REMEDIES = re.compile(
-    r"preview|num_resamples=0|best of|Pruning|one prompt|[Pp]ass |[Uu]se |[Aa]sk for|[Ww]rap |"
+    r"preview|num_resamples=0|best of|Pruning|one prompt|[Pp]ass |[Uu]se |[Aa]sk for|[Ww]rap |[Ww]rite |"
     r"cannot be (steered|batched)"
 )
-_WITHOUT_RESAMPLING = re.compile("num_resamples=0|best of|Pruning")
+_WAYS_ON = re.compile("num_resamples=0|best of|Pruning|[Ww]rite ")
 
 
 class SilentlyWrong(AssertionError):
@@ -207,7 +207,7 @@ class Examination:
             return Obscure(text)
         first_step = self._calls_of_a_step if calls else {}
         # a prior has made its embeddings when the first step of the images begins
-        steered = [name for name in calls if not name.startswith("prior_")] or list(calls)
+        steered = [name for name in calls if not name.startswith("prior")] or list(calls)
         late = [name for name in steered if calls[name] > first_step.get(name, 0)]
         if late:
             return Obscure(f"{text} (after {calls} calls of the denoisers)")
@@ -386,7 +386,7 @@ def _examined(examination: Examination) -> Outcome:
             raise refusal from error
         if "preview" in str(refusal) and examination.preview is None:
             return _with_preview(examination, prompts)
-        if not _WITHOUT_RESAMPLING.search(str(refusal)):
+        if not _WAYS_ON.search(str(refusal)):
             raise Obscure(f"{refusal} (names no way to use this model)") from error
         outcome, scheduler, remark = "best of N only", type(examination.own_scheduler).__name__, str(refusal)
     return Outcome(examination.name, outcome, scheduler, prompts, remark)

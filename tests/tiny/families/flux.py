@@ -139,6 +139,9 @@ FLUX = {
     "OvisImagePipeline": Family(_ovis, _SMALL),
     "LongCatImagePipeline": Family(_longcat, _SMALL | {"enable_prompt_rewrite": False}, with_negative),
     "VisualClozePipeline": Family(
-        _visual_cloze, {"upsampling_height": 64, "upsampling_width": 64, "upsampling_strength": 0.5}, _task
+        _visual_cloze,
+        {"upsampling_height": 64, "upsampling_width": 64, "upsampling_strength": 0.5},
+        _task,
+        one_generator=True,  # it takes a list, and draws the noise of one image with the generator of another
     ),
 }
