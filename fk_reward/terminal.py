@@ -11,7 +11,7 @@ import logging
 import sys
 from typing import IO
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -85,7 +85,7 @@ class TextTable:
             right: whether its cells are aligned to the right, as numbers.
             no_wrap: whether a cell stays in one line; others are folded, so that no word is lost.
         """
-        justify = "right" if right else "left"
+        justify: JustifyMethod = "right" if right else "left"
         self._table.add_column(styled(heading), justify=justify, overflow="fold", no_wrap=no_wrap)
 
     def add_row(self, *cells: str | Text, end_section: bool = False) -> None:
