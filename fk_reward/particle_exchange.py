@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
+
+from fk_reward.process_link import ProcessLink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class ParticleExchange:
         num_particles: K, particles of a prompt in all processes together.
         num_processes: W.
         process: w, in [0, W).
+        link: how the processes learn of one another's failures; without one a process that fails leaves the others
+            waiting in `gather` until the group's time-out.
 
     Raises:
         ValueError: when K is not a multiple of W.
@@ -36,6 +40,7 @@ class ParticleExchange:
     num_particles: int
     num_processes: int = 1
     process: int = 0
+    link: ProcessLink | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.num_particles % self.num_processes:
@@ -68,6 +73,8 @@ class ParticleExchange:
         """All rows `(G * K, ...)` of each process's own `(G * K / W, ...)`. Every process has to call it."""
         if self.num_processes == 1:
             return rows
+        if self.link is not None:
+            self.link.meet_for(f"rows of shape {tuple(rows.shape)} and {rows.dtype}")
         by_process = self._gather(rows.detach()).unflatten(0, (self.num_processes, self.num_groups, self.num_own))
         return by_process.transpose(0, 1).flatten(0, 2)
 
@@ -87,18 +94,18 @@ class ParticleExchange:
         """
         return self.gather(rows)[self.own(ancestors).to(rows.device)]
 
+    @contextmanager
+    def telling_failures(self) -> Iterator[None]:
+        """Tell the other processes when the body of the `with` statement fails."""
+        with nullcontext() if self.link is None else self.link:
+            yield
+
     def gather_scores(self, score: Callable[[Tensor], Tensor], x0_pred: Tensor) -> Tensor:
         """Scores `(G * K,)` of all particles, of which each process computes its own.
-
-        Where one process fails, the others get NaN for its particles in place of waiting for ever.
 
         Args:
             score: predicted clean samples `(G * K / W, C, ...)` to scores `(G * K / W,)`.
             x0_pred: `(G * K / W, C, ...)`.
         """
-        try:
-            scores = score(x0_pred)
-        except Exception:
-            self.gather(torch.full((len(x0_pred),), torch.nan, device=x0_pred.device))
-            raise
+        scores = score(x0_pred)
         return self.gather(scores.float() if self.num_processes > 1 else scores)

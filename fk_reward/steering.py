@@ -183,7 +183,9 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
     if exchange is None:
         exchange = ParticleExchange(num_groups=particle_filter.num_groups, num_particles=particle_filter.num_particles)
     if exchange.num_processes > 1 and particle_filter.config.final_particles is not None:
-        raise ValueError("final_particles cannot be had with the particles of a prompt in several processes.")
+        raise ValueError(
+            "final_particles does not go with a prompt's particles in several processes: they are shared out evenly."
+        )
     interceptor = _StepInterceptor(scheduler, particle_filter, score, step_defaults or {}, callback, exchange)
     interceptor.num_steps = num_steps
     interceptor.row_states = [SchedulerHistory(scheduler), *row_states]
@@ -195,8 +197,9 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
     step.__signature__ = interceptor.signature  # type: ignore[attr-defined]
     scheduler.step = step
     try:
-        yield interceptor.records
-        interceptor.finish()
+        with exchange.telling_failures():
+            yield interceptor.records
+            interceptor.finish()
     finally:
         del scheduler.step
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fk_reward.batch_sizes import BatchSizes
 from fk_reward.config import FKSteeringConfig
+from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.argument_checks import check_arguments, check_rows
 from fk_reward.pipelines.call_arguments import (
@@ -27,7 +28,7 @@ from fk_reward.pipelines.default_scheduler import steerable_if_known, unchanged
 from fk_reward.pipelines.finishing import finish
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.output import FKSteeringOutput
-from fk_reward.pipelines.particle_share import find_exchange, own_arguments
+from fk_reward.pipelines.particle_share import call_identity, call_link, find_exchange, own_arguments
 from fk_reward.pipelines.pipeline_proxy import PipelineProxy
 from fk_reward.pipelines.previews import Preview, ReducedResolution, load_preview, preview_decoder
 from fk_reward.pipelines.seeds import resampling_generators
@@ -312,43 +313,44 @@ class FKSteeringPipeline(PipelineProxy):
             ValueError: for a deterministic scheduler, more images than particles, an image or a reward that is not
                 finite, ...
         """
-        config, sizes, arguments = split_arguments(
-            self.pipe,
-            arguments,
-            steering=self.steering if steering is None else steering,
-            batch_sizes=self.batch_sizes,
-        )
-        if self.solver is not None:
-            own = self.solver.arguments(self.pipe)
-            arguments |= {name: value for name, value in own.items() if arguments.get(name) is None}
-        check_kind("return_dict", return_dict, bool)
-        check_output(self.pipe, output_type, num_images_per_prompt, config)
-        arguments = check_arguments(self.pipe, arguments | {"prompt": prompt})
-        texts = resolve_prompts(prompt, arguments, reward_prompts)
-        arguments = check_rows(arguments, num_prompts=len(texts), num_particles=config.num_particles)
-        step_defaults = complete_eta(self.pipe, config, arguments)
-        run, arguments = self._start(texts, config, sizes, arguments)
-        run.provenance = describe_call(
-            self.pipe, arguments, step_defaults=step_defaults, replaced_scheduler=self._replaced_scheduler
-        )
-        if arguments.get("generator") is not None:
-            step_defaults["generator"] = arguments["generator"]  # SD3 and Flux do not hand it on
-        arguments["num_images_per_prompt"] = run.exchange.num_own
-        arguments["output_type"] = "latent" if output_type == "latent" else "pt"
-        with unchanged(self.pipe.scheduler), run.batches.splitting(self.pipe):
-            out = run.steer(self.pipe, arguments, step_defaults)
-            if output_type == "latent" or run.predicted is not None:
-                latents = out.images if run.predicted is None else run.predicted
-                run.decode = self._finished_decoder(latents, arguments) or run.decode
-            output = finish(run, out, self.pipe, num_images_per_prompt=num_images_per_prompt, output_type=output_type)
+        with call_link(spread=self.spread) as link:
+            check_kind("return_dict", return_dict, bool)
+            config, sizes, arguments = self._settings(steering, arguments)
+            check_output(self.pipe, output_type, num_images_per_prompt, config)
+            arguments = check_arguments(self.pipe, arguments | {"prompt": prompt})
+            texts = resolve_prompts(prompt, arguments, reward_prompts)
+            arguments = check_rows(arguments, num_prompts=len(texts), num_particles=config.num_particles)
+            step_defaults = complete_eta(self.pipe, config, arguments)
+            exchange = find_exchange(config, len(texts), link=link, reward=self.reward)
+            run = self._run(texts, config, sizes, arguments, exchange)
+            run.provenance = describe_call(
+                self.pipe, arguments, step_defaults=step_defaults, replaced_scheduler=self._replaced_scheduler
+            )
+            own = own_arguments(arguments, exchange)
+            asked: dict[str, Any] = {"output_type": output_type, "num_images_per_prompt": num_images_per_prompt}
+            if link is not None:
+                link.agree(self._identity(run, arguments) | asked)
+            output = self._generate(run, own, step_defaults, **asked)
         as_tuple: Any = tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
         return output if return_dict else as_tuple
 
-    def _start(
-        self, texts: list[str], config: FKSteeringConfig, sizes: BatchSizes, arguments: dict[str, Any]
-    ) -> tuple[SteeredRun, dict[str, Any]]:
-        """The run of a call, and the arguments of this process's share of it."""
-        exchange = find_exchange(config, len(texts), spread=self.spread, reward=self.reward)
+    def _settings(
+        self, steering: FKSteeringConfig | None, arguments: dict[str, Any]
+    ) -> tuple[FKSteeringConfig, BatchSizes, dict[str, Any]]:
+        """The settings of a call, and the arguments of the wrapped pipeline, with the solver's where none are given."""
+        defaults = self.steering if steering is None else steering
+        config, sizes, rest = split_arguments(self.pipe, arguments, steering=defaults, batch_sizes=self.batch_sizes)
+        own = {} if self.solver is None else self.solver.arguments(self.pipe)
+        return config, sizes, rest | {name: value for name, value in own.items() if rest.get(name) is None}
+
+    def _run(
+        self,
+        texts: list[str],
+        config: FKSteeringConfig,
+        sizes: BatchSizes,
+        arguments: dict[str, Any],
+        exchange: ParticleExchange,
+    ) -> SteeredRun:
         generators = resampling_generators(arguments.get("generator"), len(texts), device=self.pipe._execution_device)
         particle_filter = ParticleFilter(config, len(texts), generators, spread=self.reward.card.spread)
 
@@ -358,7 +360,7 @@ class FKSteeringPipeline(PipelineProxy):
         decode = self._decoder(arguments)
         own_decoder = self.preview is None or isinstance(self.preview, ReducedResolution)  # split at vae.decode
         batches = MicroBatches(sizes, num_particles=num_own, found=self._found_sizes)
-        run = SteeredRun(
+        return SteeredRun(
             reward=self.reward,
             prompts=texts,
             particle_filter=particle_filter,
@@ -367,7 +369,38 @@ class FKSteeringPipeline(PipelineProxy):
             exchange=exchange,
             reward_device=self.reward_device,
         )
-        return run, own_arguments(arguments, exchange)
+
+    def _identity(self, run: SteeredRun, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What has to be the same in all processes that share this call."""
+        return call_identity(
+            run.provenance,
+            arguments,
+            prompts=run.prompts,
+            steering=run.particle_filter.config.to_dict(),
+            reward=self.reward.card.name,
+            preview=type(self.preview).__name__,
+            model=str(self.pipe.config.get("_name_or_path")),
+        )
+
+    def _generate(
+        self,
+        run: SteeredRun,
+        arguments: dict[str, Any],
+        step_defaults: dict[str, Any],
+        num_images_per_prompt: int,
+        output_type: str,
+    ) -> FKSteeringOutput:
+        """Run the wrapped pipeline on this process's share, score what it returns, and select."""
+        if arguments.get("generator") is not None:
+            step_defaults["generator"] = arguments["generator"]  # SD3 and Flux do not hand it on
+        arguments["num_images_per_prompt"] = run.exchange.num_own
+        arguments["output_type"] = "latent" if output_type == "latent" else "pt"
+        with unchanged(self.pipe.scheduler), run.batches.splitting(self.pipe):
+            out = run.steer(self.pipe, arguments, step_defaults)
+            if output_type == "latent" or run.predicted is not None:
+                latents = out.images if run.predicted is None else run.predicted
+                run.decode = self._finished_decoder(latents, arguments) or run.decode
+            return finish(run, out, self.pipe, num_images_per_prompt=num_images_per_prompt, output_type=output_type)
 
     def _decoder(self, arguments: dict[str, Any]) -> DecodeFn:
         height, width = arguments.get("height"), arguments.get("width")

@@ -2,33 +2,88 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fk_reward.config import FKSteeringConfig
 from fk_reward.particle_exchange import ParticleExchange
+from fk_reward.process_link import ProcessLink
 from fk_reward.rewards import Reward
+from fk_reward.trace import Provenance
 
 
-def find_exchange(config: FKSteeringConfig, num_groups: int, *, spread: bool, reward: Reward) -> ParticleExchange:
-    """The place of this process: the only one, or one of those that `accelerate launch` started.
-
-    Raises:
-        ValueError: for particles that cannot be shared evenly, and for a reward that compares them with one another.
-    """
-    sizes = {"num_groups": num_groups, "num_particles": config.num_particles}
+def call_link(*, spread: bool) -> AbstractContextManager[ProcessLink | None]:
+    """The tie to the other processes for one call, which tells them when its body fails; None for a single process."""
     if not spread:
-        return ParticleExchange(**sizes)
+        return nullcontext()
     from accelerate import PartialState  # noqa: PLC0415 (slow to import, and one process does not need it)
 
     state = PartialState()
-    if state.num_processes > 1 and reward.compares_images:
+    if state.num_processes == 1:
+        return nullcontext()
+    return ProcessLink(shared_store(), state.process_index, state.num_processes)
+
+
+def shared_store() -> Any:
+    """The key-value store through which the processes of `accelerate launch` have found one another."""
+    from torch.distributed import distributed_c10d  # noqa: PLC0415 (as above)
+
+    return distributed_c10d._get_default_store()  # PyTorch has no public name for it
+
+
+def find_exchange(
+    config: FKSteeringConfig, num_groups: int, *, link: ProcessLink | None, reward: Reward
+) -> ParticleExchange:
+    """The place of this process: the only one, or one of those that `accelerate launch` started.
+
+    Raises:
+        ValueError: for particles that cannot be shared evenly, for settings that leave fewer and fewer of them, and for
+            a reward that compares them with one another.
+    """
+    sizes = {"num_groups": num_groups, "num_particles": config.num_particles}
+    if link is None:
+        return ParticleExchange(**sizes)
+    if config.final_particles is not None:
+        raise ValueError(
+            "final_particles does not go with spread=True: the particles are shared out evenly. Leave one."
+        )
+    if reward.compares_images:
         raise ValueError(
             f"Reward {reward.card.name!r} compares the images of a prompt with one another, and spread=True puts them "
             "into several processes. Use a reward that scores single images, or spread=False."
         )
-    return ParticleExchange(**sizes, num_processes=state.num_processes, process=state.process_index)
+    return ParticleExchange(**sizes, num_processes=link.num_processes, process=link.process, link=link)
+
+
+def call_identity(provenance: Provenance, arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What has to be the same in all processes that share a call.
+
+    Args:
+        provenance: of the call.
+        arguments: all arguments of the wrapped pipeline's call. Of tensors the shape counts: embeddings that each
+            process computes itself differ in the last bits. Of generators the state does.
+        **more: what else is part of the call.
+    """
+    generators = arguments.get("generator")
+    states = [one.get_state() for one in generators] if isinstance(generators, list) else []
+    others = {
+        name: value for name, value in arguments.items() if value is not None and name not in provenance.arguments
+    }
+    return {
+        **asdict(provenance),
+        **more,
+        "generator states": hashlib.sha256(b"".join(state.numpy().tobytes() for state in states)).hexdigest(),
+        "other arguments": {
+            name: f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            for name, value in others.items()
+        },
+    }
 
 
 def own_arguments(arguments: dict[str, Any], exchange: ParticleExchange) -> dict[str, Any]:

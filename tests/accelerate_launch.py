@@ -20,7 +20,7 @@ def _free_port():
 
 
 def launch(module, *arguments, timeout):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     options = (*LAUNCH, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port()))
     command = [sys.executable, *options, "-m", module, *map(str, arguments)]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ import torch
 
 from fk_reward import FKSteeringConfig, ParticleFilter, steer
 from fk_reward.particle_exchange import ParticleExchange
+from fk_reward.process_link import ProcessFailure, ProcessLink
 from tests.fk_reward.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
 
 GROUPS, PARTICLES, PROCESSES = 2, 4, 2
@@ -64,11 +66,17 @@ def steered_loop(case, exchange, *, score_fn=score):
     return sample, records, particle_filter
 
 
-def spread_loop(case, exchange_class=ThreadExchange, **options):
+def spread_loop(case, exchange_class=ThreadExchange, store=None, **options):
     board = Board()
+    links = [None if store is None else ProcessLink(store, process, PROCESSES) for process in range(PROCESSES)]
     places = [
         exchange_class(
-            num_groups=GROUPS, num_particles=PARTICLES, num_processes=PROCESSES, process=process, board=board
+            num_groups=GROUPS,
+            num_particles=PARTICLES,
+            num_processes=PROCESSES,
+            process=process,
+            board=board,
+            link=links[process],
         )
         for process in range(PROCESSES)
     ]
@@ -114,16 +122,17 @@ def test_particles_that_are_not_sent_fail_the_same_check():
 
 
 def test_a_failure_in_one_process_ends_all():
+    first = threading.Lock()
+
     def fails_once(x0_pred):
-        if threading.current_thread().name.endswith("_0"):
-            raise ValueError("the picture is black")
+        if first.acquire(blocking=False):
+            raise ValueError("the image is black")
         return score(x0_pred)
 
-    futures, _ = spread_loop(("ddim", "epsilon"), score_fn=fails_once)
-    told = {str(future.exception()) for future in futures}
-    assert len(told) == PROCESSES
-    assert any("the picture is black" in text for text in told)
-    assert any("The reward of prompt 0, particle" in text and "is nan" in text for text in told)
+    futures, _ = spread_loop(("ddim", "epsilon"), score_fn=fails_once, store=torch.distributed.HashStore())
+    own, told = sorted((future.exception() for future in futures), key=lambda error: isinstance(error, ProcessFailure))
+    assert "the image is black" in str(own)
+    assert re.search(r"Rank \d, which shares .* has failed: ValueError: At step .* the image is black", str(told))
 
 
 def test_rows_are_kept_by_prompt():

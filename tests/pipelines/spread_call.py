@@ -23,10 +23,14 @@ ARGUMENTS = {
 }
 
 
-def call(**arguments):
+def make():
     pipe = FKSteeringPipeline(tiny.make_sd(), reward=BrightnessReward(), spread=True)
     pipe.set_progress_bar_config(disable=True)
-    return pipe(PROMPTS, **ARGUMENTS | {"generator": generators()} | arguments)
+    return pipe
+
+
+def call(pipe=None, **arguments):
+    return (pipe or make())(**{"prompt": PROMPTS, **ARGUMENTS, "generator": generators(), **arguments})
 
 
 def generators():

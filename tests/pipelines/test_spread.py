@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.pipelines import particle_share
-from fk_reward.rewards import CallableReward
 from tests.accelerate_launch import launch
+from tests.pipelines.calls import BrightnessReward
 from tests.pipelines.spread_call import call, generators, main
+from tests.repository.layout import ROOT
 
 
 @pytest.mark.slow
@@ -30,39 +37,95 @@ def test_two_processes_give_what_one_gives(tmp_path):
                 torch.testing.assert_close(mine, other, rtol=0, atol=1)
 
 
+def plain_launch(module, *arguments, timeout):
+    """Two processes without a launcher that would end the one when the other fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            env={
+                **os.environ,
+                **shared,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+            },
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        return [process.communicate(timeout=timeout)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+HAS_FAILED = "ProcessFailure: Rank 1, which shares this call, has failed: MemoryError: of rank 1"
+WRONG = {  # what rank 1 does -> what rank 0 and rank 1 meet with; None where it has no last words
+    "prompts": ("rank 0 and rank 1 differ in .*prompt.*squares.*triangles", "differ in .*prompt.*squares.*triangles"),
+    "decoder": (HAS_FAILED, "MemoryError: of rank 1"),
+    "denoiser": (HAS_FAILED, "MemoryError: of rank 1"),
+    "callback": (HAS_FAILED, "MemoryError: of rank 1"),
+    "nothing": ("nothing", "nothing"),
+    "killed": ("ProcessFailure: Rank 1, .* has given no sign of life for", None),
+}
+
+
+@pytest.mark.slow
+def test_one_rank_that_goes_wrong_ends_all(tmp_path):
+    """Every call ends on both within seconds, and the next one is not disturbed; the group's time-out is 30 minutes."""
+    outputs = plain_launch("tests.pipelines.failing_call", tmp_path, *WRONG, timeout=240)
+    for kind, words in WRONG.items():
+        for rank, expected in enumerate(words):
+            file = tmp_path / f"{kind}-{rank}.txt"
+            assert file.exists() == (expected is not None), (kind, rank, outputs)
+            if expected is not None:
+                seconds, told = file.read_text().split(" ", 1)
+                assert re.search(expected, told), (kind, rank, told)
+                assert float(seconds) < 30
+
+
 @pytest.fixture
 def two_processes(monkeypatch):
     class State:
         num_processes, process_index = 2, 1
 
     monkeypatch.setattr("accelerate.PartialState", State)
+    monkeypatch.setattr(particle_share, "shared_store", torch.distributed.HashStore)
 
 
 def test_a_single_generator_is_refused(two_processes):
     for wrong in (torch.Generator(), None, generators()[:4]):
-        with pytest.raises(ValueError, match="a list of 8 generators"):
+        with pytest.raises(ValueError, match="a list of (8 generators|one for each of the 2 x 4)"):
             call(generator=wrong)
 
 
 def test_an_uneven_share_is_refused(two_processes):
     with pytest.raises(ValueError, match="3 particles cannot be shared by 2 processes"):
-        call(num_particles=3)
+        call(num_particles=3, generator=generators()[:6])
 
 
 def test_a_funnel_is_refused(two_processes):
-    with pytest.raises(ValueError, match="final_particles cannot be had"):
+    with pytest.raises(ValueError, match="final_particles does not go with spread=True"):
         call(final_particles=2)
 
 
 def test_a_reward_that_compares_is_refused(two_processes, monkeypatch):
-    monkeypatch.setattr(CallableReward, "compares_images", True)
-    reward = CallableReward(lambda images, prompts: images.mean(dim=(1, 2, 3)), "compares")
+    monkeypatch.setattr(BrightnessReward, "compares_images", True)
     with pytest.raises(ValueError, match="compares the images of a prompt"):
-        particle_share.find_exchange(_Config, 1, spread=True, reward=reward)
-
-
-class _Config:
-    num_particles = 4
+        call()
 
 
 def test_latents_are_shared_out():
