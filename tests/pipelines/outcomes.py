@@ -376,7 +376,7 @@ def _examined(examination: Examination) -> Outcome:
         examination.check_equals_stock()
     prompts = examination.check_prompts()
     try:
-        examination.pipe.scheduler = stochastic_scheduler(examination.own_scheduler)
+        examination._wrapped().scheduler = stochastic_scheduler(examination.own_scheduler)
         examination.check_predictions_decode_as_the_end()
         scheduler = type(examination.pipe.scheduler).__name__
         examination.check_steers()
@@ -394,7 +394,7 @@ def _examined(examination: Examination) -> Outcome:
 
 def _with_preview(examination: Examination, prompts: str) -> Outcome:
     examination.preview = _any_preview
-    examination.pipe.scheduler = stochastic_scheduler(examination.own_scheduler)
+    examination._wrapped().scheduler = stochastic_scheduler(examination.own_scheduler)
     examination.check_steers()
     scheduler = type(examination.pipe.scheduler).__name__
     return Outcome(examination.name, "steers with a preview", scheduler, prompts)
