@@ -10,7 +10,7 @@ from torch import Tensor
 from fk_reward.x0_prediction import scheduler_name
 
 _REPORTING = (
-    *("DDIMScheduler", "DDPMScheduler"),
+    *("CogVideoXDPMScheduler", "DDIMScheduler", "DDPMScheduler"),
     *("EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
 )
 """Schedulers whose step returns the predicted clean sample beside the next one."""
@@ -122,7 +122,9 @@ def check_reported_x0(scheduler: Any, output: Any, x0_pred: Tensor) -> str | Non
         return _unreported(scheduler, known, name)
     if reported.shape == x0_pred.shape:
         scale = reported.abs().amax().clamp_min(1.0)
-        if bool((reported - x0_pred).abs().amax() <= _tolerance(reported.dtype) * scale):
+        # the clean sample may be wide where all that it is made of is in half precision, as the next sample is
+        tolerance = max(_tolerance(tensor.dtype) for tensor in (reported, output[0]))
+        if bool((reported - x0_pred).abs().amax() <= tolerance * scale):
             return None
     raise ValueError(
         f"The step of {name} reports another clean sample than {known} would predict: the rewards would be of the "
@@ -139,6 +141,8 @@ def reported_x0(scheduler: Any, output: Any) -> Tensor | None:
         reported = output[1]
     if reported is None and "DPMSolver" in known and scheduler.config.algorithm_type.endswith("++"):
         reported = scheduler.model_outputs[-1]  # what the "++" variants convert the model's output into
+    if known == "FlowMatchSDEScheduler" and scheduler._before is not None:
+        reported = scheduler._before[0]  # kept for the next step
     return reported
 
 

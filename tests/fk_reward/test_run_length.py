@@ -73,7 +73,7 @@ def test_the_last_prediction_is_that_of_the_last_step_before_its_move():
     torch.testing.assert_close(records.last_x0_pred(), scheduler.reported)
 
 
-@pytest.mark.parametrize("name", ["ddim", "kdpm2-ancestral", "dpm-sde-2", "flow-euler", "euler-ancestral"])
+@pytest.mark.parametrize("name", ["ddim", "kdpm2-ancestral", "dpm-sde-2", "flow-sde", "euler-ancestral"])
 def test_looking_back_at_a_step_leaves_the_scheduler_as_it_is(name):
     kinds = FAMILIES[name][2]
     scheduler, arguments = make_scheduler(name, kinds[0])

@@ -10,14 +10,15 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
     TCDScheduler,
 )
 
 from fk_reward import FKSteeringConfig, ParticleFilter, steer
+from fk_reward.flow_match_sde import FlowMatchSDEScheduler
 from fk_reward.steering import CopiesCheck
 from tests.fk_reward.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
-from tests.fk_reward.test_steering import EVERY_STEP, generators, steered_loop
+from tests.fk_reward.test_steering import EVERY_STEP, generators
 
 CONFIG = FKSteeringConfig(num_particles=4, num_resamples=3, reward_scale=1e3, ess_threshold=1.0)
 
@@ -41,6 +42,13 @@ class Doubles(DPMSolverMultistepScheduler):
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):
         return super().step(2 * model_output, timestep, sample, generator=generator, return_dict=return_dict)
+
+
+class DoublesFlow(FlowMatchSDEScheduler):
+    """The same for flow matching."""
+
+    def step(self, model_output, timestep, sample, **options):
+        return super().step(2 * model_output, timestep, sample, **options)
 
 
 class ConvertsItself(DPMSolverMultistepScheduler):
@@ -125,6 +133,7 @@ def test_equal_generators_are_said_to_be_the_reason(caplog):
     [
         (ReadsVelocity(clip_sample=False), {"eta": 1.0}),
         (Doubles(algorithm_type="sde-dpmsolver++"), {}),
+        (DoublesFlow(), {}),
     ],
 )
 def test_another_reading_of_the_output_is_noticed(scheduler, arguments, as_tuple):
@@ -160,7 +169,7 @@ def test_a_conversion_of_its_own_is_what_the_rewards_are_of():
     ("base", "config", "arguments"),
     [
         (TCDScheduler, {}, {"eta": 0.5}),
-        (FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True}, {}),
+        (FlowMatchLCMScheduler, {}, {}),
     ],
 )
 def test_a_step_that_cannot_be_checked_is_told_of_once(base, config, arguments, caplog):
@@ -187,11 +196,20 @@ def test_every_supported_scheduler_passes_its_own_check(name, kind, dtype, as_tu
     assert not [record for record in caplog.records if record.name.startswith("fk_reward")]
 
 
-def test_one_flag_is_read_at_a_scoring_step_and_none_elsewhere(monkeypatch):
-    """A look at a number of the device makes the host wait; between scoring steps nobody looks."""
-    looks, tolist = [], torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: looks.append(self.dtype) or tolist(self))
-    scheduler, arguments = make_scheduler("ddim", "epsilon")
-    _, records = steered_loop(scheduler, arguments, ParticleFilter(CONFIG))
-    copied = [r for r in records if r.ancestors is not None and len(r.ancestors[0].unique()) < 4]
-    assert looks.count(torch.bool) == len(copied)
+def test_nobody_looks_at_the_device_between_scoring_steps(monkeypatch):
+    """A look at a number of the device makes the host wait for all the work that is queued there."""
+    here, looks, tolist = [None], set(), torch.Tensor.tolist
+
+    def look(self):
+        looks.add(here[0] if self.dtype == torch.bool else None)
+        return tolist(self)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", look)
+    scheduler, arguments = make_scheduler("euler-ancestral", "epsilon")
+    sample = initial_sample(scheduler, 4)
+    with steer(scheduler, ParticleFilter(CONFIG), lambda x0_pred: x0_pred.mean(dim=(1, 2, 3))) as records:
+        for here[0], t in enumerate(scheduler.timesteps):
+            output = toy_model(scaled_input(scheduler, sample, t), t)
+            sample = scheduler.step(output, t, sample, generator=generators(), **arguments).prev_sample
+        here[0] = None
+    assert looks - {None} == {record.step for record in records}

@@ -9,10 +9,8 @@ import torch
 from diffusers import (
     AutoPipelineForInpainting,
     DDIMScheduler,
-    DPMSolverMultistepScheduler,
     FasterCacheConfig,
     FirstBlockCacheConfig,
-    FlowMatchEulerDiscreteScheduler,
     PyramidAttentionBroadcastConfig,
 )
 from diffusers.guiders import AdaptiveProjectedMixGuidance
@@ -30,6 +28,7 @@ from diffusers.hooks.hooks import StateManager
 from diffusers.hooks.text_kv_cache import TextKVCacheBlockHook, TextKVCacheBlockState, TextKVCacheState
 from diffusers.models.attention_processor import AttnProcessor2_0
 
+from fk_reward.flow_match_sde import FlowMatchSDEScheduler
 from fk_reward.pipelines import pipeline_state
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
@@ -37,7 +36,6 @@ from tests.tiny.families import FAMILIES
 
 NUM_PARTICLES, STEPS = 4, 8
 ALWAYS = (-1, 1001)
-FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 ONE_TAKES_ALL = {"reward_scale": 1e9, "ess_threshold": 1.0, "num_resamples": 1, "resample_start": 0.5}
 EQUAL_NOISE = {
     **ONE_TAKES_ALL,
@@ -48,9 +46,7 @@ EQUAL_NOISE = {
 
 def make_flux():
     pipe = tiny.make_flux()
-    pipe.scheduler = DPMSolverMultistepScheduler(
-        algorithm_type="sde-dpmsolver++", use_dynamic_shifting=True, time_shift_type="exponential", **FLOW
-    )
+    pipe.scheduler = FlowMatchSDEScheduler.from_config(pipe.scheduler.config)
     return pipe
 
 
@@ -164,7 +160,7 @@ def inpainting_arguments(strength=1.0):
 def hunyuan_image():
     family = FAMILIES["HunyuanImagePipeline"]
     pipe = family.build()
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    pipe.scheduler = FlowMatchSDEScheduler.from_config(pipe.scheduler.config)
     pipe.guider = AdaptiveProjectedMixGuidance(
         guidance_scale=3.5,
         adaptive_projected_guidance_scale=10.0,
