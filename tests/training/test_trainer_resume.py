@@ -173,8 +173,8 @@ def tree(folder):
 
 
 def test_a_finished_run_is_not_trained_further(tiny_phi, tmp_path, whole):
-    """With a constant learning rate one more step would change the weights, and leave a seventh checkpoint."""
-    constant = {"lr_scheduler_type": "constant", "warmup_steps": 0}
+    """With a constant learning rate one more step would change the weights, and leave a sixth checkpoint."""
+    constant = {"lr_scheduler_type": "constant", "warmup_steps": 0, "max_steps": 5}  # ends within an epoch
     weights = run(tiny_phi, tmp_path, **constant)
     before = tree(tmp_path)
     assert_same(run(tiny_phi, tmp_path, resume=True, **constant), weights)
