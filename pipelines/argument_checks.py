@@ -68,7 +68,7 @@ def _check_single_image(arguments: Mapping[str, Any]) -> None:
     for name in ("image", "mask_image"):
         value = arguments.get(name)
         is_batch = isinstance(value, list | tuple) or getattr(value, "ndim", 0) > _IMAGE_SIDES
-        if is_batch and len(value) > 1:
+        if value is not None and is_batch and len(value) > 1:
             raise ValueError(
                 f"{name} should be one image for all particles of a call, got {len(value)}: call the pipeline once for "
                 "each image."
