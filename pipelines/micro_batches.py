@@ -105,9 +105,11 @@ def _denoisers(pipe: Any) -> list[nn.Module]:
             f"{type(pipe).__name__} has no unet and no transformer, so particle_batch_size splits nothing."
         )
     for module in found:
-        if caches := stateful_hooks(module):
+        caches = [type(hook).__name__ for hook in stateful_hooks(module)]
+        if caches or getattr(module, "is_cache_enabled", False):
+            name = caches[0] if caches else "enable_cache"
             raise ValueError(
-                f"{type(module).__name__} keeps a cache from one call to the next ({type(caches[0]).__name__}), which "
-                "micro-batches would mix up: call its disable_cache(), or leave particle_batch_size out."
+                f"{type(module).__name__} keeps a cache from one call to the next ({name}), which micro-batches would "
+                "mix up: call its disable_cache(), or leave particle_batch_size out."
             )
     return found
