@@ -146,8 +146,8 @@ def _load(request: Request, steering: FKSteeringConfig, sizes: BatchSizes, solve
 
 
 def _asked(request: Request) -> dict[str, Any]:
-    names = ("model", "reward", "solver", "preview", "seed", "images_per_prompt")
-    names += ("reward_device", "compiled", "channels_last")
+    names = ["model", "reward", "solver", "preview", "seed", "images_per_prompt"]
+    names += ["reward_device", "compiled", "channels_last"]
     return {"prompts": list(request.prompts)} | {name: getattr(request, name) for name in names}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -114,15 +115,15 @@ class OpenAIEngine:
     def _answer(self, images: Sequence[Image.Image], messages: Messages, sampling: Sampling) -> str:
         request = {"model": self.model, "messages": _with_images(messages, images), **self._fields(sampling)}
         with self._transport.call(self.timeout) as call:
-            for attempt in range(self.max_retries + 1):
+            for attempt in count():
                 completion, failure = self._try(request, call)
                 if failure is None:
                     return self._text(completion, sampling)
                 pause = self._pause(failure, attempt, call)
                 if pause is None:
+                    message = self._message(failure, call, attempt + 1)
                     break
                 time.sleep(pause)
-            message = self._message(failure, call, attempt + 1)
         # Raised here, and not where the package's error was caught: that one holds request and reply, which as its
         # context would go wherever this error goes.
         raise JudgeEndpointError(message)
