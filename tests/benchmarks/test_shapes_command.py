@@ -98,7 +98,7 @@ def test_a_reward_of_which_lower_is_better_is_refused_before_anything_is_drawn(o
 
 
 def test_results_of_other_weights_are_refused(pipe, tmp_path):
-    layer = torch.nn.Linear(2, 2)
+    layer = torch.nn.Bilinear(2, 2, 2)  # called with two arguments, as a reward is
     rewards = REWARDS | {"network": CallableReward(layer, "network")}
     shapes.open_store(tmp_path / "pipe", SETTINGS, pipe=pipe, rewards=rewards)
     shapes.open_store(tmp_path / "pipe", SETTINGS, pipe=pipe, rewards=rewards)

@@ -34,7 +34,7 @@ class Composite(Reward):
 
 
 def network():
-    return CallableReward(nn.Linear(3, 1), "network")
+    return CallableReward(nn.Bilinear(3, 3, 1), "network")  # called with two arguments, as a reward is
 
 
 HOLDERS = {

@@ -182,7 +182,7 @@ def test_parts_of_a_composition_give_their_towers_without_text():
 
 def test_a_reward_without_blocks_is_told(caplog):
     pipe = steered(tiny.make_sd())
-    pipe.reward = CallableReward(nn.Flatten(), "flat")
+    pipe.reward = CallableReward(nn.Bilinear(3, 3, 1), "bilinear")
     speed_up(pipe, compile=Compilation(backend="eager"))
     assert "has no repeated blocks and is not compiled" in caplog.text
 

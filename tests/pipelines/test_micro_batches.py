@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    FirstBlockCacheConfig,
     StableDiffusionControlNetPipeline,
     StableDiffusionPAGPipeline,
 )
@@ -285,7 +286,7 @@ def test_everything_is_put_back(fails):
 
 def test_a_cache_of_the_denoiser_is_refused():
     pipe = make("flux")
-    pipe.transformer._cache_config = object()  # as enable_cache leaves it
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
     with pytest.raises(ValueError, match="disable_cache"):
         steered(pipe)("x", num_inference_steps=2, particle_batch_size=2)
 

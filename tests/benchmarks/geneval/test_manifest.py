@@ -68,7 +68,7 @@ def test_other_versions_and_weights_are_refused(tmp_path):
     older["versions"] = {**older["versions"], "torch": "1.0"}
     with pytest.raises(ValueError, match=r"versions\.torch '.*' -> '1\.0'"):
         open_run(tmp_path / "fk", older, about=ABOUT)
-    layers = [CallableReward(nn.Linear(2, 2), "layer") for _ in range(2)]
+    layers = [CallableReward(nn.Bilinear(2, 2, 2), "layer") for _ in range(2)]
     open_run(tmp_path / "layer" / "fk", manifest_of(reward=layers[0]), about=ABOUT)
     open_run(tmp_path / "layer" / "fk", manifest_of(reward=layers[0]), about=ABOUT)
     with pytest.raises(ValueError, match=r"reward\.weights"):
