@@ -65,14 +65,29 @@ def split_arguments(
     return replace(steering, **fields), replace(batch_sizes, **sizes), rest
 
 
-def resolve_prompts(prompt: Any, arguments: Mapping[str, Any], reward_prompts: str | Sequence[str] | None) -> list[str]:
+def takes_prompt(pipe: Any) -> bool:
+    """Whether a pipeline's call has a prompt: those of a second stage get embeddings, others name their texts."""
+    return "prompt" in inspect.signature(pipe.__call__).parameters
+
+
+def resolve_prompts(
+    pipe: Any, prompt: Any, arguments: Mapping[str, Any], reward_prompts: str | Sequence[str] | None
+) -> list[str]:
     """The texts that the reward reads, one for each prompt of the batch.
 
     Raises:
         ValueError: when there is no text, when the counts differ, or a prompt holds half of a character.
+        TypeError: for a prompt that is no string, or that the pipeline does not take.
     """
     embeds = arguments.get("prompt_embeds")
-    if prompt is None and embeds is None:
+    if not takes_prompt(pipe):
+        if prompt is not None or reward_prompts is None:
+            raise TypeError(
+                f"{type(pipe).__name__} takes no prompt: pass its own arguments by their names, and reward_prompts: "
+                "the texts that the reward reads, one for each image that it would make."
+            )
+        embeds = [reward_prompts] if isinstance(reward_prompts, str) else reward_prompts
+    elif prompt is None and embeds is None:
         raise ValueError("Pass a prompt (a string or a list of strings), or prompt_embeds with reward_prompts.")
     texts = prompt if reward_prompts is None else reward_prompts
     if texts is None:

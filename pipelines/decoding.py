@@ -8,33 +8,37 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
-DecodeFn = Callable[[Tensor], Tensor]
-"""Latents `(B, ...)` as the scheduler sees them, to images `(B, 3, H, W)` in [0, 1]."""
+from fk_reward.pipelines.rest_of_call import DecodeFn, DecodeHook
+from fk_reward.pipelines.running_call import RunningCall
 
 
 class LatentDecoder:
-    """Decodes the latents of one pipeline call.
+    """Decodes the latents of one pipeline.
 
-    Families: `AutoencoderKL` and whatever shares its configuration (a `scaling_factor`, an optional `shift_factor`, or
-    a mean and a standard deviation per channel; `AutoencoderTiny` too), widened to float32 where the pipeline itself
-    widens it (`widens_to_float32`); packed latents (Flux); and pipelines without an autoencoder, whose samples are the
-    pictures.
+    While a call runs (`call`), it does what that call does at its end, whatever the family (`RunningCall`). Outside a
+    call it knows one layout, latents `(B, C, H, W)` of an autoencoder whose configuration states their normalisation
+    (a `scaling_factor`, an optional `shift_factor`, or a mean and a standard deviation per channel), widened to float32
+    where the pipeline itself widens it (`widens_to_float32`); Flux's packed form of it; and pixels.
 
     Args:
         pipe: the wrapped pipeline.
-        height: height of the picture in pixels, None for the pipeline's default. Only packed latents need it.
+        height: height of the image in pixels, None for the pipeline's default. Only packed latents outside a call need
+            it.
         width: the same for the width.
         autoencoder: decodes in place of the pipeline's own. It is moved to the latents and to the precision of the
             pipeline's own.
-        shrink: factor by which the latents are averaged down first; the picture is as much smaller.
+        shrink: factor by which the latents are averaged down first; the image is as much smaller.
+        call: the call that is running.
+        batched: makes of the autoencoder's `decode` one that takes a few latents at a time.
 
     Raises:
         ValueError: when called on latents that it cannot decode; pass `preview` to `FKSteeringPipeline` for these.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (one parameter for each option)
         self,
         pipe: Any,
         *,
@@ -42,33 +46,58 @@ class LatentDecoder:
         width: int | None = None,
         autoencoder: Any = None,
         shrink: int = 1,
+        call: RunningCall | None = None,
+        batched: Callable[[DecodeFn], DecodeFn] = lambda decode: decode,
     ) -> None:
         self._pipe = pipe
         self._size = (height, width)
         self._autoencoder = autoencoder
         self._shrink = shrink
+        self._call = call
+        self._batched = batched
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents `(B, ...)` to images `(B, 3, H, W)` float32 in [0, 1]. Values that are not finite stay so."""
+        if self._call is None:
+            return self._decode(latents)
+        return self._call.images(latents, decode=self._hook)
+
+    @property
+    def _hook(self) -> DecodeHook | None:
+        """What runs in the place of the autoencoder at the end of a call; None for the autoencoder itself."""
+        if self._autoencoder is not None:
+            return self._decode_tiny
+        return None if self._shrink == 1 else self._decode_shrunk
+
+    def _decode_tiny(self, own: Any, scaled: Tensor, *_: Any, return_dict: bool = True, **__: Any) -> Any:
+        """`own.decode`, by the other autoencoder, which takes latents as the scheduler sees them."""
+        latents, join = _one_frame(scale_latents(own, scaled))
+        # not the `to` of Diffusers, which warns at every dtype
+        tiny = nn.Module.to(self._autoencoder, scaled.device, own.dtype)
+        decode = self._batched(lambda rows: tiny.decode(unscale_latents(tiny, rows.to(tiny.dtype))).sample)
+        images = join(decode(latents))
+        return DecoderOutput(sample=images) if return_dict else (images,)
+
+    def _decode_shrunk(self, own: Any, scaled: Tensor, *args: Any, **options: Any) -> Any:
+        """`own.decode` of latents that are averaged down."""
+        latents, join = _one_frame(scaled)
+        return own.decode(join(self._shrunk(latents)), *args, **options)
+
+    def _decode(self, latents: Tensor) -> Tensor:
         vae, unpacked = getattr(self._pipe, "vae", None), self._unpacked(latents)
         if unpacked is None:
             raise ValueError(
-                f"{type(self._pipe).__name__} has latents of shape {tuple(latents.shape)}, which are not known here; "
-                "pass FKSteeringPipeline(pipe, reward=..., preview=...), a function of these latents to images in "
-                "[0, 1]."
+                f"{type(self._pipe).__name__} has latents of shape {tuple(latents.shape)}, which cannot be decoded "
+                "outside a call; pass FKSteeringPipeline(pipe, reward=..., preview=...), a function of these latents "
+                "to images in [0, 1]."
             )
         if vae is None:
             return to_unit_range(unpacked)
         if self._autoencoder is not None:
-            # not the `to` of Diffusers, which warns at every dtype
             vae = nn.Module.to(self._autoencoder, latents.device, vae.dtype)
         with _in_float32(vae, wide=widens_to_float32(self._pipe, vae)):
             scaled = unscale_latents(vae, self._shrunk(unpacked).to(vae.dtype))
             return to_unit_range(vae.decode(scaled, return_dict=False)[0])
-
-    def knows(self, latents: Tensor) -> bool:
-        """Whether these latents can be decoded."""
-        return self._unpacked(latents) is not None
 
     def _shrunk(self, latents: Tensor) -> Tensor:
         return latents if self._shrink == 1 else torch.nn.functional.avg_pool2d(latents, self._shrink)
@@ -81,6 +110,30 @@ class LatentDecoder:
             latents = self._pipe._unpack_latents(latents, height, width, self._pipe.vae_scale_factor)
         is_decodable = latents.ndim == 4 and (getattr(self._pipe, "vae", None) is not None or latents.shape[1] == 3)
         return latents if is_decodable else None
+
+
+def _one_frame(latents: Tensor) -> tuple[Tensor, DecodeFn]:
+    """Latents `(B, C, H, W)` also of a video autoencoder's single frame, and a function that puts the frame back."""
+    if latents.ndim == 5 and latents.shape[2] == 1:
+        return latents[:, :, 0], lambda images: images[:, :, None]
+    return latents, lambda images: images
+
+
+def scale_latents(vae: Any, latents: Tensor) -> Tensor:
+    """The opposite of `unscale_latents`: what `vae.decode` takes, to latents as the scheduler sees them.
+
+    Args:
+        vae: see `unscale_latents`.
+        latents: `(B, C, H, W)` or `(B, C, T, H, W)`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=0.5, shift_factor=1.0))
+        >>> float(scale_latents(vae, torch.full((1, 1, 1, 1), 3.0)))
+        1.0
+    """
+    scale, mean, std = _normalisation(vae, latents)
+    return (latents - mean) * scale / std
 
 
 def unscale_latents(vae: Any, latents: Tensor) -> Tensor:
@@ -100,12 +153,19 @@ def unscale_latents(vae: Any, latents: Tensor) -> Tensor:
         >>> float(unscale_latents(vae, torch.ones(1, 1, 1, 1)))
         3.0
     """
+    scale, mean, std = _normalisation(vae, latents)
+    return latents * std / scale + mean if isinstance(std, Tensor) else latents / scale + mean
+
+
+def _normalisation(vae: Any, latents: Tensor) -> tuple[float, Tensor | float, Tensor | float]:
+    """Scaling factor, mean or shift, and standard deviation, each of which may differ from channel to channel."""
     scale = getattr(vae.config, "scaling_factor", None) or 1.0
     mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
-    if mean is not None and std is not None:
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1).to(latents.device, latents.dtype) for values in (mean, std))
-        return latents * std / scale + mean
-    return latents / scale + (getattr(vae.config, "shift_factor", None) or 0.0)
+    if mean is None or std is None:
+        return scale, getattr(vae.config, "shift_factor", None) or 0.0, 1.0
+    sides = (1, -1, *(1,) * (latents.ndim - 2))
+    mean, std = (torch.tensor(values).view(sides).to(latents.device, latents.dtype) for values in (mean, std))
+    return scale, mean, std
 
 
 def widens_to_float32(pipe: Any, vae: Any) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-DENOISERS = ("unet", "transformer", "controlnet")
+DENOISERS = ("unet", "transformer", "decoder", "controlnet")
+"""`decoder` is that of cascades, whose steps make the latents of the image."""
 
 
 def find_denoisers(pipe: Any) -> list[nn.Module]:
@@ -17,15 +18,15 @@ def find_denoisers(pipe: Any) -> list[nn.Module]:
         >>> len(find_denoisers(SimpleNamespace(unet=nn.Linear(1, 1), controlnet=None)))
         1
     """
-    return [module for name in DENOISERS if (module := getattr(pipe, name, None)) is not None]
+    return [module for name in DENOISERS if isinstance(module := getattr(pipe, name, None), nn.Module)]
 
 
 def main_denoiser(pipe: Any) -> nn.Module | None:
-    """The UNet or transformer of a pipeline; None where it has neither.
+    """The denoiser of a pipeline without its ControlNet; None where none is known.
 
     Example:
         >>> from types import SimpleNamespace
         >>> main_denoiser(SimpleNamespace(controlnet=nn.Linear(1, 1))) is None
         True
     """
-    return getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    return next((module for module in find_denoisers(pipe) if module is not getattr(pipe, "controlnet", None)), None)

@@ -2,59 +2,99 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 from torch import Tensor
 
-from fk_reward.pipelines.decoding import to_unit_range
+from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.pipelines.output import FKSteeringOutput
+from fk_reward.pipelines.rest_of_call import first_field
 from fk_reward.pipelines.steered_run import SteeredRun
 
-_SAMPLES_AS_TENSORS = ("IFPipeline", "Kandinsky3Pipeline")
-"""Pipelines that return a tensor as the network gives it, in [-1, 1], where the others return [0, 1]."""
+logger = logging.getLogger(__name__)
+
+_FLAGS = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
+"""Fields of outputs that say which images a safety checker has blacked out; DeepFloyd IF's names are the last two."""
 
 
-def finish(run: SteeredRun, out: Any, pipe: Any, *, num_images_per_prompt: int, output_type: str) -> FKSteeringOutput:
+def finish(run: SteeredRun, out: Any, *, num_images_per_prompt: int) -> FKSteeringOutput:
     """Score the finished samples, make the terminal correction, and select.
+
+    What comes back is what the wrapped pipeline returned for this output type; the reward reads the same images before
+    they were rounded to 8 bits (`RunningCall.finished`). An image that a safety checker has blacked out gets the reward
+    -inf, and so the weight zero, while its prompt has an image that was not.
 
     Args:
         run: the run.
-        out: the wrapped pipeline's output: latents, or images as a tensor.
-        pipe: the wrapped pipeline.
+        out: the wrapped pipeline's output.
         num_images_per_prompt: n.
-        output_type: of the call.
     """
-    is_latent = output_type == "latent"
-    finished = out.images if is_latent else _pictures(out.images, pipe)
-    rewards = run.score_finished(finished, is_latent=is_latent)
+    returned, flags = first_field(out), _flags(out)
+    rewards = run.score_finished(returned, flags)
+    if flags is not None:
+        flags = run.exchange.gather(flags)
+        rewards = _without_flagged(rewards, flags.to(rewards.device), run)
     run.finish(rewards)
     selected = run.particle_filter.select(num_images_per_prompt)
     offsets = run.particle_filter.num_particles * torch.arange(len(selected))[:, None]
     indices = (selected + offsets).flatten()
-    images, flags = run.exchange.gather(finished), getattr(out, "nsfw_content_detected", None)
-    if flags is not None:
-        flags = run.exchange.gather(torch.tensor(flags)).tolist()
-    images = images[indices.to(images.device)]
+    images = _taken(_gathered(returned, run.exchange), indices)
     nothing_allowed = run.particle_filter.abstained.repeat_interleave(num_images_per_prompt)
-    images[nothing_allowed.to(images.device)] = 0  # indexing made a copy
     return FKSteeringOutput(
-        images=_converted(images, output_type),
+        images=_black(images, nothing_allowed.tolist()),
         rewards=rewards.detach().to("cpu", torch.float32)[indices].view(selected.shape),
         trace=run.trace(selected),
-        nsfw_content_detected=None if flags is None else [bool(flags[i]) for i in indices.tolist()],
+        nsfw_content_detected=None if flags is None else flags[indices].tolist(),
     )
 
 
-def _pictures(images: Tensor, pipe: Any) -> Tensor:
-    """What the wrapped pipeline returned as `"pt"`, in [0, 1]."""
-    returns_samples = any(cls.__name__ in _SAMPLES_AS_TENSORS for cls in type(pipe).__mro__)
-    return to_unit_range(images) if returns_samples else images
+def _flags(out: Any) -> Tensor | None:
+    """Which images were blacked out, `(B,)` bool; None where nothing was checked."""
+    found = [np.asarray(value, dtype=bool) for name in _FLAGS if (value := getattr(out, name, None)) is not None]
+    return torch.from_numpy(np.logical_or.reduce(found)).flatten() if found else None
 
 
-def _converted(images: Tensor, output_type: str) -> Any:
-    if output_type in ("latent", "pt"):
-        return images
-    arrays = VaeImageProcessor.pt_to_numpy(images)
-    return arrays if output_type == "np" else VaeImageProcessor.numpy_to_pil(arrays)
+def _without_flagged(rewards: Tensor, flags: Tensor, run: SteeredRun) -> Tensor:
+    """Rewards with -inf for flagged images; where all of a prompt are, they keep theirs, and a warning says so."""
+    grouped = flags.view(run.particle_filter.num_groups, -1)
+    if not grouped.any():
+        return rewards
+    for group in grouped.all(1).nonzero().flatten().tolist():
+        sentence = f"The safety checker blacked out all {grouped.shape[1]} images of prompt {group}."
+        logger.warning(sentence)
+        run.notes.append(sentence)
+    excluded = (grouped & ~grouped.all(1, keepdim=True)).flatten()
+    if excluded.any():
+        run.notes.append(f"{int(excluded.sum())} images that the safety checker blacked out got the reward -inf.")
+    return rewards.masked_fill(excluded, -torch.inf)
+
+
+def _gathered(returned: Any, exchange: ParticleExchange) -> Any:
+    """The images of all processes, in the form in which the pipeline returned them."""
+    if exchange.num_processes == 1:
+        return returned
+    if isinstance(returned, Tensor):
+        return exchange.gather(returned)
+    if isinstance(returned, np.ndarray):
+        return exchange.gather(torch.from_numpy(returned)).numpy()
+    pixels = exchange.gather(torch.from_numpy(np.stack([np.asarray(image) for image in returned])))
+    return [Image.fromarray(image) for image in pixels.numpy()]
+
+
+def _taken(images: Any, indices: Tensor) -> Any:
+    """The images at these places; a list stays one."""
+    if isinstance(images, Sequence):
+        return [images[i] for i in indices.tolist()]
+    return images[indices.to(images.device)] if isinstance(images, Tensor) else images[indices.numpy()]
+
+
+def _black(images: Any, places: list[bool]) -> Any:
+    """Images, which are copies, with those at these places blacked out."""
+    for i in (i for i, is_black in enumerate(places) if is_black):
+        images[i] = Image.new("RGB", images[i].size) if isinstance(images, list) else 0
+    return images

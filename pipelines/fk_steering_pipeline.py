@@ -21,21 +21,24 @@ from fk_reward.pipelines.call_arguments import (
     complete_eta,
     resolve_prompts,
     split_arguments,
+    takes_prompt,
 )
 from fk_reward.pipelines.call_record import describe_call
-from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
+from fk_reward.pipelines.decoding import LatentDecoder
 from fk_reward.pipelines.default_scheduler import steerable_if_known, unchanged
 from fk_reward.pipelines.finishing import finish
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.particle_share import call_identity, call_link, find_exchange, own_arguments
 from fk_reward.pipelines.pipeline_proxy import PipelineProxy
-from fk_reward.pipelines.previews import Preview, ReducedResolution, load_preview, preview_decoder
+from fk_reward.pipelines.previews import Preview, load_preview, preview_decoder
+from fk_reward.pipelines.rest_of_call import DecodeFn
+from fk_reward.pipelines.running_call import RunningCall
 from fk_reward.pipelines.seeds import resampling_generators
 from fk_reward.pipelines.solvers import InstalledSolver, Solver, resolve_solver
 from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.pipelines.steering_reward import put_on, reward_place, steering_reward
-from fk_reward.pipelines.wrapped_pipeline import check_pipeline, check_scheduler
+from fk_reward.pipelines.wrapped_pipeline import check_pipeline, check_scheduler, set_scheduler
 from fk_reward.rewards import Reward
 from fk_reward.rewards.hub_paths import model_source
 
@@ -133,7 +136,7 @@ class FKSteeringPipeline(PipelineProxy):
     def scheduler(self, value: Any) -> None:
         check_scheduler(value)
         self.solver = None
-        self.pipe.scheduler = value
+        set_scheduler(self.pipe, value)
 
     @property
     def reward(self) -> Reward:
@@ -208,7 +211,7 @@ class FKSteeringPipeline(PipelineProxy):
         own = self.pipe.scheduler if self._installed is None or self.solver is None else self._installed.replaced
         built = own if solver is None else solver.build(own)
         self._installed = None if solver is None else InstalledSolver(solver, scheduler=built, replaced=own)
-        self.pipe.scheduler = built
+        set_scheduler(self.pipe, built)
 
     @property
     def _replaced_scheduler(self) -> str | None:
@@ -255,7 +258,7 @@ class FKSteeringPipeline(PipelineProxy):
         pipe = DiffusionPipeline.from_pretrained(source, **diffusers_arguments)
         own = pipe.scheduler
         if "scheduler" not in diffusers_arguments:
-            pipe.scheduler = steerable_if_known(own)
+            set_scheduler(pipe, steerable_if_known(own))
         wrapped = cls(
             pipe,
             reward=loaded_reward,
@@ -317,12 +320,13 @@ class FKSteeringPipeline(PipelineProxy):
             check_kind("return_dict", return_dict, bool)
             config, sizes, arguments = self._settings(steering, arguments)
             check_output(self.pipe, output_type, num_images_per_prompt, config)
-            arguments = check_arguments(self.pipe, arguments | {"prompt": prompt})
-            texts = resolve_prompts(prompt, arguments, reward_prompts)
+            own_prompt = {"prompt": prompt} if takes_prompt(self.pipe) else {}
+            arguments = check_arguments(self.pipe, arguments | own_prompt)
+            texts = resolve_prompts(self.pipe, prompt, arguments, reward_prompts)
             arguments = check_rows(arguments, num_prompts=len(texts), num_particles=config.num_particles)
             step_defaults = complete_eta(self.pipe, config, arguments)
             exchange = find_exchange(config, len(texts), link=link, reward=self.reward)
-            run = self._run(texts, config, sizes, arguments, exchange)
+            run = self._run(texts, config, sizes, {**arguments, "output_type": output_type}, exchange)
             run.provenance = describe_call(
                 self.pipe, arguments, step_defaults=step_defaults, replaced_scheduler=self._replaced_scheduler
             )
@@ -357,16 +361,19 @@ class FKSteeringPipeline(PipelineProxy):
         def num_own() -> int:
             return len(texts) * exchange.share(particle_filter.num_particles)
 
-        decode = self._decoder(arguments)
-        own_decoder = self.preview is None or isinstance(self.preview, ReducedResolution)  # split at vae.decode
         batches = MicroBatches(sizes, num_particles=num_own, found=self._found_sizes)
+        rows = [len(texts) * (config.final_particles or exchange.num_own)]
+        if self.reward_device is not None and sizes.decode_batch_size is not None:
+            rows.append(1)  # decoded a few at a time, each batch through the whole end of the call
+        call, decode = self._decoding(rows, batches, config, arguments)
         return SteeredRun(
             reward=self.reward,
             prompts=texts,
             particle_filter=particle_filter,
-            decode=decode if own_decoder else batches.decoder(decode),
+            decode=decode,
             batches=batches,
             exchange=exchange,
+            call=call,
             reward_device=self.reward_device,
         )
 
@@ -394,22 +401,27 @@ class FKSteeringPipeline(PipelineProxy):
         if arguments.get("generator") is not None:
             step_defaults["generator"] = arguments["generator"]  # SD3 and Flux do not hand it on
         arguments["num_images_per_prompt"] = run.exchange.num_own
-        arguments["output_type"] = "latent" if output_type == "latent" else "pt"
+        arguments["output_type"] = output_type
         with unchanged(self.pipe.scheduler), run.batches.splitting(self.pipe):
             out = run.steer(self.pipe, arguments, step_defaults)
-            if output_type == "latent" or run.predicted is not None:
-                latents = out.images if run.predicted is None else run.predicted
-                run.decode = self._finished_decoder(latents, arguments) or run.decode
-            return finish(run, out, self.pipe, num_images_per_prompt=num_images_per_prompt, output_type=output_type)
+            output = finish(run, out, num_images_per_prompt=num_images_per_prompt)
+            run.call.close()
+        return output
 
-    def _decoder(self, arguments: dict[str, Any]) -> DecodeFn:
+    def _decoding(
+        self, rows: Sequence[int], batches: MicroBatches, config: FKSteeringConfig, arguments: dict[str, Any]
+    ) -> tuple[RunningCall, DecodeFn]:
+        """The watch over a call, whose end decodes, and the decoder of its scoring steps."""
+        decode = self._decoder(arguments)
+        of_user = None if isinstance(decode, LatentDecoder) else batches.decoder(decode)
+        call = RunningCall(
+            self.pipe, output_type=arguments["output_type"], sizes=rows, decodes=config.resamples, preview=of_user
+        )
+        return call, of_user or self._decoder(arguments, call=call, batched=batches.decoder)
+
+    def _decoder(self, arguments: dict[str, Any], **options: Any) -> DecodeFn:
         height, width = arguments.get("height"), arguments.get("width")
-        return preview_decoder(self.preview, self.pipe, height=height, width=width)
-
-    def _finished_decoder(self, latents: Tensor, arguments: dict[str, Any]) -> DecodeFn | None:
-        """The pipeline's own autoencoder; None where only the preview can decode these latents."""
-        own = LatentDecoder(self.pipe, height=arguments.get("height"), width=arguments.get("width"))
-        return own if own.knows(latents) else None
+        return preview_decoder(self.preview, self.pipe, height=height, width=width, **options)
 
     def __repr__(self) -> str:
         replaced = "" if self._replaced_scheduler is None else f" (in place of {self._replaced_scheduler})"

@@ -1,13 +1,11 @@
 """What a Diffusers pipeline keeps for each particle from one step to the next, beside latents and scheduler.
 
-Feature caches and guiders' momentum are reached through the objects that hold them; the noise of a known region and
-conditions that differ from particle to particle, which are local variables of the pipeline, through the calls in which
-they are used.
+Feature caches and guiders' momentum are reached through the objects that hold them; the noise of a known region, which
+is a local variable of the pipeline, through the calls in which it is used. Conditions are in `conditions`.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,9 +26,6 @@ _CACHE_STATES = (
 )
 """States of Diffusers' hooks whose tensors have a row for each particle, in one block or in those of guidance."""
 
-_CONDITIONS = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections", "image_embeds", "class_labels")
-"""Arguments of denoisers that a pipeline prepares once. Others are made anew from the particles at every step."""
-
 _WEIGHTS = ("_parameters", "_buffers", "_modules")
 
 _REFUSED = {
@@ -42,7 +37,7 @@ _REFUSED = {
 
 
 @contextmanager
-def kept_rows(pipe: Any, *, num_prompts: int, num_particles: int, shrinks: bool = False) -> Iterator[list[RowState]]:
+def kept_rows(pipe: Any, *, shrinks: bool = False) -> Iterator[list[RowState]]:
     """Find what the pipeline keeps for each particle, for one call whose particles are copied.
 
     Caches are empty at the beginning: what an interrupted call has left would be another batch's. After an error they
@@ -50,8 +45,6 @@ def kept_rows(pipe: Any, *, num_prompts: int, num_particles: int, shrinks: bool 
 
     Args:
         pipe: the wrapped pipeline.
-        num_prompts: G.
-        num_particles: particles of a prompt in this process at the beginning.
         shrinks: whether fewer particles are left in the course of the call.
 
     Yields:
@@ -70,15 +63,16 @@ def kept_rows(pipe: Any, *, num_prompts: int, num_particles: int, shrinks: bool 
         )
     caches, guiders = CacheStates(pipe, shrinks=shrinks), GuiderStates(pipe)
     noise = KnownRegionNoise()
-    conditions = RowConditions(num_prompts=num_prompts, num_particles=num_particles)
     caches.reset()
     with ExitStack() as stack:
         for name in ("add_noise", "scale_noise"):
             if hasattr(pipe.scheduler, name):
                 stack.enter_context(replaced(pipe.scheduler, name, noise.call))
-        stack.enter_context(conditions.watching(pipe, on_call=noise.begin))
+        for module in find_denoisers(pipe):
+            around = _first_call_checked(module, noise.begin)
+            stack.enter_context(replaced(module, call_name(module), around))
         try:
-            yield [caches, guiders, noise, conditions]
+            yield [caches, guiders, noise]
         except BaseException:
             caches.reset()
             raise
@@ -217,72 +211,21 @@ class KnownRegionNoise:
         return self._rows
 
 
-class RowConditions:
-    """Conditions that differ among the particles of a prompt, as the image embeddings of Kandinsky's prior do.
+def _first_call_checked(module: nn.Module, on_call: Callable[[], None]) -> Callable[..., Any]:
+    """Around a denoiser's call: report it, and look after the first one for tensors that were left in the module."""
+    is_first = True
 
-    Most pipelines repeat the embeddings of a prompt, and then there is nothing to gather: the first call of a denoiser
-    tells. They are gathered where they are used, in the arguments of the denoiser, because the pipeline keeps them in
-    local variables.
-
-    Args:
-        num_prompts: G.
-        num_particles: particles of a prompt in this process at the beginning.
-    """
-
-    def __init__(self, *, num_prompts: int, num_particles: int) -> None:
-        self._num_prompts, self._num_particles = num_prompts, num_particles
-        self._takes: list[tuple[Take, int]] = []
-        self._differing: dict[nn.Module, set[str]] = {}
-
-    @contextmanager
-    def watching(self, pipe: Any, *, on_call: Callable[[], None]) -> Iterator[None]:
-        """Look at the first call of each denoiser, and gather in the later ones, inside the block."""
-        with ExitStack() as stack:
-            for module in find_denoisers(pipe):
-                call = functools.partial(self._call, module, on_call)
-                stack.enter_context(replaced(module, call_name(module), call))
-            yield
-
-    def gather(self, take: Take, num_rows: int) -> None:
-        """Remember it for the next calls."""
-        self._takes.append((take, num_rows))
-
-    def _call(
-        self, module: nn.Module, on_call: Callable[[], None], call: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def call_and_look(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal is_first
         on_call()
-        if module in self._differing:
-            followed = {name: self._followed(kwargs[name]) for name in self._differing[module] & kwargs.keys()}
-            return call(*args, **{**kwargs, **followed})
-        conditions = {name: value for name, value in kwargs.items() if _is_condition(name)}
-        self._differing[module] = {name for name, value in conditions.items() if self._differs(value)}
-        before = _foreign_tensors(module)
+        if not is_first:
+            return call(*args, **kwargs)
+        before, is_first = _foreign_tensors(module), False
         output = call(*args, **kwargs)
         _check_foreign(before, _foreign_tensors(module))
         return output
 
-    def _differs(self, value: Any) -> bool:
-        return any(self._rows_differ(tensor) for tensor in _tensors(value))
-
-    def _rows_differ(self, tensor: Tensor) -> bool:
-        rows = self._num_prompts * self._num_particles
-        if tensor.ndim == 0 or len(tensor) % rows:
-            return False
-        grouped = tensor.detach().unflatten(0, (-1, self._num_particles)).double()
-        # rows that were computed one by one may differ in their last bits
-        return bool((grouped - grouped[:, :1]).abs().amax() > 1e-3 * grouped.abs().amax())
-
-    def _followed(self, value: Any) -> Any:
-        def followed(tensor: Tensor) -> Tensor:
-            if tensor.ndim == 0 or len(tensor) % (self._num_prompts * self._num_particles):
-                return tensor
-            for take, num_rows in self._takes:
-                tensor = _by_block(tensor, take, num_rows)
-            return tensor
-
-        if isinstance(value, Mapping):
-            return {name: map_tensors(followed, item) for name, item in value.items()}
-        return map_tensors(followed, value)
+    return call_and_look
 
 
 def stateful_hooks(module: nn.Module) -> list[ModelHook]:
@@ -338,10 +281,6 @@ def _scale_sizes(state: Any, factor: float) -> None:
         state.batch_size = round(state.batch_size * factor)
     if getattr(state, "inactive_shapes", None):
         state.inactive_shapes = tuple((round(shape[0] * factor), *shape[1:]) for shape in state.inactive_shapes)
-
-
-def _is_condition(name: str) -> bool:
-    return name == "added_cond_kwargs" or name.startswith(_CONDITIONS)
 
 
 def _tensors(value: Any) -> list[Tensor]:

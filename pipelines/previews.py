@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 from diffusers import AutoencoderTiny, ModelMixin
 
-from fk_reward.pipelines.decoding import DecodeFn, LatentDecoder
+from fk_reward.pipelines.decoding import LatentDecoder
+from fk_reward.pipelines.rest_of_call import DecodeFn
 from fk_reward.rewards.hub_paths import model_source
 from fk_reward.suggestions import did_you_mean
 
@@ -132,20 +133,19 @@ def load_preview(
     return preview
 
 
-def preview_decoder(preview: Preview | None, pipe: Any, *, height: int | None, width: int | None) -> DecodeFn:
+def preview_decoder(preview: Preview | None, pipe: Any, **options: Any) -> DecodeFn:
     """The decoder of the scoring steps of one call.
 
     Args:
         preview: of `load_preview`.
         pipe: the wrapped pipeline.
-        height: of the picture in pixels, None for the pipeline's default.
-        width: the same for the width.
+        **options: of `LatentDecoder`; a function decodes by itself.
     """
     if isinstance(preview, AutoencoderTiny):
-        return LatentDecoder(pipe, height=height, width=width, autoencoder=preview)
+        return LatentDecoder(pipe, autoencoder=preview, **options)
     if isinstance(preview, ReducedResolution):
-        return LatentDecoder(pipe, height=height, width=width, shrink=preview.factor)
-    return LatentDecoder(pipe, height=height, width=width) if preview is None else preview
+        return LatentDecoder(pipe, shrink=preview.factor, **options)
+    return LatentDecoder(pipe, **options) if preview is None else preview
 
 
 def _load_by_name(name: str, pipe: Any, load: Callable[[str], AutoencoderTiny]) -> Preview:

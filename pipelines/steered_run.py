@@ -17,12 +17,14 @@ from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.batch_layout import batch_rows
 from fk_reward.pipelines.call_record import has_been_warned_of, resampling_effect
-from fk_reward.pipelines.decoding import DecodeFn
+from fk_reward.pipelines.conditions import Conditions
 from fk_reward.pipelines.denoisers import main_denoiser
 from fk_reward.pipelines.handing_over import handing_over
 from fk_reward.pipelines.micro_batches import MicroBatches
 from fk_reward.pipelines.pipeline_state import kept_rows
 from fk_reward.pipelines.replacement import call_name, replaced
+from fk_reward.pipelines.rest_of_call import DecodeFn
+from fk_reward.pipelines.running_call import RunningCall
 from fk_reward.pipelines.survivors import survivors_only
 from fk_reward.rewards import NonFiniteScoreError, Reward
 from fk_reward.row_state import RowState
@@ -45,6 +47,7 @@ class SteeredRun:
         decode: latents to images in [0, 1].
         batches: how much the reward gets at once.
         exchange: where the particles are; images and scores of this class are those of this process's own.
+        call: the wrapped pipeline's call, of which the scoring steps run the end.
         reward_device: where the reward gets its images; None for the device that they are on. Where it is given,
             images that are decoded in batches are scored in a thread, one batch while the next is decoded.
         provenance: what runs, for the trace.
@@ -59,6 +62,7 @@ class SteeredRun:
     decode: DecodeFn
     batches: MicroBatches
     exchange: ParticleExchange
+    call: RunningCall
     reward_device: torch.device | None = None
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
@@ -84,8 +88,10 @@ class SteeredRun:
         _check_denoising_end(pipe, arguments)
         with ExitStack() as stack:
             stack.enter_context(self.watch(pipe))
-            hooks["row_states"] = stack.enter_context(self._kept_rows(pipe))
+            kept = stack.enter_context(self._kept_rows(pipe))
+            hooks["row_states"] = [*kept, stack.enter_context(self._conditions(pipe))]
             records = stack.enter_context(steer(pipe.scheduler, self.particle_filter, self.score, **hooks))
+            stack.enter_context(self.call.watching())
             out = pipe(**arguments)
         self._close(pipe, records)
         return out
@@ -95,7 +101,10 @@ class SteeredRun:
         if not config.resamples:
             return nullcontext([])
         shrinks = config.final_particles is not None
-        return kept_rows(pipe, num_prompts=len(self.prompts), num_particles=self._num_own, shrinks=shrinks)
+        return kept_rows(pipe, shrinks=shrinks)
+
+    def _conditions(self, pipe: Any) -> AbstractContextManager[Conditions]:
+        return Conditions(pipe, num_groups=len(self.prompts), num_particles=self._num_own).following()
 
     def _close(self, pipe: Any, records: SteeringRecords) -> None:
         """Take over what the run tells about itself."""
@@ -157,18 +166,24 @@ class SteeredRun:
         except NonFiniteScoreError as error:
             raise ValueError(f"The reward of {self._name(first + error.index)} is {error.score}: {error}") from error
 
-    def score_finished(self, finished: Tensor, *, is_latent: bool) -> Tensor:
-        """Rewards `(G * K,)` of what the wrapped pipeline returned: latents, or images that it has decoded.
+    def score_finished(self, returned: Any, flags: Tensor | None) -> Tensor:
+        """Rewards `(G * K,)` of the finished images, from what the wrapped pipeline returned.
 
         Where noise is left in them (`predicted`), the rewards are those of the predicted clean samples.
+
+        Args:
+            returned: images or latents.
+            flags: `(B,)` bool, images that were blacked out.
         """
         if self.predicted is not None:
-            self._tell_of_noise(is_latent=is_latent)
-            return self.exchange.gather_scores(self.score, self.predicted)
-        if is_latent:
-            return self.exchange.gather_scores(self.score, finished.clone())  # a preview may write to it
-        self._counts["decoded"] += len(finished)
-        return self.exchange.gather_scores(self.score_images, finished.float())
+            self._tell_of_noise(is_latent=self.call.output_type == "latent")
+
+        def score(own: Tensor) -> Tensor:
+            images = self.call.finished(returned, predicted=self.predicted)
+            self._counts["decoded"] += len(images)
+            return self.score_images(images if flags is None else images * ~flags.to(images.device).view(-1, 1, 1, 1))
+
+        return self.exchange.gather_scores(score, torch.empty(self.particle_filter.num_groups * self._num_own))
 
     def _tell_of_noise(self, *, is_latent: bool) -> None:
         returned = "latents" if is_latent else "images"

@@ -63,3 +63,19 @@ def has_latents(pipe: Any) -> bool:
         (False, True)
     """
     return any(getattr(pipe, name, None) is not None for name in _AUTOENCODERS)
+
+
+def set_scheduler(pipe: Any, scheduler: Any) -> None:
+    """Write a pipeline's scheduler, also in the stages that were made with the one before.
+
+    A combined pipeline hands its scheduler to its stages when it is built, and they step with it.
+
+    Args:
+        pipe: the pipeline.
+        scheduler: the new one.
+    """
+    before = pipe.scheduler
+    for stage in vars(pipe).values():
+        if isinstance(stage, DiffusionPipeline) and getattr(stage, "scheduler", None) is before:
+            stage.scheduler = scheduler
+    pipe.scheduler = scheduler

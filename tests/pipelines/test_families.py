@@ -209,16 +209,15 @@ def test_pixel_space_pipelines_need_no_autoencoder():
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
 def test_deepfloyd_returns_samples_that_become_pictures(output_type):
-    """The stock pipeline turns its samples into pictures for `"np"` and `"pil"`, but not for `"pt"`."""
+    """The stock pipeline turns its samples into images for `"np"` and `"pil"`, but not for `"pt"`; the reward does."""
     arguments = {"num_inference_steps": STEPS, "clean_caption": False, "output_type": output_type}
     pipe = tiny.make_if()
     stock = pipe("a red circle", generator=generator(), **arguments)
     out = steered(pipe)("a red circle", num_particles=1, generator=generator(), **arguments)
+    assert np.array_equal(np.asarray(out.images), np.asarray(stock.images))
     if output_type == "pt":
-        assert stock.images.min() < 0
-        assert torch.equal(out.images, to_unit_range(stock.images))
-    else:
-        assert np.array_equal(np.asarray(out.images), np.asarray(stock.images))
+        assert stock.images.min() < 0, "else it is a picture already"
+        torch.testing.assert_close(out.rewards[0], BrightnessReward()(to_unit_range(stock.images), "a red circle"))
 
 
 def test_deepfloyd_is_steered():
@@ -236,14 +235,12 @@ def test_deepfloyd_has_no_latents():
         pipe("a red circle", num_inference_steps=2, output_type="latent")
 
 
-def test_packed_latents_of_a_video_autoencoder_are_not_known():
+def test_packed_latents_of_a_video_autoencoder_are_not_known_outside_a_call():
     """Qwen-Image unpacks to `(B, C, 1, H, W)`, and its autoencoder normalises each channel."""
     pipe = make("flux")
     pipe._unpack_latents = lambda latents, height, width, scale: torch.zeros(len(latents), 4, 1, 8, 8)
-    decoder = LatentDecoder(pipe)
-    assert not decoder.knows(torch.zeros(2, 16, 16))
-    with pytest.raises(ValueError, match=r"\(2, 16, 16\), which are not known here"):
-        decoder(torch.zeros(2, 16, 16))
+    with pytest.raises(ValueError, match=r"\(2, 16, 16\), which cannot be decoded outside a call"):
+        LatentDecoder(pipe)(torch.zeros(2, 16, 16))
 
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}

@@ -15,6 +15,7 @@ from peft import LoraConfig
 from fk_reward import BatchSizes, FKSteeringPipeline
 from fk_reward.pipelines.batch_layout import BatchLayout, batch_rows
 from fk_reward.pipelines.micro_batches import MicroBatches
+from fk_reward.pipelines.rest_of_call import NoLoopError
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
 from tests.pipelines.test_families import EXTRA, MAKERS, make
@@ -243,7 +244,10 @@ def test_finished_latents_that_only_the_preview_can_decode_get_batches(monkeypat
         seen.append(len(latents))
         return torch.full((len(latents), 3, 8, 8), 0.5)
 
-    monkeypatch.setattr("fk_reward.pipelines.fk_steering_pipeline.LatentDecoder.knows", lambda self, latents: False)
+    def no_loop(frame):
+        raise NoLoopError("no loop")
+
+    monkeypatch.setattr("fk_reward.pipelines.running_call.RestOfCall.of", no_loop)
     wrapped = steered(tiny.make_sd())
     wrapped.preview = decode
     wrapped(PROMPTS, num_inference_steps=3, num_resamples=0, output_type="latent", decode_batch_size=5)

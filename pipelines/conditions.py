@@ -1,0 +1,128 @@
+"""What a denoiser is told besides the sample: the same for all particles of a prompt, or it follows its particle."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fk_reward.pipelines.batch_layout import POSITIONS, batch_rows
+from fk_reward.pipelines.denoisers import find_denoisers
+from fk_reward.pipelines.replacement import call_name, replaced
+from fk_reward.row_state import Take, map_tensors
+
+_OF_THE_SAMPLE = re.compile(r"(hidden_states|sample|x|z|latent.*|noisy.*|.*residual.*|.*block_samples.*)")
+"""Arguments that belong to the sample of this step, as a ControlNet's outputs do: the particles differ in them."""
+
+
+class Conditions:
+    """The conditions of one call: compared at the first call of each denoiser, and gathered where they differ.
+
+    A pipeline repeats what it encodes of a prompt for each of its K particles. Some repeat their masks in another order
+    than their embeddings, so that the particles of one prompt get the mask of another. And some have a prior, which
+    draws an embedding for each particle: a particle is then its sample and its embedding together, and where one is
+    copied the other has to follow. This is a `RowState`.
+
+    Args:
+        pipe: the wrapped pipeline.
+        num_groups: number of prompts, G.
+        num_particles: of a prompt in this process at the beginning, K.
+    """
+
+    def __init__(self, pipe: Any, *, num_groups: int, num_particles: int) -> None:
+        self._pipe = pipe
+        self._num_groups = num_groups
+        self._num_particles = num_particles
+        self._own: dict[int, set[str]] = {}  # names of arguments that differ, by denoiser
+        self._takes: list[tuple[Take, int]] = []
+
+    @contextmanager
+    def following(self) -> Iterator[Conditions]:
+        """Look at the arguments of the pipeline's denoisers inside the block."""
+        with ExitStack() as stack:
+            for denoiser in find_denoisers(self._pipe) if self._num_particles > 1 else []:
+                stack.enter_context(replaced(denoiser, call_name(denoiser), self._around(denoiser)))
+            yield self
+
+    def gather(self, take: Take, num_rows: int) -> None:
+        """Remember it for the calls to come: the conditions are local variables of the pipeline."""
+        self._takes.append((take, num_rows))
+
+    def _around(self, denoiser: nn.Module) -> Callable[..., Any]:
+        names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+
+        def call_with_own(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(names, args, strict=False)) | kwargs
+            if id(denoiser) not in self._own:
+                self._own[id(denoiser)] = self._differing(given, batch_rows(args, kwargs))
+            own = self._own[id(denoiser)]
+            if not own:
+                return call(*args, **kwargs)
+            args = tuple(self._taken(value, name in own) for name, value in zip(names, args, strict=False))
+            return call(*args, **{name: self._taken(value, name in own) for name, value in kwargs.items()})
+
+        return call_with_own
+
+    @property
+    def _num_rows(self) -> int:
+        return self._num_groups * self._num_particles
+
+    def _differing(self, given: Mapping[str, Any], num_rows: int) -> set[str]:
+        """Names of the conditions in which the particles of a prompt differ.
+
+        Raises:
+            ValueError: where there are several prompts, or particles in other processes.
+        """
+        if num_rows == 0 or num_rows % self._num_rows:
+            return set()
+        first = next((name for name, value in given.items() if isinstance(value, Tensor) and value.ndim > 1), "")
+        conditions = {name: value for name, value in given.items() if name != first and not _is_of_the_sample(name)}
+        found = {name for name, value in conditions.items() if self._differs(name, value, num_rows)}
+        if found and self._num_groups > 1:
+            raise ValueError(
+                f"{type(self._pipe).__name__} gives the {self._num_particles} particles of one prompt different "
+                f"{', '.join(sorted(found))}: in a batch it orders them by particle and not by prompt, or draws them "
+                "for each particle, so that the prompts would influence one another. Pass one prompt a call."
+            )
+        return found
+
+    def _differs(self, name: str, value: Any, num_rows: int) -> bool:
+        found = False
+
+        def look(tensor: Tensor) -> Tensor:
+            nonlocal found
+            if tensor.ndim and len(tensor) == num_rows and not (name in POSITIONS and tensor.ndim < 3):
+                particles = tensor.reshape(-1, self._num_groups, self._num_particles, max(1, tensor[0].numel()))
+                found = found or not _all_equal(particles)
+            return tensor
+
+        map_tensors(look, value)
+        return found
+
+    def _taken(self, value: Any, is_own: bool) -> Any:
+        def followed(tensor: Tensor) -> Tensor:
+            if tensor.ndim == 0 or len(tensor) % self._num_rows:
+                return tensor
+            for take, num_rows in self._takes:
+                tensor = torch.cat([take(block) for block in tensor.split(num_rows)])
+            return tensor
+
+        return map_tensors(followed, value) if is_own else value
+
+
+def _is_of_the_sample(name: str) -> bool:
+    return _OF_THE_SAMPLE.fullmatch(name) is not None
+
+
+def _all_equal(particles: Tensor) -> bool:
+    """Whether the particles `(blocks, G, K, N)` of each prompt agree, but for the rounding of an encoder's batch."""
+    first = particles[:, :, :1]
+    if not particles.is_floating_point():
+        return bool((particles == first).all())
+    tolerance = 1e-4 if particles.dtype in (torch.float32, torch.float64) else 1e-2
+    return bool(((particles - first).abs() <= tolerance * first.abs().amax(-1, keepdim=True)).all())

@@ -1,0 +1,220 @@
+"""The wrapped pipeline's call while it runs: where its steps stand, what they returned, and what was decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fk_reward.pipelines.denoisers import find_denoisers
+from fk_reward.pipelines.replacement import call_name, replaced
+from fk_reward.pipelines.rest_of_call import (
+    CannotDecodeError,
+    DecodeFn,
+    DecodeHook,
+    LaterStageError,
+    NoImagesError,
+    NoLoopError,
+    RestOfCall,
+    StepResult,
+    as_tensor,
+    autoencoders,
+    first_field,
+    refuse_later_stages,
+)
+
+
+class RunningCall:
+    """Watches one call of a pipeline, so that its end can be run early, and what it decoded is not decoded again.
+
+    Before the first step it is found out whether that can be done (`RestOfCall.check`): at the denoiser's first call
+    inside the loop, or at the first step of a pipeline whose denoiser is not known.
+
+    Args:
+        pipe: the pipeline.
+        output_type: of the call.
+        sizes: rows of the samples that will be decoded, as far as they are known.
+        decodes: whether predictions are decoded on the way.
+        preview: decodes them in the place of the call's end.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        output_type: str,
+        sizes: Sequence[int] = (),
+        decodes: bool = True,
+        preview: DecodeFn | None = None,
+    ) -> None:
+        self._pipe = pipe
+        self.output_type = output_type
+        self._sizes = tuple(sizes)
+        self._decodes = decodes
+        self._preview = preview
+        self._rest: RestOfCall | None = None
+        self._shape: tuple[int, ...] = ()
+        self._dtype = torch.float32
+        self._result: Any = None
+        self._decoded: list[Any] = []
+        self._is_ours = False
+        self._is_checked = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the steps of the pipeline's scheduler and its autoencoders inside the block; enter it behind `steer`.
+
+        Afterwards the last step is known still, until `close`.
+
+        Raises:
+            ValueError: inside the block, before the first step, for a pipeline whose images cannot be had.
+        """
+        with ExitStack() as stack:
+            for denoiser in find_denoisers(self._pipe):
+                stack.enter_context(replaced(denoiser, call_name(denoiser), self._denoised))
+            stack.enter_context(replaced(self._pipe.scheduler, "step", self._step))
+            for autoencoder in autoencoders(self._pipe).values():
+                stack.enter_context(replaced(autoencoder, "decode", self._recorded))
+            yield
+
+    def close(self) -> None:
+        """Let go of the variables of the call."""
+        self._rest, self._result, self._decoded = None, None, []
+
+    def images(self, sample: Tensor, *, decode: DecodeHook | None = None) -> Tensor:
+        """The images `(B, 3, H, W)` in [0, 1] of a predicted clean sample `(B, ...)`, as the pipeline would end.
+
+        Raises:
+            CannotDecodeError: when the end of the call cannot be run.
+        """
+        if self._rest is None:
+            raise CannotDecodeError("its loop over the steps is not running")
+        return self._run(self._rest, StepResult.of(sample.to(self._dtype)), decode)
+
+    def finished(self, returned: Any, *, predicted: Tensor | None = None) -> Tensor:
+        """The finished images `(B, 3, H, W)` float32 in [0, 1], whatever the call returned them as.
+
+        They are made of what the autoencoder gave, before 8 bits, watermark and safety checker.
+
+        Args:
+            returned: what the call returned: images or latents.
+            predicted: the clean sample to decode in their place.
+
+        Raises:
+            CannotDecodeError: when neither the end of the call can be run, nor the images be read.
+        """
+        is_latent = self.output_type == "latent" or predicted is not None
+        returned = returned if predicted is None else predicted
+        if self._rest is None:
+            # a copy, as a function may write to it
+            return self._preview(returned.clone()) if is_latent and self._preview is not None else as_tensor(returned)
+        if predicted is not None:
+            return self.images(predicted)
+        if is_latent:
+            return self._run(self._rest, self._last_of(self._rest, returned), None)
+        outputs = iter(self._decoded)
+
+        def replay(autoencoder: nn.Module, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+            output = next(outputs, None)
+            return autoencoder.decode(latents, *args, **kwargs) if output is None else output  # type: ignore[operator]
+
+        return self._run(self._rest, self._result, replay)
+
+    def _last_of(self, rest: RestOfCall, latents: Any) -> Any:
+        """What the call made these latents of: the result of its last step, unless they were changed behind it."""
+        changed = isinstance(latents, Tensor) and tuple(latents.shape) == self._shape
+        for result in (self._result, *([StepResult.of(latents.clone())] if changed else [])):
+            again = first_field(rest.returned(result, output_type="latent"))
+            if isinstance(again, Tensor) and torch.equal(again, latents):
+                return result
+        return self._result
+
+    def _run(self, rest: RestOfCall, result: Any, decode: DecodeHook | None) -> Tensor:
+        self._is_ours = True
+        try:
+            return rest.images(result, decode=decode)
+        finally:
+            self._is_ours = False
+
+    def _denoised(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._is_checked:
+            with contextlib.suppress(NoLoopError):  # some denoisers are called before their loop, for a cache
+                self._check()
+        return call(*args, **kwargs)
+
+    def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._is_checked:
+            try:
+                self._check()
+            except NoLoopError as error:
+                self._refuse(error)
+            self._is_checked = True
+        self._decoded.clear()
+        with contextlib.suppress(CannotDecodeError):  # which has been told
+            self._rest = RestOfCall.of(inspect.currentframe())
+        sample = inspect.signature(step).bind(*args, **kwargs).arguments["sample"]
+        self._shape, self._dtype = tuple(sample.shape), sample.dtype
+        self._result = step(*args, **kwargs)
+        return self._result
+
+    def _check(self) -> None:
+        """Find out whether the end of this call can be run, and whether that is needed.
+
+        Raises:
+            NoLoopError: when the call has not reached its loop.
+            ValueError: when it cannot, and is needed.
+        """
+        frame = inspect.currentframe()
+        try:
+            rest = RestOfCall.of(frame)
+            self._check_scheduler(rest.pipe)
+            sample = rest.sample()
+            self._shape = tuple(sample.shape)
+            refuse_later_stages(frame)
+            for rows in dict.fromkeys((len(sample), *self._sizes)):
+                rest.check(sample[:rows])
+        except NoLoopError:
+            raise
+        except CannotDecodeError as error:
+            self._refuse(error)
+        self._is_checked = True
+
+    def _check_scheduler(self, stage: Any) -> None:
+        """Raise for a stage that steps with another scheduler than the one that is watched."""
+        ours, its = self._pipe.scheduler, getattr(stage, "scheduler", None)
+        if stage is self._pipe or its is ours:
+            return
+        name = next((name for name, value in vars(self._pipe).items() if value is stage), "the stage")
+        raise ValueError(
+            f"{type(self._pipe).__name__} has a {type(ours).__name__}, but its {name} steps with a "
+            f"{type(its).__name__} of its own: write pipe.{name}.scheduler = pipe.scheduler, or set the scheduler of "
+            "FKSteeringPipeline, which does both."
+        )
+
+    def _refuse(self, error: CannotDecodeError) -> None:
+        """Raise where images are needed that only the end of the call can make."""
+        name = type(self._pipe).__name__
+        if isinstance(error, NoImagesError):
+            raise ValueError(f"{name} cannot be steered: {error}. Wrap a pipeline that returns images.") from error
+        if self._decodes and (self._preview is None or isinstance(error, LaterStageError)):
+            samples = f"The samples of {name}" + (f", of shape {self._shape}," if self._shape else "")
+            raise ValueError(
+                f"{samples} cannot be turned into images before its call ends: {error}. "
+                f"Remedy: {'; or '.join(error.remedies)}."
+            ) from error
+        if self.output_type == "pt" or (self.output_type == "latent" and self._preview is None):
+            raise ValueError(
+                f"The range of the values that {name} returns for output_type={self.output_type!r} cannot be known: "
+                f"{error}. Ask for 'np' or 'pil'."
+            ) from error
+
+    def _recorded(self, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        output = decode(*args, **kwargs)
+        if not self._is_ours:
+            self._decoded.append(output)
+        return output
