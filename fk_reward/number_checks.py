@@ -23,11 +23,12 @@ def whole_number(name: str, value: object, *, minimum: int, maximum: int = LARGE
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} should be an int, got {value!r}{_whole_hint(value)}.")
-    if value < minimum:
-        raise ValueError(f"{name} should be at least {minimum}, got {value}.")
-    if value > maximum:
-        raise ValueError(f"{name} should be at most {maximum}, got {value}.")
-    return int(value)
+    number = int(value)
+    if number < minimum:
+        raise ValueError(f"{name} should be at least {minimum}, got {number}.")
+    if number > maximum:
+        raise ValueError(f"{name} should be at most {maximum}, got {number}.")
+    return number
 
 
 def real_number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf, note: str = "") -> float:
@@ -52,14 +53,14 @@ def real_number(name: str, value: object, *, low: float = -math.inf, high: float
     note = f" ({note})" if note else ""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} should be a number{note}, got {value!r}.")
-    if not low <= value <= high or math.isinf(value):
+    number = int(value) if isinstance(value, Integral) else float(value)
+    if not low <= number <= high or math.isinf(number):
         wanted = f"in [{low:g}, {high:g}]" if math.isfinite(high) else "a finite number"
         wanted += f" of at least {low:g}" if math.isinf(high) and math.isfinite(low) else ""
         raise ValueError(f"{name} should be {wanted}{note}, got {value}.")
-    return int(value) if isinstance(value, Integral) else float(value)
+    return number
 
 
 def _whole_hint(value: object) -> str:
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value):
-        return f": write {int(value)}"
-    return ""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    return f": write {int(number)}" if number.is_integer() else ""

@@ -250,11 +250,12 @@ def _check_latents(latents: Any, num_prompts: int, num_particles: int) -> None:
         got = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
         raise TypeError(f"latents should be a floating tensor, got {got}.")
     if latents.ndim == 0 or len(latents) != total:
-        got = len(latents) if latents.ndim else "a single number"
-        hint = " latents.repeat_interleave(K, 0) starts all particles of a prompt alike." if got == num_prompts else ""
+        rows = str(len(latents)) if latents.ndim else "a single number"
+        is_by_prompt = rows == str(num_prompts)
+        hint = " latents.repeat_interleave(K, 0) starts all particles of a prompt alike." if is_by_prompt else ""
         raise ValueError(
             f"latents should have {total} rows, one for each of {num_prompts} prompts x {num_particles} particles, "
-            f"prompt by prompt; got {got}.{hint}"
+            f"prompt by prompt; got {rows}.{hint}"
         )
     if not torch.isfinite(latents).all():
         raise ValueError("latents should be finite; they hold NaN or infinite values.")

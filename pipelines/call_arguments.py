@@ -79,7 +79,7 @@ def resolve_prompts(
         ValueError: when there is no text, when the counts differ, or a prompt holds half of a character.
         TypeError: for a prompt that is no string, or that the pipeline does not take.
     """
-    embeds = arguments.get("prompt_embeds")
+    embeds: Any = arguments.get("prompt_embeds")
     if not takes_prompt(pipe):
         if prompt is not None or reward_prompts is None:
             raise TypeError(

@@ -41,6 +41,7 @@ from fk_reward.pipelines.steering_reward import put_on, reward_place, steering_r
 from fk_reward.pipelines.wrapped_pipeline import check_pipeline, check_scheduler, set_scheduler
 from fk_reward.rewards import Reward
 from fk_reward.rewards.hub_paths import model_source
+from fk_reward.trace import Provenance
 
 
 class FKSteeringPipeline(PipelineProxy):
@@ -105,7 +106,8 @@ class FKSteeringPipeline(PipelineProxy):
         spread: bool = False,
         reward_device: str | torch.device | None = None,
     ) -> None:
-        self._reward_device, self._preview = reward_place(reward_device), None
+        self._reward_device = reward_place(reward_device)
+        self._preview: Preview | None = None
         self.pipe = pipe
         self.reward = reward
         self.steering = FKSteeringConfig() if steering is None else steering
@@ -327,13 +329,14 @@ class FKSteeringPipeline(PipelineProxy):
             step_defaults = complete_eta(self.pipe, config, arguments)
             exchange = find_exchange(config, len(texts), link=link, reward=self.reward)
             run = self._run(texts, config, sizes, {**arguments, "output_type": output_type}, exchange)
-            run.provenance = describe_call(
+            provenance = describe_call(
                 self.pipe, arguments, step_defaults=step_defaults, replaced_scheduler=self._replaced_scheduler
             )
+            run.provenance = provenance
             own = own_arguments(arguments, exchange)
             asked: dict[str, Any] = {"output_type": output_type, "num_images_per_prompt": num_images_per_prompt}
             if link is not None:
-                link.agree(self._identity(run, arguments) | asked)
+                link.agree(self._identity(run, provenance, arguments) | asked)
             output = self._generate(run, own, step_defaults, **asked)
         as_tuple: Any = tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
         return output if return_dict else as_tuple
@@ -377,10 +380,10 @@ class FKSteeringPipeline(PipelineProxy):
             reward_device=self.reward_device,
         )
 
-    def _identity(self, run: SteeredRun, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _identity(self, run: SteeredRun, provenance: Provenance, arguments: dict[str, Any]) -> dict[str, Any]:
         """What has to be the same in all processes that share this call."""
         return call_identity(
-            run.provenance,
+            provenance,
             arguments,
             prompts=run.prompts,
             steering=run.particle_filter.config.to_dict(),

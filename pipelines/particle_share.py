@@ -46,7 +46,7 @@ def find_exchange(
         ValueError: for particles that cannot be shared evenly, for settings that leave fewer and fewer of them, and for
             a reward that compares them with one another.
     """
-    sizes = {"num_groups": num_groups, "num_particles": config.num_particles}
+    sizes: dict[str, Any] = {"num_groups": num_groups, "num_particles": config.num_particles}
     if link is None:
         return ParticleExchange(**sizes)
     if config.final_particles is not None:

@@ -458,7 +458,7 @@ class _Decoding:
 
 def _stand_in(pipe: Any, decode: DecodeHook | None) -> Any:
     """A pipeline of the same decoders, whose attributes may be written, without what acts on finished images alone."""
-    stand_in = type(pipe).__new__(type(pipe))
+    stand_in: Any = object.__new__(type(pipe))
     values = {**vars(pipe), **{name: None for name in _NOT_AT_SCORING if name in vars(pipe)}}
     for name, value in values.items():
         if isinstance(value, VaeImageProcessor) and type(value).postprocess is VaeImageProcessor.postprocess:
@@ -474,7 +474,7 @@ def _stand_in(pipe: Any, decode: DecodeHook | None) -> Any:
 @contextmanager
 def _unchanged(modules: Iterator[nn.Module] | Any, device: torch.device) -> Iterator[None]:
     """Put the precision of modules and the global random numbers back: some pipelines leave a decoder in float32."""
-    dtypes = [(module, module.dtype) for module in modules if hasattr(module, "dtype")]
+    dtypes: list[tuple[Any, Any]] = [(module, module.dtype) for module in modules if hasattr(module, "dtype")]
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):

@@ -66,16 +66,16 @@ def has_latents(pipe: Any) -> bool:
 
 
 def set_scheduler(pipe: Any, scheduler: Any) -> None:
-    """Write a pipeline's scheduler, also in the stages that were made with the one before.
+    """Write a pipeline's scheduler, also in the stages that step with it.
 
-    A combined pipeline hands its scheduler to its stages when it is built, and they step with it.
+    A combined pipeline hands its scheduler to its stages when it is built, and keeps others (of a prior) beside it.
 
     Args:
         pipe: the pipeline.
         scheduler: the new one.
     """
-    before = pipe.scheduler
+    others = {id(part) for name, part in pipe.components.items() if name != "scheduler"}
     for stage in vars(pipe).values():
-        if isinstance(stage, DiffusionPipeline) and getattr(stage, "scheduler", None) is before:
+        if isinstance(stage, DiffusionPipeline) and hasattr(stage, "scheduler") and id(stage.scheduler) not in others:
             stage.scheduler = scheduler
     pipe.scheduler = scheduler

@@ -29,7 +29,7 @@ from diffusers.hooks.text_kv_cache import TextKVCacheBlockHook, TextKVCacheBlock
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from fk_reward.flow_match_sde import FlowMatchSDEScheduler
-from fk_reward.pipelines import pipeline_state
+from fk_reward.pipelines import conditions, pipeline_state
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
 from tests.tiny.families import FAMILIES
@@ -216,7 +216,7 @@ def test_conditions_of_single_particles(monkeypatch):
     arguments = FAMILIES["KandinskyV22CombinedPipeline"].call_arguments(["a red circle"])
     arguments["preview"] = lambda latents: latents[:, :3].sigmoid()
     assert difference_between_copies(pipe, **arguments) == 0.0
-    monkeypatch.setattr(pipeline_state.RowConditions, "gather", lambda *args: None)
+    monkeypatch.setattr(conditions.Conditions, "gather", lambda *args: None)
     assert difference_between_copies(pipe, **arguments) > 1e-3
 
 
