@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from diffusers.image_processor import VaeImageProcessorLDM3D
+
 from fk_reward.batch_sizes import BatchSizes, batch_size_fields
 from fk_reward.config import FKSteeringConfig, config_fields
 from fk_reward.number_checks import whole_number
@@ -113,6 +115,9 @@ def check_output(pipe: Any, output_type: str, num_images_per_prompt: int, config
     check_output_type(output_type)
     if output_type == "latent" and not has_latents(pipe):
         raise ValueError(f"{type(pipe).__name__} draws pixels and has no latents: ask for output_type='pt'.")
+    # Diffusers makes no tensors of depths, and its 16-bit PIL images need a Pillow of before 12
+    if output_type in ("pt", "pil") and isinstance(getattr(pipe, "image_processor", None), VaeImageProcessorLDM3D):
+        raise ValueError(f"{type(pipe).__name__} cannot return its depths as {output_type!r}. Ask for 'np'.")
     name = "num_particles" if config.final_particles is None else "final_particles"
     finished = getattr(config, name)
     whole_number("num_images_per_prompt", num_images_per_prompt, minimum=1)

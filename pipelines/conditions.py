@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fk_reward.pipelines.batch_layout import POSITIONS, batch_rows
 from fk_reward.pipelines.denoisers import find_denoisers
 from fk_reward.pipelines.replacement import call_name, replaced
+from fk_reward.pipelines.wrapped_pipeline import PROMPTS_TOGETHER
 from fk_reward.row_state import Take, map_tensors
 
 _OF_THE_SAMPLE = re.compile(r"(hidden_states|sample|x|z|latent.*|noisy.*|.*residual.*|.*block_samples.*)")
@@ -44,6 +45,8 @@ class Conditions:
     @contextmanager
     def following(self) -> Iterator[Conditions]:
         """Look at the arguments of the pipeline's denoisers inside the block."""
+        if self._num_groups > 1 and type(self._pipe).__name__ in PROMPTS_TOGETHER:
+            raise ValueError(f"{type(self._pipe).__name__} mixes the prompts of a batch. Pass one prompt a call.")
         with ExitStack() as stack:
             for denoiser in find_denoisers(self._pipe) if self._num_particles > 1 else []:
                 stack.enter_context(replaced(denoiser, call_name(denoiser), self._around(denoiser)))

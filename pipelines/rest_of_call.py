@@ -244,7 +244,7 @@ def as_tensor(images: Any) -> Tensor:
 
     Args:
         images: a tensor `(B, 3, H, W)` or an array `(B, H, W, 3)` in [0, 1], a list of such images without B, or PIL
-            images.
+            images. A fourth channel is their opacity: they are laid over white.
 
     Raises:
         NoImagesError: for anything else.
@@ -254,13 +254,16 @@ def as_tensor(images: Any) -> Tensor:
         torch.Size([1, 3, 2, 4])
     """
     if isinstance(images, list | tuple) and images and all(isinstance(image, Image.Image) for image in images):
-        images = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in images])
+        mode = "RGBA" if any("A" in image.getbands() for image in images) else "RGB"
+        images = np.stack([np.asarray(image.convert(mode), dtype=np.float32) / 255 for image in images])
     elif isinstance(images, list | tuple) and images and all(isinstance(image, np.ndarray) for image in images):
         images = np.stack(images)
     elif isinstance(images, list | tuple) and images and all(isinstance(image, Tensor) for image in images):
         images = torch.stack(list(images))
     if isinstance(images, np.ndarray) and images.ndim == 4:
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 4:  # transparent: over white, as files
+        images = images[:, :3] * images[:, 3:] + (1 - images[:, 3:])
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
         shape = f" of shape {tuple(images.shape)}" if hasattr(images, "shape") else ""
         raise NoImagesError(f"its output is no batch of RGB images, got {type(images).__name__}{shape}")

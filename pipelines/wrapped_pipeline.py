@@ -12,27 +12,41 @@ from fk_reward.pipelines.pipeline_proxy import PipelineProxy
 _AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
 """Names of the decoder of latents in the pipelines of Diffusers; one without any draws pixels."""
 
+_NEVER_STEPPING = {"StableDiffusionParadigmsPipeline": "StableDiffusionPipeline"}
+"""Pipelines that solve all steps in parallel and never call `scheduler.step`, with the one to wrap in their place."""
+
+PROMPTS_TOGETHER = frozenset({"StableDiffusionPanoramaPipeline"})
+"""Pipelines whose prompts influence one another in a batch of the pipeline itself, whatever the particles."""
+
 
 def check_pipeline(pipe: Any) -> None:
     """Raise for what cannot be wrapped.
 
     Raises:
-        TypeError: for what is no Diffusers pipeline, or one without a scheduler.
+        TypeError: for what is no Diffusers pipeline, or one without a scheduler or that never calls its scheduler.
 
     Example:
         >>> check_pipeline("sdxl")
         Traceback (most recent call last):
         TypeError: pipe should be a Diffusers pipeline with a scheduler, got str. ...
     """
-    if isinstance(pipe, DiffusionPipeline) and hasattr(pipe, "scheduler"):
-        return
+    name = type(pipe).__name__
+    if name in _NEVER_STEPPING:
+        raise TypeError(
+            f"{name} cannot be steered: it solves its steps in parallel and never calls scheduler.step. Wrap "
+            f"{_NEVER_STEPPING[name]} in its place."
+        )
+    if isinstance(pipe, DiffusionPipeline):
+        if hasattr(pipe, "scheduler"):
+            return
+        raise TypeError(f"{name} cannot be steered: it has no scheduler of that name. Wrap a pipeline with one.")
     wanted = "pipe should be a Diffusers pipeline with a scheduler"
     if isinstance(pipe, PipelineProxy):
         raise TypeError(f"{wanted}, got one that is wrapped already: pass its .pipe, the pipeline that it wraps.")
     if isinstance(pipe, type):
         raise TypeError(f"{wanted}, got the class {pipe.__name__}: pass {pipe.__name__}.from_pretrained(...).")
     hint = " FKSteeringPipeline.from_pretrained loads one by name." if isinstance(pipe, str | Path) else ""
-    raise TypeError(f"{wanted}, got {type(pipe).__name__}.{hint}")
+    raise TypeError(f"{wanted}, got {name}.{hint}")
 
 
 def check_scheduler(scheduler: Any) -> None:

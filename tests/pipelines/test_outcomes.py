@@ -12,15 +12,9 @@ from tests.tiny.families import FAMILIES
 
 DOCUMENTED = outcome_table.documented_rows(outcome_table.PAGE.read_text(encoding="utf-8"))
 WRONG = ("silently wrong", "obscure")
-TO_MEND = [name for name, row in DOCUMENTED.items() if any(f"| {kind} |" in row for kind in WRONG)]
 
 
-def _expected_to_fail(name):
-    marks = [pytest.mark.xfail(strict=True, reason="to be mended")] if name in TO_MEND else []
-    return pytest.param(name, marks=marks)
-
-
-@pytest.mark.parametrize("name", [_expected_to_fail(name) for name in FAMILIES])
+@pytest.mark.parametrize("name", list(FAMILIES))
 def test_the_outcome_is_the_documented_one_and_never_wrong(name):
     outcome = examine(name)
     assert outcome.outcome not in WRONG, outcome.remark
