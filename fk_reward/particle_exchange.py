@@ -31,6 +31,7 @@ class ParticleExchange:
         ValueError: when K is not a multiple of W.
 
     Example:
+        >>> import torch
         >>> exchange = ParticleExchange(num_groups=2, num_particles=4, num_processes=2, process=1)
         >>> exchange.own(torch.arange(8))
         tensor([2, 3, 6, 7])

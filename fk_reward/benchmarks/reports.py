@@ -80,8 +80,10 @@ def markdown_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]])
         | --- | --- |
         | 4 | 0.50 |
     """
-    cells = [[column.heading() for column in columns], *([column.cell(row) for column in columns] for row in rows)]
-    heading, *lines = [[markdown_text(cell) for cell in line] for line in cells]
+    # what stands in a row is text; the headings and the styles of the columns are our own Markdown
+    texts = [{key: markdown_text(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows]
+    heading = [column.heading() for column in columns]
+    lines = [[column.cell(row) for column in columns] for row in texts]
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(columns), *lines))
 
 
