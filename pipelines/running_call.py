@@ -118,6 +118,7 @@ class RunningCall:
         if is_latent:
             return self._run(self._rest, self._last_of(self._rest, returned), None)
         outputs = iter(self._decoded)
+        self._decoded = []  # each is let go once it has been used
 
         def replay(autoencoder: nn.Module, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
             output = next(outputs, None)

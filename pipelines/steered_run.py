@@ -161,8 +161,9 @@ class SteeredRun:
             )
         prompts = [prompt for prompt in self.prompts for _ in range(self._num_own)]
         try:
-            # a copy: whatever a reward writes must not reach what is returned
-            return self.batches.score(self.reward, images.clone(), prompts[first : first + len(images)])
+            # Reward.__call__ copies what it hands on; one that a reward wrote itself may write to what is returned
+            own = images if type(self.reward).__call__ is Reward.__call__ else images.clone()
+            return self.batches.score(self.reward, own, prompts[first : first + len(images)])
         except NonFiniteScoreError as error:
             raise ValueError(f"The reward of {self._name(first + error.index)} is {error.score}: {error}") from error
 

@@ -25,6 +25,11 @@ PHASES = ("text", "denoise", "preview", "preview reward", "decode", "reward")
 PROMPT = "a photo of a red circle and a blue square"
 
 
+STEERED_LATENTS = 4
+"""Tensors of the latents' size that steering keeps beside the loop: the last step's model output and sample (a run may
+end with noise left, and is then scored by its prediction), the predicted clean sample, and the copy that is decoded."""
+
+
 @dataclass(frozen=True)
 class BatchCosts:
     """Costs of a batch of n pictures.
@@ -88,7 +93,7 @@ def batch_costs(subjects: Subjects, picture: Picture, *, batch_size: int) -> Bat
         preview_bytes = previews.nbytes
     return BatchCosts(
         activations={phase: watch.peak for phase, watch in watches.items()},
-        kept=generation.kept,
+        kept=generation.kept + STEERED_LATENTS * latents.nbytes,
         flops={phase: watch.flops for phase, watch in watches.items()},
         image_bytes=images.nbytes,
         preview_bytes=preview_bytes,

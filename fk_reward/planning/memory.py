@@ -152,9 +152,15 @@ class MemoryModel:
         if phase == "text":
             return 0
         num_pictures = self._num_pictures(phase)
-        waiting = phase.endswith("reward") or (phase != "denoise" and batch_size < num_pictures)
-        size = self.all.preview_bytes if phase.startswith("preview") else self.all.image_bytes
-        return self.all.kept + (size * num_pictures // self.num_particles if waiting else 0)
+        size = (self.all.preview_bytes if phase.startswith("preview") else self.all.image_bytes) // self.num_particles
+        images = size * num_pictures
+        if phase.endswith("reward"):
+            # at the end the images that are returned and those that are scored, and no state of the loop any more
+            at_steps = 0 if self.previewed and phase == "reward" else self.all.kept + images
+            at_the_end = 2 * images if phase == "reward" else 0
+            return max(at_steps, at_the_end) + size * batch_size  # the reward gets a copy
+        waiting = phase != "denoise" and batch_size < num_pictures
+        return self.all.kept + (images if waiting else 0)
 
     def _resident(self, phase: str, settings: Settings) -> int:
         """Weights on the GPU."""

@@ -132,12 +132,13 @@ def test_a_stage_with_a_scheduler_of_its_own_is_refused_and_gets_the_one_that_is
     name = "KandinskyV22CombinedPipeline"
     pipe, arguments = FAMILIES[name].build(), FAMILIES[name].call_arguments(["a red circle"])
     other = DDPMScheduler.from_config(pipe.scheduler.config)
-    pipe.scheduler = other
+    wrapped = steered(pipe)
+    wrapped.pipe.scheduler = other  # behind the back of the wrapper
     with pytest.raises(ValueError, match=r"steps with a DDIMScheduler.*decoder_pipe.scheduler = pipe.scheduler"):
-        steered(pipe)(**arguments, num_particles=2, num_inference_steps=STEPS)
-    steered(pipe).scheduler = other
+        wrapped(**arguments, num_particles=2, num_inference_steps=STEPS)
+    wrapped.scheduler = other
     assert pipe.decoder_pipe.scheduler is other
-    assert steered(pipe)(**arguments, num_particles=2, num_inference_steps=STEPS).trace.num_steps == STEPS
+    assert wrapped(**arguments, num_particles=2, num_inference_steps=STEPS).trace.num_steps == STEPS
 
 
 def test_a_loop_whose_source_is_not_there_is_refused_before_the_first_step(monkeypatch):

@@ -72,8 +72,8 @@ def test_with_a_preview_the_autoencoder_decodes_what_is_finished(previewed):
     )
     assert needs["preview"].activations == 2 * GB
     assert needs["decode"].activations == 6 * GB, "of two pictures, between 3 for one and 12 for four"
-    assert needs["preview reward"].kept == GB // 10 + GB // 20
-    assert needs["reward"].kept == GB // 10 + GB // 10
+    assert needs["preview reward"].kept == GB // 10 + GB // 20 + GB // 20, "the images, and the copy of the reward"
+    assert needs["reward"].kept == 2 * GB // 10 + GB // 10, "what is returned, what is scored, and the copy"
     assert all(need.weights == 16 * GB + GB // 4 for need in needs.values())
 
 

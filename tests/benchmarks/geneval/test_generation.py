@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fk_reward import durable_files
 from fk_reward.benchmarks.geneval import layout
 from fk_reward.benchmarks.geneval.generation import generate_missing, is_finished
 from fk_reward.benchmarks.geneval.layout import PromptFolder
@@ -25,8 +26,10 @@ class Killer:
 
     def __init__(self, monkeypatch):
         self.moment, self.left, self.num_moments = None, None, 0
-        for owner, name in ((Path, "write_bytes"), (Path, "write_text"), (Path, "rename"), (os, "replace")):
-            monkeypatch.setattr(owner, name, self.guarded(getattr(owner, name), cuts=name.startswith("write")))
+        renames, writes = ((Path, "rename"), (os, "replace")), ((durable_files, "_put"), (durable_files, "_write_all"))
+        for owner, name in (*renames, *writes, (Path, "write_bytes"), (Path, "write_text")):
+            cuts = (owner, name) not in renames
+            monkeypatch.setattr(owner, name, self.guarded(getattr(owner, name), cuts=cuts))
 
     def set(self, moment):
         self.left = moment
@@ -41,7 +44,7 @@ class Killer:
     def guarded(self, write, *, cuts):
         def guard(path, content, **options):
             if self.tick():
-                if cuts:
+                if cuts and not callable(content):
                     write(path, content[: len(content) // 2], **options)
                 raise KeyboardInterrupt
             return write(path, content, **options)
