@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-POSITIONS = ("img_ids", "txt_ids", "image_rotary_emb")
+POSITIONS = ("img_ids", "txt_ids", "image_rotary_emb", "visual_rope_pos", "text_rope_pos")
 """Arguments that all rows share: tables of positions, whose first side may equal the batch by chance."""
 
 

@@ -17,7 +17,10 @@ from fk_reward.pipelines.replacement import call_name, replaced
 from fk_reward.pipelines.wrapped_pipeline import PROMPTS_TOGETHER
 from fk_reward.row_state import Take, map_tensors
 
-_OF_THE_SAMPLE = re.compile(r"(hidden_states|sample|x|z|latent.*|noisy.*|.*residual.*|.*block_samples.*)")
+_OF_THE_SAMPLE = re.compile(
+    r"(hidden_states|sample|x|z|latent.*|noisy.*|.*residual.*|.*block_samples.*|"
+    r".*controlnet_hidden_states)"
+)
 """Arguments that belong to the sample of this step, as a ControlNet's outputs do: the particles differ in them."""
 
 
@@ -28,6 +31,9 @@ class Conditions:
     than their embeddings, so that the particles of one prompt get the mask of another. And some have a prior, which
     draws an embedding for each particle: a particle is then its sample and its embedding together, and where one is
     copied the other has to follow. This is a `RowState`.
+
+    A pipeline hands its conditions over as they were at every step, so only a tensor that was there before the first
+    copying is gathered. One that is made anew is either the particle's already or nobody's, and raises.
 
     Args:
         pipe: the wrapped pipeline.
@@ -40,6 +46,7 @@ class Conditions:
         self._num_groups = num_groups
         self._num_particles = num_particles
         self._own: dict[int, set[str]] = {}  # names of arguments that differ, by denoiser
+        self._first: dict[tuple[int, str], list[Tensor]] = {}  # what these arguments were before anything was copied
         self._takes: list[tuple[Take, int]] = []
 
     @contextmanager
@@ -66,8 +73,9 @@ class Conditions:
             own = self._own[id(denoiser)]
             if not own:
                 return call(*args, **kwargs)
-            args = tuple(self._taken(value, name in own) for name, value in zip(names, args, strict=False))
-            return call(*args, **{name: self._taken(value, name in own) for name, value in kwargs.items()})
+            taken = {name: self._taken(value, id(denoiser), name) for name, value in given.items() if name in own}
+            args = tuple(taken.get(name, value) for name, value in zip(names, args, strict=False))
+            return call(*args, **{name: taken.get(name, value) for name, value in kwargs.items()})
 
         return call_with_own
 
@@ -107,15 +115,29 @@ class Conditions:
         map_tensors(look, value)
         return found
 
-    def _taken(self, value: Any, is_own: bool) -> Any:
+    def _taken(self, value: Any, denoiser: int, name: str) -> Any:
+        """A condition with the rows of the particles that are there by now.
+
+        Raises:
+            ValueError: for one that is not what it was before the particles were copied.
+        """
+        first = self._first.setdefault((denoiser, name), [])
+
         def followed(tensor: Tensor) -> Tensor:
             if tensor.ndim == 0 or len(tensor) % self._num_rows:
                 return tensor
+            if not any(torch.equal(tensor, known) for known in first):
+                if self._takes:
+                    raise ValueError(
+                        f"{type(self._pipe).__name__} makes {name}, which differs from particle to particle, anew "
+                        "after particles were copied, so that it cannot follow them: use num_resamples=0."
+                    )
+                first.append(tensor)
             for take, num_rows in self._takes:
                 tensor = torch.cat([take(block) for block in tensor.split(num_rows)])
             return tensor
 
-        return map_tensors(followed, value) if is_own else value
+        return map_tensors(followed, value)
 
 
 def _is_of_the_sample(name: str) -> bool:

@@ -53,7 +53,10 @@ def test_nested_arguments():
 
 def test_tables_of_positions_stay_whole_also_where_their_length_is_that_of_the_batch():
     layout, table = BatchLayout(1, 4), torch.zeros(4, 3)
-    part = layout.take({"img_ids": table, "image_rotary_emb": (table, table), "encoder_hidden_states": table}, 0, 1)
+    rope = [torch.arange(1), torch.arange(4), torch.arange(4)]  # as Kandinsky 5 has them
+    arguments = {"img_ids": table, "image_rotary_emb": (table, table), "encoder_hidden_states": table}
+    part = layout.take({**arguments, "visual_rope_pos": rope}, 0, 1)
+    assert all(ours is theirs for ours, theirs in zip(part["visual_rope_pos"], rope, strict=True))
     assert part["img_ids"] is table
     assert part["image_rotary_emb"][1] is table
     assert len(part["encoder_hidden_states"]) == 1

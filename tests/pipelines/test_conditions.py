@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 import torch
 
+from fk_reward.pipelines import stochastic_scheduler
 from fk_reward.pipelines.conditions import Conditions
 from tests import tiny
 from tests.pipelines.calls import generator, steered
@@ -116,3 +118,47 @@ def test_embeddings_of_their_own_follow_into_a_funnel():
     first = calls[0]["added_cond_kwargs"]["image_embeds"].chunk(2)[1]
     rows, _ = lineage(out.trace)
     assert torch.equal(last, first[rows])
+
+
+def block_samples_of_each_step():
+    """Of a ControlNet's blocks: what it returned, and what the transformer was called with; and the trace."""
+    name, made = "StableDiffusion3ControlNetPipeline", []
+    pipe, given = build(name)
+    pipe.controlnet.register_forward_hook(lambda module, args, output: made.append(output[0]))
+    conditions = FAMILIES[name].call_arguments(PROMPTS[:1])
+    settings = {"num_particles": 4, "num_inference_steps": 6, "ess_threshold": 1.0, "reward_scale": 1e3}
+    pipeline = steered(pipe)
+    pipeline.scheduler = stochastic_scheduler(pipe.scheduler)
+    return made, given, pipeline(**conditions, **settings, generator=generator()).trace
+
+
+def test_what_a_controlnet_makes_of_the_particles_is_theirs_already():
+    made, given, trace = block_samples_of_each_step()
+    assert any(step.ancestors is not None for step in trace.steps)
+    assert len(given) == len(made) == 6
+    assert all(
+        torch.equal(ours, theirs)
+        for kwargs, blocks in zip(given, made, strict=True)
+        for ours, theirs in zip(kwargs["block_controlnet_hidden_states"], blocks, strict=True)
+    )
+
+
+def test_what_differs_and_is_made_anew_cannot_follow(monkeypatch):
+    monkeypatch.setattr("fk_reward.pipelines.conditions._OF_THE_SAMPLE", re.compile("hidden_states"))
+    with pytest.raises(ValueError, match="makes block_controlnet_hidden_states.*anew.*num_resamples=0"):
+        block_samples_of_each_step()
+
+
+def test_positions_that_all_share_are_no_conditions_of_a_particle():
+    """Their number is that of the particles by chance."""
+    pipe, calls = build("Kandinsky5T2IPipeline")
+    conditions = FAMILIES["Kandinsky5T2IPipeline"].call_arguments(PROMPTS[:1])
+    pipe(**conditions, num_inference_steps=1)
+    rows = len(calls[0]["visual_rope_pos"][1])
+    pipeline = steered(pipe)
+    pipeline.scheduler = stochastic_scheduler(pipe.scheduler)
+    calls.clear()
+    settings = {"num_particles": rows, "num_inference_steps": 4, "ess_threshold": 1.0, "reward_scale": 1e3}
+    out = pipeline(**conditions, **settings, generator=generator())
+    assert any(step.ancestors is not None for step in out.trace.steps)
+    assert all(torch.equal(kwargs["visual_rope_pos"][1].cpu(), torch.arange(rows)) for kwargs in calls)
