@@ -358,7 +358,9 @@ class FKSteeringPipeline(PipelineProxy):
         arguments: dict[str, Any],
         exchange: ParticleExchange,
     ) -> SteeredRun:
-        generators = resampling_generators(arguments.get("generator"), len(texts), device=self.pipe._execution_device)
+        generator = arguments.get("generator")
+        device = "cpu" if generator is not None else self.pipe._execution_device  # which walks through all modules
+        generators = resampling_generators(generator, len(texts), device=device)
         particle_filter = ParticleFilter(config, len(texts), generators, spread=self.reward.card.spread)
 
         def num_own() -> int:

@@ -7,7 +7,7 @@ is a local variable of the pipeline, through the calls in which it is used. Cond
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -92,7 +92,7 @@ class CacheStates:
     def __init__(self, pipe: Any, *, shrinks: bool) -> None:
         modules = [value for value in vars(pipe).values() if isinstance(value, nn.Module)]
         self._registries = [registry for module in modules for registry in _registries(module)]
-        self._hooks = [hook for module in modules for hook in stateful_hooks(module)]
+        self._hooks = _stateful(self._registries)
         self._shrinks = shrinks
         for hook in self._hooks:
             kinds = _state_types(hook)
@@ -235,7 +235,11 @@ def stateful_hooks(module: nn.Module) -> list[ModelHook]:
         >>> stateful_hooks(nn.Linear(1, 1))
         []
     """
-    hooks = [hook for registry in _registries(module) for hook in registry.hooks.values()]
+    return _stateful(_registries(module))
+
+
+def _stateful(registries: Iterable[HookRegistry]) -> list[ModelHook]:
+    hooks = [hook for registry in registries for hook in registry.hooks.values()]
     return [hook for hook in hooks if hook._is_stateful or _managers(hook)]
 
 
@@ -293,13 +297,17 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _foreign_tensors(module: nn.Module) -> dict[str, list[Tensor]]:
     """Tensors that attention processors and hooks of others than Diffusers hold, weights excepted, by class."""
-    holders: list[Any] = [getattr(part, "processor", None) for part in module.modules()]
-    holders += [hook for registry in _registries(module) for hook in registry.hooks.values()]
+    holders: list[Any] = []
+    for part in module.modules():  # one walk: there are hundreds
+        own = vars(part)
+        registry = own.get("_diffusers_hook")
+        processor = own.get("processor") or own["_modules"].get("processor")  # some are modules themselves
+        holders += [processor, *(() if registry is None else registry.hooks.values())]
     found: dict[str, list[Tensor]] = {}
     for holder in holders:
         if holder is not None and not type(holder).__module__.startswith(("diffusers.", "builtins", "torch.")):
-            own = {name: value for name, value in vars(holder).items() if name not in _WEIGHTS}
-            found.setdefault(type(holder).__name__, []).extend(_tensors(own))
+            kept = {name: value for name, value in vars(holder).items() if name not in _WEIGHTS}
+            found.setdefault(type(holder).__name__, []).extend(_tensors(kept))
     return found
 
 

@@ -401,6 +401,7 @@ def refuse_later_stages(frame: FrameType | None) -> None:
         frame = frame.f_back
 
 
+@functools.cache
 def _called_after(function: ast.FunctionDef, line: int) -> list[str]:
     """Attributes of `self` that are called in the statements behind a line."""
     after = [statement for block, i in _path(function.body, line) for statement in block[i + 1 :]]
@@ -477,15 +478,20 @@ def _stand_in(pipe: Any, decode: DecodeHook | None) -> Any:
 @contextmanager
 def _unchanged(modules: Iterator[nn.Module] | Any, device: torch.device) -> Iterator[None]:
     """Put the precision of modules and the global random numbers back: some pipelines leave a decoder in float32."""
-    dtypes: list[tuple[Any, Any]] = [(module, module.dtype) for module in modules if hasattr(module, "dtype")]
+    dtypes = [(module, _precision(module)) for module in modules]
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         for module, dtype in dtypes:
-            if module.dtype != dtype:
+            if dtype is not None and _precision(module) != dtype:
                 nn.Module.to(module, dtype=dtype)  # not the `to` of Diffusers, which warns of float16
+
+
+def _precision(module: nn.Module) -> torch.dtype | None:
+    """That of the first weight; Diffusers' `dtype` walks through the whole module."""
+    return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), None)
 
 
 def _cloned(generator: Any) -> Any:

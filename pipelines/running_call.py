@@ -58,6 +58,7 @@ class RunningCall:
         self._decodes = decodes
         self._preview = preview
         self._rest: RestOfCall | None = None
+        self._signature: inspect.Signature | None = None  # of the step, read once: at every step it would be felt
         self._shape: tuple[int, ...] = ()
         self._dtype = torch.float32
         self._result: Any = None
@@ -158,7 +159,9 @@ class RunningCall:
         self._decoded.clear()
         with contextlib.suppress(CannotDecodeError):  # which has been told
             self._rest = RestOfCall.of(inspect.currentframe())
-        sample = inspect.signature(step).bind(*args, **kwargs).arguments["sample"]
+        if self._signature is None:
+            self._signature = inspect.signature(step)
+        sample = self._signature.bind(*args, **kwargs).arguments["sample"]
         self._shape, self._dtype = tuple(sample.shape), sample.dtype
         self._result = step(*args, **kwargs)
         return self._result
