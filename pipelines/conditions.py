@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from fk_reward.pipelines.batch_layout import POSITIONS, batch_rows
 from fk_reward.pipelines.denoisers import find_denoisers
 from fk_reward.pipelines.replacement import call_name, replaced
+from fk_reward.pipelines.rest_of_call import CannotDecodeError, RestOfCall
 from fk_reward.pipelines.wrapped_pipeline import PROMPTS_TOGETHER
 from fk_reward.row_state import Take, map_tensors
 
@@ -22,6 +24,8 @@ _OF_THE_SAMPLE = re.compile(
     r".*controlnet_hidden_states)"
 )
 """Arguments that belong to the sample of this step, as a ControlNet's outputs do: the particles differ in them."""
+_JOINED = "channels beside the sample"
+"""Name of the condition that a pipeline joins to the sample, as the control image of `FluxControlPipeline` is."""
 
 
 class Conditions:
@@ -39,13 +43,16 @@ class Conditions:
         pipe: the wrapped pipeline.
         num_groups: number of prompts, G.
         num_particles: of a prompt in this process at the beginning, K.
+        shrinks: whether fewer particles are left in the course of the call.
     """
 
-    def __init__(self, pipe: Any, *, num_groups: int, num_particles: int) -> None:
+    def __init__(self, pipe: Any, *, num_groups: int, num_particles: int, shrinks: bool = False) -> None:
         self._pipe = pipe
+        self._shrinks = shrinks
         self._num_groups = num_groups
         self._num_particles = num_particles
         self._own: dict[int, set[str]] = {}  # names of arguments that differ, by denoiser
+        self._joined: dict[int, _Joined | None] = {}
         self._first: dict[tuple[int, str], list[Tensor]] = {}  # what these arguments were before anything was copied
         self._takes: list[tuple[Take, int]] = []
 
@@ -69,11 +76,14 @@ class Conditions:
         def call_with_own(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             given = dict(zip(names, args, strict=False)) | kwargs
             if id(denoiser) not in self._own:
-                self._own[id(denoiser)] = self._differing(given, batch_rows(args, kwargs))
-            own = self._own[id(denoiser)]
+                self._look(denoiser, given, batch_rows(args, kwargs))
+            own, joined = self._own[id(denoiser)], self._joined[id(denoiser)]
             if not own:
                 return call(*args, **kwargs)
             taken = {name: self._taken(value, id(denoiser), name) for name, value in given.items() if name in own}
+            if joined is not None and _JOINED in own:
+                sample, beside = joined.apart(given)
+                taken[joined.name] = torch.cat([sample, self._taken(beside, id(denoiser), _JOINED)], joined.side)
             args = tuple(taken.get(name, value) for name, value in zip(names, args, strict=False))
             return call(*args, **{name: taken.get(name, value) for name, value in kwargs.items()})
 
@@ -82,6 +92,18 @@ class Conditions:
     @property
     def _num_rows(self) -> int:
         return self._num_groups * self._num_particles
+
+    def _look(self, denoiser: nn.Module, given: Mapping[str, Any], num_rows: int) -> None:
+        """Find out which conditions follow their particles, at the first call of a denoiser."""
+        joined = _Joined.find(given)
+        if joined is not None and self._shrinks:
+            raise ValueError(
+                f"{type(self._pipe).__name__} joins an image of each particle that it began with to the samples: leave "
+                "final_particles out."
+            )
+        beside = {} if joined is None else {_JOINED: joined.apart(given)[1]}
+        self._own[id(denoiser)] = self._differing({**given, **beside}, num_rows)
+        self._joined[id(denoiser)] = joined
 
     def _differing(self, given: Mapping[str, Any], num_rows: int) -> set[str]:
         """Names of the conditions in which the particles of a prompt differ.
@@ -138,6 +160,37 @@ class Conditions:
             return tensor
 
         return map_tensors(followed, value)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Where conditions begin that are joined to the sample, in the argument of this name along this side."""
+
+    name: str
+    side: int
+    start: int
+
+    @classmethod
+    def find(cls, given: Mapping[str, Any]) -> _Joined | None:
+        """Compare the first argument with the sample that the next step gets; None where nothing follows behind it."""
+        name, value = next(((n, v) for n, v in given.items() if isinstance(v, Tensor) and v.ndim > 1), ("", None))
+        try:
+            sample = RestOfCall.of(inspect.currentframe()).sample()
+        except CannotDecodeError:
+            return None  # which is told elsewhere
+        if value is None or not isinstance(sample, Tensor) or value.ndim != sample.ndim or len(value) < len(sample):
+            return None
+        longer = [side for side in range(1, value.ndim) if value.shape[side] != sample.shape[side]]
+        if len(longer) != 1 or value.shape[longer[0]] < sample.shape[longer[0]]:
+            return None
+        found = cls(name, longer[0], sample.shape[longer[0]])
+        return found if torch.equal(found.apart(given)[0][: len(sample)], sample.to(value)) else None
+
+    def apart(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The sample `(B, ...)`, and what is joined to it."""
+        value = given[self.name]
+        sample, beside = value.split([self.start, value.shape[self.side] - self.start], self.side)
+        return sample, beside
 
 
 def _is_of_the_sample(name: str) -> bool:

@@ -104,7 +104,9 @@ class SteeredRun:
         return kept_rows(pipe, shrinks=shrinks)
 
     def _conditions(self, pipe: Any) -> AbstractContextManager[Conditions]:
-        return Conditions(pipe, num_groups=len(self.prompts), num_particles=self._num_own).following()
+        shrinks = self.particle_filter.config.final_particles is not None
+        sizes = {"num_groups": len(self.prompts), "num_particles": self._num_own}
+        return Conditions(pipe, **sizes, shrinks=shrinks).following()
 
     def _close(self, pipe: Any, records: SteeringRecords) -> None:
         """Take over what the run tells about itself."""

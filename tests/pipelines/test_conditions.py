@@ -162,3 +162,33 @@ def test_positions_that_all_share_are_no_conditions_of_a_particle():
     out = pipeline(**conditions, **settings, generator=generator())
     assert any(step.ancestors is not None for step in out.trace.steps)
     assert all(torch.equal(kwargs["visual_rope_pos"][1].cpu(), torch.arange(rows)) for kwargs in calls)
+
+
+def control_of_each_step(**settings):
+    """Latents of the control image that each call of Flux's transformer gets, and the trace."""
+    name = "FluxControlPipeline"
+    pipe, calls = build(name)
+    pipeline = steered(pipe)
+    pipeline.scheduler = stochastic_scheduler(pipe.scheduler)
+    settings = {"num_particles": 4, "num_inference_steps": 6, "ess_threshold": 1.0, "reward_scale": 1e3, **settings}
+    conditions = FAMILIES[name].call_arguments(PROMPTS[:1])
+    generators = [torch.Generator().manual_seed(i) for i in range(4)]
+    trace = pipeline(**conditions, **settings, generator=generators).trace
+    return trace, [kwargs["hidden_states"].chunk(2, dim=-1)[1] for kwargs in calls]
+
+
+def test_what_is_joined_to_the_sample_follows_its_particle():
+    """The autoencoder draws the latents of the control image for each particle."""
+    trace, latents = control_of_each_step()
+    check_embeddings_follow(trace, [step.flatten(1) for step in latents])
+
+
+def test_what_is_joined_and_stays_behind_is_noticed(monkeypatch):
+    monkeypatch.setattr("fk_reward.pipelines.conditions._Joined.find", lambda given: None)
+    with pytest.raises(AssertionError):
+        test_what_is_joined_to_the_sample_follows_its_particle()
+
+
+def test_what_is_joined_to_the_sample_cannot_shrink():
+    with pytest.raises(ValueError, match="FluxControlPipeline joins an image.*leave final_particles out"):
+        control_of_each_step(final_particles=2)
