@@ -37,8 +37,6 @@ _NOT_AT_SCORING = ("safety_checker", "watermark", "watermarker")
 """What acts on finished images alone: a prediction is not shown to anybody."""
 _NOT_IMAGES = ("frame", "video", "audio", "embed")
 """Parts of the names of what other pipelines return: videos, sounds, and the embeddings of a prior."""
-
-
 _PREVIEW = (
     "pass FKSteeringPipeline(pipe, reward=..., preview=...), a function of these samples to images (B, 3, H, W) in "
     "[0, 1]"
@@ -117,8 +115,8 @@ class RestOfCall:
     Attributes:
         pipe: whose `__call__` it is; that of a stage, where a combined pipeline calls its stages.
         ending: the statements.
-        values: local variables of the call, by name.
-        module: the global variables that the statements read.
+        values: the call's local variables that they read, by name.
+        module: their global variables.
     """
 
     pipe: Any
@@ -370,9 +368,8 @@ class _WithResult(ast.NodeTransformer):
         self._text = ast.dump(step)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802 (the name that ast asks for)
-        if ast.dump(node) == self._text:
-            return ast.copy_location(ast.Name(_RESULT, ast.Load()), node)
-        return self.generic_visit(node)
+        is_step = ast.dump(node) == self._text
+        return ast.copy_location(ast.Name(_RESULT, ast.Load()), node) if is_step else self.generic_visit(node)
 
 
 def _function(parameters: Sequence[str], body: list[ast.stmt], filename: str) -> CodeType:
@@ -496,10 +493,8 @@ def _precision(module: nn.Module) -> torch.dtype | None:
 
 def _cloned(generator: Any) -> Any:
     """Generators in the same state: a decoder that draws noise must not take it from the steps to come."""
-    if isinstance(generator, list | tuple):
-        return [_cloned(one) for one in generator]
     if not isinstance(generator, Generator):
-        return generator
+        return [_cloned(one) for one in generator] if isinstance(generator, list | tuple) else generator
     clone = Generator(generator.device)
     clone.set_state(generator.get_state())
     return clone
