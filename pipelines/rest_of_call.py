@@ -207,8 +207,8 @@ def _sample_of(result: Any) -> Tensor:
     return result[0] if isinstance(result, tuple) else result.prev_sample
 
 
-class _DecoderReached(Exception):  # noqa: N818 (it tells of no error)
-    pass
+class _DecoderReached(Exception):  # noqa: N818
+    """The autoencoder would be called now: no error."""
 
 
 def autoencoders(pipe: Any) -> dict[str, nn.Module]:
@@ -379,7 +379,7 @@ def _function(parameters: Sequence[str], body: list[ast.stmt], filename: str) ->
     )
     definition = ast.FunctionDef("rest_of_call", arguments, body, [], lineno=1, col_offset=0)
     definition.type_params = []  # type: ignore[attr-defined] # of Python 3.12
-    module = compile(ast.fix_missing_locations(ast.Module([definition], type_ignores=[])), filename, "exec")
+    module = compile(ast.fix_missing_locations(ast.Module([definition], [])), filename, "exec")
     return next(part for part in module.co_consts if isinstance(part, CodeType))
 
 
@@ -467,8 +467,7 @@ def _stand_in(pipe: Any, decode: DecodeHook | None) -> Any:
     if decode is not None:
         values |= {name: _Decoding(module, decode) for name, module in autoencoders(pipe).items()}
     values |= {name: _Idle(values[name]) for name in DENOISERS if isinstance(values.get(name), nn.Module)}
-    # nothing is to be taken from the device
-    vars(stand_in).update(values, maybe_free_model_hooks=lambda: None)
+    vars(stand_in).update(values, maybe_free_model_hooks=lambda: None)  # nothing is taken from the device
     return stand_in
 
 
