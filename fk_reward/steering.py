@@ -233,7 +233,6 @@ class _StepInterceptor:
         self._copies = CopiesCheck(scheduler)
         self._x0_pred: Tensor | None = None
         self._finite = FiniteWatch(scheduler)
-        self._returned: Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.signature.bind(*args, **kwargs)
@@ -268,13 +267,11 @@ class _StepInterceptor:
         if len(self._roles) < _NUM_ROLES:  # a scheduler that is not known here, and may run where nothing is resampled
             return self._original_step(*bound.args, **bound.kwargs)
         model_output, _, sample = self._inputs(bound.arguments)
-        if sample is not self._returned:  # which has been looked at
-            self._finite.see("start", sample, step=self._num_done)
+        self._finite.see("start", sample, step=self._num_done)
         self._finite.see("denoiser", model_output, step=self._num_done)
         with bounded_variance(self._scheduler, bound.arguments.get("eta")):
             output = self._handed_on(bound)
-        self._returned = output[0]
-        self._finite.see("scheduler", self._returned, step=self._num_done)
+        self._finite.see("scheduler", output[0], step=self._num_done)
         return output
 
     def _handed_on(self, bound: inspect.BoundArguments) -> Any:
