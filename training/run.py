@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from fk_reward.folder_lock import hold_folder_together
 from fk_reward.rewards.llava_reward.backbone import Backbone
 from fk_reward.rewards.llava_reward.backbones import load_backbone
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+from fk_reward.rewards.prompt_limits import num_positions, require_positions
 from fk_reward.training.arguments import LlavaRewardTrainingArguments, RewardArguments
 from fk_reward.training.checkpoints import (
     checkpoint_problems,
@@ -29,8 +31,10 @@ from fk_reward.training.readers import read_preferences
 from fk_reward.training.split import split_by_prompt
 from fk_reward.training.trainable import TrainableReward
 from fk_reward.training.trainer import LlavaRewardTrainer
+from fk_reward.training.validation import RowProblem, report_problems
 
 logger = logging.getLogger(__name__)
+_CONTROL = re.compile(r"[<\[]")
 
 
 def make_trainer(reward: RewardArguments, training: LlavaRewardTrainingArguments) -> LlavaRewardTrainer:
@@ -49,6 +53,9 @@ def make_trainer(reward: RewardArguments, training: LlavaRewardTrainingArguments
     _checkpoint_to_resume(reward, training)
     train, validation = load_datasets(reward, seed=training.seed)
     model = make_model(reward, seed=training.seed)
+    backbone, skip = model.network.backbone, reward.skip_bad_rows
+    train = _readable(train, backbone, skip_bad_rows=skip)
+    validation = None if validation is None else _readable(validation, backbone, skip_bad_rows=skip)
     if train.is_labelled == is_pairwise(model.reward_config):
         kind = "labelled images" if train.is_labelled else "pairs"
         raise ValueError(f"Objective {reward.objective!r} does not fit the data, which are {kind}.")
@@ -151,6 +158,34 @@ def _train(trainer: LlavaRewardTrainer, checkpoint: Path | None) -> dict[str, fl
     trainer.save_model()
     trainer.save_state()  # last: it says that the training is finished
     return metrics
+
+
+def _readable(data: PreferenceDataset, backbone: Backbone, *, skip_bad_rows: bool) -> PreferenceDataset:
+    """Refuse, or leave out, rows that this backbone cannot read: they would end the training in its middle."""
+    reasons = [_prompt_problem(item, backbone) for item in data.items]
+    places = [item.origin or f"row {number}" for number, item in enumerate(data.items, start=1)]
+    problems = [RowProblem(place, reason) for place, reason in zip(places, reasons, strict=True) if reason]
+    report_problems(problems, len(data.items), skip_bad_rows=skip_bad_rows)
+    if not problems:
+        return data
+    return PreferenceDataset([item for item, reason in zip(data.items, reasons, strict=True) if reason is None])
+
+
+def _prompt_problem(item: PreferencePair | LabelledImage, backbone: Backbone) -> str | None:
+    """What the backbone says of a row whose prompt is long, or has a letter with which control tokens begin.
+
+    The others are not tried, which takes an image: a token is at least a byte, and images leave the prompt a quarter of
+    the positions.
+    """
+    positions = num_positions(backbone.language_model.config)
+    if not any(len(text.encode()) > positions // 4 or _CONTROL.search(text) for text in item.prompts):
+        return None
+    try:
+        inputs = backbone.prepare([image.load().to(backbone.device) for image in item.images], item.prompts)
+        require_positions(inputs.attention_mask.sum(dim=1).tolist(), item.prompts, positions)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _read(path: str, reward: RewardArguments) -> list[PreferencePair] | list[LabelledImage]:
