@@ -12,28 +12,28 @@ from fk_reward import lazy
 from fk_reward.version import __version__
 
 if typing.TYPE_CHECKING:
-    from fk_reward.batch_sizes import BatchSizes
-    from fk_reward.config import FKSteeringConfig
-    from fk_reward.particle_filter import ParticleFilter
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
+    from fk_reward.pipelines.batch_sizes import BatchSizes
     from fk_reward.rewards import Reward, RewardCard, available_rewards, load_reward
-    from fk_reward.steering import SteeringRecord, steer
-    from fk_reward.trace import SteeringTrace, TraceStep
+    from fk_reward.sampling.steering import SteeringRecord, steer
+    from fk_reward.sampling.trace import SteeringTrace, TraceStep
+    from fk_reward.search.feynman_kac import FKSteeringConfig
+    from fk_reward.smc.particle_filter import ParticleFilter
 
 _MODULES = {
-    "BatchSizes": "batch_sizes",
-    "FKSteeringConfig": "config",
+    "BatchSizes": "pipelines.batch_sizes",
+    "FKSteeringConfig": "search.feynman_kac",
     "FKSteeringOutput": "pipelines",
     "FKSteeringPipeline": "pipelines",
-    "ParticleFilter": "particle_filter",
+    "ParticleFilter": "smc.particle_filter",
     "Reward": "rewards",
     "RewardCard": "rewards",
-    "SteeringRecord": "steering",
-    "SteeringTrace": "trace",
-    "TraceStep": "trace",
+    "SteeringRecord": "sampling.steering",
+    "SteeringTrace": "sampling.trace",
+    "TraceStep": "sampling.trace",
     "available_rewards": "rewards",
     "load_reward": "rewards",
-    "steer": "steering",
+    "steer": "sampling.steering",
 }
 
 __all__ = [

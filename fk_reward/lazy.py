@@ -16,7 +16,7 @@ def attributes(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
         modules: public name -> the submodule that has it.
 
     Example:
-        >>> get, _ = attributes("fk_reward", {"FKSteeringConfig": "config"})
+        >>> get, _ = attributes("fk_reward", {"FKSteeringConfig": "search.feynman_kac"})
         >>> get("FKSteeringConfig").__name__
         'FKSteeringConfig'
         >>> get("FKSteering")

@@ -62,3 +62,7 @@ def _existing(folder: Path) -> Path:
             f"The embedded model {folder.name!r} should be at {folder}, which is missing; reinstall fk-reward."
         )
     return folder
+
+
+DEFAULT_EMBEDDED_REWARD = "shapes-llava-reward-alignment"
+"""The reward that steers the embedded model by default, on the command line and in the first snippets of the docs."""

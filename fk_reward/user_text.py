@@ -8,9 +8,10 @@ rest is kept as it is, and brought to the form of its destination where it is sh
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -104,3 +105,25 @@ def _acts(letter: str) -> bool:
 
 def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
+
+
+def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3, show: Callable[[str], str] = repr) -> str:
+    """The names that look most like it, as a sentence to be put behind another one.
+
+    Args:
+        name: as it was written.
+        known: what could have been written.
+        limit: how many are named at most.
+        show: how each of them is written.
+
+    Returns:
+        With a space in front; empty where nothing comes close.
+
+    Example:
+        >>> did_you_mean("ddim100", ["ddim-100", "lcm-4"])
+        " Did you mean 'ddim-100'?"
+        >>> did_you_mean("euler", ["ddim-100", "lcm-4"])
+        ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=limit)
+    return f" Did you mean {', '.join(map(show, close))}?" if close else ""

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.number_checks import real_number, whole_number
-from fk_reward.suggestions import did_you_mean
+from fk_reward.user_text import did_you_mean
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 

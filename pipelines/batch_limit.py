@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from fk_reward.config import AUTO
+from fk_reward.search.feynman_kac import AUTO
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

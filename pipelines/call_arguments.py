@@ -10,14 +10,13 @@ from typing import Any
 
 from diffusers.image_processor import VaeImageProcessorLDM3D
 
-from fk_reward.batch_sizes import BatchSizes, batch_size_fields
-from fk_reward.config import FKSteeringConfig, config_fields
 from fk_reward.number_checks import whole_number
 from fk_reward.pipelines.argument_checks import check_output_type, check_texts
+from fk_reward.pipelines.batch_sizes import BatchSizes, batch_size_fields
 from fk_reward.pipelines.wrapped_pipeline import has_latents
-from fk_reward.stochasticity import require_stochastic, takes_argument
-from fk_reward.suggestions import did_you_mean
-from fk_reward.user_text import require_text
+from fk_reward.sampling.stochasticity import require_stochastic, takes_argument
+from fk_reward.search.feynman_kac import FKSteeringConfig, config_fields
+from fk_reward.user_text import did_you_mean, require_text
 
 logger = logging.getLogger(__name__)
 _ATTRIBUTES = ("reward", "preview", "solver", "scheduler", "batch_sizes", "spread", "reward_device")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from fk_reward.config import FKSteeringConfig
-from fk_reward.stochasticity import takes_argument
-from fk_reward.trace import Provenance, TraceStep
+from fk_reward.sampling.stochasticity import takes_argument
+from fk_reward.sampling.trace import Provenance, TraceStep
+from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.version import __version__
 
 _LIBRARIES = ("diffusers", "transformers", "torch")

@@ -17,7 +17,7 @@ from fk_reward.pipelines.denoisers import find_denoisers
 from fk_reward.pipelines.replacement import call_name, replaced
 from fk_reward.pipelines.rest_of_call import CannotDecodeError, RestOfCall
 from fk_reward.pipelines.wrapped_pipeline import PROMPTS_TOGETHER
-from fk_reward.row_state import Take, map_tensors
+from fk_reward.sampling.row_state import Take, map_tensors
 
 _OF_THE_SAMPLE = re.compile(
     r"(hidden_states|sample|x|z|latent.*|noisy.*|.*residual.*|.*block_samples.*|"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fk_reward.counterparts import counterpart
-from fk_reward.stochasticity import NOT_STEERABLE, require_stochastic, takes_argument
+from fk_reward.sampling.counterparts import counterpart
+from fk_reward.sampling.stochasticity import NOT_STEERABLE, require_stochastic, takes_argument
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.rest_of_call import first_field
 from fk_reward.pipelines.steered_run import SteeredRun
+from fk_reward.sampling.particle_exchange import ParticleExchange
 
 logger = logging.getLogger(__name__)
 

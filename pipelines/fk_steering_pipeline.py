@@ -10,11 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from fk_reward.batch_sizes import BatchSizes
-from fk_reward.config import FKSteeringConfig
-from fk_reward.particle_exchange import ParticleExchange
-from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.argument_checks import check_arguments, check_rows
+from fk_reward.pipelines.batch_sizes import BatchSizes
 from fk_reward.pipelines.call_arguments import (
     check_kind,
     check_output,
@@ -41,7 +38,10 @@ from fk_reward.pipelines.steering_reward import put_on, reward_place, steering_r
 from fk_reward.pipelines.wrapped_pipeline import check_pipeline, check_scheduler, set_scheduler
 from fk_reward.rewards import Reward
 from fk_reward.rewards.hub_paths import model_source
-from fk_reward.trace import Provenance
+from fk_reward.sampling.particle_exchange import ParticleExchange
+from fk_reward.sampling.trace import Provenance
+from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.smc.particle_filter import ParticleFilter
 
 
 class FKSteeringPipeline(PipelineProxy):

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fk_reward.batch_sizes import BatchSizes, batch_size_fields
 from fk_reward.pipelines.batch_layout import BatchLayout, batch_rows
 from fk_reward.pipelines.batch_limit import BatchLimit
+from fk_reward.pipelines.batch_sizes import BatchSizes, batch_size_fields
 from fk_reward.pipelines.denoisers import find_denoisers
 from fk_reward.pipelines.pipeline_state import stateful_hooks
 from fk_reward.pipelines.replacement import call_name, replaced

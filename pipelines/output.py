@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
-from fk_reward.trace import SteeringTrace
-from fk_reward.weights import normalized_weights
+from fk_reward.sampling.trace import SteeringTrace
+from fk_reward.smc.weights import normalized_weights
 
 
 @dataclass

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fk_reward.config import FKSteeringConfig
-from fk_reward.particle_exchange import ParticleExchange
-from fk_reward.process_link import ProcessLink
 from fk_reward.rewards import Reward
-from fk_reward.trace import Provenance
+from fk_reward.sampling.particle_exchange import ParticleExchange
+from fk_reward.sampling.process_link import ProcessLink
+from fk_reward.sampling.trace import Provenance
+from fk_reward.search.feynman_kac import FKSteeringConfig
 
 
 def call_link(*, spread: bool) -> AbstractContextManager[ProcessLink | None]:

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from fk_reward.batch_sizes import batch_size_fields
-from fk_reward.config import config_fields
-from fk_reward.suggestions import did_you_mean
+from fk_reward.pipelines.batch_sizes import batch_size_fields
+from fk_reward.search.feynman_kac import config_fields
+from fk_reward.user_text import did_you_mean
 
 
 class PipelineProxy:

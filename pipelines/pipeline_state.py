@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fk_reward.pipelines.denoisers import find_denoisers
 from fk_reward.pipelines.replacement import call_name, replaced
-from fk_reward.row_state import RowState, Take, map_tensors
+from fk_reward.sampling.row_state import RowState, Take, map_tensors
 
 _CACHE_STATES = (
     *("FBCSharedBlockState", "PyramidAttentionBroadcastState", "FasterCacheDenoiserState", "FasterCacheBlockState"),

@@ -15,7 +15,7 @@ from diffusers import AutoencoderTiny, ModelMixin
 from fk_reward.pipelines.decoding import LatentDecoder
 from fk_reward.pipelines.rest_of_call import DecodeFn
 from fk_reward.rewards.hub_paths import model_source
-from fk_reward.suggestions import did_you_mean
+from fk_reward.user_text import did_you_mean
 
 AUTO = "auto"
 _REDUCED = re.compile(r"vae/(\d+)")

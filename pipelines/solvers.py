@@ -9,9 +9,9 @@ from typing import Any
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 
-from fk_reward.counterparts import lost_settings, noise_levels
-from fk_reward.stochasticity import takes_argument
-from fk_reward.suggestions import did_you_mean
+from fk_reward.sampling.counterparts import lost_settings, noise_levels
+from fk_reward.sampling.stochasticity import takes_argument
+from fk_reward.user_text import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fk_reward.particle_exchange import ParticleExchange
-from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.batch_layout import batch_rows
 from fk_reward.pipelines.call_record import has_been_warned_of, resampling_effect
 from fk_reward.pipelines.conditions import Conditions
@@ -27,10 +25,12 @@ from fk_reward.pipelines.rest_of_call import DecodeFn
 from fk_reward.pipelines.running_call import RunningCall
 from fk_reward.pipelines.survivors import survivors_only
 from fk_reward.rewards import NonFiniteScoreError, Reward
-from fk_reward.row_state import RowState
-from fk_reward.steering import SteeringRecord, SteeringRecords, steer
-from fk_reward.trace import Provenance, SteeringTrace, TraceStep
-from fk_reward.x0_prediction import scheduler_name
+from fk_reward.sampling.particle_exchange import ParticleExchange
+from fk_reward.sampling.row_state import RowState
+from fk_reward.sampling.steering import SteeringRecord, SteeringRecords, steer
+from fk_reward.sampling.trace import Provenance, SteeringTrace, TraceStep
+from fk_reward.sampling.x0_prediction import scheduler_name
+from fk_reward.smc.particle_filter import ParticleFilter
 
 logger = logging.getLogger(__name__)
 _THUMBNAIL_SIZE = 96

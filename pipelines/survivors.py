@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from fk_reward.particle_filter import ParticleFilter
 from fk_reward.pipelines.batch_layout import BatchLayout, batch_rows
 from fk_reward.pipelines.denoisers import find_denoisers
 from fk_reward.pipelines.replacement import call_name, replaced
+from fk_reward.smc.particle_filter import ParticleFilter
 
 
 @contextmanager

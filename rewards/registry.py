@@ -13,7 +13,7 @@ from fk_reward.rewards.base import Reward
 from fk_reward.rewards.callable import CallableReward
 from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.composition.loading import composition_card, is_composition, load_composition
-from fk_reward.suggestions import did_you_mean
+from fk_reward.user_text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

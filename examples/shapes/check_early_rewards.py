@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fk_reward.benchmarks.reports import Column, show_table
 from fk_reward.benchmarks.uncertainty import clustered_bootstrap
-from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.shapes import all_prompts
 

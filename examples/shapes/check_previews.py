@@ -18,7 +18,7 @@ from fk_reward.benchmarks.indifferent_reward import indifferent_reward
 from fk_reward.benchmarks.reports import Column, show_table
 from fk_reward.benchmarks.shapes_runs import particle_generators
 from fk_reward.benchmarks.speed_measure import timed_on
-from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.pipelines.decoding import LatentDecoder
 from fk_reward.pipelines.previews import load_preview, preview_decoder
 from fk_reward.pipelines.rest_of_call import DecodeFn

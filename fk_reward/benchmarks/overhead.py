@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 from fk_reward.benchmarks.quartiles import quartiles
 from fk_reward.benchmarks.reports import Column, show_table, write_json
 from fk_reward.cli.output_folder import NAMED_PATH
-from fk_reward.config import FKSteeringConfig
 from fk_reward.folder_lock import hold_folder
+from fk_reward.search.feynman_kac import FKSteeringConfig
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline

@@ -19,11 +19,11 @@ from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.cli import sampler_options, trajectory_options
 from fk_reward.cli.loading import resolve_device
 from fk_reward.cli.output_folder import NAMED_PATH
-from fk_reward.config import FKSteeringConfig, parse_reward_scale
-from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 from fk_reward.durable_files import write_whole
 from fk_reward.folder_lock import hold_folder
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import Reward, load_reward
+from fk_reward.search.feynman_kac import FKSteeringConfig, parse_reward_scale
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline

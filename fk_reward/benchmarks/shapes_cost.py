@@ -25,9 +25,9 @@ from fk_reward.cli import sampler_options
 from fk_reward.cli.loading import resolve_device
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.cosmetic import cosmetic
-from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 from fk_reward.durable_files import read_json, write_whole
 from fk_reward.folder_lock import hold_folder
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline

@@ -8,7 +8,7 @@ from typing import Any
 
 from fk_reward.benchmarks.shapes import trajectory
 from fk_reward.benchmarks.shapes_runs import Population, ShapesSettings, list_populations
-from fk_reward.config import FKSteeringConfig
+from fk_reward.search.feynman_kac import FKSteeringConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fk_reward.benchmarks.shapes_runs import BEST, UNSTEERED, Population, ShapesSettings
-from fk_reward.population import population as particles_of
+from fk_reward.search.forecast import population as particles_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,10 @@ from fk_reward.benchmarks.speed_measure import peak_memory, timed_on
 from fk_reward.benchmarks.steering_variants import COMPILED, STEERED, STOCK, VARIANTS, Variant
 from fk_reward.cli.loading import DEVICES, DTYPES, default_guidance, resolve_device, resolve_dtype
 from fk_reward.cli.output_folder import NAMED_PATH
-from fk_reward.config import FKSteeringConfig
-from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
 from fk_reward.durable_files import write_whole
 from fk_reward.folder_lock import hold_folder
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD
+from fk_reward.search.feynman_kac import FKSteeringConfig
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fk_reward.config import FKSteeringConfig
+from fk_reward.sampling.trace import SteeringTrace
+from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.shapes import ShapesPrompt, verify
-from fk_reward.trace import SteeringTrace
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline

@@ -18,9 +18,9 @@ from fk_reward.terminal import TextTable, say
 from fk_reward.user_text import require_text
 
 if TYPE_CHECKING:
-    from fk_reward.batch_sizes import BatchSizes
-    from fk_reward.config import FKSteeringConfig
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline, Solver
+    from fk_reward.pipelines.batch_sizes import BatchSizes
+    from fk_reward.search.feynman_kac import FKSteeringConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +118,13 @@ def _draw(
 
 
 def _steering(request: Request) -> FKSteeringConfig:
-    from fk_reward.config import FKSteeringConfig, parse_reward_scale
+    from fk_reward.search.feynman_kac import FKSteeringConfig, parse_reward_scale
 
     return FKSteeringConfig(reward_scale=parse_reward_scale(request.reward_scale), **request.settings)
 
 
 def _batch_sizes(request: Request) -> BatchSizes:
-    from fk_reward.batch_sizes import BatchSizes, parse_batch_size
+    from fk_reward.pipelines.batch_sizes import BatchSizes, parse_batch_size
 
     return BatchSizes(**{name: parse_batch_size(text) for name, text in request.batch_sizes.items()})
 

@@ -139,7 +139,7 @@ def _report(request: Request) -> None:
 
 def _parsed(typed: Mapping[str, Any]) -> dict[str, Any]:
     """The typed settings with their texts read."""
-    from fk_reward.config import parse_reward_scale
+    from fk_reward.search.feynman_kac import parse_reward_scale
 
     readers = {"num_particles": lambda text: parse_integers("num_particles", text), "reward_scale": parse_reward_scale}
     return {name: readers[name](value) if name in readers else value for name, value in typed.items()}

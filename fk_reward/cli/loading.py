@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from fk_reward.batch_sizes import BatchSizes
-    from fk_reward.config import FKSteeringConfig
     from fk_reward.pipelines import FKSteeringPipeline
+    from fk_reward.pipelines.batch_sizes import BatchSizes
+    from fk_reward.search.feynman_kac import FKSteeringConfig
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fk_reward.cli.output_folder import NAMED_PATH
-from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 
 if TYPE_CHECKING:
     from fk_reward.benchmarks.mjbench.sources import QuestionTable

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fk_reward.benchmarks.hollow import HollowTensors
-from fk_reward.config import FKSteeringConfig
 from fk_reward.pipelines.call_arguments import complete_eta
 from fk_reward.pipelines.previews import Preview, preview_decoder
 from fk_reward.planning.fused_attention import FusedAttention, flop_counter
 from fk_reward.planning.live_bytes import LiveBytes
 from fk_reward.planning.subjects import Subjects, tensors_of
 from fk_reward.rewards import Reward
+from fk_reward.search.feynman_kac import FKSteeringConfig
 
 PHASES = ("text", "denoise", "preview", "preview reward", "decode", "reward")
 """In the order of a call with a preview; without one, decoder and reward work at the scoring steps, too."""

@@ -8,7 +8,7 @@ from fk_reward.planning.costs import Picture, batch_costs
 from fk_reward.planning.memory import MemoryModel
 from fk_reward.planning.subjects import Subjects, weight_bytes
 from fk_reward.planning.work import flops_by_dtype
-from fk_reward.population import Population
+from fk_reward.search.forecast import Population
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fk_reward.config import FKSteeringConfig
 from fk_reward.planning.costs import Picture
 from fk_reward.planning.memory import PhaseNeed, Settings
-from fk_reward.population import Population, population
+from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search.forecast import Population, population
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from fk_reward.config import FKSteeringConfig
 from fk_reward.pipelines.solvers import resolve_solver
 from fk_reward.planning.advice import STOP_ADVICE, advice_for, preview_advice
 from fk_reward.planning.costs import Picture
@@ -19,7 +18,8 @@ from fk_reward.planning.search import fitting_settings, smallest_settings
 from fk_reward.planning.sizes import parse_memory
 from fk_reward.planning.subjects import hollow_subjects
 from fk_reward.planning.throughput import estimated_seconds, measured_tflops, parse_tflops
-from fk_reward.population import population
+from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search.forecast import population
 
 DEFAULT_STEPS = 50
 """Scheduler steps where neither the caller nor a solver says how many."""

@@ -9,7 +9,7 @@ from fk_reward.pipelines import ReducedResolution
 from fk_reward.pipelines.decoding import widens_to_float32
 from fk_reward.planning.memory import MemoryModel
 from fk_reward.planning.subjects import Subjects
-from fk_reward.population import Population
+from fk_reward.search.forecast import Population
 
 
 def flops_by_dtype(subjects: Subjects, model: MemoryModel, course: Population) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The table of the Gaussian benchmark; that the sampler is right is tested in tests/fk_reward/test_gaussian_smc.py."""
+"""The table of the Gaussian benchmark; that the sampler is right is tested in tests/smc/test_gaussian_smc.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from fk_reward.benchmarks import gaussian
 from fk_reward.benchmarks.gaussian_problem import GaussianProblem
-from fk_reward.potentials import POTENTIALS
-from fk_reward.resampling import RESAMPLERS
+from fk_reward.smc.potentials import POTENTIALS
+from fk_reward.smc.resampling import RESAMPLERS
 
 
 def test_main_writes_a_row_for_each_setting(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 from fk_reward.cli.demo import demo
 from fk_reward.cli.generate import generate
 from fk_reward.cli.score import score
-from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import available_rewards
 from tests.repository.layout import ROOT
 

@@ -13,10 +13,10 @@ from scipy.stats import binomtest
 from fk_reward.cli.demo_picture import draw_demo
 from fk_reward.cli.demo_report import headline, sign_test, summarise
 from fk_reward.cli.demo_run import BEST, METHODS, ONE, STEERED, DemoPicture, DemoResult, run_demo
-from fk_reward.config import FKSteeringConfig
 from fk_reward.pipelines import FKSteeringPipeline
+from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.shapes import benchmark_prompts, verify
-from tests.fk_reward.random_traces import make_trace
+from tests.sampling.random_traces import make_trace
 
 
 @pytest.fixture(scope="module")

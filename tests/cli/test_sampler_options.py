@@ -10,8 +10,8 @@ import pytest
 
 from fk_reward import FKSteeringConfig
 from fk_reward.cli import sampler_options
-from fk_reward.potentials import POTENTIALS
-from fk_reward.resampling import RESAMPLERS
+from fk_reward.smc.potentials import POTENTIALS
+from fk_reward.smc.resampling import RESAMPLERS
 
 COMMANDS = {
     "fk_reward.cli.generate": "generate",

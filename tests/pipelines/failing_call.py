@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from fk_reward.pipelines import particle_share
-from fk_reward.process_link import Patience, ProcessLink
+from fk_reward.sampling.process_link import Patience, ProcessLink
 from tests.pipelines import spread_call
 
 

@@ -27,7 +27,7 @@ from diffusers import (
 
 from fk_reward.pipelines import LatentDecoder, decoding, stochastic_scheduler
 from fk_reward.pipelines.decoding import to_unit_range
-from fk_reward.stochasticity import require_stochastic
+from fk_reward.sampling.stochasticity import require_stochastic
 from tests import tiny
 from tests.pipelines.calls import STEPS, BrightnessReward, generator, steered
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder

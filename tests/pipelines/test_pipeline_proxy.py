@@ -17,8 +17,8 @@ from diffusers import (
 )
 
 from fk_reward import BatchSizes, FKSteeringConfig, FKSteeringPipeline
-from fk_reward.batch_sizes import batch_size_fields
-from fk_reward.config import config_fields
+from fk_reward.pipelines.batch_sizes import batch_size_fields
+from fk_reward.search.feynman_kac import config_fields
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
 

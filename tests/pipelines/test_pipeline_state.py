@@ -28,8 +28,8 @@ from diffusers.hooks.hooks import StateManager
 from diffusers.hooks.text_kv_cache import TextKVCacheBlockHook, TextKVCacheBlockState, TextKVCacheState
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from fk_reward.flow_match_sde import FlowMatchSDEScheduler
 from fk_reward.pipelines import conditions, pipeline_state
+from fk_reward.sampling.flow_match_sde import FlowMatchSDEScheduler
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
 from tests.tiny.families import FAMILIES

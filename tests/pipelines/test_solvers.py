@@ -20,7 +20,7 @@ from diffusers import (
 
 from fk_reward import FKSteeringPipeline
 from fk_reward.pipelines import SOLVERS, Solver
-from fk_reward.stochasticity import require_stochastic
+from fk_reward.sampling.stochasticity import require_stochastic
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, constant, generator
 

@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 
-from fk_reward.particle_exchange import ParticleExchange
 from fk_reward.pipelines import particle_share
+from fk_reward.sampling.particle_exchange import ParticleExchange
 from tests.accelerate_launch import launch
 from tests.pipelines.calls import BrightnessReward
 from tests.pipelines.spread_call import call, generators, main

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fk_reward import FKSteeringConfig, ParticleFilter, steer
-from fk_reward.population import Population, population
+from fk_reward.search.forecast import Population, population
 
 
 def run(config, num_steps):

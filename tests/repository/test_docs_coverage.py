@@ -23,8 +23,8 @@ DOCUMENTED_PACKAGES = (
 )
 SOURCE_PATH = r"`((?:fk_reward|pipelines|rewards|training|tests|scripts|examples)/[\w/]+(?:\.py|/))`"
 TABLES = (
-    "fk_reward.resampling:RESAMPLERS",
-    "fk_reward.potentials:POTENTIALS",
+    "fk_reward.smc.resampling:RESAMPLERS",
+    "fk_reward.smc.potentials:POTENTIALS",
     "fk_reward.rewards.registry:REWARDS",
     "fk_reward.pipelines.previews:PREVIEWS",
     "fk_reward.pipelines.solvers:SOLVERS",

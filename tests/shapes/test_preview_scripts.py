@@ -10,8 +10,7 @@ from diffusers import AutoencoderTiny
 from torch import nn
 
 from fk_reward import FKSteeringPipeline
-from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
-from fk_reward.models import resolve_model
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD, resolve_model
 from tests.tiny.components import make_vae
 
 

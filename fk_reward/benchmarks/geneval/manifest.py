@@ -15,7 +15,7 @@ from fk_reward.benchmarks.result_store import settings_changes
 from fk_reward.benchmarks.weights_digest import weights_digest
 from fk_reward.durable_files import read_json, write_whole
 from fk_reward.rewards import Reward
-from fk_reward.stochasticity import takes_argument
+from fk_reward.sampling.stochasticity import takes_argument
 from fk_reward.version import __version__
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 from fk_reward.benchmarks.geneval.presets import Preset
 from fk_reward.benchmarks.geneval.run_settings import METHODS, UNSTEERED, RunSettings
-from fk_reward.config import FKSteeringConfig, config_fields
-from fk_reward.defaults import DEFAULT_EMBEDDED_REWARD
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD
+from fk_reward.search.feynman_kac import FKSteeringConfig, config_fields
 
 SUITE_DEFAULTS: dict[str, dict[str, Any]] = {
     "official": {"model": "sd-2.1", "num_steps": 50, "num_samples": 4},

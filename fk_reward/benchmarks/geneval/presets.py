@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fk_reward.config import FKSteeringConfig
+from fk_reward.search.feynman_kac import FKSteeringConfig
 
 FK_STEERING = FKSteeringConfig(
     num_particles=4, potential="max", reward_scale=10.0, resample_start=0.2, resample_stop=0.8, num_resamples=4

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fk_reward.config import FKSteeringConfig
+from fk_reward.search.feynman_kac import FKSteeringConfig
 
 UNSTEERED, BEST, STEERED = "unsteered", "best-of-k", "fk"
 METHODS = (UNSTEERED, BEST, STEERED)

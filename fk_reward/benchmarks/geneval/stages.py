@@ -22,8 +22,8 @@ from fk_reward.benchmarks.geneval.scoring import (
 )
 from fk_reward.benchmarks.geneval.suites import load_judge
 from fk_reward.benchmarks.indifferent_reward import indifferent_reward
-from fk_reward.counterparts import noise_levels
 from fk_reward.rewards import load_reward
+from fk_reward.sampling.counterparts import noise_levels
 
 if TYPE_CHECKING:
     import torch

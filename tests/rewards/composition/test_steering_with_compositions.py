@@ -10,8 +10,8 @@ import torch
 
 from fk_reward import FKSteeringPipeline, SteeringTrace
 from tests import tiny
-from tests.fk_reward.random_traces import make_trace
 from tests.pipelines.calls import BrightnessReward
+from tests.sampling.random_traces import make_trace
 
 
 def steered(reward):

@@ -1,0 +1,230 @@
+"""Which schedulers add noise and keep the model's marginals, and what to use in place of the others."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from diffusers import DDIMScheduler
+
+from fk_reward.sampling.counterparts import counterpart
+from fk_reward.sampling.x0_prediction import scheduler_name
+
+CONSISTENCY_SAMPLERS = ("FlowMatchLCMScheduler", "LCMScheduler", "TCDScheduler")
+"""Samplers that add noise to a predicted clean sample, which keeps the marginals where a distilled model predicts
+samples, and shrinks each mode where a model predicts means. Choosing one of them says that the model is distilled."""
+
+NOT_STEERABLE = (
+    "No stochastic scheduler is known for its model, which therefore cannot be steered. A search that copies no "
+    "particles runs on any scheduler: best of N, with num_resamples=0."
+)
+"""The remedy where there is none."""
+
+
+def require_stochastic(scheduler: Any, *, eta: float | None = None) -> None:
+    """Raise unless the scheduler's step adds noise of its own and keeps the model's marginals.
+
+    Args:
+        scheduler: a Diffusers scheduler.
+        eta: the `eta` that its step will get; None stands for the default of its signature.
+
+    Raises:
+        ValueError: for a deterministic setting, one that is known to sample another distribution (`docs/schedulers.md`
+            has the figures), or a scheduler that is not supported; the message names what to use.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> require_stochastic(DDIMScheduler(), eta=1.0)
+        >>> require_stochastic(DDIMScheduler(), eta=0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: DDIMScheduler with eta=0.0 is deterministic: ... Pass eta=1.0.
+    """
+    reason = _why_refused(scheduler, eta)
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def step_signature(scheduler: Any) -> inspect.Signature:
+    """The signature of `scheduler.step`; of a subclass that hands `*args, **kwargs` on, that of the class it extends.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> class Logged(DDIMScheduler):
+        ...     def step(self, *args, **kwargs):
+        ...         return super().step(*args, **kwargs)
+        >>> list(step_signature(Logged()).parameters)[:4]
+        ['model_output', 'timestep', 'sample', 'eta']
+    """
+    own = inspect.signature(scheduler.step)
+    if "step" in vars(scheduler) or not _is_open(own):  # an attribute of the instance has been made by `steer`
+        return own
+    inherited = [vars(cls)["step"] for cls in type(scheduler).__mro__ if "step" in vars(cls)]
+    bound = (inspect.signature(step.__get__(scheduler)) for step in inherited)
+    return next((signature for signature in bound if not _is_open(signature)), own)
+
+
+def _is_open(signature: inspect.Signature) -> bool:
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(parameter.kind in kinds for parameter in signature.parameters.values())
+
+
+def require_matching_steps(scheduler: Any) -> None:
+    """Raise where DDIM's moves do not end at the timesteps at which the model is asked next.
+
+    DDIM always goes down by `num_train_timesteps // num_inference_steps`, while timesteps that are spaced by
+    `"trailing"` or `"linspace"` may lie further apart: with 600 steps on 1000 timesteps two thirds further, and the
+    spread of a mode is then off by 22 %.
+
+    Args:
+        scheduler: after `set_timesteps`.
+
+    Raises:
+        ValueError: where the two differ by more than a tenth.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> scheduler = DDIMScheduler(timestep_spacing="trailing")
+        >>> scheduler.set_timesteps(50)
+        >>> require_matching_steps(scheduler)
+    """
+    config, num_steps = scheduler.config, getattr(scheduler, "num_inference_steps", None)
+    moves_by_division = scheduler_name(scheduler) in ("DDIMScheduler", "CogVideoXDPMScheduler")
+    if not moves_by_division or not num_steps or config.get("timestep_spacing") == "leading":
+        return
+    apart, move = config.num_train_timesteps / num_steps, config.num_train_timesteps // num_steps
+    if apart > 1.1 * move:
+        fitting = max(n for n in range(1, num_steps + 1) if config.num_train_timesteps % n == 0)
+        raise ValueError(
+            f"{type(scheduler).__name__} with {num_steps} steps and {config.timestep_spacing!r} spacing moves by "
+            f"{move} timesteps where they lie {apart:.3g} apart, and leaves too much noise. Use {fitting} steps, or "
+            'timestep_spacing="leading".'
+        )
+
+
+def takes_argument(scheduler: Any, name: str) -> bool:
+    """Whether `scheduler.step` has a parameter of this name; some schedulers have no `step`.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> takes_argument(DDIMScheduler(), "eta")
+        True
+    """
+    step = getattr(scheduler, "step", None)
+    return step is not None and name in step_signature(scheduler).parameters
+
+
+def adds_noise_now(scheduler: Any) -> bool:
+    """Whether the next call of `step` ends with noise: two-stage schedulers add it in the second stage only.
+
+    Example:
+        >>> from diffusers import KDPM2AncestralDiscreteScheduler
+        >>> adds_noise_now(KDPM2AncestralDiscreteScheduler())
+        False
+    """
+    return not getattr(scheduler, "state_in_first_order", False)
+
+
+def _why_refused(scheduler: Any, eta: float | None) -> str | None:
+    name = scheduler_name(scheduler)
+    if name is None:
+        return (
+            f"{type(scheduler).__name__} cannot be steered: copies of a particle would stay identical, or what its "
+            f"noise does to the samples is not known here. {_remedy(scheduler)}"
+        )
+    for check in (_deterministic_setting, _wrong_setting):
+        problem = check(scheduler, name, eta)
+        if problem is not None:
+            return f"{name} with {problem[0]} {problem[1]}"
+    return None
+
+
+def _remedy(scheduler: Any) -> str:
+    """What to use in place of a scheduler that is not supported, as code."""
+    found = counterpart(scheduler)
+    if found is None:
+        return NOT_STEERABLE
+    eta = ", with eta=1.0" if found.scheduler is DDIMScheduler else ""
+    return f"Use {found}{eta}. stochastic_scheduler(scheduler) of fk_reward.pipelines makes it.{_flow_hint(scheduler)}"
+
+
+def _flow_hint(scheduler: Any) -> str:
+    """What Diffusers itself has for flow models, with its arguments."""
+    config = scheduler.config
+    if "shift" not in config:
+        return ""
+    moving = ', use_dynamic_shifting=True, time_shift_type="exponential"' if config.get("use_dynamic_shifting") else ""
+    return (
+        " Where the pipeline passes no sigmas, use DPMSolverMultistepScheduler.from_config(scheduler.config, "
+        'algorithm_type="sde-dpmsolver++", solver_order=2, use_flow_sigmas=True, prediction_type="flow_prediction", '
+        f"flow_shift={config['shift']}{moving})."
+    )
+
+
+def _deterministic_setting(scheduler: Any, name: str, eta: float | None) -> tuple[str, str] | None:
+    """The setting that makes it deterministic, and what follows."""
+    config, remedy = scheduler.config, None
+    setting = ""
+    if name in ("DDIMScheduler", "TCDScheduler"):
+        parameter = step_signature(scheduler).parameters.get("eta")
+        eta = (0.0 if parameter is None else parameter.default) if eta is None else eta
+        setting, remedy = f"eta={eta}", None if eta > 0 else "Pass eta=1.0."
+    elif name.startswith(("DPMSolver", "EDMDPMSolver")) and not config.algorithm_type.startswith("sde-"):
+        setting = f'algorithm_type="{config.algorithm_type}"'
+        remedy = f'Use {name}.from_config(scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=2).'
+    elif name == "FlowMatchEulerDiscreteScheduler" and not config.stochastic_sampling:
+        setting, remedy = "stochastic_sampling=False", _remedy(scheduler)
+    if remedy is None:
+        return None
+    return setting, f"is deterministic: copies of a particle would stay identical for ever. {remedy}"
+
+
+def _wrong_setting(scheduler: Any, name: str, eta: float | None) -> tuple[str, str] | None:
+    """A stochastic setting under which it samples another distribution than the model's, and what follows."""
+    if name == "FlowMatchEulerDiscreteScheduler":
+        return "stochastic_sampling=True", _renoising(scheduler)
+    config, order = scheduler.config, scheduler.config.get("solver_order", 1)
+    multistep = name in ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler")
+    problems = (
+        (
+            eta is not None and eta > 1 and name in ("DDIMScheduler", "TCDScheduler"),
+            f"eta={eta}",
+            "adds more noise than a step has room for. Pass an eta in (0, 1].",
+        ),
+        (
+            multistep and order > 2,
+            f"solver_order={order}",
+            "diverges or adds no noise in Diffusers' stochastic update of third order: use solver_order=2.",
+        ),
+        (
+            name.startswith("DPMSolver") and config.get("use_beta_sigmas"),
+            "use_beta_sigmas=True",
+            "repeats timesteps, the first of which Diffusers skips: use use_karras_sigmas=True.",
+        ),
+        (
+            name == "DDPMScheduler" and config.variance_type == "fixed_large_log",
+            'variance_type="fixed_large_log"',
+            'takes roots of negative numbers: use variance_type="fixed_large".',
+        ),
+        (
+            _starts_without_signal(scheduler) and config.prediction_type == "epsilon",
+            'rescale_betas_zero_snr=True and prediction_type="epsilon"',
+            'divides by zero at its first step: such models predict v, prediction_type="v_prediction".',
+        ),
+    )
+    return next(((setting, consequence) for wrong, setting, consequence in problems if wrong), None)
+
+
+def _renoising(scheduler: Any) -> str:
+    return (
+        "adds noise to a predicted mean, which shrinks every mode (spread .20 for .30, however many steps). "
+        f"{_remedy(scheduler)} For a distilled model, whose predictions are samples, use "
+        "FlowMatchLCMScheduler.from_config(scheduler.config), which takes the same step."
+    )
+
+
+def _starts_without_signal(scheduler: Any) -> bool:
+    """Whether the alpha-bar of the first timestep is 0; `"leading"` spacing never begins at the last timestep."""
+    if not scheduler.config.get("rescale_betas_zero_snr") or scheduler.config.get("timestep_spacing") == "leading":
+        return False
+    return float(scheduler.alphas_cumprod[-1]) == 0

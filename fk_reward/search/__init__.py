@@ -1,0 +1,1 @@
+"""Search algorithms: who goes on. One file each."""

@@ -1,0 +1,1 @@
+"""Sequential Monte Carlo: potentials, weights, resampling and the particle filter. Knows torch only, no images."""

@@ -1,0 +1,216 @@
+"""`FKSteeringConfig`: validation of each field, JSON, scoring steps, and the settings of the public FK code."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fk_reward import FKSteeringConfig
+from fk_reward.search.feynman_kac import SELECTIONS, config_fields
+from fk_reward.smc.potentials import POTENTIALS
+from fk_reward.smc.resampling import RESAMPLERS
+
+FKD_ARGS = {
+    "potential_type": "max",
+    "lmbda": 10.0,
+    "num_particles": 4,
+    "adaptive_resampling": False,
+    "resample_frequency": 20,
+    "resampling_t_start": 20,
+    "resampling_t_end": 80,
+    "time_steps": 100,
+}
+
+configs = st.builds(
+    FKSteeringConfig,
+    num_particles=st.integers(1, 64),
+    potential=st.sampled_from(list(POTENTIALS)),
+    reward_scale=st.floats(0, 1e6) | st.just("auto"),
+    resample_start=st.floats(0, 0.5),
+    resample_stop=st.floats(0.5, 1),
+    num_resamples=st.integers(0, 30),
+    ess_threshold=st.floats(0, 1),
+    resampling=st.sampled_from(list(RESAMPLERS)),
+    selection=st.sampled_from(SELECTIONS),
+    target_ess=st.floats(0.01, 0.99),
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("num_particles", 0, ValueError),
+        ("num_particles", -1, ValueError),
+        ("num_particles", 4.0, TypeError),
+        ("num_particles", True, TypeError),
+        ("num_particles", "4", TypeError),
+        ("num_resamples", -1, ValueError),
+        ("num_resamples", 2.5, TypeError),
+        ("potential", "diff", ValueError),
+        ("potential", None, ValueError),
+        ("resampling", "bootstrap", ValueError),
+        ("selection", "worst", ValueError),
+        ("resample_start", -0.1, ValueError),
+        ("resample_start", 1.1, ValueError),
+        ("resample_start", 0.9, ValueError),  # after resample_stop
+        ("resample_start", math.nan, ValueError),
+        ("resample_stop", 0.1, ValueError),  # before resample_start
+        ("resample_stop", 1.1, ValueError),
+        ("resample_stop", None, TypeError),
+        ("ess_threshold", -0.1, ValueError),
+        ("ess_threshold", 1.5, ValueError),
+        ("ess_threshold", "0.5", TypeError),
+        ("target_ess", 0.0, ValueError),
+        ("target_ess", 1.0, ValueError),
+        ("reward_scale", -1.0, ValueError),
+        ("reward_scale", math.inf, ValueError),
+        ("reward_scale", math.nan, ValueError),
+        ("reward_scale", "automatic", TypeError),
+        ("reward_scale", True, TypeError),
+    ],
+)
+def test_a_wrong_value_raises_and_names_the_field(field, value, error):
+    with pytest.raises(error, match="resample_start|resample_stop" if field == "resample_start" else field):
+        FKSteeringConfig(**{field: value})
+
+
+def test_every_field_is_validated():
+    """An object of no use must be refused by each field, so that a new one cannot go unchecked."""
+    for field in config_fields():
+        with pytest.raises((TypeError, ValueError)):
+            FKSteeringConfig(**{field: object()})
+
+
+def test_frozen_and_keyword_only():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FKSteeringConfig().num_particles = 8
+    with pytest.raises(TypeError):
+        FKSteeringConfig(4)
+
+
+def test_choices_are_listed_in_the_message():
+    with pytest.raises(ValueError, match="systematic.*ssp"):
+        FKSteeringConfig(resampling="sytematic")
+
+
+@given(config=configs)
+@settings(max_examples=60, deadline=None)
+def test_json_round_trip(config):
+    assert FKSteeringConfig.from_json(config.to_json()) == config
+    assert FKSteeringConfig.from_dict(config.to_dict()) == config
+
+
+def test_json_file_round_trip(tmp_path):
+    config, path = FKSteeringConfig(reward_scale="auto", num_particles=3), tmp_path / "steering.json"
+    config.to_json(path)
+    assert FKSteeringConfig.from_json(path) == FKSteeringConfig.from_json(str(path)) == config
+
+
+def test_unknown_key_lists_the_fields():
+    with pytest.raises(TypeError, match="num_particle.*num_particles"):
+        FKSteeringConfig.from_dict({"num_particle": 4})
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "expected"),
+    [(100, (20, 40, 60, 80)), (50, (10, 20, 30, 40)), (20, (4, 8, 12, 16)), (4, (1, 2)), (2, (0,)), (1, ())],
+)
+def test_default_scoring_steps(num_steps, expected):
+    assert FKSteeringConfig().scoring_steps(num_steps) == expected
+
+
+def test_scoring_steps_at_the_ends():
+    """The last step adds no noise: nothing is drawn before it."""
+    assert FKSteeringConfig(resample_start=0.0, resample_stop=1.0, num_resamples=2).scoring_steps(10) == (0, 8)
+    assert FKSteeringConfig(num_resamples=0).scoring_steps(10) == ()
+    assert FKSteeringConfig(num_resamples=1, resample_start=0.5).scoring_steps(10) == (5,)
+    with pytest.raises(ValueError, match="num_steps"):
+        FKSteeringConfig().scoring_steps(0)
+
+
+@given(config=configs, num_steps=st.integers(1, 1000))
+@settings(max_examples=100, deadline=None)
+def test_scoring_steps_are_ascending_steps_of_the_trajectory(config, num_steps):
+    steps = config.scoring_steps(num_steps)
+    assert list(steps) == sorted(set(steps))
+    assert all(0 <= step < num_steps - 1 for step in steps)
+    assert len(steps) <= config.num_resamples
+
+
+@pytest.mark.parametrize(
+    ("settings_", "expected"),
+    [
+        ({}, True),
+        ({"num_particles": 1}, False),
+        ({"num_resamples": 0}, False),
+        ({"reward_scale": 0.0}, False),
+        ({"reward_scale": "auto"}, True),
+    ],
+)
+def test_resamples(settings_, expected):
+    assert FKSteeringConfig(**settings_).resamples is expected
+
+
+@given(data=st.data(), num_steps=st.integers(3, 200))
+@settings(max_examples=200, deadline=None)
+def test_fkd_args_score_at_the_same_steps(data, num_steps):
+    start = data.draw(st.integers(0, num_steps - 2))
+    stop = data.draw(st.integers(start, num_steps - 2))
+    frequency = data.draw(st.integers(1, num_steps))
+    args = FKD_ARGS | {
+        "time_steps": num_steps,
+        "resampling_t_start": start,
+        "resampling_t_end": stop,
+        "resample_frequency": frequency,
+    }
+    config = FKSteeringConfig.from_fkd_args(args)
+    assert config.scoring_steps(num_steps) == tuple(range(start, stop + 1, frequency))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("diff", "difference"), ("max", "max"), ("add", "sum"), ("rt", "immediate")]
+)
+def test_fkd_args_potentials(theirs, ours):
+    assert FKSteeringConfig.from_fkd_args(FKD_ARGS | {"potential_type": theirs}).potential == ours
+
+
+def test_fkd_args_mapping():
+    config = FKSteeringConfig.from_fkd_args(FKD_ARGS)
+    assert (config.num_particles, config.reward_scale, config.resampling) == (4, 10.0, "multinomial")
+    assert config.ess_threshold == 1.0
+    assert FKSteeringConfig.from_fkd_args(FKD_ARGS | {"adaptive_resampling": True}).ess_threshold == 0.5
+    assert not FKSteeringConfig.from_fkd_args(FKD_ARGS | {"use_smc": False}).resamples
+
+
+def test_fkd_args_that_belong_elsewhere_are_left_out_with_a_warning(caplog):
+    config = FKSteeringConfig.from_fkd_args(FKD_ARGS | {"guidance_reward_fn": "ImageReward", "metric_to_chase": None})
+    assert config == FKSteeringConfig.from_fkd_args(FKD_ARGS)
+    assert [record.args[0] for record in caplog.records] == ["guidance_reward_fn"]
+
+
+@pytest.mark.parametrize(
+    "missing", ["num_particles", "lmbda", "time_steps", "resampling_t_start", "resampling_t_end", "resample_frequency"]
+)
+def test_fkd_args_missing_setting(missing):
+    with pytest.raises(ValueError, match=missing):
+        FKSteeringConfig.from_fkd_args({name: value for name, value in FKD_ARGS.items() if name != missing})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"potential_type": "mean"}, ValueError, "potential_type"),
+        ({"resample_frequency": 0}, ValueError, "resample_frequency"),
+        ({"resampling_t_end": 10}, ValueError, "resampling_t_start <= resampling_t_end"),
+        ({"resampling_t_end": 100}, ValueError, "time_steps"),
+        ({"lambda": 1.0}, TypeError, "lambda"),
+        ({"lmbda": -1.0}, ValueError, "reward_scale"),
+    ],
+)
+def test_fkd_args_errors(change, error, message):
+    with pytest.raises(error, match=message):
+        FKSteeringConfig.from_fkd_args(FKD_ARGS | change)
