@@ -12,10 +12,9 @@ from typing import Any
 import torch
 import typer
 
-from fk_reward.benchmarks.preference_answers import Answers, ask_reward, is_label_logit
-from fk_reward.benchmarks.preferences import OVERALL, answer_rows
-from fk_reward.benchmarks.reports import Column, markdown_table, show_table, write_json
-from fk_reward.benchmarks.uncertainty import clustered_bootstrap
+from fk_reward.benchmarks.preferences import OVERALL, Answers, answer_rows, ask_reward, is_label_logit
+from fk_reward.benchmarks.report import Column, markdown_table, show_table, write_json
+from fk_reward.benchmarks.statistics import clustered_bootstrap
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.rewards.llava_reward.checkpoint import CONFIG_FILE
 from fk_reward.training import read_preferences

@@ -12,8 +12,8 @@ from drawn_pictures import STEPS
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fk_reward.benchmarks.reports import Column, show_table
-from fk_reward.benchmarks.uncertainty import clustered_bootstrap
+from fk_reward.benchmarks.report import Column, show_table
+from fk_reward.benchmarks.statistics import clustered_bootstrap
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.shapes import all_prompts

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fk_reward import FKSteeringPipeline
 from fk_reward.benchmarks.indifferent_reward import indifferent_reward
-from fk_reward.benchmarks.reports import Column, show_table
+from fk_reward.benchmarks.report import Column, show_table
 from fk_reward.benchmarks.shapes_runs import particle_generators
 from fk_reward.benchmarks.speed_measure import timed_on
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor
 
 from fk_reward.benchmarks.quartiles import quartiles
-from fk_reward.benchmarks.reports import Column, show_table, write_json
+from fk_reward.benchmarks.report import Column, show_table, write_json
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.folder_lock import hold_folder
 from fk_reward.search.feynman_kac import FKSteeringConfig

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fk_reward.benchmarks.full_size_rewards import FULL_SIZE
 from fk_reward.benchmarks.quartiles import quartiles
-from fk_reward.benchmarks.reports import Column
+from fk_reward.benchmarks.report import Column
 from fk_reward.benchmarks.speed_measure import peak_memory, timed_on
 from fk_reward.rewards import Reward, load_reward, reward_card
 from fk_reward.rewards.vlm_judge import VLMJudge

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fk_reward.benchmarks.option_lists import parse_integers, parse_shard
-from fk_reward.benchmarks.reports import markdown_report, show_table, write_json
-from fk_reward.benchmarks.result_store import ResultStore
+from fk_reward.benchmarks.report import markdown_report, show_table, write_json
 from fk_reward.benchmarks.shapes_report import report_tables
 from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, RESULT_KEY, Population, ShapesSettings, run_missing
 from fk_reward.benchmarks.shapes_summary import summarize
-from fk_reward.benchmarks.weights_digest import weights_digest
+from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.cli import sampler_options, trajectory_options
 from fk_reward.cli.loading import resolve_device
 from fk_reward.cli.output_folder import NAMED_PATH

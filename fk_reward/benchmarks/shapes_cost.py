@@ -11,8 +11,7 @@ import torch
 import typer
 
 from fk_reward.benchmarks.option_lists import parse_integers, parse_shard
-from fk_reward.benchmarks.reports import Column, markdown_report, show_table, write_json
-from fk_reward.benchmarks.result_store import ResultStore
+from fk_reward.benchmarks.report import Column, markdown_report, show_table, write_json
 from fk_reward.benchmarks.shapes import generate, load_models, one_of, open_store, steering_config
 from fk_reward.benchmarks.shapes_cost_summary import Point, VariantResults, cost_table, summarize_costs
 from fk_reward.benchmarks.shapes_runs import BEST, PROMPT_LISTS, RESULT_KEY, STEERED, UNSTEERED, ShapesSettings
@@ -20,7 +19,7 @@ from fk_reward.benchmarks.shapes_summary import ONE, Method
 from fk_reward.benchmarks.shapes_unit_costs import PREVIEW, UnitCosts, time_units
 from fk_reward.benchmarks.shapes_variants import VARIANTS, SweepSettings, variant_populations
 from fk_reward.benchmarks.shapes_work import Work, population_work
-from fk_reward.benchmarks.weights_digest import weights_digest
+from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.cli import sampler_options
 from fk_reward.cli.loading import resolve_device
 from fk_reward.cli.output_folder import NAMED_PATH

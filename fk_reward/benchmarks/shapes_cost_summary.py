@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from fk_reward.benchmarks.reports import CHANGE, RANGE, Column, Table
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Table
 from fk_reward.benchmarks.shapes_summary import (
     ONE,
     Method,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fk_reward.benchmarks.diversity import mean_pairwise_distance
+from fk_reward.benchmarks.statistics import mean_pairwise_distance
 from fk_reward.rewards import Reward
 from fk_reward.shapes import FORBIDDEN_SIGN, ShapesPrompt, shows_forbidden_sign, verify
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fk_reward.benchmarks.reports import CHANGE, RANGE, Column, Table
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Table
 from fk_reward.shapes import TASKS
 
 METHOD_COLUMNS = (Column("method"), Column("reward"), Column("num_particles", "K", "{:d}"))

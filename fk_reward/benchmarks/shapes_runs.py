@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Generator
 
 from fk_reward.benchmarks.indifferent_reward import indifferent_reward
-from fk_reward.benchmarks.result_store import ResultStore
 from fk_reward.benchmarks.shapes_judge import cost, judge, outcome
+from fk_reward.benchmarks.store import ResultStore
 from fk_reward.rewards import Reward
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.shapes import ShapesPrompt, benchmark_prompts, sign_prompts

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from fk_reward.benchmarks.shapes_runs import BEST, STEERED, UNSTEERED
-from fk_reward.benchmarks.uncertainty import clustered_bootstrap, clustered_ratio
+from fk_reward.benchmarks.statistics import clustered_bootstrap, clustered_ratio
 from fk_reward.shapes import TASKS
 
 Record: TypeAlias = Mapping[str, Any]

@@ -12,7 +12,7 @@ import typer
 from torch import Generator
 
 from fk_reward.benchmarks.quartiles import quartiles
-from fk_reward.benchmarks.reports import RANGE, Column, markdown_table, show_table, write_json
+from fk_reward.benchmarks.report import RANGE, Column, markdown_table, show_table, write_json
 from fk_reward.benchmarks.reward_speed import OUT_OF_MEMORY
 from fk_reward.benchmarks.reward_times import PROMPT
 from fk_reward.benchmarks.speed_measure import peak_memory, timed_on

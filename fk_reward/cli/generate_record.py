@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fk_reward.benchmarks.result_store import settings_changes
+from fk_reward.benchmarks.store import settings_changes
 from fk_reward.cli.output_folder import prepare_folder
 from fk_reward.durable_files import read_json, write_whole
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.benchmarks.option_lists import parse_integers
-from fk_reward.benchmarks.reports import show_table
+from fk_reward.benchmarks.report import show_table
 from fk_reward.cli.loading import resolve_device, resolve_dtype
 from fk_reward.folder_lock import hold_folder_together
 from fk_reward.terminal import Console, open_console, say
@@ -73,7 +73,7 @@ def run_request(request: Request) -> None:
         ValueError: settings, folders or pictures that do not fit.
         OSError: missing folders, files or models.
     """
-    from fk_reward.benchmarks.processes import join_processes
+    from fk_reward.benchmarks.runner import join_processes
 
     device = resolve_device(request.device)
     state = join_processes(device)
@@ -91,10 +91,8 @@ def run_request(request: Request) -> None:
 
 
 def _generate(request: Request, *, state: PartialState, device: str, console: Console) -> None:
-    from fk_reward.benchmarks.geneval.plan import describe_preset, plan_runs
-    from fk_reward.benchmarks.geneval.presets import find_preset
     from fk_reward.benchmarks.geneval.progress import watch
-    from fk_reward.benchmarks.geneval.run_settings import METHODS
+    from fk_reward.benchmarks.geneval.settings import METHODS, describe_preset, find_preset, plan_runs
     from fk_reward.benchmarks.geneval.stages import generate_runs
     from fk_reward.benchmarks.geneval.suites import suite_records
     from fk_reward.rewards.vlm_judge.credentials import redact_text
@@ -112,8 +110,8 @@ def _generate(request: Request, *, state: PartialState, device: str, console: Co
 
 
 def _judge(request: Request, *, state: PartialState, device: str, console: Console) -> None:
+    from fk_reward.benchmarks.geneval.judge import SelfTestError
     from fk_reward.benchmarks.geneval.progress import watch
-    from fk_reward.benchmarks.geneval.self_test import SelfTestError
     from fk_reward.benchmarks.geneval.stages import judge_runs, score_runs
     from fk_reward.benchmarks.geneval.suites import suite_records
 

@@ -13,8 +13,8 @@ from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 
 if TYPE_CHECKING:
-    from fk_reward.benchmarks.mjbench.sources import QuestionTable
-    from fk_reward.benchmarks.result_store import ResultStore
+    from fk_reward.benchmarks.mjbench.questions import QuestionTable
+    from fk_reward.benchmarks.store import ResultStore
     from fk_reward.rewards import Reward
 
 OFFICIAL, SHAPES = "official", "shapes"
@@ -72,9 +72,9 @@ def mjbench(  # noqa: PLR0913 (options of a command)
     The reward sees captions and pictures, no template of a judge. Results are written after each batch; what is there
     is not scored again. Several GPUs: accelerate launch --multi_gpu -m fk_reward.cli mjbench --reward ...
     """
-    from fk_reward.benchmarks.mjbench.processes import find_share
     from fk_reward.benchmarks.mjbench.report import show_report
-    from fk_reward.benchmarks.result_store import ResultStore
+    from fk_reward.benchmarks.runner import find_share
+    from fk_reward.benchmarks.store import ResultStore
     from fk_reward.cli.loading import resolve_device
 
     folder = out or Path("results") / "mjbench" / f"{suite}-{perspective}"
@@ -119,8 +119,8 @@ def _questions(
     suite: str, perspective: str, *, data: str, revision: str | None, num_pairs: int, seed: int
 ) -> tuple[QuestionTable, dict[str, Any]]:
     """The questions, and what they depend on."""
-    from fk_reward.benchmarks.mjbench.shapes_suite import shapes_questions
-    from fk_reward.benchmarks.mjbench.sources import HUB_DATASET, HUB_REVISION, open_questions
+    from fk_reward.benchmarks.mjbench.questions import HUB_DATASET, HUB_REVISION, open_questions
+    from fk_reward.benchmarks.mjbench.shapes import shapes_questions
 
     if suite == SHAPES:
         if data != HUB_DATASET or revision is not None:
@@ -150,9 +150,8 @@ def _open_store(
     folder: Path, reward: Reward, name: str, questions: QuestionTable, *, source: Mapping[str, Any]
 ) -> ResultStore:
     """The store of these questions and these very weights; a folder of others is refused."""
-    from fk_reward.benchmarks.comparisons import compares
-    from fk_reward.benchmarks.result_store import ResultStore
-    from fk_reward.benchmarks.weights_digest import weights_digest
+    from fk_reward.benchmarks.preferences import compares
+    from fk_reward.benchmarks.store import ResultStore, weights_digest
 
     settings = {"reward": name, "perspective": questions.perspective, "num_questions": len(questions), **source}
     return ResultStore(folder, settings | {"compares": compares(reward), "weights": weights_digest([reward])})
@@ -168,7 +167,7 @@ def _run(
     quiet: bool,
 ) -> None:
     """Score what is missing, with a line on the terminal after each batch."""
-    from fk_reward.benchmarks.mjbench.runs import run_missing
+    from fk_reward.benchmarks.mjbench.answers import run_missing
 
     started = time.perf_counter()
     for done, todo in run_missing(reward, questions, store, shard=shard, batch_size=batch_size):

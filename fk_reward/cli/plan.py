@@ -94,7 +94,7 @@ def _checked(result: Plan) -> Check:
 
 
 def _show(result: Plan, checked: Check | None) -> None:
-    from fk_reward.benchmarks.reports import Column, show_table
+    from fk_reward.benchmarks.report import Column, show_table
 
     columns = (
         Column("phase"),

@@ -6,7 +6,7 @@ import pytest
 import scipy.spatial
 import torch
 
-from fk_reward.benchmarks.diversity import mean_pairwise_distance
+from fk_reward.benchmarks.statistics import mean_pairwise_distance
 
 
 def test_agrees_with_scipy():

@@ -7,15 +7,15 @@ import torch
 from PIL import Image
 from scipy.stats import mannwhitneyu
 
-from fk_reward.benchmarks.preference_answers import (
+from fk_reward.benchmarks.preferences import (
     Answers,
+    accuracy_rows,
     area_under_curve,
     ask_reward,
     is_label_logit,
     join_answers,
     summarize_answers,
 )
-from fk_reward.benchmarks.preferences import accuracy_rows
 from fk_reward.rewards import RewardCard, load_reward
 from fk_reward.rewards.llava_reward import LlavaReward
 from fk_reward.rewards.vlm_judge import PreferenceJudge

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fk_reward.benchmarks.option_lists import parse_integers
-from fk_reward.benchmarks.reports import Column, markdown_table, show_table, write_json
+from fk_reward.benchmarks.report import Column, markdown_table, show_table, write_json
 
 COLUMNS = (Column("name"), Column("value", "mean ± se", "{:+.2f} ± {:.2f}", ("error",)))
 ROWS = [{"name": "first", "value": 1.0, "error": 0.25}, {"name": "second", "value": None, "error": 1.0}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fk_reward.benchmarks.result_store import ResultStore, settings_changes
+from fk_reward.benchmarks.store import ResultStore, settings_changes
 
 SETTINGS = {"reward": "brightness", "num_particles": (2, 4), "steering": {"potential": "max"}}
 

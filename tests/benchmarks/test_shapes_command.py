@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fk_reward.benchmarks import shapes
 from fk_reward.benchmarks.overhead import mean_pixel
-from fk_reward.benchmarks.result_store import ResultStore
+from fk_reward.benchmarks.store import ResultStore
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.pipelines import SOLVERS
 from fk_reward.rewards import CallableReward

@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from fk_reward.benchmarks import shapes_cost, shapes_unit_costs
-from fk_reward.benchmarks.result_store import ResultStore
 from fk_reward.benchmarks.shapes_runs import Population, run_population
 from fk_reward.benchmarks.shapes_unit_costs import time_units
 from fk_reward.benchmarks.shapes_variants import VARIANTS, SweepSettings, variant_populations
 from fk_reward.benchmarks.shapes_work import method_work, population_work
+from fk_reward.benchmarks.store import ResultStore
 from fk_reward.cli import app
 from fk_reward.rewards import CallableReward
 from fk_reward.shapes import benchmark_prompts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fk_reward.benchmarks import reports, shapes_report, shapes_summary
+from fk_reward.benchmarks import report, shapes_report, shapes_summary
 from fk_reward.benchmarks.shapes_summary import ONE, Method, comparisons
 from fk_reward.shapes import TASKS
 from tests.benchmarks.shapes_stage import FIRST as A
@@ -142,7 +142,7 @@ def test_prompts_that_all_ask_for_the_sign_have_no_rate():
     summary = shapes_summary.summarize(records, [A])
     assert all(row["forbidden"] is None and row["num_judged"] == 0 for row in summary["methods"])
     assert all(row["forbidden"] is None for row in summary["differences"])
-    assert "| steered | first | 2 | - | - | - | 0 |" in reports.markdown_report(shapes_report.report_tables(summary))
+    assert "| steered | first | 2 | - | - | - | 0 |" in report.markdown_report(shapes_report.report_tables(summary))
 
 
 def test_no_results_to_report():
@@ -152,7 +152,7 @@ def test_no_results_to_report():
 
 def test_markdown_has_all_tables():
     summary = shapes_summary.summarize(made_up_records(), [A])
-    text = reports.markdown_report(shapes_report.report_tables(summary))
+    text = report.markdown_report(shapes_report.report_tables(summary))
     assert text.count("###") == 6
     assert "| steered of 2 by first | best of 2 by first | +0.417 [" in text
     assert "| best | first | 2 | 5.500 | 0.500 |" in text

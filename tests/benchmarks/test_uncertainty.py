@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fk_reward.benchmarks.uncertainty import clustered_bootstrap, log_log_slope, mean_and_error, root_mean_square
+from fk_reward.benchmarks.statistics import clustered_bootstrap, log_log_slope, mean_and_error, root_mean_square
 
 
 def test_mean_and_error_agree_with_scipy():

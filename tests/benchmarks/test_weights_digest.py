@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fk_reward.benchmarks.weights_digest import held_weights, weights_digest
+from fk_reward.benchmarks.store import held_weights, weights_digest
 from fk_reward.rewards import CallableReward, Reward, RewardCard
 from tests.tiny.llava_reward import write_tiny
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fk_reward.benchmarks.preference_answers import Answers
-from fk_reward.benchmarks.preferences import answer_rows
+from fk_reward.benchmarks.preferences import Answers, answer_rows
 from fk_reward.models import EMBEDDED_MODELS
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.llava_reward import shapes_entries

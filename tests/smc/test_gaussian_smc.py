@@ -10,7 +10,7 @@ import torch
 from fk_reward import FKSteeringConfig, ParticleFilter
 from fk_reward.benchmarks.gaussian import QUANTITIES, estimate_tilt
 from fk_reward.benchmarks.gaussian_problem import GaussianProblem
-from fk_reward.benchmarks.uncertainty import log_log_slope, root_mean_square
+from fk_reward.benchmarks.statistics import log_log_slope, root_mean_square
 from fk_reward.smc.resampling import RESAMPLERS, systematic
 
 PROBLEM = GaussianProblem()

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fk_reward.benchmarks.geneval.detection import Detection
-from fk_reward.benchmarks.geneval.object_names import COLORS
+from fk_reward.benchmarks.geneval.judge import Detection
+from fk_reward.benchmarks.geneval.prompts import COLORS
 from fk_reward.rewards.inputs import group_by_size
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 

@@ -1,25 +1,167 @@
-"""Finds the objects of COCO in pictures: transformers' Mask2Former in place of mmdetection's."""
+"""Find the objects of COCO in images: transformers' Mask2Former in place of mmdetection's."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
-from fk_reward.benchmarks.geneval.detection import THRESHOLD, Detection
-from fk_reward.benchmarks.geneval.frame import LONGER_SIDE, SHORTER_SIDE, Frame
-from fk_reward.benchmarks.geneval.instances import find_instances
-from fk_reward.benchmarks.geneval.object_names import OBJECT_NAMES
+from fk_reward.benchmarks.geneval.judge import THRESHOLD, Box, Detection
+from fk_reward.benchmarks.geneval.prompts import OBJECT_NAMES
 from fk_reward.rewards.inputs import group_by_size
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
+
+
+SHORTER_SIDE = 800
+LONGER_SIDE = 1333
+"""The shorter side becomes 800 pixels, unless the longer one would exceed 1333."""
+
+DIVISOR = 32
+"""Padded at the right and at the bottom to a multiple of this, the coarsest stride of the backbone."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Sizes (height, width) on the way of a picture through the detector.
+
+    Those of the test settings of mmdetection's `configs/mask2former`, which GenEval judges with.
+
+    Attributes:
+        picture: of the picture.
+        resized: what it is resized to.
+
+    Example:
+        >>> frame = Frame.of((512, 1024))
+        >>> frame.resized, frame.padded
+        ((667, 1333), (672, 1344))
+    """
+
+    picture: tuple[int, int]
+    resized: tuple[int, int]
+
+    @classmethod
+    def of(cls, picture: tuple[int, int], *, shorter_side: int = SHORTER_SIDE, longer_side: int = LONGER_SIDE) -> Frame:
+        """The frame of a picture of this height and width.
+
+        Args:
+            picture: height and width.
+            shorter_side: what the shorter side becomes, in pixels,
+            longer_side: unless the longer one would then exceed this.
+
+        Example:
+            >>> Frame.of((512, 512)).resized
+            (800, 800)
+        """
+        height, width = picture
+        scale = min(shorter_side / min(picture), longer_side / max(picture))
+        return cls(picture, (int(height * scale + 0.5), int(width * scale + 0.5)))
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """The size of the detector's input."""
+        height, width = (-(-side // DIVISOR) * DIVISOR for side in self.resized)
+        return height, width
+
+    def pad(self, inputs: Tensor) -> Tensor:
+        """Pad resized and normalised pictures with zeros.
+
+        Args:
+            inputs: (B, C, h, w) of the size `resized`.
+
+        Returns:
+            (B, C, h', w') of the size `padded`.
+
+        Example:
+            >>> import torch
+            >>> Frame((10, 20), (40, 80)).pad(torch.ones(1, 3, 40, 80)).shape
+            torch.Size([1, 3, 64, 96])
+        """
+        (height, width), (padded_height, padded_width) = self.resized, self.padded
+        return functional.pad(inputs, (0, padded_width - width, 0, padded_height - height))
+
+    def restore(self, logits: Tensor) -> Tensor:
+        """Bring what the detector says of parts of its input to the size of the picture, bilinearly.
+
+        Args:
+            logits: (N, h, w), of the padded input in some resolution.
+
+        Returns:
+            (N, H, W) of the picture.
+
+        Example:
+            >>> import torch
+            >>> Frame((10, 20), (40, 80)).restore(torch.ones(5, 16, 24)).shape
+            torch.Size([5, 10, 20])
+        """
+        height, width = self.resized
+        inputs = _interpolate(logits[:, None], self.padded)[..., :height, :width]
+        return _interpolate(inputs, self.picture)[:, 0]
+
+
+def _interpolate(values: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(values, size, mode="bilinear", align_corners=False)
+
+
+def find_instances(
+    class_logits: Tensor, mask_logits: Tensor, frame: Frame, *, min_score: float = THRESHOLD
+) -> list[tuple[int, Detection]]:
+    """Read the objects of one picture from Mask2Former's output.
+
+    As `instance_postprocess` of mmdetection's `MaskFormerFusionHead`: of all pairs of query and class the Q of highest
+    probability; the mask is where its logit, brought to the size of the picture, is positive; the score is the
+    probability of the class times the mean probability of the pixels of the mask; the box just holds the mask. As no
+    score exceeds its probability, masks of less probable pairs are never made.
+
+    transformers' `post_process_instance_segmentation` does the same at 384 x 384 and brings the masks to the size of
+    the picture by nearest neighbour, which moves boxes by a pixel or two.
+
+    Args:
+        class_logits: (Q, C + 1), the last class being no object.
+        mask_logits: (Q, h, w), of the padded input in some resolution.
+        frame: sizes of picture and input.
+        min_score: only objects of higher score are made.
+
+    Returns:
+        Class and detection, masks on the CPU; a query can stand for several classes.
+
+    Example:
+        >>> classes = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
+        >>> masks = torch.full((2, 8, 8), -9.0)
+        >>> masks[0, 2:4, 2:6] = 9.0
+        >>> [(label, found.box) for label, found in find_instances(classes, masks, Frame((32, 32), (32, 32)))]
+        [(0, (8.0, 8.0, 24.0, 16.0))]
+
+    Q: queries, C: classes, h, w: resolution of the masks.
+    """
+    probabilities = class_logits.float().softmax(dim=-1)[:, :-1]
+    num_queries, num_classes = probabilities.shape
+    top, order = probabilities.flatten().topk(num_queries)
+    order = order[top > min_score]
+    queries, labels = order // num_classes, order % num_classes
+    logits = frame.restore(mask_logits[queries].float()) if len(order) else mask_logits.new_zeros(0, *frame.picture)
+    masks = logits > 0
+    sizes = masks.sum(dim=(1, 2))
+    scores = probabilities[queries, labels] * (logits.sigmoid() * masks).sum(dim=(1, 2)) / (sizes + 1e-6)
+    rows = zip(labels.tolist(), scores.tolist(), masks.cpu(), strict=True)
+    return [(label, Detection(_box(mask), score, mask)) for label, score, mask in rows if score > min_score]
+
+
+def _box(mask: Tensor) -> Box:
+    """The least box around the pixels of a mask (H, W) that has some."""
+    columns, rows = (mask.any(dim=dim).nonzero().flatten() for dim in (0, 1))
+    x0, y0, x1, y1 = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).tolist()
+    return float(x0), float(y0), float(x1), float(y1)
+
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 """Mask2Former with a Swin-S backbone, trained on COCO's instances."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from fk_reward.benchmarks.geneval.layout import MADE, PromptFolder
-from fk_reward.benchmarks.geneval.run_settings import UNSTEERED, RunSettings
+from fk_reward.benchmarks.geneval.settings import UNSTEERED, RunSettings
 from fk_reward.benchmarks.indifferent_reward import indifferent_reward
 from fk_reward.benchmarks.shapes_runs import particle_generators
 from fk_reward.rewards import Reward

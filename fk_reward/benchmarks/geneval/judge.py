@@ -1,8 +1,4 @@
-"""GenEval's rules: does what was found in a picture fulfil a record?
-
-The rules are those of `evaluate` and `relative_position` in `evaluation/evaluate_images.py` of
-github.com/djghosh13/geneval (Ghosh et al. 2023, arXiv 2310.11513). No picture and no model comes in here.
-"""
+"""GenEval's rules: does what was found in an image fulfil a record?"""
 
 from __future__ import annotations
 
@@ -11,9 +7,78 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from fk_reward.benchmarks.geneval.detection import Box, Detection
+from PIL import Image
+from torch import Tensor
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels from the upper left corner; x1 and y1 are the first that are outside."""
+
+THRESHOLD = 0.3
+COUNTING_THRESHOLD = 0.9
+"""Scores must be above it; of the task `counting`, where one object too many is a mistake, above the second."""
+
+MAX_OBJECTS = 16
+"""At most this many objects of a class, those of the highest scores."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """An object in a picture.
+
+    Attributes:
+        box: where it is.
+        score: how sure the detector is, in [0, 1].
+        mask: (H, W) bool, its pixels; None from a detector that tells boxes only.
+
+    Raises:
+        ValueError: the box is empty.
+
+    Example:
+        >>> Detection((10.0, 20.0, 30.0, 60.0), 0.95).score
+        0.95
+
+    H, W: size of the picture.
+    """
+
+    box: Box
+    score: float
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the box."""
+        x0, y0, x1, y1 = self.box
+        if not (x0 < x1 and y0 < y1):
+            raise ValueError(f"box should be (x0, y0, x1, y1) with x0 < x1 and y0 < y1, got {self.box}.")
+
+
+def select_detections(objects: Mapping[str, Sequence[Detection]], tag: str) -> dict[str, list[Detection]]:
+    """Choose the detections that count in a task: the surest first, none below the threshold, at most 16 of a class.
+
+    As `evaluate_image` in `evaluation/evaluate_images.py` of github.com/djghosh13/geneval with its default options.
+    That script can also suppress boxes that overlap others of their class, but its default bound on the overlap is 1,
+    which suppresses none, and Mask2Former needs no suppression: each of its queries is an object of its own.
+
+    Args:
+        objects: class -> what was found of it, in any order.
+        tag: the record's task.
+
+    Returns:
+        Class -> its detections, by falling score; classes of which nothing is left are missing.
+
+    Example:
+        >>> cows = [Detection((0, 0, 8, 8), score) for score in (0.3, 0.5, 0.95)]
+        >>> [cow.score for cow in select_detections({"cow": cows}, "single_object")["cow"]]
+        [0.95, 0.5]
+        >>> [cow.score for cow in select_detections({"cow": cows}, "counting")["cow"]]
+        [0.95]
+    """
+    threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
+    ranked = {name: sorted(found, key=lambda detection: -detection.score) for name, found in objects.items()}
+    kept = {name: [d for d in found if d.score > threshold][:MAX_OBJECTS] for name, found in ranked.items()}
+    return {name: found for name, found in kept.items() if found}
+
 
 ColorOf: TypeAlias = Callable[[str, Sequence[Detection]], Sequence[str]]
 """Class and detections of it -> the colour of each."""
@@ -140,3 +205,64 @@ def _wrong_place(
             actual = " and ".join(sorted(relations)) or "neither beside nor above nor below"
             return f"wanted {wanted['class']} {relation} the other, found it {actual}"
     return ""
+
+
+class SelfTestError(RuntimeError):
+    """A judge says other than what is known of a picture."""
+
+
+class ImageJudge(Protocol):
+    """Whatever judges pictures by their records."""
+
+    def judge_images(self, records: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> list[Verdict]:
+        """One verdict for each picture."""
+
+
+@dataclass(frozen=True)
+class KnownVerdict:
+    """A picture made for a test.
+
+    Attributes:
+        record: what it is judged by.
+        image: the picture.
+        correct: what a judge must say.
+    """
+
+    record: Mapping[str, Any]
+    image: Image.Image
+    correct: bool
+
+
+def check_known_verdicts(judge: ImageJudge, known: Sequence[KnownVerdict]) -> None:
+    """Judge the pictures.
+
+    Args:
+        judge: under test.
+        known: at least one picture.
+
+    Raises:
+        SelfTestError: a verdict differs; the message names each of these.
+
+    Example:
+        >>> class Kind:
+        ...     def judge_images(self, records, images):
+        ...         return [Verdict(True, "") for _ in images]
+        >>> case = KnownVerdict({"prompt": "a cow"}, Image.new("RGB", (8, 8)), correct=False)
+        >>> check_known_verdicts(Kind(), [case])
+        Traceback (most recent call last):
+        fk_reward.benchmarks.geneval.judge.SelfTestError: The judge fails its self-test on 1 of 1 pictures, so its \
+scores would mean nothing: 'a cow' should be wrong. Check the weights that it was loaded from, and its dtype.
+    """
+    verdicts = judge.judge_images([case.record for case in known], [case.image for case in known])
+    pairs = zip(known, verdicts, strict=True)
+    mistakes = [_mistake(case, verdict) for case, verdict in pairs if verdict.correct != case.correct]
+    if mistakes:
+        raise SelfTestError(
+            f"The judge fails its self-test on {len(mistakes)} of {len(known)} pictures, so its scores would mean "
+            f"nothing: {'; '.join(mistakes)}. Check the weights that it was loaded from, and its dtype."
+        )
+
+
+def _mistake(case: KnownVerdict, verdict: Verdict) -> str:
+    reason = f" ({verdict.reason})" if verdict.reason else ""
+    return f"{case.record['prompt']!r} should be {'correct' if case.correct else 'wrong'}{reason}"

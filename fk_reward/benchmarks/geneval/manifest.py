@@ -10,9 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fk_reward.benchmarks.geneval.run_settings import RunSettings
-from fk_reward.benchmarks.result_store import settings_changes
-from fk_reward.benchmarks.weights_digest import weights_digest
+from fk_reward.benchmarks.geneval.settings import RunSettings
+from fk_reward.benchmarks.store import settings_changes, weights_digest
 from fk_reward.durable_files import read_json, write_whole
 from fk_reward.rewards import Reward
 from fk_reward.sampling.stochasticity import takes_argument

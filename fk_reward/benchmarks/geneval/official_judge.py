@@ -1,22 +1,148 @@
-"""GenEval's judge: a detector, a classifier of colours, and the rules."""
+"""GenEval's judge: a detector, a classifier of colours, the rules, and a self-test on drawn images."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from fk_reward.benchmarks.geneval.colors import CLIP, CLIPColorClassifier
-from fk_reward.benchmarks.geneval.detection import Detection, select_detections
 from fk_reward.benchmarks.geneval.detector import DETECTOR, Mask2FormerDetector
-from fk_reward.benchmarks.geneval.judge import Verdict, judge
-from fk_reward.benchmarks.geneval.known_scenes import known_verdicts
-from fk_reward.benchmarks.geneval.object_names import COLORS, OBJECT_NAMES
-from fk_reward.benchmarks.geneval.self_test import check_known_verdicts
+from fk_reward.benchmarks.geneval.judge import (
+    Detection,
+    KnownVerdict,
+    Verdict,
+    check_known_verdicts,
+    judge,
+    select_detections,
+)
+from fk_reward.benchmarks.geneval.prompts import (
+    COLORS,
+    OBJECT_NAMES,
+    color_attribution_record,
+    color_record,
+    counting_record,
+    position_record,
+    single_object_record,
+    two_object_record,
+)
+
+SKY, GROUND, POLE, DARK, WHITE = (166, 200, 232), (122, 138, 104), (130, 130, 134), (30, 30, 32), (245, 245, 245)
+PAINTS: dict[str, tuple[int, int, int]] = {"red": (196, 26, 32), "yellow": (250, 210, 30)}
+
+_LETTERS: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
+    "S": (((1, 0), (0, 0), (0, 0.5), (1, 0.5), (1, 1), (0, 1)),),
+    "T": (((0, 0), (1, 0)), ((0.5, 0), (0.5, 1))),
+    "O": (((0, 0), (1, 0), (1, 1), (0, 1), (0, 0)),),
+    "P": (((0, 1), (0, 0), (1, 0), (1, 0.5), (0, 0.5)),),
+}
+"""Strokes of letters in the unit square, y pointing down; drawn by hand, because fonts differ between machines."""
+
+
+@dataclass(frozen=True)
+class DrawnObject:
+    """A stop sign or a clock; lengths are fractions of the picture's side.
+
+    Attributes:
+        name: `"stop sign"` or `"clock"`.
+        color: of its face, one of `PAINTS`.
+        x: centre from the left.
+        y: centre from the top.
+        radius: of the circle around it.
+    """
+
+    name: str
+    color: str
+    x: float
+    y: float
+    radius: float
+
+
+def draw_scene(objects: Sequence[DrawnObject], *, size: int = 512) -> Image.Image:
+    """Draw objects in front of sky and ground.
+
+    Args:
+        objects: apart from each other.
+        size: side in pixels.
+
+    Returns:
+        An RGB picture.
+
+    Example:
+        >>> picture = draw_scene([DrawnObject("clock", "yellow", 0.5, 0.5, 0.25)], size=64)
+        >>> picture.size, picture.getpixel((24, 38))
+        ((64, 64), (250, 210, 30))
+    """
+    side = 4 * size
+    image = Image.new("RGB", (side, side), SKY)
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((0, round(0.78 * side), side, side), fill=GROUND)
+    for obj in objects:
+        draw = _draw_stop_sign if obj.name == "stop sign" else _draw_clock
+        draw(pen, obj.x * side, obj.y * side, obj.radius * side, PAINTS[obj.color])
+    return image.resize((size, size), Image.Resampling.BOX)
+
+
+def _draw_stop_sign(pen: ImageDraw.ImageDraw, x: float, y: float, radius: float, paint: tuple[int, int, int]) -> None:
+    pen.rectangle((x - 0.05 * radius, y, x + 0.05 * radius, y + 2.4 * radius), fill=POLE)
+    for share, color in ((1.0, WHITE), (0.93, paint)):
+        angles = [math.radians(22.5 + 45 * corner) for corner in range(8)]
+        pen.polygon([(x + share * radius * math.cos(a), y + share * radius * math.sin(a)) for a in angles], fill=color)
+    width, height, gap = 0.26 * radius, 0.5 * radius, 0.12 * radius
+    left, top = x - 2 * width - 1.5 * gap, y - height / 2
+    for place, letter in enumerate("STOP"):
+        for stroke in _LETTERS[letter]:
+            points = [(left + place * (width + gap) + u * width, top + v * height) for u, v in stroke]
+            pen.line(points, fill=WHITE, width=round(0.09 * radius), joint="curve")
+
+
+def _draw_clock(pen: ImageDraw.ImageDraw, x: float, y: float, radius: float, paint: tuple[int, int, int]) -> None:
+    for share, color in ((1.0, DARK), (0.9, paint)):
+        pen.ellipse((x - share * radius, y - share * radius, x + share * radius, y + share * radius), fill=color)
+    hands = [(-60, 0.0, 0.45, 0.08), (36, 0.0, 0.68, 0.06)]  # ten past ten: degrees from the top, ends, thickness
+    ticks = [(30 * hour, 0.72 if hour % 3 == 0 else 0.78, 0.84, 0.05) for hour in range(12)]
+    for degrees, start, end, width in hands + ticks:
+        dx, dy = math.sin(math.radians(degrees)) * radius, -math.cos(math.radians(degrees)) * radius
+        line = (x + start * dx, y + start * dy, x + end * dx, y + end * dy)
+        pen.line(line, fill=DARK, width=round(width * radius))
+
+
+STOP_SIGN = DrawnObject("stop sign", "red", x=0.27, y=0.4, radius=0.19)
+CLOCK = DrawnObject("clock", "yellow", x=0.74, y=0.4, radius=0.17)
+CLOCKS = tuple(DrawnObject("clock", "yellow", x=x, y=0.4, radius=0.13) for x in (0.18, 0.5, 0.82))
+
+KNOWN_SCENES: tuple[tuple[dict[str, Any], tuple[DrawnObject, ...], bool], ...] = (
+    (single_object_record("stop sign"), (STOP_SIGN,), True),
+    (single_object_record("stop sign"), (), False),
+    (two_object_record("stop sign", "clock"), (STOP_SIGN, CLOCK), True),
+    (two_object_record("stop sign", "clock"), (STOP_SIGN,), False),
+    (counting_record("clock", 2), CLOCKS[::2], True),
+    (counting_record("clock", 2), CLOCKS, False),
+    (color_record("stop sign", "red"), (STOP_SIGN,), True),
+    (color_record("stop sign", "blue"), (STOP_SIGN,), False),
+    (position_record("stop sign", "left of", "clock"), (STOP_SIGN, CLOCK), True),
+    (position_record("stop sign", "right of", "clock"), (STOP_SIGN, CLOCK), False),
+    (color_attribution_record(("red", "stop sign"), ("yellow", "clock")), (STOP_SIGN, CLOCK), True),
+    (color_attribution_record(("yellow", "stop sign"), ("red", "clock")), (STOP_SIGN, CLOCK), False),
+)
+"""Record, what is drawn, and whether it fulfils the record."""
+
+
+def known_verdicts() -> list[KnownVerdict]:
+    """Draw the pictures.
+
+    Example:
+        >>> [case.correct for case in known_verdicts()] == [True, False] * 6
+        True
+    """
+    return [KnownVerdict(record, draw_scene(objects), correct) for record, objects, correct in KNOWN_SCENES]
+
 
 DetectFn: TypeAlias = Callable[[list[Image.Image]], Sequence[Mapping[str, Sequence[Detection]]]]
 """Pictures -> for each, class -> what was found of it."""

@@ -11,8 +11,7 @@ from diffusers import DDIMScheduler
 
 from fk_reward.benchmarks.geneval.generation import generate_missing, make_draw
 from fk_reward.benchmarks.geneval.manifest import NAME, describe_model, make_manifest, open_run, read_manifest
-from fk_reward.benchmarks.geneval.run_results import find_runs
-from fk_reward.benchmarks.geneval.run_settings import RunSettings
+from fk_reward.benchmarks.geneval.results import find_runs
 from fk_reward.benchmarks.geneval.scoring import (
     complete_folders,
     judge_missing,
@@ -20,6 +19,7 @@ from fk_reward.benchmarks.geneval.scoring import (
     score_missing,
     write_results,
 )
+from fk_reward.benchmarks.geneval.settings import RunSettings
 from fk_reward.benchmarks.geneval.suites import load_judge
 from fk_reward.benchmarks.indifferent_reward import indifferent_reward
 from fk_reward.rewards import load_reward

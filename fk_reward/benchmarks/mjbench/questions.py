@@ -1,8 +1,11 @@
-"""A question of MJ-Bench: which of two pictures suits a caption better; for bias, how well each picture suits it."""
+"""MJ-Bench's questions: which of two images suits a caption better; for bias, how well each image suits it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,9 @@ from torch import Tensor
 
 from fk_reward.training.image_source import ImageSource, UnreadableImageError
 from fk_reward.training.preference_data import prompt_problem
+from fk_reward.training.row_files import read_rows
 from fk_reward.training.row_values import plain_value, short
+from fk_reward.training.validation import RowProblem
 
 BIAS = "bias"
 PERSPECTIVES = ("alignment", "safety", "quality", BIAS)
@@ -147,3 +152,180 @@ def _label(label: Any) -> int:
     if isinstance(place, bool) or not isinstance(place, (int, float)) or place not in (0, 1):
         raise ValueError(f"label should be 0 or 1, the place of the preferred picture, got {short(place)}")
     return int(place)
+
+
+HUB_DATASET = "MJ-Bench/MJ-Bench"
+HUB_REVISION = "4b9667374c71463f63ae663ddd88373d3ffc5ba9"
+"""Commit of the hub's dataset in which `data/` has one Parquet file for each perspective, as in the 2024 paper."""
+
+_SUFFIXES = (".parquet", ".json", ".jsonl")
+_PICTURES = ("image0", "image1")
+
+
+@dataclass(frozen=True, eq=False)
+class RowFile:
+    """Rows of one file.
+
+    Attributes:
+        name: for messages.
+        rows: mappings; any sequence that makes or reads them when asked.
+        root: folder that paths of pictures are relative to.
+        subset: of rows that do not tell it.
+    """
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+    root: Path | None = None
+    subset: str = ""
+
+
+class QuestionTable(Sequence[Question]):
+    """All questions of a perspective, made when they are asked for.
+
+    Args:
+        files: at least one row in all.
+        perspective: of MJ-Bench.
+
+    Raises:
+        ValueError: without rows, and when the first row of a file lacks a column.
+
+    Example:
+        >>> row = {"caption": "a star", "image0": "good.png", "image1": "bad.png", "label": 0}
+        >>> table = QuestionTable([RowFile("a", [row]), RowFile("b", [row, row])], "alignment")
+        >>> len(table), table[2].origin
+        (3, 'b:2')
+    """
+
+    def __init__(self, files: Sequence[RowFile], perspective: str) -> None:
+        check_perspective(perspective)
+        self.files, self.perspective = tuple(files), perspective
+        self._places = [(file, row) for file in self.files for row in range(len(file.rows))]
+        if not self._places:
+            raise ValueError(f"{', '.join(file.name for file in self.files)}: no rows.")
+        for file in self.files:
+            columns = getattr(file.rows, "column_names", None) or [name for row in file.rows[:1] for name in row]
+            check_columns(columns, perspective, source=file.name)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The question at a place."""
+        file, row = self._places[index]
+        origin = f"{file.name}:{row + 1}"
+        return parse_question(file.rows[row], self.perspective, origin=origin, root=file.root, subset=file.subset)
+
+    def digest(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of all rows without their pictures."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            for row in _without_pictures(file.rows):
+                digest.update(json.dumps([file.subset, row], sort_keys=True, default=str).encode())
+        return digest.hexdigest()[:16]
+
+
+def open_questions(data: str, perspective: str, *, revision: str | None = HUB_REVISION) -> QuestionTable:
+    """The questions of a perspective, from files or from the hub.
+
+    Args:
+        data: a Parquet, JSON or JSON lines file of one perspective; a folder with `PERSPECTIVE.parquet` (or `.json`,
+            `.jsonl`, or the parts of one) in it or in its `data/`, or with a folder `PERSPECTIVE/` of such files, whose
+            names are then the subsets; or a dataset of the hub, "owner/name", that has the first of these layouts.
+        perspective: one of `PERSPECTIVES`.
+        revision: commit, branch or tag on the hub.
+
+    Raises:
+        FileNotFoundError: when there is no such file or folder, or nothing of this perspective in it.
+        ImportError: for Parquet and the hub without the extra `train`.
+        OSError: when the hub cannot be reached or does not give the data.
+        ValueError: for an unknown perspective, another schema, or a file that cannot be read.
+
+    Example:
+        >>> open_questions("pairs.parquet", "safety")
+        Traceback (most recent call last):
+        FileNotFoundError: No file or folder pairs.parquet; a dataset of the hub has the form owner/name.
+    """
+    check_perspective(perspective)
+    path = Path(data)
+    if path.exists():
+        return QuestionTable(_local_files(path, perspective), perspective)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", data):
+        raise FileNotFoundError(f"No file or folder {data}; a dataset of the hub has the form owner/name.")
+    return QuestionTable([_hub_file(data, perspective, revision)], perspective)
+
+
+def _local_files(path: Path, perspective: str) -> list[RowFile]:
+    if path.is_file():
+        return [_read_file(path, root=path.parent)]
+    for folder in (path, path / "data"):
+        named = rf"{perspective}(-\d+-of-\d+)?\.\w+"
+        parts = [file for file in _data_files(folder) if re.fullmatch(named, file.name)]
+        if parts:
+            return [_read_file(file, root=folder) for file in parts]
+        if subsets := _data_files(folder / perspective):
+            return [_read_file(file, root=folder, subset=file.stem) for file in subsets]
+    raise FileNotFoundError(
+        f"{path} has neither {perspective}.parquet (.json, .jsonl) nor a folder {perspective} of such files; "
+        f"it has {', '.join(sorted(entry.name for entry in path.iterdir())) or 'nothing'}."
+    )
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix in _SUFFIXES)
+
+
+def _read_file(path: Path, *, root: Path, subset: str = "") -> RowFile:
+    if path.suffix == ".parquet":
+        return RowFile(str(path), _parquet_rows(path), root, subset)
+    rows = []
+    for _, row in read_rows(path):
+        if isinstance(row, RowProblem):
+            raise ValueError(str(row))
+        rows.append(row)
+    return RowFile(str(path), rows, root, subset)
+
+
+def _parquet_rows(path: Path) -> Any:
+    datasets = _import_datasets()
+    try:
+        rows = datasets.load_dataset("parquet", data_files=str(path), split="train")
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error.__cause__ or error}") from error
+    return _undecoded(rows)
+
+
+def _hub_file(name: str, perspective: str, revision: str | None) -> RowFile:
+    datasets = _import_datasets()
+    files = {perspective: f"data/{perspective}*.parquet"}
+    try:
+        rows = datasets.load_dataset(name, data_files=files, split=perspective, revision=revision)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise OSError(
+            f"{name} at {revision} cannot be had from the hub: {error}\nIf its owner asks for it, accept the "
+            f"conditions at https://huggingface.co/datasets/{name} and log in (hf auth login); or name a local copy."
+        ) from error
+    return RowFile(f"{name}/{perspective}", _undecoded(rows))
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets  # noqa: PLC0415 (of an extra)
+    except ImportError as error:
+        raise ImportError(
+            "Reading Parquet and the hub needs datasets; it comes with the extra: pip install 'fk-reward[train]'."
+        ) from error
+    return datasets
+
+
+def _undecoded(rows: Any) -> Any:
+    """Pictures as the bytes of their files, so that a broken one is found with its row."""
+    datasets = _import_datasets()
+    for name in [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]:
+        rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
+
+
+def _without_pictures(rows: Any) -> Iterator[Mapping[str, Any]]:
+    if columns := getattr(rows, "column_names", None):
+        return iter(rows.remove_columns([name for name in _PICTURES if name in columns]))
+    return ({key: value for key, value in row.items() if key not in _PICTURES} for row in rows)

@@ -7,13 +7,18 @@ from typing import Any
 
 import typer
 
-from fk_reward.benchmarks.mjbench.bias_summary import TIE_THRESHOLD, summarize_bias, sweep_bias
-from fk_reward.benchmarks.mjbench.pair_summary import summarize_pairs, sweep_ties
-from fk_reward.benchmarks.mjbench.published import published_rows
+from fk_reward.benchmarks.mjbench.answers import load_results
 from fk_reward.benchmarks.mjbench.questions import BIAS
-from fk_reward.benchmarks.mjbench.runs import load_results
-from fk_reward.benchmarks.reports import Column, Table, markdown_report, show_table, write_json
-from fk_reward.benchmarks.result_store import ResultStore
+from fk_reward.benchmarks.mjbench.summary import (
+    TIE_THRESHOLD,
+    published_rows,
+    summarize_bias,
+    summarize_pairs,
+    sweep_bias,
+    sweep_ties,
+)
+from fk_reward.benchmarks.report import Column, Table, markdown_report, show_table, write_json
+from fk_reward.benchmarks.store import ResultStore
 from fk_reward.durable_files import write_whole
 
 RANGE = "{:.3f} to {:.3f}"

@@ -12,9 +12,9 @@ from fk_reward.benchmarks.geneval.generation import Cost, generate_missing, is_f
 from fk_reward.benchmarks.geneval.judge import Verdict
 from fk_reward.benchmarks.geneval.layout import PromptFolder
 from fk_reward.benchmarks.geneval.manifest import make_manifest, open_run
-from fk_reward.benchmarks.geneval.records import color_record, single_object_record
-from fk_reward.benchmarks.geneval.run_settings import RunSettings
+from fk_reward.benchmarks.geneval.prompts import color_record, single_object_record
 from fk_reward.benchmarks.geneval.scoring import judge_missing, prompt_folders, score_missing, write_results
+from fk_reward.benchmarks.geneval.settings import RunSettings
 from fk_reward.rewards import CallableReward
 
 RECORDS = (

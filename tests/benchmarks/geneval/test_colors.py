@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from fk_reward.benchmarks.geneval import colors as colors_module
 from fk_reward.benchmarks.geneval.colors import CLIPColorClassifier, object_crops
-from fk_reward.benchmarks.geneval.detection import Detection
-from fk_reward.benchmarks.geneval.object_names import COLORS
+from fk_reward.benchmarks.geneval.judge import Detection
+from fk_reward.benchmarks.geneval.prompts import COLORS
 from tests.benchmarks.geneval.tiny_judge import write_clip
 
 

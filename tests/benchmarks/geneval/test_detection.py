@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from fk_reward.benchmarks.geneval import detection
-from fk_reward.benchmarks.geneval.detection import Detection, select_detections
+from fk_reward.benchmarks.geneval import judge
+from fk_reward.benchmarks.geneval.judge import Detection, select_detections
 
 BOX = (0.0, 0.0, 10.0, 10.0)
 
@@ -34,7 +34,7 @@ def test_scores_must_be_above_the_threshold():
     ("name", "value"), [("COUNTING_THRESHOLD", 0.3), ("THRESHOLD", 0.31), ("THRESHOLD", 0.9), ("THRESHOLD", 0.29)]
 )
 def test_wrong_thresholds_are_noticed(monkeypatch, name, value):
-    monkeypatch.setattr(detection, name, value)
+    monkeypatch.setattr(judge, name, value)
     with pytest.raises(AssertionError):
         check_thresholds()
 
@@ -50,7 +50,7 @@ def test_the_sixteen_surest_are_kept():
 
 
 def test_another_number_is_noticed(monkeypatch):
-    monkeypatch.setattr(detection, "MAX_OBJECTS", 17)
+    monkeypatch.setattr(judge, "MAX_OBJECTS", 17)
     with pytest.raises(AssertionError):
         check_order_and_number()
 

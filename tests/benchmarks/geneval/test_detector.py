@@ -9,9 +9,9 @@ from PIL import Image
 from torch.testing import assert_close
 
 from fk_reward.benchmarks.geneval import detector as detector_module
-from fk_reward.benchmarks.geneval.detection import Detection
 from fk_reward.benchmarks.geneval.detector import Mask2FormerDetector
-from fk_reward.benchmarks.geneval.object_names import OBJECT_NAMES
+from fk_reward.benchmarks.geneval.judge import Detection
+from fk_reward.benchmarks.geneval.prompts import OBJECT_NAMES
 from tests.benchmarks.geneval.tiny_judge import COCO_NAMES, write_mask2former
 
 

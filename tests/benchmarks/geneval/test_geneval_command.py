@@ -16,9 +16,8 @@ from diffusers import DDPMScheduler
 from typer.testing import CliRunner
 
 from fk_reward.benchmarks.geneval import generation
-from fk_reward.benchmarks.geneval.plan import plan_runs
-from fk_reward.benchmarks.geneval.presets import PRESETS, find_preset
-from fk_reward.benchmarks.geneval.records import color_record, single_object_record
+from fk_reward.benchmarks.geneval.prompts import color_record, single_object_record
+from fk_reward.benchmarks.geneval.settings import PRESETS, find_preset, plan_runs
 from fk_reward.benchmarks.geneval.stages import load_pipe
 from fk_reward.cli import app
 from tests.benchmarks.geneval.geneval_stage import SETTINGS, tree

@@ -9,7 +9,7 @@ import pytest
 
 from fk_reward import FKSteeringConfig, FKSteeringPipeline
 from fk_reward.benchmarks.geneval.generation import Cost, make_draw
-from fk_reward.benchmarks.geneval.run_settings import RunSettings
+from fk_reward.benchmarks.geneval.settings import RunSettings
 from fk_reward.benchmarks.shapes_runs import particle_generators
 from tests.benchmarks.geneval.geneval_stage import BRIGHTNESS, NUM_SAMPLES
 

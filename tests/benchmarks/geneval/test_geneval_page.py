@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from fk_reward.benchmarks.geneval import report as report_module
-from fk_reward.benchmarks.geneval.html_report import MAX_SIDE, embedded_picture
+from fk_reward.benchmarks.geneval.page import MAX_SIDE, embedded_picture
 from fk_reward.benchmarks.geneval.report import write_report
 from fk_reward.benchmarks.geneval.scoring import complete_folders, judge_missing
 from tests.benchmarks.geneval.geneval_stage import (

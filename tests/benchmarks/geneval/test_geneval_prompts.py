@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from fk_reward.benchmarks.geneval import prompts
-from fk_reward.benchmarks.geneval.object_names import OBJECT_NAMES
-from fk_reward.benchmarks.geneval.prompts import geneval_records, read_records
+from fk_reward.benchmarks.geneval.prompts import OBJECT_NAMES, geneval_records, read_records
 from tests.repository.layout import ROOT
 
 OFFICIAL_DIGEST = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"

@@ -10,7 +10,7 @@ import pytest
 
 from fk_reward import FKSteeringConfig
 from fk_reward.benchmarks.geneval.report import write_report
-from fk_reward.benchmarks.geneval.run_results import read_runs
+from fk_reward.benchmarks.geneval.results import read_runs
 from tests.benchmarks.geneval import geneval_stage
 from tests.benchmarks.geneval.geneval_stage import RECORDS, SETTINGS, write_run, write_two_runs
 

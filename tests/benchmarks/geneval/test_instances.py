@@ -9,9 +9,8 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
-from fk_reward.benchmarks.geneval import frame as frames
-from fk_reward.benchmarks.geneval.frame import Frame
-from fk_reward.benchmarks.geneval.instances import find_instances
+from fk_reward.benchmarks.geneval import detector as frames
+from fk_reward.benchmarks.geneval.detector import Frame, find_instances
 
 SQUARE = Frame((384, 384), (384, 384))
 """The resolution in which transformers reads all masks."""

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from fk_reward.benchmarks.geneval import judge as rules
-from fk_reward.benchmarks.geneval.detection import Detection, select_detections
-from fk_reward.benchmarks.geneval.judge import judge, relative_position
-from fk_reward.benchmarks.geneval.records import (
+from fk_reward.benchmarks.geneval.judge import Detection, judge, relative_position, select_detections
+from fk_reward.benchmarks.geneval.prompts import (
     color_attribution_record,
     color_record,
     counting_record,
@@ -69,9 +68,8 @@ def test_counting_takes_sure_objects_only():
 
 
 def test_a_forgotten_counting_threshold_is_noticed(monkeypatch):
-    from fk_reward.benchmarks.geneval import detection
 
-    monkeypatch.setattr(detection, "COUNTING_THRESHOLD", detection.THRESHOLD)
+    monkeypatch.setattr(rules, "COUNTING_THRESHOLD", rules.THRESHOLD)
     with pytest.raises(AssertionError):
         check_unsure_objects_are_not_counted()
 

@@ -9,16 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fk_reward.benchmarks.geneval import detection, judge, self_test
-from fk_reward.benchmarks.geneval.detection import Detection
-from fk_reward.benchmarks.geneval.drawn_scenes import PAINTS, draw_scene
-from fk_reward.benchmarks.geneval.judge import Verdict
-from fk_reward.benchmarks.geneval.known_scenes import KNOWN_SCENES, known_verdicts
-from fk_reward.benchmarks.geneval.object_names import COLORS
-from fk_reward.benchmarks.geneval.official_judge import GenEvalJudge
-from fk_reward.benchmarks.geneval.prompts import geneval_records
-from fk_reward.benchmarks.geneval.records import color_record, counting_record, position_record, single_object_record
-from fk_reward.benchmarks.geneval.self_test import KnownVerdict, SelfTestError, check_known_verdicts
+from fk_reward.benchmarks.geneval import judge
+from fk_reward.benchmarks.geneval.judge import Detection, KnownVerdict, SelfTestError, Verdict, check_known_verdicts
+from fk_reward.benchmarks.geneval.official_judge import KNOWN_SCENES, PAINTS, GenEvalJudge, draw_scene, known_verdicts
+from fk_reward.benchmarks.geneval.prompts import (
+    COLORS,
+    color_record,
+    counting_record,
+    geneval_records,
+    position_record,
+    single_object_record,
+)
 from tests.benchmarks.geneval.tiny_judge import write_clip, write_mask2former
 
 # Drawn pictures
@@ -79,7 +80,7 @@ def test_self_test_records_are_such_as_geneval_has():
 @pytest.mark.parametrize(
     ("module", "name", "value", "prompt"),
     [
-        (detection, "COUNTING_THRESHOLD", 0.3, "two clocks"),
+        (judge, "COUNTING_THRESHOLD", 0.3, "two clocks"),
         (judge, "_too_many", lambda *_: "", "two clocks"),
         (judge, "_wrong_color", lambda *_: "", "blue stop sign"),
         (judge, "_wrong_place", lambda *_: "", "right of"),
@@ -124,7 +125,7 @@ def test_self_test_refuses_a_lost_verdict():
         def judge_images(self, records, images):
             return [Verdict(True, "")]
 
-    cases = [self_test.KnownVerdict({"prompt": "a cow"}, Image.new("RGB", (8, 8)), True)] * 2
+    cases = [judge.KnownVerdict({"prompt": "a cow"}, Image.new("RGB", (8, 8)), True)] * 2
     with pytest.raises(ValueError, match="shorter"):
         check_known_verdicts(Short(), cases)
 

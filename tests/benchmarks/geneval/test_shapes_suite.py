@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fk_reward.benchmarks.geneval import shapes_suite
-from fk_reward.benchmarks.geneval.record_check import check_record
-from fk_reward.benchmarks.geneval.self_test import SelfTestError
-from fk_reward.benchmarks.geneval.shapes_suite import ShapesJudge, shapes_record, shapes_records
+from fk_reward.benchmarks.geneval import suites
+from fk_reward.benchmarks.geneval.judge import SelfTestError
+from fk_reward.benchmarks.geneval.prompts import check_record
+from fk_reward.benchmarks.geneval.suites import ShapesJudge, shapes_record, shapes_records
 from fk_reward.rewards.inputs import pictures_of
 from fk_reward.shapes import (
     TASKS,
@@ -109,6 +109,6 @@ def test_self_test_passes():
 def test_self_test_fails_a_verifier_that_says_one_thing(monkeypatch, correct):
     said = verify(render([Scene(())])[0], "a photo of a star")
     always = type(said)(correct, float(correct), "", said.objects)
-    monkeypatch.setattr(shapes_suite, "verify", lambda *_, **__: always)
+    monkeypatch.setattr(suites, "verify", lambda *_, **__: always)
     with pytest.raises(SelfTestError, match="on 6 of 12 pictures"):
         ShapesJudge().self_test()

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from fk_reward.benchmarks.geneval.object_names import COLORS, OBJECT_NAMES
+from fk_reward.benchmarks.geneval.prompts import COLORS, OBJECT_NAMES
 from tests.tiny.tokenizers import make_clip_tokenizer
 
 COCO_NAMES = [name.removeprefix("computer ").removeprefix("tv ") for name in OBJECT_NAMES]

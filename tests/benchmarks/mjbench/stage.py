@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from fk_reward.benchmarks.mjbench.sources import QuestionTable, RowFile
+from fk_reward.benchmarks.mjbench.questions import QuestionTable, RowFile
 from fk_reward.rewards import CallableReward
 
 BRIGHTNESS = CallableReward(lambda images, captions: images.mean(dim=(1, 2, 3)), "brightness")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from fk_reward.benchmarks.mjbench.bias_summary import gini, summarize_bias, sweep_bias
+from fk_reward.benchmarks.mjbench.summary import gini, summarize_bias, sweep_bias
 
 RNG = np.random.default_rng(0)
 RESULTS = [

@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 
-from fk_reward.benchmarks.mjbench.processes import find_share
+from fk_reward.benchmarks.runner import find_share
 from fk_reward.cli.mjbench import parse_thresholds
 from fk_reward.rewards import CallableReward
 from tests.benchmarks.mjbench.stage import grey

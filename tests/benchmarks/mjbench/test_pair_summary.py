@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fk_reward.benchmarks.mjbench.pair_summary import pair_answers, summarize_pairs, sweep_ties
+from fk_reward.benchmarks.mjbench.summary import pair_answers, summarize_pairs, sweep_ties
 
 RNG = np.random.default_rng(0)
 RESULTS = [

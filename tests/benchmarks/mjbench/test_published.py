@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fk_reward.benchmarks.mjbench.published import PUBLISHED, published_rows
+from fk_reward.benchmarks.mjbench.summary import PUBLISHED, published_rows
 
 
 def test_every_figure_has_a_source_and_is_a_share():

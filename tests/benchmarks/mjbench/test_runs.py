@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fk_reward.benchmarks.mjbench.runs import load_results, run_missing
-from fk_reward.benchmarks.result_store import ResultStore
+from fk_reward.benchmarks.mjbench.answers import load_results, run_missing
+from fk_reward.benchmarks.store import ResultStore
 from fk_reward.rewards import CallableReward
 from tests.benchmarks.mjbench.stage import BRIGHTNESS, Counting, grey, table
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fk_reward.benchmarks.comparisons import compares
-from fk_reward.benchmarks.mjbench.scoring import score_questions
+from fk_reward.benchmarks.mjbench.answers import score_questions
+from fk_reward.benchmarks.preferences import compares
 from fk_reward.rewards import CallableReward
 from fk_reward.rewards.llava_reward import LlavaReward
 from fk_reward.rewards.vlm_judge import PreferenceJudge

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fk_reward.benchmarks.mjbench.pair_summary import summarize_pairs
-from fk_reward.benchmarks.mjbench.scoring import score_questions
-from fk_reward.benchmarks.mjbench.shapes_suite import shapes_questions
+from fk_reward.benchmarks.mjbench.answers import score_questions
+from fk_reward.benchmarks.mjbench.shapes import shapes_questions
+from fk_reward.benchmarks.mjbench.summary import summarize_pairs
 from fk_reward.rewards import load_reward
 from fk_reward.shapes import is_heldout, parse_prompt, shows_forbidden_sign, verify
 

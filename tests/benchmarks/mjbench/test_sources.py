@@ -7,7 +7,7 @@ import json
 import datasets
 import pytest
 
-from fk_reward.benchmarks.mjbench.sources import HUB_REVISION, open_questions
+from fk_reward.benchmarks.mjbench.questions import HUB_REVISION, open_questions
 from tests.benchmarks.mjbench.stage import grey, pair_rows, table
 
 ROWS = pair_rows((200, 100), (50, 150), (30, 20))

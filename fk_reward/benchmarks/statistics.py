@@ -1,4 +1,4 @@
-"""Averages with their uncertainty: standard errors, bootstrap intervals over clusters, rates of convergence."""
+"""Statistics of benchmarks: intervals by a bootstrap over clusters, ratios, rates of convergence, diversity."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -175,3 +177,22 @@ def _resampled_means(groups: list[np.ndarray], num_resamples: int, rng: np.rando
     counted = np.arange(sizes.max()) < sizes[drawn][..., None]
     sums = (padded[drawn[..., None], members] * counted[..., None]).sum((1, 2))
     return sums / counted.sum((1, 2))[:, None]
+
+
+def mean_pairwise_distance(images: Tensor) -> float:
+    """Mean over all pairs of the root mean square difference of their pixels.
+
+    Args:
+        images: `(K, 3, H, W)` in [0, 1], K at least 2.
+
+    Returns:
+        In [0, 1]; 0 when all are equal.
+
+    Example:
+        >>> mean_pairwise_distance(torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1, 1).expand(3, 3, 8, 8))
+        0.6666666865348816
+    """
+    if len(images) < 2:
+        raise ValueError(f"Distances need at least two images, got {len(images)}.")
+    flat = images.flatten(1).float()
+    return float(torch.pdist(flat).mean() / flat.shape[1] ** 0.5)

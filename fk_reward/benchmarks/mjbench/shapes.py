@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from fk_reward.benchmarks.mjbench.questions import BIAS, check_perspective
-from fk_reward.benchmarks.mjbench.sources import QuestionTable, RowFile
+from fk_reward.benchmarks.mjbench.questions import BIAS, QuestionTable, RowFile, check_perspective
 from fk_reward.rewards.inputs import pictures_of
 from fk_reward.shapes import (
     COLORS,

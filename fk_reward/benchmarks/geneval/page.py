@@ -1,0 +1,241 @@
+"""The report page: one HTML file that embeds its images and plots and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from PIL import Image
+
+from fk_reward.benchmarks.geneval.layout import read_picture
+from fk_reward.benchmarks.geneval.results import OVERALL, Ends, PictureResult, RunResult
+from fk_reward.benchmarks.geneval.settings import UNSTEERED
+from fk_reward.benchmarks.report import Table
+from fk_reward.plot_text import as_plain_text
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+th { border-bottom: 2px solid #888; font-weight: 600; }
+.numbers td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.wide { overflow-x: auto; }
+.pictures img { display: block; width: {{ width }}px; border: 3px solid; image-rendering: {{ rendering }}; }
+.right img { border-color: #2a7d4f; }
+.wrong img { border-color: #b5172f; }
+.pictures td { max-width: {{ width + 30 }}px; font-size: 13px; }
+.pictures small { white-space: pre-line; color: #555; }
+pre { background: #f5f5f2; padding: .7rem; overflow-x: auto; font-size: 12px; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p>{{ facts }}</p>
+{% for table in tables %}
+<h2>{{ table.title }}</h2>
+<div class="wide"><table class="numbers">
+<tr>{% for column in table.columns %}<th>{{ column.heading() }}</th>{% endfor %}</tr>
+{% for row in table.rows %}
+<tr>{% for column in table.columns %}<td>{{ column.cell(row) }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+{% endfor %}
+<h2>Accuracy against K and cost</h2>
+<p>{% for name, source in plots.items() %}<img src="{{ source }}" alt="Accuracy against {{ name }}"> {% endfor %}</p>
+<h2>Pictures</h2>
+<p>The first picture of the first prompts of each task: {{ num_shown }} of {{ num_prompts }} prompts. A green border
+is a picture that the judge calls correct.</p>
+{% for task, prompts in gallery.items() %}
+<h3>{{ task.replace("_", " ") }}</h3>
+<div class="wide"><table class="pictures">
+<tr><th>prompt</th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for prompt, cells in prompts %}
+<tr><td>{{ prompt }}</td>
+{% for cell in cells %}
+<td class="{{ 'right' if cell.correct else 'wrong' }}"><img src="{{ cell.source }}" alt="{{ prompt }}">
+<small>{{ "correct" if cell.correct else cell.reason or "wrong" }}
+{% for name, score in cell.scores.items() %}{{ name }} {{ "%.3f"|format(score) }}
+{% endfor %}</small></td>
+{% endfor %}
+</tr>
+{% endfor %}
+</table></div>
+{% endfor %}
+<h2>Settings</h2>
+{% for name, text in manifests.items() %}
+<details><summary>{{ name }}</summary><pre>{{ text }}</pre></details>
+{% endfor %}
+</body>
+</html>
+"""
+
+
+Row = Mapping[str, Any]
+PARTICLES = "K, particles of a picture"
+APART = 1.04
+"""Factor by which lines stand aside on the axis of K, so that their intervals do not hide one another."""
+
+
+def accuracy_plots(rows: Sequence[Row]) -> dict[str, bytes]:
+    """Overall accuracy with its interval, a line for each method and reward, as PNG files.
+
+    Args:
+        rows: of `summarize`.
+
+    Returns:
+        What it is plotted against, in words, to the file. A row without K, or without a cost, is left out.
+    """
+    by_particles = [(row, float(row["num_particles"])) for row in rows if row["num_particles"] is not None]
+    by_seconds = [(row, row["cost"]["seconds"]) for row in rows if row["cost"] is not None]
+    by_rows = [(row, row["cost"]["model_rows"]) for row in rows if row["cost"] is not None]
+    points = {
+        PARTICLES: by_particles,
+        "denoiser rows of a picture": by_rows,
+        "seconds of a picture": by_seconds,
+    }
+    return {name: _png(_plot(name, places)) for name, places in points.items() if places}
+
+
+def _plot(label: str, places: Sequence[tuple[Row, float]]) -> Figure:
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[str, list[tuple[Row, float]]] = {}
+    for row, x in places:
+        lines.setdefault(" by ".join(filter(None, (row["method"], row["reward"]))), []).append((row, x))
+    for place, (name, points) in enumerate(lines.items()):
+        aside = APART ** (place - (len(lines) - 1) / 2) if label == PARTICLES else 1.0
+        _draw_line(axes, name, [(row, x * aside) for row, x in points])
+    if label == PARTICLES:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(sorted({x for _, x in places})))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    else:
+        axes.set_xlim(left=0.0)
+    axes.set_xlabel(label)
+    axes.set_ylabel("accuracy, mean of the tasks")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+    return as_plain_text(figure)
+
+
+def _draw_line(axes: Axes, name: str, points: Sequence[tuple[Row, float]]) -> None:
+    ordered = sorted(points, key=lambda point: point[1])
+    intervals = [row["accuracy"][OVERALL] for row, _ in ordered]
+    means = [interval["estimate"] for interval in intervals]
+    reach = np.transpose([_reach(interval) for interval in intervals])
+    color = "black" if name == UNSTEERED else None
+    line = axes.errorbar([x for _, x in ordered], means, reach, label=name, color=color, marker="o", capsize=3)
+    if name == UNSTEERED:
+        axes.axhline(means[0], color="black", linewidth=0.8, linestyle=":")
+    for bar in line[2]:
+        bar.set_alpha(0.6)
+
+
+def _reach(ends: Ends) -> tuple[float, float]:
+    """How far the interval goes below and above its estimate; not at all where it is not known."""
+    estimate, low, high = ends.values()
+    if estimate is None or low is None or high is None:
+        return 0.0, 0.0
+    return max(0.0, estimate - low), max(0.0, high - estimate)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+MAX_SIDE = 224
+"""Pictures are shown at most this large, in pixels; larger ones are embedded as JPEG files of this size."""
+
+
+def html_report(
+    runs: Sequence[RunResult],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    tables: Sequence[Table],
+    title: str,
+    facts: str,
+    num_shown: int = 60,
+) -> str:
+    """The page.
+
+    Args:
+        runs: judged, in the order of the columns.
+        rows: of `summarize`.
+        tables: of `report_tables`.
+        title: heading.
+        facts: a sentence below it.
+        num_shown: prompts whose pictures are shown, the same number of each task.
+    """
+    gallery = _gallery(runs, num_shown)
+    shown = [prompt for prompts in gallery.values() for prompt in prompts]
+    small = read_picture(runs[0].pictures[0].path).width < MAX_SIDE
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(PAGE).render(
+        title=title,
+        facts=facts,
+        tables=tables,
+        plots={name: _data_uri(png, "png") for name, png in accuracy_plots(rows).items()},
+        gallery=gallery,
+        names=[run.name for run in runs],
+        num_shown=len(shown),
+        num_prompts=rows[0]["num_prompts"],
+        manifests={run.name: json.dumps({**(run.manifest or {}), "judge": run.judge}, indent=2) for run in runs},
+        width=128 if small else MAX_SIDE,
+        rendering="pixelated" if small else "auto",
+    )
+
+
+def _gallery(runs: Sequence[RunResult], num_shown: int) -> dict[str, list[tuple[str, list[dict[str, Any]]]]]:
+    """Task -> prompts with a cell for each run that has the prompt's first picture."""
+    firsts = [picture for picture in runs[0].pictures if picture.sample == 0]
+    tasks: dict[str, list[PictureResult]] = {}
+    for picture in firsts:
+        tasks.setdefault(picture.tag, []).append(picture)
+    of_each = max(1, num_shown // len(tasks))
+    return {
+        task: [(first.prompt, [_cell(run.by_place.get((first.index, 0), first)) for run in runs]) for first in some]
+        for task, some in ((task, pictures[:of_each]) for task, pictures in tasks.items())
+    }
+
+
+def _cell(picture: PictureResult) -> dict[str, Any]:
+    shown = {"correct": picture.correct, "reason": picture.reason, "scores": picture.scores}
+    return {**shown, "source": embedded_picture(picture.path)}
+
+
+def embedded_picture(path: Path) -> str:
+    """A picture as a data URI: as it is where it is small, else as a small JPEG file.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    picture = read_picture(path)
+    if max(picture.size) <= MAX_SIDE:
+        return _data_uri(path.read_bytes(), "png")
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=85)
+    return _data_uri(buffer.getvalue(), "jpeg")
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
