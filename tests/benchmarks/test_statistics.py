@@ -1,12 +1,20 @@
-"""Statistics of the benchmarks, against scipy and against their definitions."""
+"""Averages and their intervals, against formulas and by coverage; diversity."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.spatial
 import scipy.stats
+import torch
 
-from fk_reward.benchmarks.statistics import clustered_bootstrap, log_log_slope, mean_and_error, root_mean_square
+from fk_reward.benchmarks.statistics import (
+    clustered_bootstrap,
+    log_log_slope,
+    mean_and_error,
+    mean_pairwise_distance,
+    root_mean_square,
+)
 
 
 def test_mean_and_error_agree_with_scipy():
@@ -80,3 +88,18 @@ def test_lengths_are_checked(arguments):
     values, clusters, *strata = arguments
     with pytest.raises(ValueError, match="one length"):
         clustered_bootstrap(values, clusters, strata=strata[0] if strata else None)
+
+
+def test_agrees_with_scipy():
+    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = scipy.spatial.distance.pdist(images.flatten(1).numpy()).mean() / (3 * 8 * 8) ** 0.5
+    assert mean_pairwise_distance(images) == pytest.approx(expected)
+
+
+def test_copies_have_no_distance():
+    assert mean_pairwise_distance(torch.rand(1, 3, 8, 8).expand(4, 3, 8, 8)) == 0.0
+
+
+def test_one_image_is_refused():
+    with pytest.raises(ValueError, match="two images"):
+        mean_pairwise_distance(torch.zeros(1, 3, 8, 8))
