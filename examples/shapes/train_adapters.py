@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import typer
 
-from fk_reward.benchmarks.option_lists import parse_shard
+from fk_reward.cli.option_lists import parse_shard
 from fk_reward.rewards.llava_reward.checkpoint import CONFIG_FILE
 from fk_reward.training.argument_parser import parse_arguments
 from fk_reward.training.run import make_trainer, run_training

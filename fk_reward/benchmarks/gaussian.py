@@ -14,9 +14,9 @@ import typer
 from torch import Generator, Tensor
 
 from fk_reward.benchmarks.gaussian_problem import GaussianProblem, TiltedGaussian
-from fk_reward.benchmarks.option_lists import parse_integers
 from fk_reward.benchmarks.report import Column, show_table, write_json
 from fk_reward.benchmarks.statistics import log_log_slope, mean_and_error, root_mean_square
+from fk_reward.cli.option_lists import parse_integers
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.folder_lock import hold_folder
 from fk_reward.sampling.steering import steer

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from fk_reward.benchmarks.option_lists import parse_shard
 from fk_reward.folder_lock import hold_folder, hold_folder_together
 
 LONGEST_WAIT = timedelta(days=7)
@@ -69,22 +68,22 @@ class Share:
             PartialState().wait_for_everyone()
 
 
-def find_share(shard: str | None, device: str) -> Share:
+def find_share(shard: tuple[int, int] | None, device: str) -> Share:
     """What this process should do.
 
     Args:
-        shard: "i/n" as typed; None for the place among the processes that `accelerate launch` started.
+        shard: index and number of the processes that share the work without knowing of each other; None for the place
+            among those that `accelerate launch` started.
         device: "cpu" or "cuda"; accelerate has to be told when GPUs are not to be used.
 
     Raises:
-        typer.BadParameter: for a shard of another form.
         ValueError: when processes were launched that accelerate cannot see, which would all do the same work.
 
     Example:
-        >>> find_share("1/2", "cpu")
+        >>> find_share((1, 2), "cpu")
         Share(shard=(1, 2), launched=False)
     """
     if shard is not None:
-        return Share(parse_shard(shard), launched=False)
+        return Share(shard, launched=False)
     state = join_processes(device)
     return Share((state.process_index, state.num_processes), launched=state.num_processes > 1)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fk_reward.benchmarks.option_lists import parse_integers, parse_shard
 from fk_reward.benchmarks.report import markdown_report, show_table, write_json
 from fk_reward.benchmarks.shapes_report import report_tables
 from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, RESULT_KEY, Population, ShapesSettings, run_missing
@@ -17,6 +16,7 @@ from fk_reward.benchmarks.shapes_summary import summarize
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.cli import sampler_options, trajectory_options
 from fk_reward.cli.loading import resolve_device
+from fk_reward.cli.option_lists import parse_integers, parse_shard
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.durable_files import write_whole
 from fk_reward.folder_lock import hold_folder

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 
-from fk_reward.benchmarks.option_lists import parse_integers, parse_shard
 from fk_reward.benchmarks.report import Column, markdown_report, show_table, write_json
 from fk_reward.benchmarks.shapes import generate, load_models, one_of, open_store, steering_config
 from fk_reward.benchmarks.shapes_cost_summary import Point, VariantResults, cost_table, summarize_costs
@@ -22,6 +21,7 @@ from fk_reward.benchmarks.shapes_work import Work, population_work
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.cli import sampler_options
 from fk_reward.cli.loading import resolve_device
+from fk_reward.cli.option_lists import parse_integers, parse_shard
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.cosmetic import cosmetic
 from fk_reward.durable_files import read_json, write_whole

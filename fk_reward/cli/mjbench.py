@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fk_reward.cli.option_lists import parse_shard
 from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 
@@ -83,7 +84,7 @@ def mjbench(  # noqa: PLR0913 (options of a command)
         show_report(ResultStore(folder), **options)
         return
     place = resolve_device(device)
-    share = find_share(shard, place)
+    share = find_share(None if shard is None else parse_shard(shard), place)
     with share.hold(folder):
         questions, source = _questions(suite, perspective, data=data, revision=revision, num_pairs=num_pairs, seed=seed)
         name, judge = _load_reward(reward, adapter, suite=suite, device=place)

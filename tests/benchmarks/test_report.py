@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import json
 
-import pytest
-import typer
 from rich.console import Console
 
-from fk_reward.benchmarks.option_lists import parse_integers
 from fk_reward.benchmarks.report import Column, markdown_table, show_table, write_json
 
 COLUMNS = (Column("name"), Column("value", "mean ± se", "{:+.2f} ± {:.2f}", ("error",)))
@@ -32,13 +29,3 @@ def test_terminal():
 def test_json(tmp_path):
     path = write_json(tmp_path / "new" / "rows.json", {"rows": ROWS})
     assert json.loads(path.read_text(encoding="utf-8")) == {"rows": ROWS}
-
-
-def test_integers():
-    assert parse_integers("k", "8,2, 4,2") == (2, 4, 8)
-
-
-@pytest.mark.parametrize("text", ["", "2,", "0", "-1", "2;4", "two", "2.0"])
-def test_wrong_integers(text):
-    with pytest.raises(typer.BadParameter, match="k should be"):
-        parse_integers("k", text)

@@ -141,7 +141,7 @@ def test_thresholds_as_typed():
 
 
 def test_one_process_does_everything_and_a_shard_its_part():
-    alone, part = find_share(None, "cpu"), find_share("1/4", "cpu")
+    alone, part = find_share(None, "cpu"), find_share((1, 4), "cpu")
     assert (alone.shard, alone.leads) == ((0, 1), True)
     assert (part.shard, part.leads) == ((1, 4), False)
     part.wait()  # nobody to wait for
