@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fk_reward.pipelines.denoisers import find_denoisers
+from fk_reward.pipelines.hooks import find_denoisers
 
 if TYPE_CHECKING:
     from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline

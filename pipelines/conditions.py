@@ -1,4 +1,4 @@
-"""What a denoiser is told besides the sample: the same for all particles of a prompt, or it follows its particle."""
+"""Conditions of a denoiser (text embeddings, ...): shared by the particles of a prompt, or following their particle."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fk_reward.pipelines.batch_layout import POSITIONS, batch_rows
-from fk_reward.pipelines.denoisers import find_denoisers
-from fk_reward.pipelines.replacement import call_name, replaced
-from fk_reward.pipelines.rest_of_call import CannotDecodeError, RestOfCall
+from fk_reward.pipelines.batching import POSITIONS, BatchLayout, batch_rows
+from fk_reward.pipelines.epilogue import CannotDecodeError, RestOfCall
+from fk_reward.pipelines.hooks import call_name, find_denoisers, replaced
 from fk_reward.pipelines.wrapped_pipeline import PROMPTS_TOGETHER
 from fk_reward.sampling.row_state import Take, map_tensors
+from fk_reward.smc.particle_filter import ParticleFilter
 
 _OF_THE_SAMPLE = re.compile(
     r"(hidden_states|sample|x|z|latent.*|noisy.*|.*residual.*|.*block_samples.*|"
@@ -204,3 +204,36 @@ def _all_equal(particles: Tensor) -> bool:
         return bool((particles == first).all())
     tolerance = 1e-4 if particles.dtype in (torch.float32, torch.float64) else 1e-2
     return bool(((particles - first).abs() <= tolerance * first.abs().amax(-1, keepdim=True)).all())
+
+
+@contextmanager
+def survivors_only(pipe: Any, particle_filter: ParticleFilter) -> Iterator[None]:
+    """Cut the conditions of each call of the denoiser to the size of its sample, inside the block.
+
+    A pipeline prepares text embeddings, time ids and the like once, for K particles of each prompt. When only K' are
+    left, the samples have fewer rows. The conditions of a prompt are the same for all of its particles, so that any
+    K' of their rows will do.
+
+    Args:
+        pipe: the wrapped pipeline.
+        particle_filter: of the call; K' is its `num_particles`.
+
+    Raises:
+        ValueError: for a pipeline whose denoiser is not known.
+    """
+    denoisers = find_denoisers(pipe)
+    if not denoisers:
+        raise ValueError(f"{type(pipe).__name__} has no unet and no transformer: final_particles cannot be had.")
+    first = particle_filter.num_particles
+
+    def call_with_survivors(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        left = particle_filter.num_particles
+        if left == first:
+            return call(*args, **kwargs)
+        layout = BatchLayout(batch_rows(args, kwargs) // left, first)
+        return call(*layout.take(args, 0, left), **layout.take(kwargs, 0, left))
+
+    with ExitStack() as stack:
+        for denoiser in denoisers:
+            stack.enter_context(replaced(denoiser, call_name(denoiser), call_with_survivors))
+        yield

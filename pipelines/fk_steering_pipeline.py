@@ -10,38 +10,86 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from fk_reward.pipelines.argument_checks import check_arguments, check_rows
-from fk_reward.pipelines.batch_sizes import BatchSizes
+from fk_reward.pipelines.batching import BatchSizes, MicroBatches
 from fk_reward.pipelines.call_arguments import (
+    check_arguments,
     check_kind,
     check_output,
+    check_rows,
     complete_eta,
     resolve_prompts,
     split_arguments,
     takes_prompt,
 )
 from fk_reward.pipelines.call_record import describe_call
-from fk_reward.pipelines.decoding import LatentDecoder
-from fk_reward.pipelines.default_scheduler import steerable_if_known, unchanged
-from fk_reward.pipelines.finishing import finish
-from fk_reward.pipelines.micro_batches import MicroBatches
-from fk_reward.pipelines.output import FKSteeringOutput
+from fk_reward.pipelines.decoding import LatentDecoder, Preview, load_preview, preview_decoder
+from fk_reward.pipelines.epilogue import DecodeFn
+from fk_reward.pipelines.output import FKSteeringOutput, finish
 from fk_reward.pipelines.particle_share import call_identity, call_link, find_exchange, own_arguments
-from fk_reward.pipelines.pipeline_proxy import PipelineProxy
-from fk_reward.pipelines.previews import Preview, load_preview, preview_decoder
-from fk_reward.pipelines.rest_of_call import DecodeFn
 from fk_reward.pipelines.running_call import RunningCall
-from fk_reward.pipelines.seeds import resampling_generators
-from fk_reward.pipelines.solvers import InstalledSolver, Solver, resolve_solver
-from fk_reward.pipelines.steered_run import SteeredRun
-from fk_reward.pipelines.steering_reward import put_on, reward_place, steering_reward
-from fk_reward.pipelines.wrapped_pipeline import check_pipeline, check_scheduler, set_scheduler
-from fk_reward.rewards import Reward
+from fk_reward.pipelines.schedulers import InstalledSolver, Solver, resolve_solver, steerable_if_known, unchanged
+from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
+from fk_reward.pipelines.wrapped_pipeline import PipelineProxy, check_pipeline, check_scheduler, set_scheduler
+from fk_reward.rewards import Reward, load_reward
 from fk_reward.rewards.hub_paths import model_source
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.trace import Provenance
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.smc.particle_filter import ParticleFilter
+
+
+def steering_reward(reward: str | Reward | Callable[[Tensor, list[str]], Tensor]) -> Reward:
+    """Load a reward as `load_reward` does.
+
+    Raises:
+        ValueError: for one of which lower is better.
+
+    Example:
+        >>> steering_reward(lambda images, prompts: images.mean(dim=(1, 2, 3))).device is None
+        True
+    """
+    loaded = load_reward(reward)
+    if not loaded.card.higher_is_better:
+        raise ValueError(
+            f"Of reward {loaded.card.name!r} lower is better, and steering looks for the highest: write a minus before "
+            "it, in the name or before the object."
+        )
+    return loaded
+
+
+def reward_place(device: str | torch.device | None) -> torch.device | None:
+    """The device that a reward is to be put on; None for the pipeline's.
+
+    Raises:
+        ValueError: for a name that is none, or a device that is not there.
+
+    Example:
+        >>> reward_place("cpu")
+        device(type='cpu')
+        >>> reward_place("gpu")
+        Traceback (most recent call last):
+        ValueError: reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got ...
+    """
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got "
+            f"{str(device)!r}: {reason}"
+        ) from error
+
+
+def put_on(reward: Reward | None, device: torch.device | None) -> None:
+    """Move a reward to a device; nothing where one of the two is not there.
+
+    Example:
+        >>> put_on(None, torch.device("cpu"))
+    """
+    if reward is not None and device is not None:
+        reward.to(device)
 
 
 class FKSteeringPipeline(PipelineProxy):

@@ -1,15 +1,25 @@
-"""What a steered call returns."""
+"""What a steered call returns, and how it is made of what the wrapped pipeline returned."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
 
+from fk_reward.pipelines.epilogue import first_field
+from fk_reward.pipelines.steered_run import SteeredRun
+from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.trace import SteeringTrace
 from fk_reward.smc.weights import normalized_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,3 +55,85 @@ class FKSteeringOutput(BaseOutput):
     def abstained(self) -> torch.Tensor:
         """`(G,)` bool, prompts of which every finished image was forbidden; their images are black (`abstain=True`)."""
         return self.rewards.isneginf().all(1)
+
+
+_FLAGS = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
+"""Fields of outputs that say which images a safety checker has blacked out; DeepFloyd IF's names are the last two."""
+
+
+def finish(run: SteeredRun, out: Any, *, num_images_per_prompt: int) -> FKSteeringOutput:
+    """Score the finished samples, make the terminal correction, and select.
+
+    What comes back is what the wrapped pipeline returned for this output type; the reward reads the same images before
+    they were rounded to 8 bits (`RunningCall.finished`). An image that a safety checker has blacked out gets the reward
+    -inf, and so the weight zero, while its prompt has an image that was not.
+
+    Args:
+        run: the run.
+        out: the wrapped pipeline's output.
+        num_images_per_prompt: n.
+    """
+    returned, flags = first_field(out), _flags(out)
+    rewards = run.score_finished(returned, flags)
+    if flags is not None:
+        flags = run.exchange.gather(flags)
+        rewards = _without_flagged(rewards, flags.to(rewards.device), run)
+    run.finish(rewards)
+    selected = run.particle_filter.select(num_images_per_prompt)
+    offsets = run.particle_filter.num_particles * torch.arange(len(selected))[:, None]
+    indices = (selected + offsets).flatten()
+    images = _taken(_gathered(returned, run.exchange), indices)
+    nothing_allowed = run.particle_filter.abstained.repeat_interleave(num_images_per_prompt)
+    return FKSteeringOutput(
+        images=_black(images, nothing_allowed.tolist()),
+        rewards=rewards.detach().to("cpu", torch.float32)[indices].view(selected.shape),
+        trace=run.trace(selected),
+        nsfw_content_detected=None if flags is None else flags[indices].tolist(),
+    )
+
+
+def _flags(out: Any) -> Tensor | None:
+    """Which images were blacked out, `(B,)` bool; None where nothing was checked."""
+    found = [np.asarray(value, dtype=bool) for name in _FLAGS if (value := getattr(out, name, None)) is not None]
+    return torch.from_numpy(np.logical_or.reduce(found)).flatten() if found else None
+
+
+def _without_flagged(rewards: Tensor, flags: Tensor, run: SteeredRun) -> Tensor:
+    """Rewards with -inf for flagged images; where all of a prompt are, they keep theirs, and a warning says so."""
+    grouped = flags.view(run.particle_filter.num_groups, -1)
+    if not grouped.any():
+        return rewards
+    for group in grouped.all(1).nonzero().flatten().tolist():
+        sentence = f"The safety checker blacked out all {grouped.shape[1]} images of prompt {group}."
+        logger.warning(sentence)
+        run.notes.append(sentence)
+    excluded = (grouped & ~grouped.all(1, keepdim=True)).flatten()
+    if excluded.any():
+        run.notes.append(f"{int(excluded.sum())} images that the safety checker blacked out got the reward -inf.")
+    return rewards.masked_fill(excluded, -torch.inf)
+
+
+def _gathered(returned: Any, exchange: ParticleExchange) -> Any:
+    """The images of all processes, in the form in which the pipeline returned them."""
+    if exchange.num_processes == 1:
+        return returned
+    if isinstance(returned, Tensor):
+        return exchange.gather(returned)
+    if isinstance(returned, np.ndarray):
+        return exchange.gather(torch.from_numpy(returned)).numpy()
+    pixels = exchange.gather(torch.from_numpy(np.stack([np.asarray(image) for image in returned])))
+    return [Image.fromarray(image) for image in pixels.numpy()]
+
+
+def _taken(images: Any, indices: Tensor) -> Any:
+    """The images at these places; a list stays one."""
+    if isinstance(images, Sequence):
+        return [images[i] for i in indices.tolist()]
+    return images[indices.to(images.device)] if isinstance(images, Tensor) else images[indices.numpy()]
+
+
+def _black(images: Any, places: list[bool]) -> Any:
+    """Images, which are copies, with those at these places blacked out."""
+    for i in (i for i, is_black in enumerate(places) if is_black):
+        images[i] = Image.new("RGB", images[i].size) if isinstance(images, list) else 0
+    return images

@@ -16,8 +16,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.hooks.hooks import HookRegistry, ModelHook, StateManager
 from torch import Tensor, nn
 
-from fk_reward.pipelines.denoisers import find_denoisers
-from fk_reward.pipelines.replacement import call_name, replaced
+from fk_reward.pipelines.hooks import call_name, find_denoisers, replaced
 from fk_reward.sampling.row_state import RowState, Take, map_tensors
 
 _CACHE_STATES = (

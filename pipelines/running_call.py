@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fk_reward.pipelines.denoisers import find_denoisers
-from fk_reward.pipelines.replacement import call_name, replaced
-from fk_reward.pipelines.rest_of_call import (
+from fk_reward.pipelines.epilogue import (
     CannotDecodeError,
     DecodeFn,
     DecodeHook,
@@ -27,6 +25,7 @@ from fk_reward.pipelines.rest_of_call import (
     first_field,
     refuse_later_stages,
 )
+from fk_reward.pipelines.hooks import call_name, find_denoisers, replaced
 
 
 class RunningCall:

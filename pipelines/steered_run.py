@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from fk_reward.pipelines.batch_layout import batch_rows
+from fk_reward.pipelines.batching import MicroBatches, batch_rows
 from fk_reward.pipelines.call_record import has_been_warned_of, resampling_effect
-from fk_reward.pipelines.conditions import Conditions
-from fk_reward.pipelines.denoisers import main_denoiser
-from fk_reward.pipelines.handing_over import handing_over
-from fk_reward.pipelines.micro_batches import MicroBatches
+from fk_reward.pipelines.conditions import Conditions, survivors_only
+from fk_reward.pipelines.epilogue import DecodeFn
+from fk_reward.pipelines.hooks import call_name, main_denoiser, replaced
 from fk_reward.pipelines.pipeline_state import kept_rows
-from fk_reward.pipelines.replacement import call_name, replaced
-from fk_reward.pipelines.rest_of_call import DecodeFn
 from fk_reward.pipelines.running_call import RunningCall
-from fk_reward.pipelines.survivors import survivors_only
 from fk_reward.rewards import NonFiniteScoreError, Reward
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.row_state import RowState
@@ -33,6 +31,103 @@ from fk_reward.sampling.x0_prediction import scheduler_name
 from fk_reward.smc.particle_filter import ParticleFilter
 
 logger = logging.getLogger(__name__)
+
+
+def resampling_generators(
+    generator: Generator | Sequence[Generator] | None, num_groups: int, *, device: torch.device | str = "cpu"
+) -> list[Generator]:
+    """One generator on the CPU for each group, a function of the state of the caller's generators.
+
+    Args:
+        generator: as Diffusers pipelines take it: one, one for each image (prompt-major), or None for PyTorch's
+            global one, that of the device.
+        num_groups: number of prompts.
+        device: where the pipeline draws its noise.
+
+    Returns:
+        One generator a prompt. With a list, a prompt's generator depends only on the first one of its own images, so
+        that its result does not depend on the other prompts of the batch.
+
+    Example:
+        >>> first, second = resampling_generators(torch.Generator().manual_seed(0), 2)
+        >>> first.initial_seed() == second.initial_seed()
+        False
+    """
+    if isinstance(generator, Sequence):
+        per_group = len(generator) // num_groups
+        return [_derived(generator[group * per_group].get_state(), 0) for group in range(num_groups)]
+    state = _global_state(torch.device(device)) if generator is None else generator.get_state()
+    return [_derived(state, group) for group in range(num_groups)]
+
+
+def _global_state(device: torch.device) -> torch.Tensor:
+    """State of the global generator that the noise on this device comes from; each device has one of its own."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    if device.type == "mps":
+        return torch.mps.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)
+
+
+def _derived(state: torch.Tensor, group: int) -> Generator:
+    digest = hashlib.sha256(state.cpu().numpy().tobytes() + group.to_bytes(8, "little")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+T = TypeVar("T")
+HandOver: TypeAlias = Callable[..., Callable[[], T]]
+"""Arguments of a piece of work, to a function that gives its result."""
+
+
+@contextmanager
+def handing_over(work: Callable[..., T], *, aside: bool, device_type: str = "cpu") -> Iterator[HandOver[T]]:
+    """Do pieces of work one after the other, in a thread beside the caller's or when their results are asked for.
+
+    A thread of its own lets the work wait for its device, or for a server, while the caller goes on. Gradient,
+    inference and autocast modes, which belong to a thread, are the caller's.
+
+    Args:
+        work: the function.
+        aside: whether there is a thread; without one a piece of work begins when its result is asked for.
+        device_type: where the work is done, `"cpu"`, `"cuda"`, ...
+
+    Yields:
+        What takes the arguments of a piece of work and returns a function without arguments: the result, or the error
+        that the work ended with. On leaving, what has not begun is dropped.
+
+    Example:
+        >>> with handing_over(lambda x: 2 * x, aside=True) as hand_over:
+        ...     results = [hand_over(x) for x in (1, 2)]
+        ...     [result() for result in results]
+        [2, 4]
+    """
+    if not aside:
+        yield lambda *args: functools.partial(work, *args)
+        return
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fk-reward")
+    in_modes = _in_modes_of_caller(work, device_type)
+    try:
+        yield lambda *args: executor.submit(in_modes, *args).result
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _in_modes_of_caller(work: Callable[..., T], device_type: str) -> Callable[..., T]:
+    gradient, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    autocast = torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else None
+
+    def run(*args: Any) -> T:
+        with ExitStack() as modes:
+            modes.enter_context(torch.inference_mode(inference))
+            modes.enter_context(torch.set_grad_enabled(gradient))
+            if autocast:
+                modes.enter_context(torch.autocast(device_type, dtype=dtype))
+            return work(*args)
+
+    return run
+
+
 _THUMBNAIL_SIZE = 96
 
 

@@ -19,9 +19,8 @@ from fk_reward.benchmarks.report import Column, show_table
 from fk_reward.benchmarks.shapes_runs import particle_generators
 from fk_reward.benchmarks.speed_measure import timed_on
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
-from fk_reward.pipelines.decoding import LatentDecoder
-from fk_reward.pipelines.previews import load_preview, preview_decoder
-from fk_reward.pipelines.rest_of_call import DecodeFn
+from fk_reward.pipelines.decoding import LatentDecoder, load_preview, preview_decoder
+from fk_reward.pipelines.epilogue import DecodeFn
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.shapes import ShapesPrompt, benchmark_prompts
 

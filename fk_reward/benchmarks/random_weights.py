@@ -16,7 +16,7 @@ from fk_reward.benchmarks.full_size_rewards import FULL_SIZE
 from fk_reward.benchmarks.random_reward import default_dtype, seeded_on
 from fk_reward.benchmarks.reward_times import is_at_hand
 from fk_reward.pipelines import PREVIEWS, FKSteeringPipeline
-from fk_reward.pipelines.previews import Preview, load_preview
+from fk_reward.pipelines.decoding import Preview, load_preview
 from fk_reward.rewards import Reward, load_reward, reward_card
 from fk_reward.rewards.composition.composite import CompositeReward
 from fk_reward.rewards.composition.loading import is_composition

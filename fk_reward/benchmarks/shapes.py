@@ -46,7 +46,7 @@ def show_report(store: ResultStore) -> dict[str, Any]:
 def load_models(settings: ShapesSettings, device: str) -> tuple[FKSteeringPipeline, dict[str, Reward]]:
     """The pipeline with its solver and preview, without progress bars, and the rewards by name, checked to steer."""
     from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415 (slow to import, not needed for a report)
-    from fk_reward.pipelines.solvers import resolve_solver  # noqa: PLC0415 (the same)
+    from fk_reward.pipelines.schedulers import resolve_solver  # noqa: PLC0415 (the same)
 
     rewards = {name: load_reward(name).to(device) for name in settings.rewards}
     pipe = FKSteeringPipeline.from_pretrained(settings.model, reward=rewards[settings.rewards[0]]).to(device)
@@ -96,7 +96,7 @@ def _title(settings: Mapping[str, Any]) -> str:
 
 def trajectory(solver: str | None, steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
     """Steps and guidance: what was typed, else the solver's, else the defaults of the benchmark."""
-    from fk_reward.pipelines.solvers import resolve_solver  # noqa: PLC0415 (slow to import, not needed for a report)
+    from fk_reward.pipelines.schedulers import resolve_solver  # noqa: PLC0415 (slow to import, not needed for a report)
 
     try:
         chosen = resolve_solver(solver)

@@ -90,7 +90,7 @@ def run_variants(
     device: str,
 ) -> None:
     """Run whatever is missing, each variant in its own folder; the first shard times the units of cost."""
-    from fk_reward.pipelines.solvers import resolve_solver  # noqa: PLC0415 (slow to import, not needed for a report)
+    from fk_reward.pipelines.schedulers import resolve_solver  # noqa: PLC0415 (slow to import, not needed for a report)
 
     works = show_work(settings)
     first = next(iter(settings.values()))

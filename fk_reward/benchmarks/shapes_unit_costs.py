@@ -127,7 +127,7 @@ def _runs(
     pipe: FKSteeringPipeline, reward: Reward, *, previews: Sequence[str], batch_size: int, guidance_scale: float
 ) -> dict[str, tuple[Run, int]]:
     """What is timed, and how many rows or pictures each is of."""
-    from fk_reward.pipelines.previews import load_preview, preview_decoder  # noqa: PLC0415 (slow to import)
+    from fk_reward.pipelines.decoding import load_preview, preview_decoder  # noqa: PLC0415 (slow to import)
 
     prompts = [prompt.text for prompt in benchmark_prompts(batch_size) for _ in range(_PARTICLES)][:batch_size]
     latents, (denoise, num_rows) = _drawn(pipe, prompts, guidance_scale)
@@ -146,8 +146,8 @@ def _runs(
 
 def _drawn(pipe: FKSteeringPipeline, prompts: list[str], guidance_scale: float) -> tuple[Tensor, tuple[Run, int]]:
     """Latents of a short run `(B, C, h, w)`, and its last call of the denoiser to be repeated, with its rows."""
-    from fk_reward.pipelines.batch_layout import batch_rows  # noqa: PLC0415 (slow to import)
-    from fk_reward.pipelines.denoisers import main_denoiser  # noqa: PLC0415 (the same)
+    from fk_reward.pipelines.batching import batch_rows  # noqa: PLC0415 (slow to import)
+    from fk_reward.pipelines.hooks import main_denoiser  # noqa: PLC0415 (the same)
 
     denoiser = main_denoiser(pipe)
     if denoiser is None:

@@ -19,7 +19,7 @@ from fk_reward.user_text import require_text
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline, Solver
-    from fk_reward.pipelines.batch_sizes import BatchSizes
+    from fk_reward.pipelines.batching import BatchSizes
     from fk_reward.search.feynman_kac import FKSteeringConfig
 
 
@@ -80,7 +80,7 @@ def run_request(request: Request) -> None:
         ValueError: settings that are none, an unknown name, a folder with results of other settings, ...
         OSError: a model or a reward that cannot be found or fetched, a folder that is not empty or is in use.
     """
-    from fk_reward.pipelines.solvers import resolve_solver
+    from fk_reward.pipelines.schedulers import resolve_solver
 
     steering, sizes, solver = _steering(request), _batch_sizes(request), resolve_solver(request.solver)
     asked = _asked(request) | {"config": steering.to_dict(), "batch_sizes": asdict(sizes)}
@@ -124,7 +124,7 @@ def _steering(request: Request) -> FKSteeringConfig:
 
 
 def _batch_sizes(request: Request) -> BatchSizes:
-    from fk_reward.pipelines.batch_sizes import BatchSizes, parse_batch_size
+    from fk_reward.pipelines.batching import BatchSizes, parse_batch_size
 
     return BatchSizes(**{name: parse_batch_size(text) for name, text in request.batch_sizes.items()})
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
 
     from fk_reward.pipelines import FKSteeringPipeline
-    from fk_reward.pipelines.batch_sizes import BatchSizes
+    from fk_reward.pipelines.batching import BatchSizes
     from fk_reward.search.feynman_kac import FKSteeringConfig
 
 DEVICES = ("auto", "cpu", "cuda")

@@ -79,7 +79,7 @@ def plan(  # noqa: PLR0913 (one parameter for each option)
 
 def _guidance(model: str, typed: float | None, solver: str | None) -> float | None:
     """What was typed, else the solver's, which is the plan's business, else what suits the embedded model."""
-    from fk_reward.pipelines.solvers import resolve_solver
+    from fk_reward.pipelines.schedulers import resolve_solver
 
     preset = resolve_solver(solver)
     if typed is None and preset is not None and preset.guidance_scale is not None:

@@ -11,7 +11,7 @@ import torch
 from fk_reward.benchmarks.random_weights import sized_preview, steered_pipeline
 from fk_reward.benchmarks.speed_measure import peak_memory
 from fk_reward.pipelines import FKSteeringPipeline
-from fk_reward.pipelines.solvers import resolve_solver
+from fk_reward.pipelines.schedulers import resolve_solver
 from fk_reward.planning.costs import PROMPT
 from fk_reward.planning.planner import Plan
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fk_reward.benchmarks.hollow import HollowTensors
 from fk_reward.pipelines.call_arguments import complete_eta
-from fk_reward.pipelines.previews import Preview, preview_decoder
+from fk_reward.pipelines.decoding import Preview, preview_decoder
 from fk_reward.planning.fused_attention import FusedAttention, flop_counter
 from fk_reward.planning.live_bytes import LiveBytes
 from fk_reward.planning.subjects import Subjects, tensors_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fk_reward.pipelines.solvers import resolve_solver
+from fk_reward.pipelines.schedulers import resolve_solver
 from fk_reward.planning.advice import STOP_ADVICE, advice_for, preview_advice
 from fk_reward.planning.costs import Picture
 from fk_reward.planning.counted import Counted, count

@@ -19,9 +19,9 @@ from fk_reward.benchmarks.random_reward import default_dtype
 from fk_reward.benchmarks.random_weights import sized_preview, sized_reward
 from fk_reward.models import resolve_model
 from fk_reward.pipelines import stochastic_scheduler
-from fk_reward.pipelines.denoisers import main_denoiser
-from fk_reward.pipelines.previews import AUTO, Preview
-from fk_reward.pipelines.solvers import Solver
+from fk_reward.pipelines.decoding import AUTO, Preview
+from fk_reward.pipelines.hooks import main_denoiser
+from fk_reward.pipelines.schedulers import Solver
 from fk_reward.rewards import Reward, reward_card
 from fk_reward.rewards.composition.loading import is_composition
 from fk_reward.rewards.composition.parser import parse_expression

@@ -12,7 +12,7 @@ from torch import nn
 
 from fk_reward.pipelines import Compilation, speed_up
 from fk_reward.pipelines.acceleration import repeated_blocks
-from fk_reward.pipelines.denoisers import main_denoiser
+from fk_reward.pipelines.hooks import main_denoiser
 from fk_reward.rewards import CallableReward, load_reward
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fk_reward import BatchSizes, FKSteeringConfig, FKSteeringPipeline
-from fk_reward.pipelines.argument_checks import check_arguments
+from fk_reward.pipelines.call_arguments import check_arguments
 from tests import tiny
 from tests.pipelines.calls import STEPS, BrightnessReward, generator, steered
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fk_reward import BatchSizes
-from fk_reward.pipelines.batch_limit import BatchLimit
+from fk_reward.pipelines.batching import BatchLimit
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
 

@@ -8,7 +8,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fk_reward.pipelines.batch_layout import BatchLayout, batch_rows
+from fk_reward.pipelines.batching import BatchLayout, batch_rows
 
 
 @settings(max_examples=50, deadline=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fk_reward import BatchSizes
-from fk_reward.pipelines.batch_sizes import batch_size_fields, parse_batch_size
+from fk_reward.pipelines.batching import batch_size_fields, parse_batch_size
 
 
 @pytest.mark.parametrize("name", batch_size_fields())

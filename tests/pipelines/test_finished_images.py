@@ -11,8 +11,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
-from fk_reward.pipelines.replacement import replaced
-from fk_reward.pipelines.rest_of_call import CannotDecodeError, NoLoopError, StepResult, as_tensor, autoencoders
+from fk_reward.pipelines.epilogue import CannotDecodeError, NoLoopError, StepResult, as_tensor, autoencoders
+from fk_reward.pipelines.hooks import replaced
 from fk_reward.pipelines.running_call import RunningCall
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
@@ -99,7 +99,7 @@ def test_a_sample_is_decoded_on_the_way_as_at_the_end_and_leaves_no_trace(name):
 
 def test_a_denoiser_that_is_changed_at_the_end_of_the_call_is_noticed(monkeypatch):
     """Without the idle stand-in perturbed attention would be switched off at the first scoring step."""
-    monkeypatch.setattr("fk_reward.pipelines.rest_of_call.DENOISERS", ())
+    monkeypatch.setattr("fk_reward.pipelines.epilogue.DENOISERS", ())
     with pytest.raises((AssertionError, CannotDecodeError)):
         test_a_sample_is_decoded_on_the_way_as_at_the_end_and_leaves_no_trace("StableDiffusionPAGPipeline")
 
@@ -216,7 +216,7 @@ def test_an_image_that_was_blacked_out_does_not_win_by_its_blackness(family):
 
 def test_black_images_that_are_scored_win(monkeypatch):
     """What this is for: the reward itself prefers them."""
-    monkeypatch.setattr("fk_reward.pipelines.finishing._without_flagged", lambda rewards, flags, run: rewards)
+    monkeypatch.setattr("fk_reward.pipelines.output._without_flagged", lambda rewards, flags, run: rewards)
     assert call_checked("sd", {1, 2}).nsfw_content_detected == [True, True, False, False]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fk_reward.pipelines import survivors
-from fk_reward.pipelines.batch_layout import BatchLayout
+from fk_reward.pipelines import conditions
+from fk_reward.pipelines.batching import BatchLayout
 from tests import tiny
 from tests.pipelines.calls import STEPS, generator, steered
 from tests.pipelines.test_families import EXTRA, MAKERS, make
@@ -54,7 +54,7 @@ def test_saboteur_the_first_rows_of_all_prompts_are_noticed(monkeypatch):
     def take_first(self, value, start, stop, *, name=""):
         return take(self, value, start, stop * len(PROMPTS), name=name)
 
-    monkeypatch.setattr(survivors, "BatchLayout", first_rows)
+    monkeypatch.setattr(conditions, "BatchLayout", first_rows)
     monkeypatch.setattr(BatchLayout, "take", take_first)
     with pytest.raises((AssertionError, RuntimeError, ValueError)):
         assert difference_between_together_and_alone("sd") < TOLERANCE

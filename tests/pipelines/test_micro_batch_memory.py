@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 
 from fk_reward import BatchSizes
 from fk_reward.models import resolve_model
-from fk_reward.pipelines.micro_batches import MicroBatches
+from fk_reward.pipelines.batching import MicroBatches
 from fk_reward.planning.live_bytes import LiveBytes
 
 

@@ -13,9 +13,8 @@ from diffusers import (
 from peft import LoraConfig
 
 from fk_reward import BatchSizes, FKSteeringPipeline
-from fk_reward.pipelines.batch_layout import BatchLayout, batch_rows
-from fk_reward.pipelines.micro_batches import MicroBatches
-from fk_reward.pipelines.rest_of_call import NoLoopError
+from fk_reward.pipelines.batching import BatchLayout, MicroBatches, batch_rows
+from fk_reward.pipelines.epilogue import NoLoopError
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
 from tests.pipelines.test_families import EXTRA, MAKERS, make
@@ -147,7 +146,7 @@ def test_positions_are_not_particles():
 
 
 def test_saboteur_positions_split_like_particles_are_noticed(monkeypatch):
-    monkeypatch.setattr("fk_reward.pipelines.batch_layout.POSITIONS", ())
+    monkeypatch.setattr("fk_reward.pipelines.batching.POSITIONS", ())
     with pytest.raises(RuntimeError):
         flux_difference()
 

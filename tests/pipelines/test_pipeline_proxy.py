@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 from fk_reward import BatchSizes, FKSteeringConfig, FKSteeringPipeline
-from fk_reward.pipelines.batch_sizes import batch_size_fields
+from fk_reward.pipelines.batching import batch_size_fields
 from fk_reward.search.feynman_kac import config_fields
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered

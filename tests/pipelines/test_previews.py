@@ -9,8 +9,7 @@ from diffusers import AutoencoderTiny
 
 from fk_reward import FKSteeringPipeline
 from fk_reward.models import EMBEDDED_MODELS
-from fk_reward.pipelines import PREVIEWS, LatentDecoder, ReducedResolution
-from fk_reward.pipelines import previews as previews_module
+from fk_reward.pipelines import PREVIEWS, LatentDecoder, ReducedResolution, decoding
 from tests import tiny
 from tests.pipelines.calls import STEPS, BrightnessReward, constant, generator, steered
 from tests.tiny.components import make_vae
@@ -131,7 +130,7 @@ def shelf(tmp_path, monkeypatch):
     """Folders in the official layout, in the place of the published repositories."""
     for name, known in PREVIEWS.items():
         make_tiny_autoencoder(latent_channels=known.latent_channels).save_pretrained(tmp_path / name)
-    monkeypatch.setattr(previews_module, "model_source", lambda name, what: str(tmp_path / name.split("/")[-1]))
+    monkeypatch.setattr(decoding, "model_source", lambda name, what: str(tmp_path / name.split("/")[-1]))
     return tmp_path
 
 

@@ -7,7 +7,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 
-from fk_reward.pipelines.replacement import call_name, replaced
+from fk_reward.pipelines.hooks import call_name, replaced
 
 INPUT = torch.ones(1, 1)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fk_reward import FKSteeringPipeline
-from fk_reward.pipelines.handing_over import handing_over
+from fk_reward.pipelines.steered_run import handing_over
 from fk_reward.rewards import CallableReward, load_reward
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered

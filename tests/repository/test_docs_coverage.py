@@ -26,8 +26,8 @@ TABLES = (
     "fk_reward.smc.resampling:RESAMPLERS",
     "fk_reward.smc.potentials:POTENTIALS",
     "fk_reward.rewards.registry:REWARDS",
-    "fk_reward.pipelines.previews:PREVIEWS",
-    "fk_reward.pipelines.solvers:SOLVERS",
+    "fk_reward.pipelines.decoding:PREVIEWS",
+    "fk_reward.pipelines.schedulers:SOLVERS",
 )
 
 

@@ -25,7 +25,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from fk_reward.pipelines.denoisers import DENOISERS
+from fk_reward.pipelines.hooks import DENOISERS
 
 DecodeFn = Callable[[Tensor], Tensor]
 """Samples `(B, ...)` as the scheduler sees them, to images `(B, 3, H, W)` in [0, 1]."""
