@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fk_reward.number_checks import whole_number
 from fk_reward.pipelines.epilogue import DecodeFn
 from fk_reward.pipelines.hooks import call_name, find_denoisers, replaced
 from fk_reward.pipelines.pipeline_state import stateful_hooks
 from fk_reward.rewards import Reward
 from fk_reward.search.feynman_kac import AUTO
+from fk_reward.value_checks import whole_number
 
 logger = logging.getLogger(__name__)
 

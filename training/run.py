@@ -11,7 +11,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback
 
 from fk_reward.durable_files import naming_path
-from fk_reward.folder_lock import hold_folder_together
+from fk_reward.output_folder import hold_folder_together
 from fk_reward.rewards.llava_reward.backbone import Backbone
 from fk_reward.rewards.llava_reward.backbones import load_backbone
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 import typer
 
-from fk_reward.cli.option_lists import parse_shard
 from fk_reward.rewards.llava_reward.checkpoint import CONFIG_FILE
 from fk_reward.training.argument_parser import parse_arguments
 from fk_reward.training.run import make_trainer, run_training
+from fk_reward.value_checks import parse_shard
 
 SETTINGS = Path(__file__).parent / "adapters"
 KINDS = tuple(sorted(path.stem for path in SETTINGS.glob("*-*.yaml")))

@@ -16,14 +16,13 @@ from torch import Generator, Tensor
 from fk_reward.benchmarks.gaussian_problem import GaussianProblem, TiltedGaussian
 from fk_reward.benchmarks.report import Column, show_table, write_json
 from fk_reward.benchmarks.statistics import log_log_slope, mean_and_error, root_mean_square
-from fk_reward.cli.option_lists import parse_integers
-from fk_reward.cli.output_folder import NAMED_PATH
-from fk_reward.folder_lock import hold_folder
+from fk_reward.output_folder import NAMED_PATH, hold_folder
 from fk_reward.sampling.steering import steer
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.smc.particle_filter import ParticleFilter
 from fk_reward.smc.potentials import POTENTIALS
 from fk_reward.smc.resampling import RESAMPLERS
+from fk_reward.value_checks import parse_integers
 
 QUANTITIES = ("mean", "variance", "log_evidence")
 ESS_THRESHOLDS = (0.5, 1.0)

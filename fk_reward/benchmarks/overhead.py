@@ -15,8 +15,7 @@ from torch import Generator, Tensor
 
 from fk_reward.benchmarks.quartiles import quartiles
 from fk_reward.benchmarks.report import Column, show_table, write_json
-from fk_reward.cli.output_folder import NAMED_PATH
-from fk_reward.folder_lock import hold_folder
+from fk_reward.output_folder import NAMED_PATH, hold_folder
 from fk_reward.search.feynman_kac import FKSteeringConfig
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
 
 
 def _load(model: str, *, unet_width: int, device: str) -> FKSteeringPipeline:
-    from fk_reward.cli.loading import resolve_device  # noqa: PLC0415 (only the command has a device to name)
+    from fk_reward.devices import resolve_device  # noqa: PLC0415 (only the command has a device to name)
     from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415 (slow to import)
 
     place = resolve_device(device)

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from fk_reward.benchmarks.report import Column, markdown_table, show_table, write_json
 from fk_reward.benchmarks.statistics import clustered_bootstrap
-from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.durable_files import write_whole
-from fk_reward.folder_lock import hold_folder
+from fk_reward.output_folder import NAMED_PATH, hold_folder
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.rewards.composition.composite import CompositeReward
 from fk_reward.rewards.llava_reward import LlavaReward
@@ -277,7 +276,7 @@ def answer_rows(reward: str, answers: Mapping[str, Answers], *, label_logits: bo
 
 
 def _load_rewards(names: Sequence[str], adapters: Sequence[Path], device: str) -> dict[str, Reward]:
-    from fk_reward.cli.loading import resolve_device  # noqa: PLC0415 (only the command has a device to name)
+    from fk_reward.devices import resolve_device  # noqa: PLC0415 (only the command has a device to name)
 
     rewards = {name: load_reward(name) for name in names}
     rewards |= {str(folder): load_reward("llava-reward", adapter=folder) for folder in adapters}

@@ -14,13 +14,12 @@ from fk_reward.benchmarks.full_size_rewards import FULL_SIZE, FullSize
 from fk_reward.benchmarks.hollow import count_flops
 from fk_reward.benchmarks.report import Column, markdown_table, show_table, write_json
 from fk_reward.benchmarks.reward_times import PROMPT, TIME_COLUMNS, TimeSettings, image_size, is_at_hand, time_rows
-from fk_reward.cli.loading import DEVICES, resolve_device
-from fk_reward.cli.option_lists import parse_integers
-from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.devices import DEVICES, resolve_device
 from fk_reward.durable_files import write_whole
-from fk_reward.folder_lock import hold_folder
+from fk_reward.output_folder import NAMED_PATH, hold_folder
 from fk_reward.rewards import REWARDS, Reward, load_reward, reward_card
 from fk_reward.rewards.vlm_judge import VLMJudge
+from fk_reward.value_checks import parse_integers
 
 COST_COLUMNS = (
     Column("reward", style="`{}`"),

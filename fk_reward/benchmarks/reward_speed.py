@@ -16,10 +16,9 @@ from torch import Generator
 
 from fk_reward.benchmarks.report import Column, show_table, write_json
 from fk_reward.benchmarks.speed_measure import measure, peak_memory, reward_runs, summarize, timed_on
-from fk_reward.cli.loading import resolve_device
-from fk_reward.cli.option_lists import parse_choices, parse_integers
-from fk_reward.cli.output_folder import NAMED_PATH
-from fk_reward.folder_lock import hold_folder
+from fk_reward.devices import resolve_device
+from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.value_checks import parse_choices, parse_integers
 
 if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward

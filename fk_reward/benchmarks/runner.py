@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from fk_reward.folder_lock import hold_folder, hold_folder_together
+from fk_reward.output_folder import hold_folder, hold_folder_together
 
 LONGEST_WAIT = timedelta(days=7)
 """How long a process waits for the others at the end of a stage: their shares may take longer by hours."""

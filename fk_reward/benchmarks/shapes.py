@@ -15,14 +15,13 @@ from fk_reward.benchmarks.shapes_runs import PROMPT_LISTS, RESULT_KEY, Populatio
 from fk_reward.benchmarks.shapes_summary import summarize
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.cli import sampler_options, trajectory_options
-from fk_reward.cli.loading import resolve_device
-from fk_reward.cli.option_lists import parse_integers, parse_shard
-from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.devices import resolve_device
 from fk_reward.durable_files import write_whole
-from fk_reward.folder_lock import hold_folder
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
+from fk_reward.output_folder import NAMED_PATH, hold_folder
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.search.feynman_kac import FKSteeringConfig, parse_reward_scale
+from fk_reward.value_checks import parse_integers, parse_shard
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline

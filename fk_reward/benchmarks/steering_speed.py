@@ -17,11 +17,11 @@ from fk_reward.benchmarks.reward_speed import OUT_OF_MEMORY
 from fk_reward.benchmarks.reward_times import PROMPT
 from fk_reward.benchmarks.speed_measure import peak_memory, timed_on
 from fk_reward.benchmarks.steering_variants import COMPILED, STEERED, STOCK, VARIANTS, Variant
-from fk_reward.cli.loading import DEVICES, DTYPES, default_guidance, resolve_device, resolve_dtype
-from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.devices import DEVICES, DTYPES, resolve_device, resolve_dtype
 from fk_reward.durable_files import write_whole
-from fk_reward.folder_lock import hold_folder
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
+from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.pipelines.loading import default_guidance
 from fk_reward.search.feynman_kac import FKSteeringConfig
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fk_reward.durable_files import append_lines, read_json, read_json_lines, write_whole
-from fk_reward.folder_lock import usable_folder
+from fk_reward.output_folder import usable_folder
 from fk_reward.rewards import Reward
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fk_reward.cli.output_folder import NAMED_PATH, prepare_folder
+from fk_reward.output_folder import NAMED_PATH, prepare_folder
 from fk_reward.terminal import TextTable, say
 
 if TYPE_CHECKING:

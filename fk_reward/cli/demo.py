@@ -10,12 +10,10 @@ from typing import Annotated
 import typer
 
 from fk_reward.cli.demo_report import demo_table, headline, to_record
-from fk_reward.cli.loading import default_guidance, load_pipeline
-from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.cosmetic import cosmetic
 from fk_reward.durable_files import write_whole
-from fk_reward.folder_lock import hold_folder
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
+from fk_reward.output_folder import NAMED_PATH, hold_folder
 from fk_reward.terminal import say
 
 
@@ -41,6 +39,7 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     """
     from fk_reward.cli.demo_picture import draw_demo
     from fk_reward.cli.demo_run import STEERING, run_demo
+    from fk_reward.pipelines.loading import default_guidance, load_pipeline
     from fk_reward.search.feynman_kac import parse_reward_scale
     from fk_reward.shapes import benchmark_prompts
 

@@ -9,8 +9,8 @@ import typer
 
 from fk_reward.cli import sampler_options, trajectory_options
 from fk_reward.cli.generate_request import Request, run_request
-from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
+from fk_reward.output_folder import NAMED_PATH
 
 
 def generate(  # noqa: PLR0913 (one parameter for each option)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fk_reward.benchmarks.store import settings_changes
-from fk_reward.cli.output_folder import prepare_folder
 from fk_reward.durable_files import read_json, write_whole
+from fk_reward.output_folder import prepare_folder
 
 logger = logging.getLogger(__name__)
 

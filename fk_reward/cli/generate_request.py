@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.cli.generate_record import GenerateRecord
-from fk_reward.cli.loading import accelerate, call_arguments, load_pipeline
 from fk_reward.cosmetic import cosmetic
 from fk_reward.durable_files import write_whole
-from fk_reward.folder_lock import hold_folder
+from fk_reward.output_folder import hold_folder
 from fk_reward.terminal import TextTable, say
 from fk_reward.user_text import require_text
 
@@ -80,6 +79,7 @@ def run_request(request: Request) -> None:
         ValueError: settings that are none, an unknown name, a folder with results of other settings, ...
         OSError: a model or a reward that cannot be found or fetched, a folder that is not empty or is in use.
     """
+    from fk_reward.pipelines.loading import call_arguments
     from fk_reward.pipelines.schedulers import resolve_solver
 
     steering, sizes, solver = _steering(request), _batch_sizes(request), resolve_solver(request.solver)
@@ -130,6 +130,8 @@ def _batch_sizes(request: Request) -> BatchSizes:
 
 
 def _load(request: Request, steering: FKSteeringConfig, sizes: BatchSizes, solver: Solver | None) -> FKSteeringPipeline:
+    from fk_reward.pipelines.loading import accelerate, load_pipeline
+
     pipe = load_pipeline(
         request.model,
         reward=request.reward,

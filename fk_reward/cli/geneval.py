@@ -9,7 +9,7 @@ import typer
 
 from fk_reward.cli import sampler_options
 from fk_reward.cli.geneval_request import STAGES, Request, run_request
-from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.output_folder import NAMED_PATH
 
 
 def geneval(  # noqa: PLR0913 (one parameter for each option)

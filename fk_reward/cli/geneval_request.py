@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.benchmarks.report import show_table
-from fk_reward.cli.loading import resolve_device, resolve_dtype
-from fk_reward.cli.option_lists import parse_integers
-from fk_reward.folder_lock import hold_folder_together
+from fk_reward.devices import resolve_device, resolve_dtype
+from fk_reward.output_folder import hold_folder_together
 from fk_reward.terminal import Console, open_console, say
+from fk_reward.value_checks import parse_integers
 
 if TYPE_CHECKING:
     from accelerate import PartialState

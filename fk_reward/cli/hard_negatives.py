@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fk_reward.cli.output_folder import NAMED_PATH
+from fk_reward.output_folder import NAMED_PATH
 from fk_reward.terminal import TextTable, say, styled
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fk_reward.cli.option_lists import parse_shard
-from fk_reward.cli.output_folder import NAMED_PATH
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
+from fk_reward.output_folder import NAMED_PATH
+from fk_reward.value_checks import parse_shard
 
 if TYPE_CHECKING:
     from fk_reward.benchmarks.mjbench.questions import QuestionTable
@@ -76,7 +76,7 @@ def mjbench(  # noqa: PLR0913 (options of a command)
     from fk_reward.benchmarks.mjbench.report import show_report
     from fk_reward.benchmarks.runner import find_share
     from fk_reward.benchmarks.store import ResultStore
-    from fk_reward.cli.loading import resolve_device
+    from fk_reward.devices import resolve_device
 
     folder = out or Path("results") / "mjbench" / f"{suite}-{perspective}"
     options: dict[str, Any] = {"tie_threshold": tie_threshold, "thresholds": parse_thresholds(sweep)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fk_reward.cli import sampler_options, trajectory_options
-from fk_reward.cli.loading import DTYPES, default_guidance
+from fk_reward.devices import DTYPES
 
 if TYPE_CHECKING:
     from fk_reward.planning import Plan
@@ -79,6 +79,7 @@ def plan(  # noqa: PLR0913 (one parameter for each option)
 
 def _guidance(model: str, typed: float | None, solver: str | None) -> float | None:
     """What was typed, else the solver's, which is the plan's business, else what suits the embedded model."""
+    from fk_reward.pipelines.loading import default_guidance
     from fk_reward.pipelines.schedulers import resolve_solver
 
     preset = resolve_solver(solver)

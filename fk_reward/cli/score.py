@@ -63,7 +63,7 @@ def _one_each(prompts: list[str], num_images: int) -> list[str]:
 def _score(name: str, images: list[Image.Image], prompts: list[str], *, device: str, batch_size: int) -> list[float]:
     import torch
 
-    from fk_reward.cli.loading import resolve_device
+    from fk_reward.devices import resolve_device
     from fk_reward.rewards import load_reward
 
     reward = load_reward(name).to(resolve_device(device))

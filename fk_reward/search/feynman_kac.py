@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fk_reward.number_checks import real_number, whole_number
 from fk_reward.smc.potentials import POTENTIALS
 from fk_reward.smc.resampling import RESAMPLERS
+from fk_reward.value_checks import real_number, whole_number
 
 SELECTIONS = ("best", "sample")
 AUTO = "auto"

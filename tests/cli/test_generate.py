@@ -17,7 +17,7 @@ from PIL import Image
 from fk_reward import FKSteeringConfig, SteeringTrace
 from fk_reward.cli import generate_request
 from fk_reward.cli.generate import generate
-from fk_reward.folder_lock import hold_folder
+from fk_reward.output_folder import hold_folder
 
 PROMPTS = ("a red circle", "a blue square")
 
@@ -99,7 +99,7 @@ def test_when_particles_are_scored_and_how_many_are_finished(run, options, tmp_p
 
 def test_places_and_speed(run, options, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("fk_reward.pipelines.speed_up", lambda pipe, **chosen: asked.append((pipe, chosen)))
+    monkeypatch.setattr("fk_reward.pipelines.loading.speed_up", lambda pipe, **chosen: asked.append((pipe, chosen)))
     assert run("generate", PROMPTS[0], *options).exit_code == 0
     assert asked == []
     chosen = ["--reward-device", "cpu", "--compile", "--channels-last", "--overwrite"]
@@ -115,7 +115,7 @@ def test_a_compiler_that_does_not_work(refused, options, monkeypatch):
     def fails(pipe, **chosen):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr("fk_reward.pipelines.speed_up", fails)
+    monkeypatch.setattr("fk_reward.pipelines.loading.speed_up", fails)
     assert "--compile: no C++ compiler" in refused("generate", PROMPTS[0], *options, "--compile")
 
 
@@ -224,7 +224,7 @@ def test_a_stopped_command_can_be_read_and_goes_on(run, options, tmp_path, stopp
 def test_a_finished_command_changes_nothing_and_loads_nothing(run, options, tmp_path, monkeypatch):
     assert run("generate", PROMPTS[0], *options).exit_code == 0
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr(generate_request, "load_pipeline", None)
+    monkeypatch.setattr("fk_reward.pipelines.loading.load_pipeline", None)
     again = run("generate", PROMPTS[0], *options)
     assert again.exit_code == 0, again.output
     assert "nothing to do" in again.output and "000-00.png" in again.output
@@ -330,6 +330,6 @@ def test_defects_keep_their_traceback(run, options, monkeypatch):
     def broken(*arguments, **options):
         raise TypeError("a defect")
 
-    monkeypatch.setattr("fk_reward.cli.generate_request.load_pipeline", broken)
+    monkeypatch.setattr("fk_reward.pipelines.loading.load_pipeline", broken)
     result = run("generate", PROMPTS[0], *options)
     assert isinstance(result.exception, TypeError)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fk_reward.cli import app, errors
 from fk_reward.cli.benchmark import BENCHMARKS
-from fk_reward.folder_lock import hold_folder
+from fk_reward.output_folder import hold_folder
 
 MJBENCH = ("mjbench", "--suite", "shapes", "--reward", "brightness", "--num-pairs", 7)
 WRITERS = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fk_reward.folder_lock import hold_folder
+from fk_reward.output_folder import hold_folder
 from fk_reward.rewards import load_reward
 from tests.tiny.phi3_vision import write_phi3_vision
 

@@ -11,7 +11,7 @@ import pytest
 import fk_reward
 
 PARTICLE_LAYER = (
-    "number_checks",
+    "value_checks",
     "smc.potentials",
     "smc.resampling",
     "smc.weights",

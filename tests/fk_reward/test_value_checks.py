@@ -1,11 +1,10 @@
-"""Lists and shares of the work as they are typed."""
+"""Numbers, and lists and shares of the work as they are typed."""
 
 from __future__ import annotations
 
 import pytest
-import typer
 
-from fk_reward.cli.option_lists import parse_integers
+from fk_reward.value_checks import parse_integers
 
 
 def test_integers():
@@ -14,5 +13,5 @@ def test_integers():
 
 @pytest.mark.parametrize("text", ["", "2,", "0", "-1", "2;4", "two", "2.0"])
 def test_wrong_integers(text):
-    with pytest.raises(typer.BadParameter, match="k should be"):
+    with pytest.raises(ValueError, match="k should be"):
         parse_integers("k", text)

@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+from fk_reward.devices import resolve_device, resolve_dtype
+from fk_reward.pipelines.acceleration import speed_up
+from fk_reward.pipelines.batching import BatchSizes
+from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline
+from fk_reward.search.feynman_kac import FKSteeringConfig
 
-    from fk_reward.pipelines import FKSteeringPipeline
-    from fk_reward.pipelines.batching import BatchSizes
-    from fk_reward.search.feynman_kac import FKSteeringConfig
-
-DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEFAULT_STEPS = 50
 """Scheduler steps where neither the command line nor a solver says how many."""
 SHAPES_GUIDANCE = 3.0
 """Guidance scale for which the embedded model was tuned; other models keep the default of their pipeline."""
-
-
-def resolve_device(name: str) -> str:
-    """The device that a name stands for; "auto" is the GPU where there is one.
-
-    Raises:
-        ValueError: an unknown name, or a GPU that is not there.
-
-    Example:
-        >>> resolve_device("cpu")
-        'cpu'
-    """
-    import torch
-
-    if name not in DEVICES:
-        raise ValueError(f"--device should be one of {', '.join(DEVICES)}, got {name!r}.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu.")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """The floating type that a name stands for; "auto" is half precision on the GPU and single on the CPU.
-
-    Raises:
-        ValueError: an unknown name.
-
-    Example:
-        >>> resolve_dtype("auto", "cpu")
-        torch.float32
-    """
-    import torch
-
-    if name not in DTYPES:
-        raise ValueError(f"--dtype should be one of {', '.join(DTYPES)}, got {name!r}.")
-    automatic = "float32" if device == "cpu" else "float16"
-    return getattr(torch, automatic if name == "auto" else name)
 
 
 def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
@@ -81,8 +41,6 @@ def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
         ValueError: an unknown device, type or reward.
         OSError: a model that cannot be found or fetched.
     """
-    from fk_reward.pipelines import FKSteeringPipeline
-
     place = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, place)
     pipe = FKSteeringPipeline.from_pretrained(
@@ -104,8 +62,6 @@ def accelerate(pipe: FKSteeringPipeline, *, compiled: bool, channels_last: bool)
     """
     if not compiled and not channels_last:
         return
-    from fk_reward.pipelines import speed_up
-
     try:
         speed_up(pipe, compile=compiled or None, channels_last=channels_last or None)
     except RuntimeError as error:

@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
+import typer
 from filelock import FileLock, Timeout
 
 from fk_reward.durable_files import naming_path, write_whole
@@ -63,7 +64,7 @@ def hold_folder(folder: str | os.PathLike[str], *, share: tuple[int, int] = (0, 
         ...     with hold_folder(out):
         ...         pass
         Traceback (most recent call last):
-        fk_reward.folder_lock.FolderInUseError: ... is in use by process ...
+        fk_reward.output_folder.FolderInUseError: ... is in use by process ...
     """
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -120,6 +121,50 @@ def usable_folder(folder: str | os.PathLike[str]) -> Path:
     with naming_path(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def prepare_folder(folder: Path, *, overwrite: bool) -> Path:
+    """Make a folder for results, and refuse one that holds something already, hidden files excepted.
+
+    Args:
+        folder: where the results shall go.
+        overwrite: accept a folder with files; files of the same names will be replaced, others are left alone.
+
+    Returns:
+        The folder, which exists.
+
+    Raises:
+        FileExistsError: it is not empty and `overwrite` is False.
+        NotADirectoryError: it is a file.
+
+    Example:
+        >>> import tempfile
+        >>> prepare_folder(Path(tempfile.mkdtemp()) / "new", overwrite=False).is_dir()
+        True
+    """
+    usable_folder(folder)
+    if not overwrite and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise FileExistsError(f"The output folder {folder} is not empty; choose another one or add --overwrite.")
+    return folder
+
+
+def named_path(text: str | Path) -> Path:
+    """The path that was typed.
+
+    Raises:
+        typer.BadParameter: for an empty one (of an unset variable of a shell), which would be the current folder.
+
+    Example:
+        >>> named_path("results").name
+        'results'
+    """
+    if not str(text).strip():
+        raise typer.BadParameter("the name is empty; write . for the current folder.")
+    return Path(text)
+
+
+NAMED_PATH: Final[dict[str, Any]] = {"parser": named_path, "metavar": "PATH"}
+"""Arguments of the `typer.Option` or `typer.Argument` of a path to write to."""
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import filelock
 import pytest
 
-from fk_reward.folder_lock import FolderInUseError, hold_folder, hold_folder_together
+from fk_reward.output_folder import FolderInUseError, hold_folder, hold_folder_together
 
 fork = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 needs_fork = pytest.mark.skipif(fork is None, reason="starts processes by fork, which is fast")
@@ -74,7 +74,7 @@ def test_a_killed_process_leaves_the_folder_free(tmp_path, other_process):
     ],
 )
 def test_shares_of_one_number_go_together(tmp_path, monkeypatch, first, second, goes):
-    monkeypatch.setattr("fk_reward.folder_lock._PATIENCE", 0.2)
+    monkeypatch.setattr("fk_reward.output_folder._PATIENCE", 0.2)
     with ExitStack() as stack:
         stack.enter_context(hold_folder(tmp_path, share=first))
         if not goes:

@@ -1,0 +1,48 @@
+"""Devices and floating types by the names that people type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def resolve_device(name: str) -> str:
+    """The device that a name stands for; "auto" is the GPU where there is one.
+
+    Raises:
+        ValueError: an unknown name, or a GPU that is not there.
+
+    Example:
+        >>> resolve_device("cpu")
+        'cpu'
+    """
+    import torch  # only here, so that `fk-reward --help` does not wait for it
+
+    if name not in DEVICES:
+        raise ValueError(f"--device should be one of {', '.join(DEVICES)}, got {name!r}.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def resolve_dtype(name: str, device: str) -> torch.dtype:
+    """The floating type that a name stands for; "auto" is half precision on the GPU and single on the CPU.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> resolve_dtype("auto", "cpu")
+        torch.float32
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise ValueError(f"--dtype should be one of {', '.join(DTYPES)}, got {name!r}.")
+    automatic = "float32" if device == "cpu" else "float16"
+    return getattr(torch, automatic if name == "auto" else name)
