@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from fk_reward.rewards.llava_reward.backbone import Backbone
+from fk_reward.rewards.llava_reward.backbones.base import Backbone
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 
 DTYPES = ("float32", "bfloat16", "float16")

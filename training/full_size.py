@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from fk_reward.rewards.llava_reward.backbone import Backbone
+from fk_reward.rewards.llava_reward.backbones.base import Backbone
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.rewards.llava_reward.random_backbones import random_backbone

@@ -12,8 +12,7 @@ from transformers import EarlyStoppingCallback
 
 from fk_reward.durable_files import naming_path
 from fk_reward.output_folder import hold_folder_together
-from fk_reward.rewards.llava_reward.backbone import Backbone
-from fk_reward.rewards.llava_reward.backbones import load_backbone
+from fk_reward.rewards.llava_reward.backbones.base import Backbone, load_backbone
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.rewards.prompt_limits import num_positions, require_positions
 from fk_reward.training.arguments import LlavaRewardTrainingArguments, RewardArguments

@@ -10,28 +10,26 @@ import typing
 from fk_reward import lazy
 
 if typing.TYPE_CHECKING:
-    from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
-    from fk_reward.rewards.llava_reward.backbones import BACKBONES, load_backbone
+    from fk_reward.rewards.llava_reward.backbones.base import BACKBONES, Backbone, BackboneInputs, load_backbone
     from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
     from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
     from fk_reward.rewards.llava_reward.general_preference import mean_preference, preference_logits
-    from fk_reward.rewards.llava_reward.head import RewardHead
+    from fk_reward.rewards.llava_reward.head import RewardHead, SkipCA
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
     from fk_reward.rewards.llava_reward.loading import load_llava_reward
     from fk_reward.rewards.llava_reward.model import LlavaRewardModel
-    from fk_reward.rewards.llava_reward.skip_ca import SkipCA
 
 _MODULES = {
-    "BACKBONES": "backbones",
-    "Backbone": "backbone",
-    "BackboneInputs": "backbone",
+    "BACKBONES": "backbones.base",
+    "Backbone": "backbones.base",
+    "BackboneInputs": "backbones.base",
     "LlavaReward": "llava_reward",
     "LlavaRewardConfig": "config",
     "LlavaRewardModel": "model",
     "RewardCheckpoint": "checkpoint",
     "RewardHead": "head",
-    "SkipCA": "skip_ca",
-    "load_backbone": "backbones",
+    "SkipCA": "head",
+    "load_backbone": "backbones.base",
     "load_llava_reward": "loading",
     "mean_preference": "general_preference",
     "preference_logits": "general_preference",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fk_reward.rewards.llava_reward.phi3_vision_model import CLIP_VIT_LARGE_336
+from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import CLIP_VIT_LARGE_336
 
 FULL, TINY = "full", "tiny"
 

@@ -18,9 +18,14 @@ from fk_reward.rewards.llava_reward.checkpoint import (
     read_lora_config,
     require_files,
 )
-from fk_reward.rewards.llava_reward.discovery import download_official, find_official_folder
 from fk_reward.rewards.llava_reward.loading import Adapter
-from fk_reward.rewards.llava_reward.official_checkpoint import LORA_FOLDER, YAML_FILE, load_official_checkpoint
+from fk_reward.rewards.llava_reward.official_checkpoint import (
+    LORA_FOLDER,
+    YAML_FILE,
+    download_official,
+    find_official_folder,
+    load_official_checkpoint,
+)
 
 _DIMENSION = 'dimension="alignment" (or "fidelity", "safety", "overall")'
 """What an official checkpoint needs to be told, as it is typed."""

@@ -64,7 +64,7 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
         TypeError: for an option that the backbone does not have.
         ValueError: when adapter and backbone do not belong together; it says in what.
     """
-    from fk_reward.rewards.llava_reward.backbones import backbone_class, default_options
+    from fk_reward.rewards.llava_reward.backbones.base import backbone_class, default_options
     from fk_reward.rewards.llava_reward.checkpoint_sources import base_model_of, check_before_loading, options_of
     from fk_reward.rewards.llava_reward.dimensions import attach_adapter
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fk_reward.rewards.llava_reward.adapters import NO_ADAPTER, AdapterSet
-from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
+from fk_reward.rewards.llava_reward.backbones.base import Backbone, BackboneInputs
 from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.head import RewardHead

@@ -13,15 +13,13 @@ from transformers import (
     Qwen2_5_VLModel,
 )
 
-from fk_reward.rewards.llava_reward.backbone import Backbone
 from fk_reward.rewards.llava_reward.backbone_sizes import FULL, LLAVA_NEXT, LLAVA_NEXT_GRID, PHI_VISION, QWEN_VL, TINY
-from fk_reward.rewards.llava_reward.llava_next import LlavaNextBackbone
-from fk_reward.rewards.llava_reward.llava_next_images import AnyResTransform
-from fk_reward.rewards.llava_reward.phi3_vision import PhiVisionBackbone
-from fk_reward.rewards.llava_reward.phi3_vision_model import EMBEDDING_LAYER, PhiVisionConfig, PhiVisionModel
-from fk_reward.rewards.llava_reward.qwen2_5_vl import IMAGE_TOKEN as QWEN_IMAGE_TOKEN
-from fk_reward.rewards.llava_reward.qwen2_5_vl import QwenVLBackbone
-from fk_reward.rewards.llava_reward.qwen2_5_vl_images import PatchTransform
+from fk_reward.rewards.llava_reward.backbones.base import Backbone
+from fk_reward.rewards.llava_reward.backbones.llava_next import AnyResTransform, LlavaNextBackbone
+from fk_reward.rewards.llava_reward.backbones.phi3_vision import PhiVisionBackbone
+from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import EMBEDDING_LAYER, PhiVisionConfig, PhiVisionModel
+from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import IMAGE_TOKEN as QWEN_IMAGE_TOKEN
+from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform, QwenVLBackbone
 
 _END, _LLAVA_IMAGE_TOKEN = "<|endoftext|>", "<image>"
 _SPECIAL_TOKENS = (

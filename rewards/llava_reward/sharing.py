@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from fk_reward.rewards.hub_paths import file_state
-from fk_reward.rewards.llava_reward.backbones import load_backbone
+from fk_reward.rewards.llava_reward.backbones.base import load_backbone
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 
 _MODELS: WeakValueDictionary[tuple[str, ...], LlavaRewardModel] = WeakValueDictionary()

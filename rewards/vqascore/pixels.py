@@ -44,7 +44,7 @@ def pixel_transform(processor: BaseImageProcessor) -> Callable[[Tensor], Tensor]
 
 
 def _patches(settings: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    from fk_reward.rewards.llava_reward.qwen2_5_vl_images import PatchTransform
+    from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform
 
     transform = PatchTransform.from_config(settings)
     return lambda images: torch.cat([transform(image)[0] for image in images])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fk_reward.rewards.llava_reward.backbones import load_backbone
+from fk_reward.rewards.llava_reward.backbones.base import load_backbone
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.training import collate_preferences

@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
-from fk_reward.rewards.llava_reward import discovery
-from fk_reward.rewards.llava_reward.discovery import download_official, find_official_folder
+from fk_reward.rewards.llava_reward import official_checkpoint
+from fk_reward.rewards.llava_reward.official_checkpoint import download_official, find_official_folder
 
 PARTS = ("reward_config.yaml", "pytorch_model.bin", "lora/adapter_config.json", "lora/adapter_model.safetensors")
 OTHERS = ("tokenizer.json", "config.json", "global_step9/optimizer.pt")
@@ -101,7 +101,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     hub = Hub(tmp_path / "snapshot", listing(*WILD))
-    monkeypatch.setattr(discovery, "snapshot_download", hub.snapshot_download)
+    monkeypatch.setattr(official_checkpoint, "snapshot_download", hub.snapshot_download)
     return hub
 
 

@@ -7,8 +7,8 @@ import torch
 
 from fk_reward.models import EMBEDDED_MODELS
 from fk_reward.rewards import load_reward
-from fk_reward.rewards.llava_reward.backbones import backbone_class, load_backbone
-from fk_reward.rewards.llava_reward.phi3_vision import PhiVisionBackbone
+from fk_reward.rewards.llava_reward.backbones.base import backbone_class, load_backbone
+from fk_reward.rewards.llava_reward.backbones.phi3_vision import PhiVisionBackbone
 from fk_reward.training import RewardArguments
 from fk_reward.training.run import make_model
 

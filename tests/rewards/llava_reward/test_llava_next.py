@@ -19,9 +19,8 @@ from transformers import (
 )
 from transformers.models.llava_next import modeling_llava_next
 
-from fk_reward.rewards.llava_reward.backbone import BackboneInputs
-from fk_reward.rewards.llava_reward.llava_next import LlavaNextBackbone
-from fk_reward.rewards.llava_reward.llava_next_images import AnyResTransform
+from fk_reward.rewards.llava_reward.backbones.base import BackboneInputs
+from fk_reward.rewards.llava_reward.backbones.llava_next import AnyResTransform, LlavaNextBackbone
 from tests.tiny.llava_next import write_llava_next
 
 SIZES = {"square": (16, 16), "wide": (11, 40), "tall": (51, 14), "small": (5, 6), "sliver": (2, 60), "odd": (13, 17)}

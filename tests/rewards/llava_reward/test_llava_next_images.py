@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlavaNextImageProcessorPil
 
-from fk_reward.rewards.llava_reward.llava_next_images import AnyResTransform
+from fk_reward.rewards.llava_reward.backbones.llava_next import AnyResTransform
 
 STD = (0.26862954, 0.26130258, 0.27577711)
 PIL_ROUNDING = 1.25 / 255  # two passes of the resizing, each rounded to 8 bits

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaNextModel
 
-from fk_reward.rewards.llava_reward.llava_next import LlavaNextBackbone
-from fk_reward.rewards.llava_reward.llava_next_images import AnyResTransform
+from fk_reward.rewards.llava_reward.backbones.llava_next import AnyResTransform, LlavaNextBackbone
 from tests.tiny.llava_next import write_llava_next
 
 

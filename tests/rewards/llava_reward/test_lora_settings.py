@@ -14,7 +14,7 @@ from peft import LoraConfig
 
 from fk_reward.models import resolve_model
 from fk_reward.rewards import load_reward
-from fk_reward.rewards.llava_reward.lora_settings import CHANGE_THE_BASE, LEAVE_THE_BASE
+from fk_reward.rewards.llava_reward.adapters import CHANGE_THE_BASE, LEAVE_THE_BASE
 
 PROMPT = "a photo of a cross"
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3Model, PreTrainedTokenizerFast
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from fk_reward.rewards.llava_reward.phi3_vision import PhiVisionBackbone
-from fk_reward.rewards.llava_reward.phi3_vision_model import PhiImageEmbedding, RowwiseRotaryEmbedding
+from fk_reward.rewards.llava_reward.backbones.phi3_vision import PhiVisionBackbone
+from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import PhiImageEmbedding, RowwiseRotaryEmbedding
 from tests.tiny.phi3_vision import CONFIG, VISION, write_phi3_vision
 
 PROMPTS = ["a red cat", "", "two blue birds on a long green wire, seen from far below in the early evening light"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fk_reward.rewards.llava_reward.phi3_vision import PhiVisionBackbone
+from fk_reward.rewards.llava_reward.backbones.phi3_vision import PhiVisionBackbone
 from tests.tiny.phi3_vision import write_phi3_vision
 
 

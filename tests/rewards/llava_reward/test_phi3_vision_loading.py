@@ -8,8 +8,8 @@ import shutil
 import pytest
 import torch
 
-from fk_reward.rewards.llava_reward.phi3_vision import PhiVisionBackbone
-from fk_reward.rewards.llava_reward.phi3_vision_model import PhiVisionConfig, PhiVisionModel
+from fk_reward.rewards.llava_reward.backbones.phi3_vision import PhiVisionBackbone
+from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import PhiVisionConfig, PhiVisionModel
 from tests.tiny.phi3_vision import CONFIG, random_weights, write_phi3_vision, write_shards
 
 TOWER = "model.vision_embed_tokens.img_processor.vision_model"

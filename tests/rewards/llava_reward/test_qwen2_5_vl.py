@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fk_reward.rewards.llava_reward import qwen2_5_vl
-from fk_reward.rewards.llava_reward.qwen2_5_vl import QwenVLBackbone
-from fk_reward.rewards.llava_reward.qwen2_5_vl_images import PatchTransform
+from fk_reward.rewards.llava_reward.backbones import qwen2_5_vl
+from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform, QwenVLBackbone
 from tests.tiny.qwen2_5_vl import CHAT_TEMPLATE, write_qwen2_5_vl
 
 SYSTEM_TURN, ASSISTANT_TURN = 58, 23  # letters that the official dataset code cuts from the full template

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fk_reward.rewards.llava_reward.qwen2_5_vl_images import PatchTransform, smart_resize
+from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform, smart_resize
 from tests.tiny.qwen2_5_vl import PREPROCESSOR
 
 MAX_DIFFERENCE = 1.25 / 255  # before normalisation: PIL rounds to 8 bits after each of its two passes

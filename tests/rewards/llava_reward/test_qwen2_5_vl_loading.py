@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fk_reward.rewards.llava_reward.qwen2_5_vl import QwenVLBackbone
+from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QwenVLBackbone
 from tests.tiny.qwen2_5_vl import write_qwen2_5_vl, write_shards
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from fk_reward.rewards.llava_reward.skip_ca import SkipCA
+from fk_reward.rewards.llava_reward.head import SkipCA
 
 WIDTH, EPS = 12, 1e-5
 

@@ -14,9 +14,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import ImageProcessingMixin, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from fk_reward.rewards.llava_reward.backbone import Backbone, BackboneInputs
-from fk_reward.rewards.llava_reward.phi3_vision_images import CLIP_MEAN, CLIP_STD, HDTransform
-from fk_reward.rewards.llava_reward.phi3_vision_model import PhiLanguageModel, PhiVisionModel
+from fk_reward.rewards.llava_reward.backbones.base import Backbone, BackboneInputs
+from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HDTransform,
+    PhiLanguageModel,
+    PhiVisionModel,
+)
 from fk_reward.rewards.loading_report import load_headless
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
 
