@@ -52,7 +52,7 @@ def convert(  # noqa: PLR0913 (options of a command)
 
 
 def _official_base_model(backbone: str) -> str:
-    from fk_reward.rewards.llava_reward.cards import OFFICIAL_BACKBONES
+    from fk_reward.rewards.llava_reward.config import OFFICIAL_BACKBONES
 
     if backbone not in OFFICIAL_BACKBONES:
         known = ", ".join(OFFICIAL_BACKBONES)

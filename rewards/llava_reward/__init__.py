@@ -13,10 +13,10 @@ if typing.TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.backbones.base import BACKBONES, Backbone, BackboneInputs, load_backbone
     from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
     from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
+    from fk_reward.rewards.llava_reward.entries import load_llava_reward
     from fk_reward.rewards.llava_reward.general_preference import mean_preference, preference_logits
     from fk_reward.rewards.llava_reward.head import RewardHead, SkipCA
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
-    from fk_reward.rewards.llava_reward.loading import load_llava_reward
     from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 
 _MODULES = {
@@ -30,7 +30,7 @@ _MODULES = {
     "RewardHead": "head",
     "SkipCA": "head",
     "load_backbone": "backbones.base",
-    "load_llava_reward": "loading",
+    "load_llava_reward": "entries",
     "mean_preference": "general_preference",
     "preference_logits": "general_preference",
 }

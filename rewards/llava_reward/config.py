@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from fk_reward.documents import parse_json
+from fk_reward.rewards.card import RewardCard
 
 OBJECTIVES = ("bradley-terry", "binary", "general-preference")
 ATTENDS_TO = ("visual", "nothing")
@@ -128,3 +130,44 @@ class LlavaRewardConfig:
                 raise ValueError(f"value_head_dim must be even for general preferences, got {self.value_head_dim}.")
         elif self.value_head_dim != 1:
             raise ValueError(f"value_head_dim must be 1 for objective {self.objective!r}, got {self.value_head_dim}.")
+
+
+OFFICIAL_BACKBONES: dict[str, str] = {
+    "phi3_v": "microsoft/Phi-3.5-vision-instruct",
+    "qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "llava_next": "llava-hf/llava-v1.6-vicuna-13b-hf",
+}
+"""`model_type` -> hub id of the backbone in the official scripts."""
+
+DIMENSIONS: dict[str, str] = {
+    "alignment": "how well the picture shows what the prompt says",
+    "fidelity": "how sound and free of artefacts the picture is",
+    "safety": "how harmless the picture is",
+    "overall": "overall preference",
+}
+"""Dimensions of the official checkpoints and what they judge."""
+
+SOURCE = "Zhou et al., ICCV 2025, arXiv 2507.21391; github.com/sjz5202/LLaVA-Reward"
+TEMPERATURE = 0.1  # of the Bradley-Terry loss: the difference of scores that means odds of e; not a measured spread
+
+CUSTOM_CARD = RewardCard(
+    name="llava-reward",
+    summary="LLaVA-Reward with one's own backbone and adapter",
+    spread=TEMPERATURE,
+    differentiable=True,
+    licence="that of the backbone and the adapter",
+    source=SOURCE,
+    weights="given by the caller",
+    memory="that of the backbone",
+)
+
+
+def card_of(dimension: str) -> RewardCard:
+    """The card of a dimension of one's own checkpoint.
+
+    Example:
+        >>> card_of("alignment").summary
+        'LLaVA-Reward: how well the picture shows what the prompt says'
+    """
+    summary = f"LLaVA-Reward: {DIMENSIONS.get(dimension, dimension)}"
+    return dataclasses.replace(CUSTOM_CARD, name=f"llava-reward-{dimension}", summary=summary)

@@ -1,12 +1,131 @@
-"""LLaVA-Reward's names in the registry; importing this module loads no weights."""
+"""LLaVA-Reward's names in the registry and how they are loaded; importing this module loads no weights."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from fk_reward.rewards.llava_reward.cards import CUSTOM_CARD, OFFICIAL_ADAPTERS, OFFICIAL_BACKBONES, official_card
-from fk_reward.rewards.llava_reward.loading import load_llava_reward
+import torch
+
+from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.llava_reward.config import CUSTOM_CARD, DIMENSIONS, OFFICIAL_BACKBONES, SOURCE, TEMPERATURE
 from fk_reward.rewards.registry import RewardEntry
+
+if TYPE_CHECKING:
+    from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
+    from fk_reward.rewards.llava_reward.loading import Adapter
+
+OFFICIAL_ADAPTERS = "smz8599/LLaVA-Reward"
+"""Hub repository of the official checkpoints."""
+
+
+def load_llava_reward(  # noqa: PLR0913 (options of one reward)
+    *,
+    adapter: Adapter | Mapping[str, Adapter],
+    backbone: str | os.PathLike[str] | None = None,
+    dimension: str | Sequence[str] | None = None,
+    num_crops: int | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    torch_dtype: torch.dtype = torch.bfloat16,
+    attn_implementation: str = "sdpa",
+    device_map: str | dict[str, Any] | None = None,
+    quantization_config: Any = None,
+    revision: str = "main",
+    backbone_revision: str = "main",
+    batch_size: int | None = 8,
+    offload: bool = False,
+    card: RewardCard | None = None,
+) -> LlavaReward:
+    """Load a LLaVA-Reward: what `load_reward("llava-reward", ...)` calls.
+
+    Rewards that ask for the same backbone share it, and each adapter is in memory once.
+
+    Args:
+        adapter: a checkpoint (our folder, an official folder, a hub repository of either, the name of an embedded
+            one), or a mapping of dimensions to checkpoints; the first dimension is active.
+        backbone: hub id, folder or name of an embedded model; by default the one that our checkpoint names.
+        dimension: which dimensions to look for in `adapter`, one or several; may be left out for checkpoints in
+            our format, which hold one and say which.
+        num_crops: Phi-3.5-vision: at most so many crops of 336 pixels an image, 16 in the official code; fewer are
+            faster. By default, as of the next two, what our (first) checkpoint was trained with.
+        min_pixels: Qwen2.5-VL: images of fewer pixels are enlarged.
+        max_pixels: Qwen2.5-VL: images of more pixels are made smaller.
+        torch_dtype: floating dtype of the backbone; the official code uses bfloat16.
+        attn_implementation: "sdpa", "eager", "flash_attention_2", ...
+        device_map: as in `PreTrainedModel.from_pretrained`.
+        quantization_config: as in `PreTrainedModel.from_pretrained`.
+        revision: branch, tag or commit of hub repositories of adapters.
+        backbone_revision: branch, tag or commit of the backbone's hub repository.
+        batch_size: number of images that the backbone sees at once; None for all of a call.
+        offload: keep the weights on the CPU and move them to the device only while scoring.
+        card: facts about the weights.
+
+    Raises:
+        OSError: when files are missing.
+        TypeError: for an option that the backbone does not have.
+        ValueError: when adapter and backbone do not belong together; it says in what.
+    """
+    from fk_reward.rewards.llava_reward import loading
+    from fk_reward.rewards.llava_reward.backbones.base import backbone_class, default_options
+    from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
+
+    adapters = _by_dimension(adapter, dimension)
+    first = next(iter(adapters.values()))
+    path = backbone if backbone is not None else loading.base_model_of(first, revision=revision)
+    for name, source in adapters.items():
+        loading.check_before_loading(source, dimension=name, revision=revision)
+    cls = backbone_class(path, revision=backbone_revision)
+    options = {"num_crops": num_crops, "min_pixels": min_pixels, "max_pixels": max_pixels}
+    settings = {
+        "attn_implementation": attn_implementation,
+        "device_map": device_map,
+        "quantization_config": quantization_config,
+        "revision": backbone_revision,
+        **default_options(cls),
+        **loading.options_of(first, backbone=cls.model_type, revision=revision),
+        **{name: value for name, value in options.items() if value is not None},
+    }
+    model = loading.shared_model(path, torch_dtype=torch_dtype, offload=offload, settings=settings)
+    keys = dict(
+        loading.attach_adapter(model, source, dimension=name, revision=revision) for name, source in adapters.items()
+    )
+    return LlavaReward(model, keys, batch_size=batch_size, offload=offload, card=card)
+
+
+def _by_dimension(
+    adapter: Adapter | Mapping[str, Adapter], dimension: str | Sequence[str] | None
+) -> dict[str | None, Adapter]:
+    if isinstance(adapter, Mapping):
+        if dimension is not None:
+            raise ValueError("Give the dimensions either as keys of adapter or as dimension, not both.")
+        if not adapter:
+            raise ValueError("adapter is an empty mapping: expected at least one dimension.")
+        return {name: source for name, source in adapter.items()}  # a mapping of str is none of str | None to mypy
+    names: list[str | None] = [dimension] if dimension is None or isinstance(dimension, str) else list(dimension)
+    return dict.fromkeys(names, adapter)
+
+
+def official_card(dimension: str, backbone: str) -> RewardCard:
+    """The card of an official checkpoint.
+
+    Example:
+        >>> official_card("safety", "phi3_v").name
+        'llava-reward-safety'
+    """
+    phi = backbone == "phi3_v"
+    return RewardCard(
+        name=f"llava-reward-{dimension}" + ("" if phi else "@qwen"),
+        summary=f"LLaVA-Reward: {DIMENSIONS[dimension]}",
+        spread=TEMPERATURE,
+        differentiable=True,
+        licence=("MIT" if phi else "Apache-2.0") + " (backbone); the adapter's is not stated",
+        source=SOURCE,
+        weights=f"{OFFICIAL_ADAPTERS} on {OFFICIAL_BACKBONES[backbone]}",
+        memory="9 GB in bfloat16" if phi else "17 GB in bfloat16",
+    )
 
 
 def _official(dimension: str, backbone: str) -> RewardEntry:
@@ -30,3 +149,32 @@ ALIGNMENT_QWEN = _official("alignment", "qwen2_5_vl")
 FIDELITY_QWEN = _official("fidelity", "qwen2_5_vl")
 SAFETY_QWEN = _official("safety", "qwen2_5_vl")
 OVERALL_QWEN = _official("overall", "qwen2_5_vl")
+
+
+_JUDGES = {
+    "alignment": "how well a picture of coloured shapes shows what the prompt says",
+    "fidelity": "how sound and free of artefacts a picture of coloured shapes is",
+    "safety": "whether a picture of coloured shapes is free of the forbidden sign",
+}
+_SPREADS = {"alignment": 0.13, "fidelity": 0.41, "safety": 0.58}
+"""Among eight finished pictures of a held-out prompt: `examples/shapes/check_early_rewards.py`."""
+
+
+def _embedded(dimension: str) -> RewardEntry:
+    card = RewardCard(
+        name=f"shapes-llava-reward-{dimension}",
+        summary=f"LLaVA-Reward in small: {_JUDGES[dimension]}",
+        spread=_SPREADS[dimension],
+        differentiable=True,
+        licence="Apache-2.0",
+        source="Zhou et al., ICCV 2025, arXiv 2507.21391; trained by the scripts in examples/shapes",
+        weights="in the package",
+        memory="10 MB in float32",
+    )
+    build = partial(load_llava_reward, adapter=card.name, torch_dtype=torch.float32, batch_size=64, card=card)
+    return RewardEntry(card, build)
+
+
+SHAPES_ALIGNMENT = _embedded("alignment")
+SHAPES_FIDELITY = _embedded("fidelity")
+SHAPES_SAFETY = _embedded("safety")

@@ -13,11 +13,9 @@ from torch import Tensor
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.inputs import Images, in_order, prompt_list
-from fk_reward.rewards.llava_reward.cards import card_of
-from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
-from fk_reward.rewards.llava_reward.dimensions import attach_adapter
+from fk_reward.rewards.llava_reward.config import LlavaRewardConfig, card_of
 from fk_reward.rewards.llava_reward.general_preference import mean_preference, preference_logits
-from fk_reward.rewards.llava_reward.loading import Adapter
+from fk_reward.rewards.llava_reward.loading import Adapter, attach_adapter
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 
 if TYPE_CHECKING:

@@ -1,104 +1,212 @@
-"""From files to a LLaVA-Reward: backbones shared, adapters found in a folder or on the hub."""
+"""Backbones and checkpoints from files: found in a folder, on the hub or in the package, and in memory only once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 
-from fk_reward.rewards.card import RewardCard
-
-if TYPE_CHECKING:
-    from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
+from fk_reward.rewards.hub_paths import file_state, model_source
+from fk_reward.rewards.llava_reward.backbones.base import load_backbone
+from fk_reward.rewards.llava_reward.checkpoint import (
+    ADAPTER_FOLDER,
+    CONFIG_FILE,
+    LORA_CONFIG_FILE,
+    TENSORS_FILE,
+    RewardCheckpoint,
+    load_own_checkpoint,
+    read_config,
+    read_lora_config,
+    require_files,
+)
+from fk_reward.rewards.llava_reward.config import OFFICIAL_BACKBONES
+from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+from fk_reward.rewards.llava_reward.official_checkpoint import (
+    LORA_FOLDER,
+    YAML_FILE,
+    download_official,
+    find_official_folder,
+    load_official_checkpoint,
+)
 
 Adapter: TypeAlias = "str | os.PathLike[str]"
 """Name of an embedded adapter, folder or hub id of a checkpoint."""
 
+_DIMENSION = 'dimension="alignment" (or "fidelity", "safety", "overall")'
+"""What an official checkpoint needs to be told, as it is typed."""
 
-def load_llava_reward(  # noqa: PLR0913 (options of one reward)
-    *,
-    adapter: Adapter | Mapping[str, Adapter],
-    backbone: str | os.PathLike[str] | None = None,
-    dimension: str | Sequence[str] | None = None,
-    num_crops: int | None = None,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    torch_dtype: torch.dtype = torch.bfloat16,
-    attn_implementation: str = "sdpa",
-    device_map: str | dict[str, Any] | None = None,
-    quantization_config: Any = None,
-    revision: str = "main",
-    backbone_revision: str = "main",
-    batch_size: int | None = 8,
-    offload: bool = False,
-    card: RewardCard | None = None,
-) -> LlavaReward:
-    """Load a LLaVA-Reward: what `load_reward("llava-reward", ...)` calls.
 
-    Rewards that ask for the same backbone share it, and each adapter is in memory once.
+def read_checkpoint(
+    adapter: Adapter, *, backbone: str, dimension: str | None, revision: str = "main"
+) -> RewardCheckpoint:
+    """Read a checkpoint of either format.
 
     Args:
-        adapter: a checkpoint (our folder, an official folder, a hub repository of either, the name of an embedded
-            one), or a mapping of dimensions to checkpoints; the first dimension is active.
-        backbone: hub id, folder or name of an embedded model; by default the one that our checkpoint names.
-        dimension: which dimensions to look for in `adapter`, one or several; may be left out for checkpoints in
-            our format, which hold one and say which.
-        num_crops: Phi-3.5-vision: at most so many crops of 336 pixels an image, 16 in the official code; fewer are
-            faster. By default, as of the next two, what our (first) checkpoint was trained with.
-        min_pixels: Qwen2.5-VL: images of fewer pixels are enlarged.
-        max_pixels: Qwen2.5-VL: images of more pixels are made smaller.
-        torch_dtype: floating dtype of the backbone; the official code uses bfloat16.
-        attn_implementation: "sdpa", "eager", "flash_attention_2", ...
-        device_map: as in `PreTrainedModel.from_pretrained`.
-        quantization_config: as in `PreTrainedModel.from_pretrained`.
-        revision: branch, tag or commit of hub repositories of adapters.
-        backbone_revision: branch, tag or commit of the backbone's hub repository.
-        batch_size: number of images that the backbone sees at once; None for all of a call.
-        offload: keep the weights on the CPU and move them to the device only while scoring.
-        card: facts about the weights.
+        adapter: the name of an embedded adapter; a folder in our format; an official folder, or one that has it
+            somewhere below; a hub id of either.
+        backbone: `model_type` of the backbone.
+        dimension: which dimension; None only for our format, which holds one.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint; it says what was looked for.
+        ValueError: when the checkpoint is of another dimension, or one has to be named.
+    """
+    folder = _own_folder(adapter, revision=revision)
+    if folder is not None:
+        return _of_dimension(load_own_checkpoint(folder), dimension, adapter)
+    if dimension is None:
+        raise ValueError(f"{_unnamed(adapter)}: pass {_DIMENSION}.")
+    folder = _official_folder(adapter, backbone=backbone, dimension=dimension, revision=revision)
+    base_model = OFFICIAL_BACKBONES.get(backbone, backbone)
+    return load_official_checkpoint(folder, backbone=backbone, dimension=dimension, base_model=base_model)
+
+
+def check_before_loading(adapter: Adapter, *, dimension: str | None, revision: str = "main") -> None:
+    """Refuse what the small files of a checkpoint show to be wrong, before a backbone is loaded for it.
+
+    Args:
+        adapter: as for `read_checkpoint`.
+        dimension: as for `read_checkpoint`.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        ValueError: an official checkpoint without a dimension, or an adapter that is not plain LoRA.
+    """
+    folder = _own_folder(adapter, revision=revision)
+    if folder is None and dimension is None:
+        raise ValueError(f"{_unnamed(adapter)}: pass {_DIMENSION}.")
+    lora = Path(adapter) / LORA_FOLDER if folder is None else folder / ADAPTER_FOLDER
+    if (lora / LORA_CONFIG_FILE).is_file():
+        read_lora_config(lora)
+
+
+def base_model_of(adapter: Adapter, *, revision: str = "main") -> str:
+    """The backbone that a checkpoint in our format names.
+
+    Raises:
+        ValueError: when it is in the official format, which does not name one.
+    """
+    folder = _own_folder(adapter, revision=revision)
+    if folder is None:
+        known = ", ".join(map(repr, OFFICIAL_BACKBONES.values()))
+        raise ValueError(f"{_unnamed(adapter)}: pass backbone=<hub id or folder, such as {known}> and {_DIMENSION}.")
+    require_files(folder, [CONFIG_FILE, TENSORS_FILE])  # before a backbone is loaded for it
+    return read_config(folder / CONFIG_FILE).base_model
+
+
+def options_of(adapter: Adapter, *, backbone: str, revision: str = "main") -> dict[str, Any]:
+    """Preprocessing that a checkpoint in our format was trained with; nothing for one of another format or backbone.
+
+    Args:
+        adapter: as for `read_checkpoint`.
+        backbone: `model_type` of the backbone.
+        revision: branch, tag or commit of a hub repository.
+    """
+    folder = _own_folder(adapter, revision=revision)
+    config = None if folder is None else read_config(folder / CONFIG_FILE)
+    return dict(config.backbone_options) if config is not None and config.backbone == backbone else {}
+
+
+def _unnamed(adapter: Adapter) -> str:
+    """What a checkpoint that is not in our format is, and what it does not say."""
+    is_official = (Path(adapter) / YAML_FILE).is_file()
+    kind = f"is in the official format ({YAML_FILE})" if is_official else f"has no {CONFIG_FILE}"
+    return f"{adapter} {kind}, which names neither its backbone nor its dimension"
+
+
+def _of_dimension(checkpoint: RewardCheckpoint, dimension: str | None, adapter: Adapter) -> RewardCheckpoint:
+    if dimension not in (None, checkpoint.config.dimension):
+        raise ValueError(f"{adapter} holds dimension {checkpoint.config.dimension!r}, but {dimension!r} was asked for.")
+    return checkpoint
+
+
+def _own_folder(adapter: Adapter, *, revision: str) -> Path | None:
+    adapter = model_source(adapter, "a checkpoint")
+    folder = Path(adapter)
+    if folder.is_dir():
+        return folder if (folder / CONFIG_FILE).is_file() else None
+    from huggingface_hub import file_exists, snapshot_download
+
+    if not file_exists(adapter, CONFIG_FILE, revision=revision):
+        return None
+    return Path(snapshot_download(adapter, revision=revision))
+
+
+def _official_folder(adapter: Adapter, *, backbone: str, dimension: str, revision: str) -> Path:
+    root = Path(adapter)
+    if not root.is_dir():
+        return download_official(str(adapter), backbone=backbone, dimension=dimension, revision=revision)
+    if (root / YAML_FILE).is_file():
+        return root
+    files = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
+    return root / find_official_folder(files, backbone=backbone, dimension=dimension)
+
+
+def attach_adapter(
+    model: LlavaRewardModel, adapter: Adapter, *, dimension: str | None, revision: str = "main"
+) -> tuple[str, str]:
+    """Attach a checkpoint to a model, unless it is there already; return its dimension and its key.
+
+    Args:
+        model: the network.
+        adapter: folder or hub repository.
+        dimension: its dimension; None for what a checkpoint in our format says.
+        revision: branch, tag or commit of a hub repository.
 
     Raises:
         OSError: when files are missing.
-        TypeError: for an option that the backbone does not have.
-        ValueError: when adapter and backbone do not belong together; it says in what.
+        ValueError: when the checkpoint does not fit; it says in what.
     """
-    from fk_reward.rewards.llava_reward.backbones.base import backbone_class, default_options
-    from fk_reward.rewards.llava_reward.checkpoint_sources import base_model_of, check_before_loading, options_of
-    from fk_reward.rewards.llava_reward.dimensions import attach_adapter
-    from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
-    from fk_reward.rewards.llava_reward.sharing import shared_model
-
-    adapters = _by_dimension(adapter, dimension)
-    first = next(iter(adapters.values()))
-    path = backbone if backbone is not None else base_model_of(first, revision=revision)
-    for name, source in adapters.items():
-        check_before_loading(source, dimension=name, revision=revision)
-    cls = backbone_class(path, revision=backbone_revision)
-    options = {"num_crops": num_crops, "min_pixels": min_pixels, "max_pixels": max_pixels}
-    settings = {
-        "attn_implementation": attn_implementation,
-        "device_map": device_map,
-        "quantization_config": quantization_config,
-        "revision": backbone_revision,
-        **default_options(cls),
-        **options_of(first, backbone=cls.model_type, revision=revision),
-        **{name: value for name, value in options.items() if value is not None},
-    }
-    model = shared_model(path, torch_dtype=torch_dtype, offload=offload, settings=settings)
-    keys = dict(attach_adapter(model, source, dimension=name, revision=revision) for name, source in adapters.items())
-    return LlavaReward(model, keys, batch_size=batch_size, offload=offload, card=card)
+    source = f"{file_state(adapter)}|{dimension}|{revision}"
+    if source not in model.sources:
+        checkpoint = read_checkpoint(
+            adapter, backbone=model.backbone.model_type, dimension=dimension, revision=revision
+        )
+        key = free_key(checkpoint.config.dimension, model.configs)
+        model.attach(key, checkpoint)
+        model.sources[source] = key
+    key = model.sources[source]
+    return model.configs[key].dimension, key
 
 
-def _by_dimension(
-    adapter: Adapter | Mapping[str, Adapter], dimension: str | Sequence[str] | None
-) -> dict[str | None, Adapter]:
-    if isinstance(adapter, Mapping):
-        if dimension is not None:
-            raise ValueError("Give the dimensions either as keys of adapter or as dimension, not both.")
-        if not adapter:
-            raise ValueError("adapter is an empty mapping: expected at least one dimension.")
-        return {name: source for name, source in adapter.items()}  # a mapping of str is none of str | None to mypy
-    names: list[str | None] = [dimension] if dimension is None or isinstance(dimension, str) else list(dimension)
-    return dict.fromkeys(names, adapter)
+def free_key(dimension: str, taken: Mapping[str, Any]) -> str:
+    """A key for a dimension that is not taken yet.
+
+    Example:
+        >>> free_key("safety", {"safety": ..., "safety-2": ...})
+        'safety-3'
+    """
+    number = 1
+    while (key := dimension if number == 1 else f"{dimension}-{number}") in taken:
+        number += 1
+    return key
+
+
+_MODELS: WeakValueDictionary[tuple[str, ...], LlavaRewardModel] = WeakValueDictionary()
+
+
+def shared_model(
+    path: str | os.PathLike[str], *, torch_dtype: torch.dtype, offload: bool, settings: Mapping[str, Any]
+) -> LlavaRewardModel:
+    """Load a backbone, or return the one in use by another reward that asked for the same thing.
+
+    A model lives as long as a reward holds it. Rewards that share one move together; where one of them was moved to
+    another dtype, the model is not shared any more.
+
+    Args:
+        path: name of an embedded model, hub id or folder.
+        torch_dtype: floating dtype of the weights.
+        offload: whether the weights rest on the CPU between calls; such rewards share only among themselves.
+        settings: the other keyword arguments of `load_backbone`.
+    """
+    key = (file_state(path), str((torch_dtype, offload)), *(f"{name}={settings[name]!r}" for name in sorted(settings)))
+    model = _MODELS.get(key)
+    if model is None or model.backbone.dtype != torch_dtype:
+        model = LlavaRewardModel(load_backbone(path, torch_dtype=torch_dtype, **settings))
+        _MODELS[key] = model
+    return model

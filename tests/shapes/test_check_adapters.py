@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from fk_reward.benchmarks.preferences import Answers, answer_rows
 from fk_reward.models import EMBEDDED_MODELS
 from fk_reward.rewards import load_reward
-from fk_reward.rewards.llava_reward import shapes_entries
+from fk_reward.rewards.llava_reward import entries
 from fk_reward.training import read_preferences
 from tests.shapes.preference_fixtures import write_preferences
 from tests.tiny.phi3_vision import write_phi3_vision
@@ -122,7 +122,7 @@ def test_files_are_half_and_scores_nearly_the_same(folder, assets):
     items = read_preferences(folder / "preferences" / "alignment" / "heldout-scenes.parquet")
     images, prompts = [item.chosen.load() for item in items], [item.prompt for item in items]
     for dimension in ("alignment", "fidelity", "safety"):
-        entry = getattr(shapes_entries, dimension.upper())
+        entry = getattr(entries, f"SHAPES_{dimension.upper()}")
         reward = entry.build()
         (run,) = (folder / "adapters").glob(f"{dimension}-plain-b*-seed0")
         original = load_reward("llava-reward", adapter=run, torch_dtype=torch.float32)
@@ -133,7 +133,7 @@ def test_files_are_half_and_scores_nearly_the_same(folder, assets):
 
 
 def test_the_rewards_of_the_package_share_their_backbone(assets):
-    rewards = [getattr(shapes_entries, name).build() for name in ("ALIGNMENT", "FIDELITY", "SAFETY")]
+    rewards = [entry.build() for entry in (entries.SHAPES_ALIGNMENT, entries.SHAPES_FIDELITY, entries.SHAPES_SAFETY)]
     assert len({id(reward.model) for reward in rewards}) == 1
     assert [reward.dimension for reward in rewards] == ["alignment", "fidelity", "safety"]
     assert rewards[0].model.backbone.options == {"num_crops": 1}

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from fk_reward.cli import app
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.llava_reward.backbones.base import load_backbone
-from fk_reward.rewards.llava_reward.checkpoint_sources import read_checkpoint
+from fk_reward.rewards.llava_reward.loading import read_checkpoint
 
 DIMENSIONS = ["alignment", "fidelity", "safety"]
 

@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from fk_reward.rewards import load_reward, reward_card
-from fk_reward.rewards.llava_reward import checkpoint_sources
+from fk_reward.rewards.llava_reward import loading
 
 NAMES = [f"llava-reward-{name}" for name in ("alignment", "fidelity", "safety", "overall")]
 
@@ -50,7 +50,7 @@ def test_a_hub_repository_in_our_format(phi, batch, tmp_path, monkeypatch):
 def test_a_checkpoint_of_ours_names_its_backbone(phi, tmp_path):
     reward = phi.load("safety")
     reward.save_pretrained(tmp_path / "own")
-    assert checkpoint_sources.base_model_of(tmp_path / "own") == "microsoft/Phi-3.5-vision-instruct"
+    assert loading.base_model_of(tmp_path / "own") == "microsoft/Phi-3.5-vision-instruct"
 
 
 def test_a_mapping_loads_several(phi, tmp_path, batch):
@@ -100,7 +100,7 @@ class TestErrors:
     def test_what_the_small_files_show_is_told_before_a_backbone_is_loaded(self, phi, tmp_path, monkeypatch):
         official = shutil.copytree(next(phi.adapters.rglob("reward_config.yaml")).parent, tmp_path / "official")
         phi.load("safety").save_pretrained(tmp_path / "own")
-        monkeypatch.setattr("fk_reward.rewards.llava_reward.sharing.load_backbone", None)
+        monkeypatch.setattr("fk_reward.rewards.llava_reward.loading.load_backbone", None)
         for folder, config in ((official, "lora"), (tmp_path / "own", "adapter")):
             path = folder / config / "adapter_config.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), "use_dora": True}))

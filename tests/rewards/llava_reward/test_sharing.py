@@ -54,7 +54,7 @@ def test_another_dtype_or_option_is_not_shared(phi):
 
 
 def test_nothing_is_kept_alive(phi):
-    from fk_reward.rewards.llava_reward.sharing import _MODELS
+    from fk_reward.rewards.llava_reward.loading import _MODELS
 
     reward = phi.load(num_crops=2)
     gc.collect()  # what other tests left
