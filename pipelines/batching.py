@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fk_reward.pipelines.epilogue import DecodeFn
-from fk_reward.pipelines.hooks import call_name, find_denoisers, replaced
+from fk_reward.pipelines.hooks import find_denoisers, wrap_forward, wrap_method
 from fk_reward.pipelines.pipeline_state import stateful_hooks
 from fk_reward.rewards import Reward
 from fk_reward.search.feynman_kac import AUTO
@@ -279,10 +279,10 @@ class MicroBatches:
         with ExitStack() as stack:
             if self._particles.limits:
                 for denoiser in _denoisers(pipe):
-                    stack.enter_context(replaced(denoiser, call_name(denoiser), self._denoise))
+                    stack.enter_context(wrap_forward(denoiser, self._denoise))
             vae = getattr(pipe, "vae", None)
             if self._decodes.limits and vae is not None:
-                stack.enter_context(replaced(vae, "decode", self._decode))
+                stack.enter_context(wrap_method(vae, "decode", self._decode))
             yield
 
     def decoder(self, decode: DecodeFn) -> DecodeFn:

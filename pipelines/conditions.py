@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fk_reward.pipelines.batching import POSITIONS, BatchLayout, batch_rows
 from fk_reward.pipelines.epilogue import CannotDecodeError, RestOfCall
-from fk_reward.pipelines.hooks import call_name, find_denoisers, replaced
+from fk_reward.pipelines.hooks import find_denoisers, wrap_forward
 from fk_reward.pipelines.wrapped_pipeline import PROMPTS_TOGETHER
 from fk_reward.sampling.row_state import Take, map_tensors
 from fk_reward.smc.particle_filter import ParticleFilter
@@ -63,7 +63,7 @@ class Conditions:
             raise ValueError(f"{type(self._pipe).__name__} mixes the prompts of a batch. Pass one prompt a call.")
         with ExitStack() as stack:
             for denoiser in find_denoisers(self._pipe) if self._num_particles > 1 else []:
-                stack.enter_context(replaced(denoiser, call_name(denoiser), self._around(denoiser)))
+                stack.enter_context(wrap_forward(denoiser, self._around(denoiser)))
             yield self
 
     def gather(self, take: Take, num_rows: int) -> None:
@@ -235,5 +235,5 @@ def survivors_only(pipe: Any, particle_filter: ParticleFilter) -> Iterator[None]
 
     with ExitStack() as stack:
         for denoiser in denoisers:
-            stack.enter_context(replaced(denoiser, call_name(denoiser), call_with_survivors))
+            stack.enter_context(wrap_forward(denoiser, call_with_survivors))
         yield

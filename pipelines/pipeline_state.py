@@ -16,7 +16,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.hooks.hooks import HookRegistry, ModelHook, StateManager
 from torch import Tensor, nn
 
-from fk_reward.pipelines.hooks import call_name, find_denoisers, replaced
+from fk_reward.pipelines.hooks import find_denoisers, is_wrapper, wrap_forward, wrap_method
 from fk_reward.sampling.row_state import RowState, Take, map_tensors
 
 _CACHE_STATES = (
@@ -66,10 +66,10 @@ def kept_rows(pipe: Any, *, shrinks: bool = False) -> Iterator[list[RowState]]:
     with ExitStack() as stack:
         for name in ("add_noise", "scale_noise"):
             if hasattr(pipe.scheduler, name):
-                stack.enter_context(replaced(pipe.scheduler, name, noise.call))
+                stack.enter_context(wrap_method(pipe.scheduler, name, noise.call))
         for module in find_denoisers(pipe):
             around = _first_call_checked(module, noise.begin)
-            stack.enter_context(replaced(module, call_name(module), around))
+            stack.enter_context(wrap_forward(module, around))
         try:
             yield [caches, guiders, noise]
         except BaseException:
@@ -301,7 +301,8 @@ def _foreign_tensors(module: nn.Module) -> dict[str, list[Tensor]]:
         own = vars(part)
         registry = own.get("_diffusers_hook")
         processor = own.get("processor") or own["_modules"].get("processor")  # some are modules themselves
-        holders += [processor, *(() if registry is None else registry.hooks.values())]
+        hooks = () if registry is None else registry.hooks.values()
+        holders += [processor, *(hook for hook in hooks if not is_wrapper(hook))]
     found: dict[str, list[Tensor]] = {}
     for holder in holders:
         if holder is not None and not type(holder).__module__.startswith(("diffusers.", "builtins", "torch.")):

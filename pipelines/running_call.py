@@ -25,7 +25,7 @@ from fk_reward.pipelines.epilogue import (
     first_field,
     refuse_later_stages,
 )
-from fk_reward.pipelines.hooks import call_name, find_denoisers, replaced
+from fk_reward.pipelines.hooks import find_denoisers, wrap_forward, wrap_method
 
 
 class RunningCall:
@@ -76,10 +76,10 @@ class RunningCall:
         """
         with ExitStack() as stack:
             for denoiser in find_denoisers(self._pipe):
-                stack.enter_context(replaced(denoiser, call_name(denoiser), self._denoised))
-            stack.enter_context(replaced(self._pipe.scheduler, "step", self._step))
+                stack.enter_context(wrap_forward(denoiser, self._denoised))
+            stack.enter_context(wrap_method(self._pipe.scheduler, "step", self._step))
             for autoencoder in autoencoders(self._pipe).values():
-                stack.enter_context(replaced(autoencoder, "decode", self._recorded))
+                stack.enter_context(wrap_method(autoencoder, "decode", self._recorded))
             yield
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from fk_reward.pipelines.batching import MicroBatches, batch_rows
 from fk_reward.pipelines.call_record import has_been_warned_of, resampling_effect
 from fk_reward.pipelines.conditions import Conditions, survivors_only
 from fk_reward.pipelines.epilogue import DecodeFn
-from fk_reward.pipelines.hooks import call_name, main_denoiser, replaced
+from fk_reward.pipelines.hooks import main_denoiser, wrap_forward, wrap_method
 from fk_reward.pipelines.pipeline_state import kept_rows
 from fk_reward.pipelines.running_call import RunningCall
 from fk_reward.rewards import NonFiniteScoreError, Reward
@@ -359,10 +359,10 @@ class SteeredRun:
             if self.particle_filter.config.final_particles is not None:
                 stack.enter_context(survivors_only(pipe, self.particle_filter))
             if denoiser is not None:
-                stack.enter_context(replaced(denoiser, call_name(denoiser), self._counted))
+                stack.enter_context(wrap_forward(denoiser, self._counted))
             # what an earlier call has left there says nothing about this one
             earlier = vars(pipe).pop("_num_timesteps", None)
-            stack.enter_context(replaced(pipe, "progress_bar", functools.partial(self._watched_bar, pipe)))
+            stack.enter_context(wrap_method(pipe, "progress_bar", functools.partial(self._watched_bar, pipe)))
             yield
             if earlier is not None:
                 vars(pipe).setdefault("_num_timesteps", earlier)

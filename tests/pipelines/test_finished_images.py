@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
 from fk_reward.pipelines.epilogue import CannotDecodeError, NoLoopError, StepResult, as_tensor, autoencoders
-from fk_reward.pipelines.hooks import replaced
+from fk_reward.pipelines.hooks import wrap_method
 from fk_reward.pipelines.running_call import RunningCall
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
@@ -75,7 +75,7 @@ def early_and_finished_images(name):
         results.append(step(*args, **kwargs))
         return results[-1]
 
-    with replaced(pipe.scheduler, "step", keep):
+    with wrap_method(pipe.scheduler, "step", keep):
         finished = as_tensor(stock("np"))
     final = results[-1][1] if name == "SanaSprintPipeline" else results[-1][0]  # a consistency model's denoised sample
     call = RunningCall(pipe, output_type="np")
@@ -84,7 +84,7 @@ def early_and_finished_images(name):
         early.append(call.images(final))
         return step(*args, **kwargs)
 
-    with replaced(pipe.scheduler, "step", decode), call.watching():
+    with wrap_method(pipe.scheduler, "step", decode), call.watching():
         disturbed = as_tensor(stock("np"))
     return early, finished, disturbed
 
