@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from fk_reward.training.arguments import LlavaRewardTrainingArguments, RewardArguments
-from fk_reward.training.dataset import PreferenceDataset, collate_preferences
+from fk_reward.training.dataset import PreferenceDataset, collate_preferences, split_by_prompt
 from fk_reward.training.hard_negatives import HardNegative, choose_hard_negatives, hard_negatives
 from fk_reward.training.image_source import ImageSource, UnreadableImageError
 from fk_reward.training.losses import binary_loss, bradley_terry_loss, general_preference_loss
-from fk_reward.training.new_dimension import new_dimension
-from fk_reward.training.preference_data import LabelledImage, PreferencePair
-from fk_reward.training.readers import LoadedPreferences, load_preferences, read_preferences
-from fk_reward.training.split import split_by_prompt
-from fk_reward.training.trainable import TrainableReward, TrainableShare, trainable_share
+from fk_reward.training.preference_data import (
+    LabelledImage,
+    PreferenceDataError,
+    PreferencePair,
+    RowProblem,
+    validate_preferences,
+)
+from fk_reward.training.reading import LoadedPreferences, load_preferences, read_preferences
+from fk_reward.training.trainable import TrainableReward, TrainableShare, new_dimension, trainable_share
 from fk_reward.training.trainer import LlavaRewardTrainer
-from fk_reward.training.validation import PreferenceDataError, RowProblem, validate_preferences
 
 __all__ = [
     "HardNegative",

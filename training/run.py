@@ -22,15 +22,12 @@ from fk_reward.training.checkpoints import (
     finished_metrics,
     last_complete_checkpoint,
 )
-from fk_reward.training.dataset import PreferenceDataset, collate_preferences
-from fk_reward.training.new_dimension import new_dimension
+from fk_reward.training.dataset import PreferenceDataset, collate_preferences, split_by_prompt
 from fk_reward.training.objective import is_pairwise
-from fk_reward.training.preference_data import LabelledImage, PreferencePair
-from fk_reward.training.readers import read_preferences
-from fk_reward.training.split import split_by_prompt
-from fk_reward.training.trainable import TrainableReward
+from fk_reward.training.preference_data import LabelledImage, PreferencePair, RowProblem, report_problems
+from fk_reward.training.reading import read_preferences
+from fk_reward.training.trainable import TrainableReward, new_dimension
 from fk_reward.training.trainer import LlavaRewardTrainer
-from fk_reward.training.validation import RowProblem, report_problems
 
 logger = logging.getLogger(__name__)
 _CONTROL = re.compile(r"[<\[]")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 
+from fk_reward.rewards.llava_reward.backbones.base import Backbone
 from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+from fk_reward.rewards.llava_reward.random_backbones import random_backbone
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
 
 _PREFIX = "network."
 
@@ -119,3 +125,82 @@ class TrainableReward(nn.Module):
             ValueError: when it is the checkpoint of something else.
         """
         self.network.restore(self.key, checkpoint)
+
+
+def new_dimension(
+    network: LlavaRewardModel,
+    config: LlavaRewardConfig,
+    *,
+    lora_rank: int = 128,
+    lora_alpha: float = 256,
+    lora_dropout: float = 0.05,
+    seed: int = 0,
+) -> str:
+    """Attach an untrained dimension: LoRA that changes nothing yet, the backbone's own projector, a random head.
+
+    LoRA adapts all linear layers of the language model, and only of it. Its first matrix is Gaussian, its second zero,
+    as in the official code.
+
+    Args:
+        network: what to attach it to.
+        config: what the dimension is; its name becomes the key, so it must be free.
+        lora_rank: r; 0 for no LoRA.
+        lora_alpha: scale of LoRA, divided by r.
+        lora_dropout: share of LoRA's inputs that is dropped in training.
+        seed: of LoRA and the head; the global generator is left as it was.
+
+    Returns:
+        The key in `network`.
+
+    Raises:
+        ValueError: when the dimension is there already, or belongs to another backbone.
+    """
+    lora_config = (
+        LoraConfig(
+            r=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            init_lora_weights="gaussian",
+            target_modules=list(network.adapters.linear_modules),
+        )
+        if lora_rank
+        else None
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.attach(config.dimension, RewardCheckpoint(config, lora_config, lora={}, projector={}, head={}))
+    return config.dimension
+
+
+FULL_SIZES: dict[str, Callable[[], Backbone]] = {
+    name: partial(random_backbone, name, full_size=True) for name in ("phi3_v", "qwen2_5_vl")
+}
+"""Backbone of the official checkpoints -> what builds it."""
+
+
+def full_size_share(model_type: str, *, lora_rank: int = 128, cross_attention: bool = True) -> TrainableShare:
+    """What of a backbone of LLaVA-Reward is trained, at the size of the official checkpoints.
+
+    Nothing is downloaded and no weights are made: the model is built on the meta device. The backbone counts as it is
+    used, that is without the language-model head.
+
+    Args:
+        model_type: "phi3_v" (`microsoft/Phi-3.5-vision-instruct`) or "qwen2_5_vl" (`Qwen/Qwen2.5-VL-7B-Instruct`).
+        lora_rank: rank of LoRA.
+        cross_attention: whether there is a SkipCA.
+
+    Raises:
+        ValueError: for another backbone.
+
+    Example:
+        >>> print(full_size_share("phi3_v"))  # doctest: +SKIP
+    """
+    if model_type not in FULL_SIZES:
+        raise ValueError(f"Expected one of {', '.join(FULL_SIZES)}, got {model_type!r}.")
+    with torch.device("meta"):
+        network = LlavaRewardModel(FULL_SIZES[model_type]())
+        config = LlavaRewardConfig(
+            dimension="counted", backbone=model_type, base_model=model_type, cross_attention=cross_attention
+        )
+        key = new_dimension(network, config, lora_rank=lora_rank)
+    return trainable_share(TrainableReward(network, key))

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from fk_reward.rewards.llava_reward.checkpoint import CONFIG_FILE
-from fk_reward.training.argument_parser import parse_arguments
+from fk_reward.training.arguments import parse_arguments
 from fk_reward.training.run import make_trainer, run_training
 from fk_reward.value_checks import parse_shard
 

@@ -22,7 +22,7 @@ from fk_reward.rewards.llava_reward.general_preference import preference_logits
 from fk_reward.rewards.vlm_judge import PreferenceJudge
 from fk_reward.training.metrics import answer_metrics
 from fk_reward.training.preference_data import LabelledImage, PreferenceItem
-from fk_reward.training.readers import read_preferences
+from fk_reward.training.reading import read_preferences
 
 
 def compares(reward: Reward) -> TypeGuard[LlavaReward | PreferenceJudge]:

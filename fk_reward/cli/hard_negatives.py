@@ -43,8 +43,7 @@ def hard_negatives(  # noqa: PLR0913 (options of a command)
     caption), chosen_path and reject_path (the same image), and what was changed. Captions that no rule applies to are
     left out and counted.
     """
-    from fk_reward.training.caption_files import read_captions, write_prompt_pairs
-    from fk_reward.training.hard_negatives import KINDS, choose_hard_negatives
+    from fk_reward.training.hard_negatives import KINDS, choose_hard_negatives, read_captions, write_prompt_pairs
 
     if out.exists() and not overwrite:
         raise FileExistsError(f"The output file {out} exists; choose another name or add --overwrite.")

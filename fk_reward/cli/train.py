@@ -28,7 +28,7 @@ def train(
     To use several GPUs: accelerate launch --multi_gpu -m fk_reward.cli train FILE.yaml
     """
     with _told_progress():
-        from fk_reward.training.argument_parser import TrainingArgumentParser, parse_arguments
+        from fk_reward.training.arguments import TrainingArgumentParser, parse_arguments
         from fk_reward.training.run import make_trainer, run_training
 
         if list_flags:
@@ -47,7 +47,7 @@ def trainable_share(
     cross_attention: Annotated[bool, typer.Option(help="With or without SkipCA.")] = True,
 ) -> None:
     """Count what is trained of the official backbones at their real sizes; needs neither weights nor memory."""
-    from fk_reward.training.full_size import FULL_SIZES, full_size_share
+    from fk_reward.training.trainable import FULL_SIZES, full_size_share
 
     table = TextTable(f"LoRA rank {lora_rank}, SkipCA {'on' if cross_attention else 'off'}")
     table.add_column("backbone")

@@ -102,7 +102,7 @@ def test_an_unknown_kind_is_refused():
 def test_each_file_of_settings_stands_for_itself(matrix):
     from train_adapters import KINDS, SETTINGS
 
-    from fk_reward.training.argument_parser import parse_arguments
+    from fk_reward.training.arguments import parse_arguments
 
     for kind in KINDS:
         reward, training = parse_arguments([str(SETTINGS / f"{kind}.yaml"), "--use_cpu"])

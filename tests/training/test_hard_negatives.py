@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fk_reward.shapes import COLORS, SHAPES, all_prompts
 from fk_reward.training import choose_hard_negatives, hard_negatives
-from fk_reward.training.caption_phrases import meaning, phrases
+from fk_reward.training.captions import meaning, phrases
 from fk_reward.training.hard_negatives import KINDS
 
 GRAMMAR = {prompt.text: prompt for prompt in all_prompts()}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fk_reward.training.row_values import finite_number, is_missing, plain_value, short, truth_value
+from fk_reward.training.rows import finite_number, is_missing, plain_value, short, truth_value
 
 KINDS = (int, float, np.int8, np.uint8, np.int64, np.float16, np.float32, np.float64, Decimal, np.array, torch.tensor)
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from fk_reward.training import PreferenceDataError, PreferenceDataset, collate_preferences, load_preferences
-from fk_reward.training.caption_files import read_captions
+from fk_reward.training.hard_negatives import read_captions
 from tests.training.pictures import file_bytes, noise
 
 IMAGES = [file_bytes(noise(seed)) for seed in range(3)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fk_reward.training.full_size import FULL_SIZES, full_size_share
-from fk_reward.training.trainable import TrainableShare, trainable_share
+from fk_reward.training.trainable import FULL_SIZES, TrainableShare, full_size_share, trainable_share
 from tests.training.tiny_training import PROMPTS, frozen_weights, make_model, picture, trained_weights
 
 HUB_WEIGHTS = {"phi3_v": 4_146_621_440, "qwen2_5_vl": 8_292_166_656}

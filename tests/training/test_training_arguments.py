@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fk_reward.training.argument_parser import TrainingArgumentParser, parse_arguments
+from fk_reward.training.arguments import TrainingArgumentParser, parse_arguments
 
 NEEDED = ["--backbone", "b", "--dimension", "safety", "--train_data", "d.json", "--use_cpu"]
 

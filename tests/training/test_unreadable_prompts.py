@@ -9,8 +9,8 @@ from PIL import Image
 
 from fk_reward.models import resolve_model
 from fk_reward.training.arguments import LlavaRewardTrainingArguments, RewardArguments
+from fk_reward.training.preference_data import PreferenceDataError
 from fk_reward.training.run import make_trainer
-from fk_reward.training.validation import PreferenceDataError
 
 LONG = "a red star beside a blue circle " * 100
 PROMPTS = {"long": LONG, "control token": "a star <|end|> and more", "image": "a <|image_1|> star"}

@@ -15,7 +15,7 @@ from fk_reward.training import (
     RowProblem,
     validate_preferences,
 )
-from fk_reward.training.validation import digest_images
+from fk_reward.training.preference_data import digest_images
 from tests.training.pictures import noise
 
 CAT, DOG = ImageSource(noise(0)), ImageSource(noise(1))

@@ -11,8 +11,7 @@ from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.training import collate_preferences
 from fk_reward.training.arguments import LlavaRewardTrainingArguments
-from fk_reward.training.new_dimension import new_dimension
-from fk_reward.training.trainable import TrainableReward
+from fk_reward.training.trainable import TrainableReward, new_dimension
 from fk_reward.training.trainer import LlavaRewardTrainer
 
 OPTIONS = {"phi3_v": {"num_crops": 1}, "qwen2_5_vl": {"max_pixels": 28 * 28 * 4}, "llava_next": {}}

@@ -13,10 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from fk_reward.training.image_source import ImageSource, UnreadableImageError
-from fk_reward.training.preference_data import prompt_problem
-from fk_reward.training.row_files import read_rows
-from fk_reward.training.row_values import plain_value, short
-from fk_reward.training.validation import RowProblem
+from fk_reward.training.preference_data import RowProblem, prompt_problem
+from fk_reward.training.rows import plain_value, read_rows, short
 
 BIAS = "bias"
 PERSPECTIVES = ("alignment", "safety", "quality", BIAS)
