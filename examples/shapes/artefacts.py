@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from train_clip import blurred
 
 from fk_reward.shapes import BACKGROUND
-from fk_reward.shapes.segmentation import segments
+from fk_reward.shapes.recognition import segments
 
 BACKGROUND_PAINT = torch.tensor(BACKGROUND)[:, None, None] / 255
 MIN_CHANGE = 0.035

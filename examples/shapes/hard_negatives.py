@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from fk_reward.shapes import COLORS, SHAPES, ObjectSpec, ShapesPrompt, all_prompts
 from fk_reward.shapes.prompts import NUMBERS
-from fk_reward.shapes.relations import RELATIONS
+from fk_reward.shapes.scene import RELATIONS
 
 
 def _replaced(prompt: ShapesPrompt, position: int, spec: ObjectSpec) -> ShapesPrompt:

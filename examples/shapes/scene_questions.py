@@ -23,7 +23,7 @@ from fk_reward.shapes import (
     train_prompts,
     true_prompts,
 )
-from fk_reward.shapes.relations import RELATIONS, alignment
+from fk_reward.shapes.scene import RELATIONS, alignment
 
 Dialogue = list[tuple[str, str]]
 """Questions and their answers."""

@@ -1,14 +1,20 @@
-"""A world of coloured shapes: prompts, scenes, pictures and a judge of pictures."""
+"""A world of coloured shapes: prompts, scenes, images and a judge of images."""
 
-from fk_reward.shapes.forbidden_sign import FORBIDDEN_SIGN, shows_forbidden_sign, sign_prompts
-from fk_reward.shapes.palette import BACKGROUND, COLORS, SHAPES
-from fk_reward.shapes.prompts import TASKS, ObjectSpec, ShapesPrompt, all_prompts, parse_prompt
+from fk_reward.shapes.prompts import (
+    TASKS,
+    ObjectSpec,
+    ShapesPrompt,
+    all_prompts,
+    benchmark_prompts,
+    heldout_prompts,
+    is_heldout,
+    parse_prompt,
+    train_prompts,
+)
 from fk_reward.shapes.recognition import DetectedObject, detect
-from fk_reward.shapes.render import render
 from fk_reward.shapes.sampling import sample_scene, true_prompts
-from fk_reward.shapes.scene import Scene, SceneObject
-from fk_reward.shapes.split import benchmark_prompts, heldout_prompts, is_heldout, train_prompts
-from fk_reward.shapes.verifier import Verdict, verify
+from fk_reward.shapes.scene import BACKGROUND, COLORS, SHAPES, Scene, SceneObject, render
+from fk_reward.shapes.verifier import FORBIDDEN_SIGN, Verdict, shows_forbidden_sign, sign_prompts, verify
 
 __all__ = [
     "BACKGROUND",

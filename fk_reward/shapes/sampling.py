@@ -7,10 +7,8 @@ from itertools import permutations
 
 import numpy as np
 
-from fk_reward.shapes.palette import COLORS, EXTENTS
 from fk_reward.shapes.prompts import ObjectSpec, ShapesPrompt
-from fk_reward.shapes.relations import MIN_ALIGNMENT, RELATIONS, alignment
-from fk_reward.shapes.scene import Scene, SceneObject
+from fk_reward.shapes.scene import COLORS, EXTENTS, MIN_ALIGNMENT, RELATIONS, Scene, SceneObject, alignment
 
 SIZES: dict[int, tuple[float, float]] = {1: (0.14, 0.24), 2: (0.115, 0.18), 3: (0.095, 0.145), 4: (0.09, 0.13)}
 """Number of objects to the range of their sizes."""

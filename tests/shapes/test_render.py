@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from fk_reward.shapes import BACKGROUND, COLORS, SHAPES, Scene, SceneObject, render
-from fk_reward.shapes.palette import OUTLINES
-from fk_reward.shapes.render import signed_distance
+from fk_reward.shapes.scene import OUTLINES, signed_distance
 
 BACKGROUND_COLOR = torch.tensor(BACKGROUND) / 255
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fk_reward.shapes import COLORS, SHAPES, Scene, SceneObject, detect, render
-from fk_reward.shapes.segmentation import components, segments
+from fk_reward.shapes.recognition import components, segments
 
 
 @pytest.mark.parametrize("density", [0.2, 0.4, 0.6])

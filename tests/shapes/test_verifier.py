@@ -16,7 +16,7 @@ from fk_reward.shapes import (
     sample_scene,
     verify,
 )
-from fk_reward.shapes import relations as relations_module
+from fk_reward.shapes import scene as scene_module
 
 NUM_SCENES = 240
 
@@ -59,9 +59,9 @@ def test_swapped_relations_fail(images, prompts, monkeypatch):
     position = [prompts[i] for i in kept]
     assert accuracy(images[kept], position) >= 0.99
     swapped = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    directions = {name: relations_module.RELATIONS[other] for name, other in swapped.items()}
+    directions = {name: scene_module.RELATIONS[other] for name, other in swapped.items()}
     for name, direction in directions.items():
-        monkeypatch.setitem(relations_module.RELATIONS, name, direction)
+        monkeypatch.setitem(scene_module.RELATIONS, name, direction)
     assert accuracy(images[kept], position) == 0
 
 

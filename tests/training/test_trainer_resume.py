@@ -82,7 +82,11 @@ def test_dying_while_a_checkpoint_is_written(tiny_phi, tmp_path, whole, monkeypa
 @pytest.mark.slow
 def test_a_process_that_is_killed(tiny_phi, tmp_path, whole):
     script = "import sys; from tests.training.test_trainer_resume import run; run(sys.argv[1], sys.argv[2])"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+    }
     process = subprocess.Popen([sys.executable, "-c", script, tiny_phi, tmp_path], env=environment, cwd=tmp_path)
     deadline = time.monotonic() + 300
     while not (tmp_path / "checkpoint-2").is_dir() and process.poll() is None and time.monotonic() < deadline:
