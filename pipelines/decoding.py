@@ -17,9 +17,9 @@ from diffusers import AutoencoderTiny, ModelMixin
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
+from fk_reward.models import model_source
 from fk_reward.pipelines.epilogue import DecodeFn, DecodeHook
 from fk_reward.pipelines.running_call import RunningCall
-from fk_reward.rewards.hub_paths import model_source
 from fk_reward.user_text import did_you_mean
 
 

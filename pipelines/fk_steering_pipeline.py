@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from fk_reward.models import model_source
 from fk_reward.pipelines.batching import BatchSizes, MicroBatches
 from fk_reward.pipelines.call_arguments import (
     check_arguments,
@@ -31,7 +32,6 @@ from fk_reward.pipelines.schedulers import InstalledSolver, Solver, resolve_solv
 from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
 from fk_reward.pipelines.wrapped_pipeline import PipelineProxy, check_pipeline, check_scheduler, set_scheduler
 from fk_reward.rewards import Reward, load_reward
-from fk_reward.rewards.hub_paths import model_source
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.trace import Provenance
 from fk_reward.search.feynman_kac import FKSteeringConfig

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from fk_reward.rewards.base import NonFiniteScoreError, Reward
-from fk_reward.rewards.blip import BlipITM, ImageReward
-from fk_reward.rewards.callable import CallableReward
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import CallableReward, NonFiniteScoreError, Reward, RewardCard
+from fk_reward.rewards.blip_itm import BlipITM
 from fk_reward.rewards.clipscore import CLIPScore, clip_score
 from fk_reward.rewards.composition import CompositeReward, ExpressionError, gate, maximum, minimum, standardize
+from fk_reward.rewards.imagereward import ImageReward
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.q_align import QAlign
 from fk_reward.rewards.registry import (

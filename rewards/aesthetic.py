@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fk_reward.rewards.base import Reward
-from fk_reward.rewards.card import RewardCard
-from fk_reward.rewards.loading_report import load_complete
+from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
-from fk_reward.rewards.state_dicts import read_state_dict
+from fk_reward.rewards.weights import load_complete, read_state_dict
 
 if TYPE_CHECKING:
     from transformers import CLIPModel

@@ -1,28 +1,95 @@
-"""The base class of rewards: a subclass writes `score`, callers use the instance as a function."""
+"""A reward and its card: a subclass writes `score`, callers use the instance as a function."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import inspect
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from numbers import Real
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fk_reward.rewards.arithmetic import RewardArithmetic
-from fk_reward.rewards.card import RewardCard
 from fk_reward.rewards.inputs import ImageGroup, Images, group_by_size, prompt_list
 
-_AS_TENSOR = "torch.as_tensor(scores), of one float an image"
+if TYPE_CHECKING:
+    from fk_reward.rewards.composition import CompositeReward
 
 RewardT = TypeVar("RewardT", bound="Reward")
 
-
 _BATCH_LIMITS: ContextVar[Mapping[int, int]] = ContextVar("batch_limits", default=MappingProxyType({}))
 """Id of a reward -> images that it may score at once, of the `limited_to` blocks that this thread is in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardCard:
+    """Facts about a reward that can be read without loading its weights.
+
+    Attributes:
+        name: the name that a person types.
+        summary: one line that says what is measured.
+        higher_is_better: samplers maximise the score. Where this is False, steer with its negative,
+            `-reward`.
+        typical_range: (low, high), in the unit of the score, within which scores of ordinary pictures lie. A
+            description, not a bound that is enforced; infinite where unknown.
+        spread: typical standard deviation of the score among pictures of one prompt, in the unit of the
+            score; None where nobody has measured it. A `reward_scale` of 1 / spread is where steering begins
+            to be felt.
+        differentiable: whether the gradient of the score with respect to the images is usable.
+        max_prompt_tokens: number of tokens that are read of a prompt, special tokens included; None for no
+            limit.
+        licence: licence of the weights (of the code, where there are no weights).
+        source: paper or official file that defines the score.
+        weights: hub repository, "in the package" or "none".
+        memory: memory that the weights take, in words.
+
+    Raises:
+        TypeError: when a text or a flag has the wrong type.
+        ValueError: when a text is empty, the range is not increasing, or a number is not positive.
+
+    Example:
+        >>> RewardCard(name="redness", summary="mean of the red channel", typical_range=(0, 1), spread=0.1).spread
+        0.1
+    """
+
+    name: str
+    summary: str
+    higher_is_better: bool = True
+    typical_range: tuple[float, float] = (-math.inf, math.inf)
+    spread: float | None = None
+    differentiable: bool = False
+    max_prompt_tokens: int | None = None
+    licence: str = "not stated"
+    source: str = "not stated"
+    weights: str = "none"
+    memory: str = "none"
+
+    def __post_init__(self) -> None:
+        for field in ("name", "summary", "licence", "source", "weights", "memory"):
+            _check_text(field, getattr(self, field))
+        for field in ("higher_is_better", "differentiable"):
+            if not isinstance(getattr(self, field), bool):
+                raise TypeError(f"RewardCard.{field} must be True or False, got {getattr(self, field)!r}.")
+        low, high = self.typical_range
+        if not low < high:
+            raise ValueError(f"RewardCard.typical_range must be (low, high) with low < high, got {self.typical_range}.")
+        if self.spread is not None and not 0 < self.spread < math.inf:
+            raise ValueError(f"RewardCard.spread must be positive and finite, or None, got {self.spread}.")
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise ValueError(f"RewardCard.max_prompt_tokens must be at least 1, or None, got {self.max_prompt_tokens}.")
+
+
+def _check_text(field: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"RewardCard.{field} must be a string, got {type(value).__name__}.")
+    if not value.strip() or "\n" in value:
+        raise ValueError(f"RewardCard.{field} must be one line of text, got {value!r}.")
 
 
 class NonFiniteScoreError(ValueError):
@@ -39,7 +106,7 @@ class NonFiniteScoreError(ValueError):
         self.score, self.index, self.prompt = score, index, prompt
 
 
-class Reward(RewardArithmetic, abc.ABC):
+class Reward(abc.ABC):
     """A score of images given prompts; higher is better unless the card says otherwise.
 
     A subclass sets `card` and writes `score`, nothing else. Modules that it keeps as attributes are found by
@@ -162,6 +229,29 @@ class Reward(RewardArithmetic, abc.ABC):
         """
         return list(self._held_modules())
 
+    def __add__(self, other: Reward | float) -> CompositeReward:
+        return _weighted((1.0, self), (1.0, other))
+
+    def __radd__(self, other: float) -> CompositeReward:
+        return _weighted((1.0, other), (1.0, self))
+
+    def __sub__(self, other: Reward | float) -> CompositeReward:
+        return _weighted((1.0, self), (-1.0, other))
+
+    def __rsub__(self, other: float) -> CompositeReward:
+        return _weighted((1.0, other), (-1.0, self))
+
+    def __mul__(self, factor: float) -> CompositeReward:
+        return _weighted((factor, self)) if isinstance(factor, Real) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> CompositeReward:
+        return _weighted((1.0 / divisor, self)) if isinstance(divisor, Real) else NotImplemented
+
+    def __neg__(self) -> CompositeReward:
+        return _weighted((-1.0, self))
+
     def _held_modules(self) -> Iterator[nn.Module]:
         return (value for value in vars(self).values() if isinstance(value, nn.Module))
 
@@ -184,8 +274,9 @@ class Reward(RewardArithmetic, abc.ABC):
         """Check type, shape and values; `forbidden` (B,) says which may be `-inf`, by default those that are."""
         name = self.card.name
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
-            is_tensor = isinstance(scores, Tensor)
-            got, remedy = (scores.dtype, "scores.float()") if is_tensor else (type(scores).__name__, _AS_TENSOR)
+            got, remedy = type(scores).__name__, "torch.as_tensor(scores), of one float an image"
+            if isinstance(scores, Tensor):
+                got, remedy = str(scores.dtype), "scores.float()"
             raise TypeError(f"Reward {name!r} must return a floating tensor, got {got}: return {remedy}.")
         if scores.shape != (len(indices),):
             hint = ": return scores.squeeze(1)" if scores.shape == (len(indices), 1) else ""
@@ -209,3 +300,67 @@ def _check_batch_size(size: int | None) -> None:
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def _weighted(*terms: tuple[float, Any]) -> CompositeReward:
+    """A weighted sum; NotImplemented, which Python turns into its TypeError, when a term has another type."""
+    from fk_reward.rewards.composition.functions import add_weighted
+
+    if not all(isinstance(term, Real | Reward) for _, term in terms):
+        return NotImplemented
+    return add_weighted(terms)
+
+
+class CallableReward(Reward):
+    """Wrap a function `(images, prompts) -> scores` so that it gets a reward's checks, conversions and batches.
+
+    Args:
+        fn: takes images (B, 3, H, W) float32 in [0, 1], a copy that it may write to, and B prompts; returns (B,)
+            floating scores, higher is better, `-inf` for an image that is forbidden. Where it is a `torch.nn.Module`,
+            `to` moves it and the images follow; otherwise the images come on the device they were passed on.
+        name: name in messages and traces; the function's own by default.
+        batch_size: number of images that `fn` sees at once; None for all images of one size.
+
+    Raises:
+        TypeError: when `fn` is no function of images and prompts.
+
+    Example:
+        >>> import torch
+        >>> brightness = CallableReward(lambda images, prompts: images.mean(dim=(1, 2, 3)), "brightness")
+        >>> brightness(torch.ones(2, 3, 4, 4), "a bright picture")
+        tensor([1., 1.])
+
+    B: number of images, H: height, W: width.
+    """
+
+    def __init__(
+        self, fn: Callable[[Tensor, list[str]], Tensor], name: str | None = None, *, batch_size: int | None = None
+    ) -> None:
+        if not callable(fn) or isinstance(fn, type):
+            got = f"the class {fn.__name__}; pass an instance of it" if isinstance(fn, type) else type(fn).__name__
+            raise TypeError(f"CallableReward needs a function (images, prompts) -> (B,) tensor, got {got}.")
+        _check_parameters(fn)
+        self.fn = fn
+        self.batch_size = batch_size
+        own_name = str(getattr(fn, "__name__", type(fn).__name__))
+        self.card = RewardCard(name=name or own_name, summary="a function given by the caller")
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Call the function; shapes as in `Reward.score`."""
+        return self.fn(images, prompts)
+
+
+def _check_parameters(fn: Callable[..., Any]) -> None:
+    """Raise for a function that cannot be called with images and prompts; one without a signature is believed."""
+    try:
+        signature = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind("images", "prompts")
+    except TypeError as error:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        raise TypeError(
+            f"A reward is called as fn(images, prompts), and {name}{signature} cannot be: {error}. "
+            "Write a function of these two, which may leave prompts unread."
+        ) from error

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fk_reward.models import resolve_model
-from fk_reward.rewards.base import Reward
-from fk_reward.rewards.card import RewardCard
-from fk_reward.rewards.loading_report import load_complete
+from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.prompt_limits import TruncationLog
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.text_cache import TextCache
-from fk_reward.rewards.truncation import TruncationLog
+from fk_reward.rewards.weights import load_complete
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.clipscore import CLIPScore
 from fk_reward.rewards.open_clip import clip_from_open_clip
-from fk_reward.rewards.padded_preprocessing import PaddedPreprocessing
-from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.preprocessing import ImagePreprocessing, PaddedPreprocessing
 from fk_reward.rewards.registry import RewardEntry
-from fk_reward.rewards.state_dicts import read_state_dict
+from fk_reward.rewards.weights import read_state_dict
 
 _REPOSITORY = "xswu/HPSv2"
 _TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # of the model that HPS was fine-tuned from; xswu/HPSv2 has none

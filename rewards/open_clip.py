@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fk_reward.rewards.state_dicts import unwrapped_names
+from fk_reward.rewards.weights import unwrapped_names
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel

@@ -7,11 +7,11 @@ import os
 
 import torch
 
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.clipscore import CLIPScore, scale_card
-from fk_reward.rewards.loading_report import load_complete
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
+from fk_reward.rewards.weights import load_complete
 
 _PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the one that the authors' snippet uses
 _SCALE = 100.0  # exp of the logit_scale of the published weights

@@ -162,3 +162,90 @@ def _height_width(size: int | Mapping[str, int]) -> tuple[int, int]:
             f"A size must be a number or have the keys height and width (or shortest_edge alone), got {dict(size)}."
         )
     return int(size["height"]), int(size["width"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionPreprocessing(ImagePreprocessing):
+    """torchvision's `Resize`, `CenterCrop` and `Normalize`.
+
+    They differ from transformers' processor in one thing: where the margin to cut is odd, the crop begins at half of it
+    rounded to the nearest even number, not down.
+
+    Example:
+        >>> import torch
+        >>> preprocessing = TorchvisionPreprocessing(size=4, crop_size=(4, 4), mean=(0.0,) * 3, std=(1.0,) * 3)
+        >>> columns = torch.arange(7).expand(1, 3, 4, 7) / 7
+        >>> (7 * preprocessing(columns))[0, 0, 0].round().tolist()  # 2 of 3 columns are cut on the left
+        [2.0, 3.0, 4.0, 5.0]
+    """
+
+    @classmethod
+    def of_clip(cls, size: int) -> TorchvisionPreprocessing:
+        """Resize the shorter side to `size`, bicubic, cut the central square, normalise as CLIP does.
+
+        Example:
+            >>> TorchvisionPreprocessing.of_clip(224).crop_size
+            (224, 224)
+        """
+        settings = ImagePreprocessing.from_config({"size": size, "crop_size": size})
+        return cls(**vars(settings))
+
+    def _begin(self, margin: int) -> int:
+        return round(margin / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedPreprocessing:
+    """What the package `hpsv2` does to tensors: `image_transform` with `resize_longest_max` in its transform.py.
+
+    Like there, values that the bicubic filter throws beyond [0, 1] stay. Two inputs on which the official code fails
+    are scored: a picture whose longer side has the size already is padded, too, and a side is at least one pixel long.
+
+    Attributes:
+        size: side of the square that comes out, in pixels.
+        mean: per channel, subtracted from values in [0, 1] once the borders are there.
+        std: per channel, divides the result.
+        antialias: whether the filter widens when it shrinks a picture. It does since torchvision 0.17; before, when the
+            HPS models were trained and their benchmark was published, it did not.
+
+    Example:
+        >>> import torch
+        >>> preprocessing = PaddedPreprocessing(size=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        >>> preprocessing(torch.ones(1, 3, 4, 8))[0, 0].round()
+        tensor([[0., 0., 0., 0.],
+                [1., 1., 1., 1.],
+                [1., 1., 1., 1.],
+                [0., 0., 0., 0.]])
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    antialias: bool = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Resize, pad, normalise.
+
+        Args:
+            images: (B, 3, H, W) floating in [0, 1].
+
+        Returns:
+            (B, 3, size, size) of the same dtype and device.
+
+        B: number of images, H, W: height and width before.
+        """
+        images = self._pad(self._resize(images))
+        mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def _resize(self, images: Tensor) -> Tensor:
+        scale = self.size / max(images.shape[-2:])
+        if scale == 1:
+            return images
+        shape = tuple(max(round(side * scale), 1) for side in images.shape[-2:])
+        return functional.interpolate(images, shape, mode="bicubic", antialias=self.antialias, align_corners=False)
+
+    def _pad(self, images: Tensor) -> Tensor:
+        rows, columns = (self.size - side for side in images.shape[-2:])
+        top, left = rows // 2, columns // 2  # the odd pixel goes to the bottom and to the right
+        return functional.pad(images, (left, columns - left, top, rows - top))

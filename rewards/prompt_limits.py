@@ -1,4 +1,4 @@
-"""What a prompt may not be for a language model: control tokens in it, or more tokens than the model has positions.
+"""How much of a prompt a model reads: text encoders cut it and say so, language models refuse it.
 
 Text encoders (CLIP, BLIP) read a prompt as plain text and cut it at a length that stands on the card, with a warning
 (`TruncationLog`). Language models get the prompt inside a template with an image. There a `<|im_end|>` or an image
@@ -8,7 +8,8 @@ numbers without meaning, or an index error on the device. Both are refused, by n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.user_text import shortened
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 UNSTATED_POSITIONS = 4096
 """Limit for models with relative positions that state none, as T5: their cost grows with the square of the length."""
 
-_SHOWN = 80
-"""Letters of a prompt that a message shows."""
+_SHOWN_IN_ERRORS, _SHOWN_IN_WARNINGS = 80, 200  # letters of a prompt
+
+logger = logging.getLogger(__name__)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, image_token: object = None) -> tuple[str, ...]:
@@ -57,7 +59,7 @@ def refuse_control_tokens(texts: Iterable[str], tokens: Iterable[str]) -> None:
     for text in texts:
         for token in tokens:
             if token in text:
-                shown = shortened(repr(text), _SHOWN)
+                shown = shortened(repr(text), _SHOWN_IN_ERRORS)
                 raise ValueError(f"A prompt must not contain {token!r}, a control token of the model; got {shown}.")
 
 
@@ -99,5 +101,31 @@ def require_positions(lengths: Iterable[int], prompts: Iterable[str], positions:
             behind = f" and the answer {answer}" if answer else ""
             raise ValueError(
                 f"Image and prompt take {length} tokens{behind}, but the model has {positions} positions: "
-                f"shorten {shortened(repr(prompt), _SHOWN)}."
+                f"shorten {shortened(repr(prompt), _SHOWN_IN_ERRORS)}."
             )
+
+
+class TruncationLog:
+    """Logs a warning for each new prompt that is longer than what is read of it.
+
+    Args:
+        tokenizer: that of the text encoder.
+        max_tokens: number of tokens that are read of a prompt, special ones included.
+        name: of the reward, for the warning.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, name: str) -> None:
+        self.tokenizer, self.max_tokens, self.name = tokenizer, max_tokens, name
+        self._seen: set[str] = set()
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Tokenize those prompts that were not checked before, and warn of what is cut from them."""
+        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._seen]
+        if not fresh:
+            return
+        self._seen.update(fresh)
+        rows = self.tokenizer(fresh, verbose=False, split_special_tokens=True)["input_ids"]
+        for prompt, tokens in zip(fresh, rows, strict=True):
+            if (cut := len(tokens) - self.max_tokens) > 0:
+                shown = shortened(repr(prompt), _SHOWN_IN_WARNINGS)
+                logger.warning("%s reads %d tokens; %d were cut from %s.", self.name, self.max_tokens, cut, shown)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fk_reward.rewards.base import Reward
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.registry import RewardEntry
 
 if TYPE_CHECKING:

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from fk_reward.rewards.base import Reward
-from fk_reward.rewards.callable import CallableReward
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import CallableReward, Reward, RewardCard
 from fk_reward.rewards.composition.loading import composition_card, is_composition, load_composition
 from fk_reward.user_text import did_you_mean
 
@@ -22,11 +20,11 @@ ENTRY_POINT_GROUP = "fk_reward.rewards"
 
 REWARDS: dict[str, str] = {
     "aesthetic": "fk_reward.rewards.aesthetic:AESTHETIC",
-    "blip-itm": "fk_reward.rewards.blip.itm:BLIP_ITM",
+    "blip-itm": "fk_reward.rewards.blip_itm:BLIP_ITM",
     "clipscore": "fk_reward.rewards.clipscore:CLIPSCORE",
     "hpsv2": "fk_reward.rewards.hps:HPSV2",
     "hpsv2.1": "fk_reward.rewards.hps:HPSV2_1",
-    "imagereward": "fk_reward.rewards.blip.imagereward:IMAGEREWARD",
+    "imagereward": "fk_reward.rewards.imagereward:IMAGEREWARD",
     "llava-reward": "fk_reward.rewards.llava_reward.entries:LLAVA_REWARD",
     "llava-reward-alignment": "fk_reward.rewards.llava_reward.entries:ALIGNMENT",
     "llava-reward-alignment@qwen": "fk_reward.rewards.llava_reward.entries:ALIGNMENT_QWEN",
@@ -40,7 +38,7 @@ REWARDS: dict[str, str] = {
     "pickscore": "fk_reward.rewards.pickscore:PICKSCORE",
     "q-align": "fk_reward.rewards.q_align:Q_ALIGN",
     "shapes-clipscore": "fk_reward.rewards.clipscore:SHAPES_CLIPSCORE",
-    "shapes-imagereward": "fk_reward.rewards.blip.imagereward:SHAPES_IMAGEREWARD",
+    "shapes-imagereward": "fk_reward.rewards.imagereward:SHAPES_IMAGEREWARD",
     "shapes-llava-reward-alignment": "fk_reward.rewards.llava_reward.entries:SHAPES_ALIGNMENT",
     "shapes-llava-reward-fidelity": "fk_reward.rewards.llava_reward.entries:SHAPES_FIDELITY",
     "shapes-llava-reward-safety": "fk_reward.rewards.llava_reward.entries:SHAPES_SAFETY",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fk_reward.rewards.base import Reward
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.shapes import verify
 

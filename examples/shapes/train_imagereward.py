@@ -16,11 +16,9 @@ from transformers import BertTokenizer, CLIPModel
 
 from fk_reward.models import resolve_model
 from fk_reward.rewards import ImageReward
-from fk_reward.rewards.blip.imagereward_files import ImageRewardConfig
-from fk_reward.rewards.blip.imagereward_model import ImageRewardModel
-from fk_reward.rewards.blip.imagereward_sizes import ImageRewardSizes
-from fk_reward.rewards.blip.preprocessing import TorchvisionPreprocessing
-from fk_reward.rewards.blip.prompts import PromptTokens, with_blip_tokens
+from fk_reward.rewards.blip import PromptTokens, with_blip_tokens
+from fk_reward.rewards.imagereward import ImageRewardConfig, ImageRewardModel, ImageRewardSizes
+from fk_reward.rewards.preprocessing import TorchvisionPreprocessing
 from fk_reward.shapes import train_prompts
 from fk_reward.training import PreferencePair, bradley_terry_loss, read_preferences
 

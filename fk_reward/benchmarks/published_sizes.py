@@ -2,7 +2,7 @@
 
 They decide parameters, memory and time, so they are the published ones to the last number. Those of LLaVA-Reward's
 backbones are in `fk_reward.rewards.llava_reward.backbone_sizes`, those of ImageReward in
-`fk_reward.rewards.blip.imagereward_sizes`.
+`fk_reward.rewards.imagereward`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.composition.expression import Cards, Expression
 
 

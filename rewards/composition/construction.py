@@ -65,7 +65,7 @@ def make_standardized(
         ValueError: when mean or spread are not given and do not follow from the cards, or are no such numbers.
 
     Example:
-        >>> from fk_reward.rewards.card import RewardCard
+        >>> from fk_reward.rewards.base import RewardCard
         >>> from fk_reward.rewards.composition.expression import Part
         >>> cards = {"a": RewardCard(name="a", summary="...", typical_range=(0, 1), spread=0.25)}
         >>> print(make_standardized(Part("a"), cards))
@@ -107,7 +107,7 @@ def make_gate(
         ValueError: when `failed` is not given and the typical range is not known.
 
     Example:
-        >>> from fk_reward.rewards.card import RewardCard
+        >>> from fk_reward.rewards.base import RewardCard
         >>> from fk_reward.rewards.composition.expression import Part
         >>> cards = {name: RewardCard(name=name, summary="...", typical_range=(-2, 2)) for name in ("a", "safety")}
         >>> print(make_gate(Part("a"), (Part("safety"), ">", make_number(0)), cards))

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import RewardCard
 
 Cards: TypeAlias = Mapping[str, RewardCard]
 Range: TypeAlias = tuple[float, float]

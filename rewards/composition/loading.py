@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.composition.composite import CompositeReward
 from fk_reward.rewards.composition.composite_card import composite_card
 from fk_reward.rewards.composition.parser import parse_expression

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.composition.construction import make_extreme, make_gate, make_number, make_standardized
 from fk_reward.rewards.composition.errors import ExpressionError
 from fk_reward.rewards.composition.expression import EXTREMES, Expression, Part, WeightedSum, weighted_sum

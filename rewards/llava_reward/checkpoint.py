@@ -19,7 +19,7 @@ from fk_reward.durable_files import write_whole
 from fk_reward.rewards.llava_reward.adapters import check_lora_settings
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.head import RewardHead
-from fk_reward.rewards.state_dicts import unwrapped_names
+from fk_reward.rewards.weights import unwrapped_names
 
 CONFIG_FILE = "reward_config.json"
 TENSORS_FILE = "reward.safetensors"

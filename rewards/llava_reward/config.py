@@ -11,7 +11,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from fk_reward.documents import parse_json
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import RewardCard
 
 OBJECTIVES = ("bradley-terry", "binary", "general-preference")
 ATTENDS_TO = ("visual", "nothing")

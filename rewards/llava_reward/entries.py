@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.llava_reward.config import CUSTOM_CARD, DIMENSIONS, OFFICIAL_BACKBONES, SOURCE, TEMPERATURE
 from fk_reward.rewards.registry import RewardEntry
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fk_reward.rewards.base import Reward
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.inputs import Images, in_order, prompt_list
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig, card_of
 from fk_reward.rewards.llava_reward.general_preference import mean_preference, preference_logits

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from fk_reward.rewards.hub_paths import file_state, model_source
+from fk_reward.models import file_state, model_source
 from fk_reward.rewards.llava_reward.backbones.base import load_backbone
 from fk_reward.rewards.llava_reward.checkpoint import (
     ADAPTER_FOLDER,

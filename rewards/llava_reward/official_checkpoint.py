@@ -29,7 +29,7 @@ from fk_reward.rewards.llava_reward.checkpoint import (
     require_files,
 )
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
-from fk_reward.rewards.state_dicts import read_state_dict
+from fk_reward.rewards.weights import read_state_dict
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.vlm_judge.credentials import redact_text
 from fk_reward.rewards.vlm_judge.template import JudgeTemplate
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fk_reward.rewards.hub_paths import file_state
+from fk_reward.models import file_state
 from fk_reward.rewards.vlm_judge.answers import FlawedAnswer
 from fk_reward.rewards.vlm_judge.engine import Messages, Sampling
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from fk_reward.rewards.base import Reward
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.inputs import ImageGroup, Images, in_order, pictures_of, prompt_list
 from fk_reward.rewards.vlm_judge.answer_cache import AnswerCache
 from fk_reward.rewards.vlm_judge.answers import JudgeAnswerError

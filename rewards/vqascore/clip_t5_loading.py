@@ -7,10 +7,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, CLIPVisionConfig, PreTrainedConfig, T5Config
 
-from fk_reward.rewards.loading_report import check_complete
 from fk_reward.rewards.preprocessing import ImagePreprocessing
-from fk_reward.rewards.state_dicts import WRAPPED_NAMES
 from fk_reward.rewards.vqascore.clip_t5 import ClipT5, ClipT5Processor
+from fk_reward.rewards.weights import WRAPPED_NAMES, check_complete
 
 _SETTINGS = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch"}
 """What the published checkpoints have, and the only thing that is read."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.vqascore.vqascore import QUESTION, VQAScore
 

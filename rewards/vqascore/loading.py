@@ -11,12 +11,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from fk_reward.models import resolve_model
-from fk_reward.rewards.hub_paths import file_state
-from fk_reward.rewards.loading_report import check_complete
-from fk_reward.rewards.state_dicts import WRAPPED_NAMES
+from fk_reward.models import file_state, resolve_model
 from fk_reward.rewards.vqascore.answer_model import AnswerModel
 from fk_reward.rewards.vqascore.clip_t5_loading import is_clip_t5, load_clip_t5
+from fk_reward.rewards.weights import WRAPPED_NAMES, check_complete
 
 _MODELS: WeakValueDictionary[tuple[str, ...], AnswerModel] = WeakValueDictionary()
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fk_reward.rewards.base import Reward
-from fk_reward.rewards.card import RewardCard
+from fk_reward.rewards.base import Reward, RewardCard
 
 if TYPE_CHECKING:
     from fk_reward.rewards.vqascore.answer_model import AnswerModel

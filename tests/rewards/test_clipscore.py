@@ -114,7 +114,7 @@ def test_the_score_does_not_depend_on_the_padding(reward, images):
 
 def test_long_prompts_are_cut_with_one_warning(reward, images, caplog):
     prompt = "red " * 40  # 40 tokens and the two special ones
-    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.truncation"):
+    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.prompt_limits"):
         first = reward(images, [prompt, "red", "red", "red"])
         reward(images, prompt)
     assert [record.getMessage() for record in caplog.records] == [

@@ -90,7 +90,7 @@ def test_the_card_says_so(reward, tiny_clip):
 
 def test_the_prefix_counts_among_the_tokens(reward, images, caplog):
     prefix_tokens = len(reward.tokenizer(PREFIX)["input_ids"]) - 2
-    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.truncation"):
+    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.prompt_limits"):
         reward(images[:1], "red " * (30 - prefix_tokens))
         assert not caplog.records
         reward(images[:1], "red " * (31 - prefix_tokens))

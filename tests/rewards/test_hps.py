@@ -67,7 +67,7 @@ def test_equals_open_clip(reward, images):
 
 def test_a_cut_prompt_equals_open_clip(reward, images, caplog):
     prompts = ["red " * 40, "red " * 30, "", "red"]
-    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.truncation"):
+    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.prompt_limits"):
         check_equals_open_clip(reward, reward, images, prompts)
     assert [record.getMessage() for record in caplog.records] == [
         f"hpsv2.1 reads 32 tokens; 10 were cut from {prompts[0]!r}."

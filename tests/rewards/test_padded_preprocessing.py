@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from fk_reward.rewards.padded_preprocessing import PaddedPreprocessing
+from fk_reward.rewards.preprocessing import PaddedPreprocessing
 
 SIZE = 224
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from fk_reward.models import resolve_model
 from fk_reward.rewards import load_reward
-from fk_reward.rewards.state_dicts import read_state_dict, unwrapped_names
+from fk_reward.rewards.weights import read_state_dict, unwrapped_names
 from tests.tiny.llava_reward import write_tiny
 from tests.tiny.registered_rewards import build
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fk_reward.models import EMBEDDED_MODELS
 from fk_reward.rewards import load_reward
-from fk_reward.rewards.blip.imagereward import SHAPES_IMAGEREWARD
+from fk_reward.rewards.imagereward import SHAPES_IMAGEREWARD
 from tests.shapes.preference_fixtures import write_preferences
 
 
@@ -90,7 +90,7 @@ def test_every_word_of_the_grammar_is_one_token():
 
 
 def drawn_pixels():
-    from fk_reward.rewards.blip.preprocessing import TorchvisionPreprocessing
+    from fk_reward.rewards.preprocessing import TorchvisionPreprocessing
     from fk_reward.shapes import benchmark_prompts, render, sample_scene
 
     rng = np.random.default_rng(0)

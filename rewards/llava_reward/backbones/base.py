@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from fk_reward.models import resolve_model
-from fk_reward.rewards.hub_paths import model_source
+from fk_reward.models import model_source, resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,9 +18,9 @@ from transformers.image_utils import ChannelDimension
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from fk_reward.rewards.llava_reward.backbones.base import Backbone, BackboneInputs
-from fk_reward.rewards.loading_report import load_headless
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
+from fk_reward.rewards.weights import load_headless
 
 _PLACEHOLDER = "{prompt}"
 

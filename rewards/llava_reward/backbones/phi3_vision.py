@@ -22,8 +22,8 @@ from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import (
     PhiLanguageModel,
     PhiVisionModel,
 )
-from fk_reward.rewards.loading_report import load_headless
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
+from fk_reward.rewards.weights import load_headless
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin

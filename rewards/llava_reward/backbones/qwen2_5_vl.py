@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fk_reward.rewards.llava_reward.backbones.base import Backbone, BackboneInputs
-from fk_reward.rewards.loading_report import load_headless
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
+from fk_reward.rewards.weights import load_headless
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLModel, Qwen2Tokenizer

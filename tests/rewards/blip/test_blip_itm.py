@@ -11,7 +11,7 @@ from transformers import BertTokenizer, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from fk_reward.rewards import BlipITM, load_reward, reward_card
-from fk_reward.rewards.blip.itm import match_scores
+from fk_reward.rewards.blip_itm import match_scores
 from tests.rewards.blip.reference import to_pil
 
 GOLDEN = {"straight": [0.939218, 0.587849], "swapped": [0.941608, 0.586023]}
@@ -94,7 +94,7 @@ def test_the_probability_of_certain_matches_is_flat_and_the_logit_is_not():
 def test_long_prompts_are_cut_with_one_warning(itm_folder, smooth, caplog):
     reward = load_reward("blip-itm", model=itm_folder, max_tokens=10)
     prompt = "red " * 12
-    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.truncation"):
+    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.prompt_limits"):
         score = reward(smooth[:1], prompt)
         reward(smooth[:1], prompt)
     assert [record.getMessage() for record in caplog.records] == [

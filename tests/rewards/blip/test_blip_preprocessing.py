@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from fk_reward.rewards import ImagePreprocessing
-from fk_reward.rewards.blip.preprocessing import TorchvisionPreprocessing
+from fk_reward.rewards.preprocessing import TorchvisionPreprocessing
 from tests.rewards.blip.reference import CLIP_MEAN, CLIP_STD, pil_pixels, to_pil
 
 TOLERANCE = 2 / 255  # before normalisation: PIL rounds to 8 bits after each of its two passes

@@ -101,7 +101,7 @@ def test_padding_changes_nothing(imagereward, imagereward_folder, smooth, texts)
 
 def test_long_prompts_are_cut_with_one_warning(imagereward, smooth, caplog):
     prompt = "red " * 40  # 40 tokens and the two special ones
-    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.truncation"):
+    with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.prompt_limits"):
         first = imagereward(smooth, [prompt, "red", prompt, "red"])
         imagereward(smooth, prompt)
     assert [record.getMessage() for record in caplog.records] == [

@@ -15,10 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from fk_reward.rewards import ImageReward, load_reward
-from fk_reward.rewards.blip.imagereward_files import ImageRewardConfig, find_files, read_model
-from fk_reward.rewards.blip.imagereward_model import ImageRewardModel
-from fk_reward.rewards.blip.imagereward_names import UNUSED, match_tensors, official_name
-from fk_reward.rewards.blip.imagereward_sizes import ImageRewardSizes
+from fk_reward.rewards.imagereward import (
+    UNUSED,
+    ImageRewardConfig,
+    ImageRewardModel,
+    ImageRewardSizes,
+    find_files,
+    match_tensors,
+    official_name,
+    read_model,
+)
 from tests.tiny.imagereward import HEAD_SIZE, NUM_TOKENS, random_state_dict, write_bert_tokenizer
 
 OFFICIAL_SHAPES = {  # by the authors' code: ViT-L/16 on 224 pixels, BERT-base that attends to it, an MLP

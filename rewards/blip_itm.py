@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from fk_reward.rewards.base import Reward
-from fk_reward.rewards.blip.fusion import fused_states
-from fk_reward.rewards.blip.prompts import PromptTokens
-from fk_reward.rewards.card import RewardCard
-from fk_reward.rewards.loading_report import load_complete
+from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.blip import PromptTokens, fused_states
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
+from fk_reward.rewards.weights import load_complete
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer, BlipForImageTextRetrieval
