@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 MAX_FILE_LINES = 500
 MAX_BODY_LINES = 40
 USUAL_BODY_LINES = 20
 DRAWERS = {"utils", "helpers", "common", "misc"}
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def functions(tree: ast.AST) -> Iterator[Function]:
-    """All functions and methods, nested ones too."""
-    return (node for node in ast.walk(tree) if isinstance(node, Function))
-
-
-def body_lines(function: Function) -> int:
-    """Lines of the body without its docstring."""
-    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
-    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
 
 
 def is_drawer(path: Path) -> bool:

@@ -1,0 +1,83 @@
+"""What is still against the rules of `test_layout_rules.py`. These lists only get shorter, and end empty.
+
+    python -m tests.repository.not_yet    # takes out what is in order by now
+
+A file that was renamed is listed by its new name; nothing else is ever added.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.repository.layout import ROOT
+
+IN_CIRCLES = (
+    "fk_reward.rewards.arithmetic",
+    "fk_reward.rewards.base",
+    "fk_reward.rewards.composition",
+    "fk_reward.rewards.composition.composite",
+    "fk_reward.rewards.composition.functions",
+    "fk_reward.rewards.composition.loading",
+    "fk_reward.rewards.registry",
+    "fk_reward.sampling.trace",
+    "fk_reward.sampling.trace_json",
+    "fk_reward.sampling.trace_plot",
+)
+"""Modules that import one another, in whatever way."""
+
+RUNNING_UP = (
+    "fk_reward.benchmarks.shapes -> cli",
+    "fk_reward.benchmarks.shapes_cost -> cli",
+    "fk_reward.planning.check -> benchmarks",
+    "fk_reward.planning.costs -> benchmarks",
+    "fk_reward.planning.subjects -> benchmarks",
+    "fk_reward.smc.particle_filter -> search",
+)
+"""`module -> layer`: modules that import something of a layer above their own."""
+
+FRAGMENTS = (
+    "fk_reward/benchmarks/gaussian_problem.py",
+    "fk_reward/benchmarks/geneval/progress.py",
+    "fk_reward/benchmarks/published_pipelines.py",
+    "fk_reward/benchmarks/shapes_cost_plot.py",
+    "fk_reward/benchmarks/shapes_report.py",
+    "fk_reward/cli/benchmark.py",
+    "fk_reward/cli/errors.py",
+    "fk_reward/cli/reward_page.py",
+    "fk_reward/planning/advice.py",
+    "fk_reward/planning/check.py",
+    "fk_reward/planning/counted.py",
+    "fk_reward/planning/fused_attention.py",
+    "fk_reward/planning/live_bytes.py",
+    "fk_reward/planning/search.py",
+    "fk_reward/planning/work.py",
+    "fk_reward/search/fkd_args.py",
+    "fk_reward/smc/reward_scale.py",
+    "rewards/arithmetic.py",
+    "rewards/blip/imagereward_names.py",
+    "rewards/blip/preprocessing.py",
+    "rewards/vlm_judge/pairing.py",
+    "rewards/vqascore/clip_t5_loading.py",
+    "rewards/vqascore/pixels.py",
+    "rewards/vqascore/question_text.py",
+)
+"""Files under 100 lines with one importer."""
+
+
+def without(text: str, names: set[str]) -> str:
+    """The text of this file without the lines that hold these names."""
+    gone = {f'"{name}",' for name in names}
+    return "".join(line for line in text.splitlines(keepends=True) if line.strip() not in gone)
+
+
+def main() -> None:
+    """Take out of this file what is in order by now."""
+    from tests.repository.layout_rules import Layout  # noqa: PLC0415 (which other code reads without these lists)
+
+    layout, path = Layout.of(ROOT), Path(__file__)
+    stale = {*IN_CIRCLES} - layout.in_circles | {*RUNNING_UP} - layout.running_up | {*FRAGMENTS} - layout.fragments
+    path.write_text(without(path.read_text(encoding="utf-8"), stale), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
