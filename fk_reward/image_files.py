@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fk_reward.user_text import shortened, visible
+from fk_reward.text import shortened, visible
 
 _EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 _TRANSPARENT_MODES = ("LA", "La", "PA", "RGBA", "RGBa")

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fk_reward.user_text import visible
+from fk_reward.text import visible
 
 WIDTH_OF_FILES = 200
 """Columns of a table that goes into a file or a pipe, which have no width."""

@@ -19,7 +19,7 @@ from fk_reward.pipelines.batching import BatchSizes, batch_size_fields
 from fk_reward.pipelines.wrapped_pipeline import has_latents
 from fk_reward.sampling.stochasticity import require_stochastic, takes_argument
 from fk_reward.search.feynman_kac import FKSteeringConfig, config_fields
-from fk_reward.user_text import did_you_mean, require_text
+from fk_reward.text import did_you_mean, require_text
 from fk_reward.value_checks import real_number, whole_number
 
 logger = logging.getLogger(__name__)

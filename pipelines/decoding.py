@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fk_reward.models import model_source
 from fk_reward.pipelines.epilogue import DecodeFn, DecodeHook
 from fk_reward.pipelines.running_call import RunningCall
-from fk_reward.user_text import did_you_mean
+from fk_reward.text import did_you_mean
 
 
 class LatentDecoder:

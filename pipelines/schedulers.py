@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, 
 
 from fk_reward.sampling.counterparts import counterpart, lost_settings, noise_levels
 from fk_reward.sampling.stochasticity import NOT_STEERABLE, require_stochastic, takes_argument
-from fk_reward.user_text import did_you_mean
+from fk_reward.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

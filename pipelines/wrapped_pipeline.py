@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from fk_reward.pipelines.batching import batch_size_fields
 from fk_reward.search.feynman_kac import config_fields
-from fk_reward.user_text import did_you_mean
+from fk_reward.text import did_you_mean
 
 
 class PipelineProxy:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fk_reward.image_files import read_image
-from fk_reward.user_text import require_text
+from fk_reward.text import require_text
 
 Images: TypeAlias = "Tensor | np.ndarray | Image.Image | Sequence[Tensor | np.ndarray | Image.Image]"
 """Images as `Reward.__call__` takes them, see `group_by_size`."""

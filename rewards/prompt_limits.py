@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fk_reward.user_text import shortened
+from fk_reward.text import shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

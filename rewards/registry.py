@@ -11,7 +11,7 @@ from typing import Any
 
 from fk_reward.rewards.base import CallableReward, Reward, RewardCard
 from fk_reward.rewards.composition.loading import composition_card, is_composition, load_composition
-from fk_reward.user_text import did_you_mean
+from fk_reward.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

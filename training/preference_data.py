@@ -10,9 +10,9 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
+from fk_reward.text import text_problem
 from fk_reward.training.image_source import ImageSource, UnreadableImageError
 from fk_reward.training.rows import RowProblem, finite_number
-from fk_reward.user_text import text_problem
 
 
 class PreferenceRecord(Protocol):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fk_reward.durable_files import write_whole
 from fk_reward.terminal import Console, TextTable, wide_console
-from fk_reward.user_text import markdown_text
+from fk_reward.text import markdown_text
 
 RANGE, CHANGE = "{:.3f} [{:.3f}, {:.3f}]", "{:+.3f} [{:+.3f}, {:+.3f}]"
 """Styles of an estimate, or of a difference, with both ends of its interval."""

@@ -20,9 +20,8 @@ from fk_reward.benchmarks.shapes_variants import VARIANTS, SweepSettings, varian
 from fk_reward.benchmarks.shapes_work import Work, population_work
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.cli import sampler_options
-from fk_reward.cosmetic import cosmetic
 from fk_reward.devices import resolve_device
-from fk_reward.durable_files import read_json, write_whole
+from fk_reward.durable_files import cosmetic, read_json, write_whole
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.output_folder import NAMED_PATH, hold_folder
 from fk_reward.value_checks import parse_integers, parse_shard

@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from fk_reward.cli.demo_report import demo_table, headline, to_record
-from fk_reward.cosmetic import cosmetic
-from fk_reward.durable_files import write_whole
+from fk_reward.durable_files import cosmetic, write_whole
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.output_folder import NAMED_PATH, hold_folder
 from fk_reward.terminal import say

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from fk_reward.durable_files import write_whole
-from fk_reward.plot_text import as_plain_text
-from fk_reward.user_text import shortened
+from fk_reward.text import as_plain_text, shortened
 
 if TYPE_CHECKING:
     from fk_reward.cli.demo_run import DemoPicture, DemoResult

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.cli.generate_record import GenerateRecord
-from fk_reward.cosmetic import cosmetic
-from fk_reward.durable_files import write_whole
+from fk_reward.durable_files import cosmetic, write_whole
 from fk_reward.output_folder import hold_folder
 from fk_reward.terminal import TextTable, say
-from fk_reward.user_text import require_text
+from fk_reward.text import require_text
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline, Solver

@@ -13,7 +13,7 @@ from PIL import Image
 from fk_reward.image_files import read_image
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.terminal import TextTable
-from fk_reward.user_text import require_text
+from fk_reward.text import require_text
 
 
 def score(

@@ -21,8 +21,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from fk_reward.plot_text import as_plain_text
-from fk_reward.user_text import shortened, visible
+from fk_reward.text import as_plain_text, shortened, visible
 
 if TYPE_CHECKING:
     from fk_reward.sampling.trace import SteeringTrace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fk_reward.user_text import shortened
+from fk_reward.text import shortened
 
 _QUOTED = 1000
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fk_reward import SteeringTrace
-from fk_reward.user_text import visible
+from fk_reward.text import visible
 
 HOSTILE = (
     "a mug with a $_$ face",

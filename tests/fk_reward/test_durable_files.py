@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
-from fk_reward.durable_files import append_lines, naming_path, read_json, read_json_lines, write_whole
+from fk_reward.durable_files import append_lines, cosmetic, naming_path, read_json, read_json_lines, write_whole
 
 
 def full_disk(*arguments, **options):
@@ -91,3 +92,24 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path, text):
     (tmp_path / "s.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"s\.json is damaged .*\. Copy it back\."):
         read_json(tmp_path / "s.json", remedy="Copy it back.")
+
+
+@pytest.mark.parametrize("error", [ValueError("a"), OSError("b"), RuntimeError("c"), KeyError("d")])
+def test_a_step_that_fails_is_one_warning_with_its_name(error, caplog):
+    with caplog.at_level(logging.WARNING), cosmetic("drawing lineage.png"):
+        raise error
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "Drawing lineage.png failed" in record.getMessage() and type(error).__name__ in record.getMessage()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_what_is_about_the_process_goes_through(error):
+    with pytest.raises(error), cosmetic("drawing"):
+        raise error
+
+
+def test_nothing_is_said_of_a_step_that_works(caplog):
+    with cosmetic("drawing"):
+        pass
+    assert not caplog.records

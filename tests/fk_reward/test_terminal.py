@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fk_reward.terminal import TextTable, log_handler, open_console, progress_bars, say, say_error, tolerate_any_text
-from fk_reward.user_text import visible
+from fk_reward.text import visible
 from tests.repository.layout import LIBRARY_FOLDERS, ROOT, python_files
 
 HOSTILE = (

@@ -21,7 +21,7 @@ from PIL import Image
 from fk_reward.documents import parse_json
 from fk_reward.durable_files import write_whole
 from fk_reward.image_files import UnreadableImageError, read_image
-from fk_reward.user_text import text_problem
+from fk_reward.text import text_problem
 
 MADE = "made"
 """The note that a finished prompt carries: what its pictures cost."""

@@ -20,7 +20,7 @@ from fk_reward.benchmarks.geneval.layout import read_picture
 from fk_reward.benchmarks.geneval.results import OVERALL, Ends, PictureResult, RunResult
 from fk_reward.benchmarks.geneval.settings import UNSTEERED
 from fk_reward.benchmarks.report import Table
-from fk_reward.plot_text import as_plain_text
+from fk_reward.text import as_plain_text
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from fk_reward.benchmarks.geneval.stages import Step
 from fk_reward.terminal import Console, progress_bars, styled
-from fk_reward.user_text import visible
+from fk_reward.text import visible
 
 SECONDS_BETWEEN_LINES = 60.0
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fk_reward.documents import parse_json
-from fk_reward.user_text import text_problem
+from fk_reward.text import text_problem
 
 OBJECT_NAMES: tuple[str, ...] = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),

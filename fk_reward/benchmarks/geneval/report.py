@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 from fk_reward.benchmarks.geneval.page import html_report
 from fk_reward.benchmarks.geneval.results import OVERALL, Ends, RunResult, read_runs, summarize
 from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Table, markdown_report
-from fk_reward.cosmetic import cosmetic
-from fk_reward.durable_files import write_whole
-from fk_reward.user_text import markdown_text
+from fk_reward.durable_files import cosmetic, write_whole
+from fk_reward.text import markdown_text
 
 RUN_COLUMNS = (Column("method"), Column("reward"), Column("num_particles", "K", "{:d}"))
 COUNT_COLUMNS = (

@@ -1,17 +1,30 @@
-"""Text that people wrote: what no tokenizer takes, and how it is shown so that it stays text.
+"""Text that people wrote: what is refused, and how the rest is shown as it was typed.
 
 A prompt may hold anything that a string can: half of an emoji, colour codes of a terminal, `$` and `[bold]`, which
 other programs read as commands. What cannot be encoded is refused where it enters (`text_problem`, `require_text`). The
-rest is kept as it is, and brought to the form of its destination where it is shown (`visible`, `markdown_text`,
-`fk_reward/terminal.py`, `fk_reward/plot_text.py`).
+rest is kept, and escaped for its destination where it is shown: `visible` for a line of a terminal or a log
+(`fk_reward/terminal.py`), `markdown_text` for Markdown, `as_plain_text` for figures.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+
+logger = logging.getLogger(__name__)
+
+MISSING = "\N{REPLACEMENT CHARACTER}"
+"""What is drawn for a character that the font lacks."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -99,14 +112,6 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _acts(letter: str) -> bool:
-    return letter in _REORDERING or unicodedata.category(letter) in _HIDDEN_CATEGORIES
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
-
-
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3, show: Callable[[str], str] = repr) -> str:
     """The names that look most like it, as a sentence to be put behind another one.
 
@@ -127,3 +132,81 @@ def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3, show: Calla
     """
     close = difflib.get_close_matches(name, list(known), n=limit)
     return f" Did you mean {', '.join(map(show, close))}?" if close else ""
+
+
+def as_plain_text(figure: Figure) -> Figure:
+    r"""Let every text of a figure be drawn as it was typed; call it when the figure is complete.
+
+    Matplotlib reads `$...$` as mathematics and raises on what is none, hands everything to LaTeX where the user's
+    settings say so, and warns once for each character that the font lacks. Here mathematics and LaTeX are off for the
+    texts of the figure, control characters are written as escapes (but line breaks, which wrap titles), and missing
+    characters become `MISSING`, with one warning for a font.
+
+    The labels of ticks belong to their formatter, which writes powers of ten as mathematics, and are left alone.
+
+    Args:
+        figure: changed in place.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> figure = Figure()
+        >>> title = figure.suptitle("a mug with a $_$ face and a \a")
+        >>> as_plain_text(figure).get_suptitle()
+        'a mug with a $_$ face and a \\x07'
+    """
+    from matplotlib.axis import Tick  # in here: every command imports this module, and few draw
+    from matplotlib.text import Text
+
+    labels = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
+    for text in set(figure.findobj(Text)) - labels:
+        text.set_parse_math(False)
+        text.set_usetex(False)
+        text.set_text(_drawable(text.get_text(), text.get_fontproperties()))
+    return figure
+
+
+def _acts(letter: str) -> bool:
+    return letter in _REORDERING or unicodedata.category(letter) in _HIDDEN_CATEGORIES
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def _drawable(typed: str, properties: FontProperties) -> str:
+    lines = "\n".join(visible(line) for line in typed.split("\n"))
+    if lines.isascii():
+        return lines
+    from matplotlib.font_manager import get_font
+
+    fonts = [get_font(path) for path in _font_files(properties)]
+    missing = {letter for letter in set(lines) - {"\n"} if not any(font.get_char_index(ord(letter)) for font in fonts)}
+    if missing:
+        _warn_once(", ".join(properties.get_family()))
+    return "".join(MISSING if letter in missing else letter for letter in lines)
+
+
+def _font_files(properties: FontProperties) -> list[str]:
+    """The fonts that Matplotlib tries for a character: the first that is found for each family, else its default."""
+    from matplotlib.font_manager import fontManager
+
+    files = []
+    for family in properties.get_family():
+        wanted = properties.copy()
+        wanted.set_family(family)
+        with suppress(ValueError):  # that family is not installed
+            files.append(str(fontManager.findfont(wanted, fallback_to_default=False)))
+    return files or [str(fontManager.findfont(properties))]
+
+
+@lru_cache
+def _warn_once(family: str) -> None:
+    logger.warning(
+        "The font of the plots (%s) lacks characters of a prompt; they are drawn as %s. Add a font that has them, such "
+        "as matplotlib.rcParams['font.family'] = ['DejaVu Sans', 'Noto Sans CJK JP'].",
+        family,
+        MISSING,
+    )
