@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from fk_reward.rewards.llava_reward.binary import binary_loss
+from fk_reward.rewards.llava_reward.bradley_terry import bradley_terry_loss
+from fk_reward.rewards.llava_reward.general_preference import general_preference_loss
 from fk_reward.training.arguments import LlavaRewardTrainingArguments, RewardArguments
 from fk_reward.training.dataset import PreferenceDataset, collate_preferences, split_by_prompt
 from fk_reward.training.hard_negatives import HardNegative, choose_hard_negatives, hard_negatives
 from fk_reward.training.image_source import ImageSource, UnreadableImageError
-from fk_reward.training.losses import binary_loss, bradley_terry_loss, general_preference_loss
 from fk_reward.training.preference_data import (
     LabelledImage,
     PreferenceDataError,

@@ -13,6 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from fk_reward.documents import parse_yaml
 from fk_reward.rewards.llava_reward.backbones.base import Backbone
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
+from fk_reward.rewards.llava_reward.objective import find_objective
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -112,7 +113,7 @@ class RewardArguments:
         Raises:
             ValueError: for settings that do not go together.
         """
-        dim = 2 if self.objective == "general-preference" else 1
+        dim = find_objective(self.objective).default_outputs
         return LlavaRewardConfig(
             dimension=self.dimension,
             backbone=backbone.model_type,

@@ -23,7 +23,6 @@ from fk_reward.training.checkpoints import (
     last_complete_checkpoint,
 )
 from fk_reward.training.dataset import PreferenceDataset, collate_preferences, split_by_prompt
-from fk_reward.training.objective import is_pairwise
 from fk_reward.training.preference_data import LabelledImage, PreferencePair, RowProblem, report_problems
 from fk_reward.training.reading import read_preferences
 from fk_reward.training.trainable import TrainableReward, new_dimension
@@ -52,9 +51,7 @@ def make_trainer(reward: RewardArguments, training: LlavaRewardTrainingArguments
     backbone, skip = model.network.backbone, reward.skip_bad_rows
     train = _readable(train, backbone, skip_bad_rows=skip)
     validation = None if validation is None else _readable(validation, backbone, skip_bad_rows=skip)
-    if train.is_labelled == is_pairwise(model.reward_config):
-        kind = "labelled images" if train.is_labelled else "pairs"
-        raise ValueError(f"Objective {reward.objective!r} does not fit the data, which are {kind}.")
+    model.objective.check_data(is_labelled=train.is_labelled)
     patience = reward.early_stopping_patience
     return LlavaRewardTrainer(
         model,

@@ -15,6 +15,7 @@ from fk_reward.rewards.llava_reward.backbones.base import Backbone
 from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+from fk_reward.rewards.llava_reward.objective import Objective, find_objective
 from fk_reward.rewards.llava_reward.random_backbones import random_backbone
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ class TrainableReward(nn.Module):
     def reward_config(self) -> LlavaRewardConfig:
         """Configuration of the dimension."""
         return self.network.configs[self.key]
+
+    @property
+    def objective(self) -> Objective:
+        """What the dimension is trained for."""
+        return find_objective(self.reward_config.objective)
 
     def forward(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
         """Read images and prompts.

@@ -20,7 +20,6 @@ from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
 from fk_reward.training.arguments import LlavaRewardTrainingArguments
 from fk_reward.training.checkpoints import STATE_FILE
 from fk_reward.training.metrics import answer_metrics
-from fk_reward.training.objective import is_pairwise, items_of, objective_logits, objective_loss
 from fk_reward.training.trainable import TrainableReward, trainable_share
 
 logger = logging.getLogger(__name__)
@@ -126,8 +125,8 @@ class LlavaRewardTrainer(Trainer):
         Raises:
             FloatingPointError: when it is not finite.
         """
-        items = items_of(model(inputs["images"], inputs["prompts"]), self.reward.reward_config)
-        loss = objective_loss(items, self._targets(inputs), self.reward.reward_config)
+        items = self.reward.objective.items(model(inputs["images"], inputs["prompts"]))
+        loss = self._loss(items, self._targets(inputs))
         if not loss.isfinite():
             raise FloatingPointError(
                 f"The loss is {loss.item()} after step {self.state.global_step}; try a lower learning rate, or float32."
@@ -144,12 +143,12 @@ class LlavaRewardTrainer(Trainer):
         """Raw outputs of a batch and their targets; the loss is computed over the whole set at once."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            items = items_of(model(inputs["images"], inputs["prompts"]), self.reward.reward_config)
+            items = self.reward.objective.items(model(inputs["images"], inputs["prompts"]))
         targets = self._targets(inputs)
         return None, items, items.new_zeros(len(items)) if targets is None else targets
 
     def _targets(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        if not is_pairwise(self.reward.reward_config):
+        if not self.reward.objective.takes_pairs:
             return inputs.get("labels")
         if self.args.margin_scale == 0:
             return None
@@ -157,13 +156,16 @@ class LlavaRewardTrainer(Trainer):
             raise ValueError(f"margin_scale is {self.args.margin_scale}, but some of the pairs have no margin.")
         return self.args.margin_scale * inputs["margin"]
 
+    def _loss(self, items: Tensor, targets: Tensor | None) -> Tensor:
+        return self.reward.objective.loss(items, targets, temperature=self.reward.reward_config.temperature)
+
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        config = self.reward.reward_config
+        objective, temperature = self.reward.objective, self.reward.reward_config.temperature
         items, targets = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
-        logits = objective_logits(items, config)
-        truths = torch.ones(len(logits), dtype=torch.bool) if is_pairwise(config) else targets.bool()
-        without_targets = is_pairwise(config) and self.args.margin_scale == 0
-        loss = objective_loss(items, None if without_targets else targets, config)
+        logits = objective.logits(items, temperature=temperature)
+        truths = torch.ones(len(logits), dtype=torch.bool) if objective.takes_pairs else targets.bool()
+        without_targets = objective.takes_pairs and self.args.margin_scale == 0
+        loss = self._loss(items, None if without_targets else targets)
         return {"loss": loss.item(), **answer_metrics(logits, truths)}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:

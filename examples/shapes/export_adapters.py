@@ -13,6 +13,7 @@ from check_adapters import find_runs
 from torch import Tensor
 
 from fk_reward.rewards.llava_reward.checkpoint import CONFIG_FILE, RewardCheckpoint, load_own_checkpoint, read_config
+from fk_reward.rewards.llava_reward.objective import find_objective
 
 BASE_MODEL = "shapes-mllm"
 
@@ -30,7 +31,7 @@ def best_run(runs: list[Path]) -> Path:
     """
     kinds: dict[str, list[Path]] = {}
     for run in sorted(runs):
-        if read_config(run / CONFIG_FILE).objective != "general-preference":
+        if not find_objective(read_config(run / CONFIG_FILE).objective).compares_images:
             kinds.setdefault(run.name.rpartition("-seed")[0], []).append(run)
     if not kinds:
         raise ValueError(f"None of {', '.join(run.name for run in runs)} scores single pictures.")

@@ -18,7 +18,6 @@ from fk_reward.output_folder import NAMED_PATH, hold_folder
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.rewards.composition.composite import CompositeReward
 from fk_reward.rewards.llava_reward import LlavaReward
-from fk_reward.rewards.llava_reward.general_preference import preference_logits
 from fk_reward.rewards.vlm_judge import PreferenceJudge
 from fk_reward.training.metrics import answer_metrics
 from fk_reward.training.preference_data import LabelledImage, PreferenceItem
@@ -34,7 +33,7 @@ def compares(reward: Reward) -> TypeGuard[LlavaReward | PreferenceJudge]:
         False
     """
     if isinstance(reward, LlavaReward):
-        return reward.config.objective == "general-preference"
+        return reward.compares_images
     return isinstance(reward, PreferenceJudge)
 
 
@@ -116,7 +115,7 @@ def ask_reward(reward: Reward, items: Sequence[PreferenceItem], *, batch_size: i
 
 def is_label_logit(reward: Reward) -> bool:
     """Whether 0 is the reward's own border between the two labels: it was trained with the binary objective."""
-    return isinstance(reward, LlavaReward) and reward.config.objective == "binary"
+    return isinstance(reward, LlavaReward) and not reward.objective.takes_pairs
 
 
 def summarize_answers(answers: Answers, *, label_logits: bool = False) -> dict[str, Any]:
@@ -212,7 +211,7 @@ def _comparison_logits(
     (chosen, prompts), (rejected, other_prompts) = columns
     if isinstance(reward, LlavaReward):
         embedded = (reward.embed(images, texts) for images, texts in columns)
-        return preference_logits(*embedded, temperature=reward.config.temperature)
+        return reward.objective.preference_logits(*embedded, temperature=reward.config.temperature)
     if prompts != other_prompts:
         raise ValueError(f"{reward.card.name} compares two pictures of one prompt; some pairs have a prompt each.")
     return reward.preference(chosen, rejected, prompts) - 0.5

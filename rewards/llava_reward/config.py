@@ -12,8 +12,8 @@ from typing import Any
 
 from fk_reward.documents import parse_json
 from fk_reward.rewards.base import RewardCard
+from fk_reward.rewards.llava_reward.objective import find_objective
 
-OBJECTIVES = ("bradley-terry", "binary", "general-preference")
 ATTENDS_TO = ("visual", "nothing")
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -68,14 +68,13 @@ class LlavaRewardConfig:
         for name in ("backbone", "base_model"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must not be empty.")
-        for name, choices in (("objective", OBJECTIVES), ("attends_to", ATTENDS_TO)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if self.attends_to not in ATTENDS_TO:
+            raise ValueError(f"attends_to must be one of {', '.join(ATTENDS_TO)}, got {self.attends_to!r}.")
         if self.attends_to == "nothing" and not self.cross_attention:
             raise ValueError("attends_to='nothing' says something about SkipCA, but cross_attention is False.")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
-        self._check_value_head_dim()
+        find_objective(self.objective).check_outputs(self.value_head_dim)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by their names."""
@@ -123,13 +122,6 @@ class LlavaRewardConfig:
             value, expected = getattr(self, item.name), _TYPES.get(item.name, str)
             if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
                 raise TypeError(f"{item.name} must be of type {item.type}, got {value!r}.")
-
-    def _check_value_head_dim(self) -> None:
-        if self.objective == "general-preference":
-            if self.value_head_dim < 2 or self.value_head_dim % 2:
-                raise ValueError(f"value_head_dim must be even for general preferences, got {self.value_head_dim}.")
-        elif self.value_head_dim != 1:
-            raise ValueError(f"value_head_dim must be 1 for objective {self.objective!r}, got {self.value_head_dim}.")
 
 
 OFFICIAL_BACKBONES: dict[str, str] = {

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fk_reward.rewards.llava_reward.objective import Objective, at_least_float32, negative_log_likelihood
+
 
 def preference_logits(a: Tensor, b: Tensor, *, temperature: float) -> Tensor:
     """Logit of the preference of each row of `a` over the same row of `b`.
@@ -71,6 +73,69 @@ def mean_preference(vectors: Tensor, prompts: Sequence[str], *, temperature: flo
     groups = torch.tensor([numbers[prompt] for prompt in prompts], device=vectors.device)
     others = (groups[:, None] == groups).fill_diagonal_(False)
     return logits.where(others, 0.0).sum(dim=1) / others.sum(dim=1).clamp(min=1)
+
+
+def general_preference_loss(chosen: Tensor, rejected: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """Negative log-likelihood that the chosen rows win by a general preference: -mean log sigmoid(s(chosen, rejected)).
+
+    The General Preference Model of Zhang et al. 2024 (arXiv 2410.02197); `preference_logits` is s, divided
+    by the temperature already.
+
+    Args:
+        chosen: (B, d) vectors of the preferred rows.
+        rejected: (B, d) vectors of the others.
+        temperature: positive.
+
+    Returns:
+        Scalar, at least 0; computed in float32 at least.
+
+    Raises:
+        ValueError: for other shapes, an odd d, or a temperature that is not positive.
+
+    Example:
+        >>> loss = general_preference_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), temperature=1.0)
+        >>> f"{loss.item():.4f}"  # log(1 + exp(-1))
+        '0.3133'
+
+    B: number of pairs, d: even size of the vectors.
+    """
+    chosen, rejected = at_least_float32(chosen), at_least_float32(rejected)
+    logits = preference_logits(chosen, rejected, temperature=temperature)
+    return negative_log_likelihood(logits)
+
+
+class GeneralPreference(Objective):
+    """Vectors that are compared in pairs, trained on pairs without margins; a score is relative to the other images."""
+
+    name = "general-preference"
+    compares_images = True
+    default_outputs = 2
+
+    def loss(self, items: Tensor, targets: Tensor | None, *, temperature: float) -> Tensor:
+        """`general_preference_loss`; margins are in the unit of a scalar reward, which is not there."""
+        if targets is not None:
+            raise ValueError("Margins are for the Bradley-Terry objective; set margin_scale to 0.")
+        chosen, rejected = items.unbind(dim=1)
+        return general_preference_loss(chosen, rejected, temperature=temperature)
+
+    def preference_logits(self, a: Tensor, b: Tensor, *, temperature: float) -> Tensor:
+        """The skew-symmetric form."""
+        return preference_logits(a, b, temperature=temperature)
+
+    def score(self, vectors: Tensor, prompts: Sequence[str], *, temperature: float) -> Tensor:
+        """`mean_preference`; a vector that is not finite gives NaN for its own image, and 0 for the others."""
+        broken = ~vectors.isfinite().all(dim=1)
+        if broken.any():  # so that the error names this image, not those that are compared with it
+            return torch.zeros(len(vectors)).masked_fill(broken.cpu(), torch.nan)
+        return mean_preference(vectors, prompts, temperature=temperature)
+
+    def check_outputs(self, value_head_dim: int) -> None:
+        """Any even size: the form pairs the outputs two by two."""
+        if value_head_dim < 2 or value_head_dim % 2:
+            raise ValueError(f"value_head_dim must be even for general preferences, got {value_head_dim}.")
+
+
+GENERAL_PREFERENCE = GeneralPreference()
 
 
 def _check(vectors: Tensor, temperature: float) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor
 from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.inputs import Images, in_order, prompt_list
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig, card_of
-from fk_reward.rewards.llava_reward.general_preference import mean_preference, preference_logits
 from fk_reward.rewards.llava_reward.loading import Adapter, attach_adapter
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+from fk_reward.rewards.llava_reward.objective import Objective, find_objective
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -77,6 +77,11 @@ class LlavaReward(Reward):
     def config(self) -> LlavaRewardConfig:
         """Configuration of the active dimension."""
         return self.model.configs[self._keys[self.dimension]]
+
+    @property
+    def objective(self) -> Objective:
+        """What the active dimension was trained for: how its raw outputs are scored and compared."""
+        return find_objective(self.config.objective)
 
     @property
     def device(self) -> torch.device:
@@ -177,7 +182,7 @@ class LlavaReward(Reward):
     @property
     def compares_images(self) -> bool:
         """Whether the dimension that is set holds a general preference."""
-        return self.config.objective == "general-preference"
+        return self.objective.compares_images
 
     @property
     def shared_pass(self) -> Hashable:
@@ -224,22 +229,11 @@ class LlavaReward(Reward):
             raise ValueError(f"Expected as many images b as images a, got {len(first)} and {len(second)}.")
         texts = prompt_list(prompts, len(first))
         a, b = self._run(first + second, texts * 2, [self._key(self.dimension)])[0].split(len(first))
-        return torch.sigmoid(self._preference_logits(a, b))
-
-    def _preference_logits(self, a: Tensor, b: Tensor) -> Tensor:
-        if self.config.objective == "general-preference":
-            return preference_logits(a, b, temperature=self.config.temperature)
-        scale = self.config.temperature if self.config.objective == "bradley-terry" else 1.0
-        return (a - b).squeeze(1) / scale
+        return torch.sigmoid(self.objective.preference_logits(a, b, temperature=self.config.temperature))
 
     def _scores(self, dimension: str, vectors: Tensor, prompts: list[str]) -> Tensor:
         config = self.model.configs[self._key(dimension)]
-        if config.objective != "general-preference":
-            return vectors.squeeze(1)
-        broken = ~vectors.isfinite().all(dim=1)
-        if broken.any():  # name the image itself, not those that are compared with it
-            return torch.zeros(len(vectors)).masked_fill(broken.cpu(), torch.nan)
-        return mean_preference(vectors, prompts, temperature=config.temperature)
+        return find_objective(config.objective).score(vectors, prompts, temperature=config.temperature)
 
     def _checked_scores(self, vectors: Tensor, prompts: list[str]) -> Tensor:
         scores = self._scores(self.dimension, vectors, prompts)

@@ -20,6 +20,8 @@ from peft import LoraConfig
 from torch import Tensor
 
 from fk_reward.documents import parse_yaml
+from fk_reward.rewards.llava_reward.binary import BINARY
+from fk_reward.rewards.llava_reward.bradley_terry import BRADLEY_TERRY
 from fk_reward.rewards.llava_reward.checkpoint import (
     LORA_CONFIG_FILE,
     LORA_FILE,
@@ -29,6 +31,7 @@ from fk_reward.rewards.llava_reward.checkpoint import (
     require_files,
 )
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
+from fk_reward.rewards.llava_reward.general_preference import GENERAL_PREFERENCE
 from fk_reward.rewards.weights import read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -190,11 +193,11 @@ def _config(
 def _objective(settings: Mapping[str, Any], asked: str | None) -> str:
     """Without general preference, the official code ignores `value_head_dim` and has one output."""
     if settings["is_general_preference"] and settings["value_head_dim"] != 1:
-        possible = ["general-preference"]
+        possible = [GENERAL_PREFERENCE.name]
     elif settings["is_general_preference"]:
-        possible = ["binary"]  # its trainer then takes the cross-entropy of chosen = 1, rejected = 0
+        possible = [BINARY.name]  # its trainer then takes the cross-entropy of chosen = 1, rejected = 0
     else:
-        possible = ["bradley-terry", "binary"]
+        possible = [BRADLEY_TERRY.name, BINARY.name]
     if asked is not None and asked not in possible:
         raise ValueError(f"objective must be {' or '.join(possible)} for this checkpoint, got {asked!r}.")
     return asked or possible[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.special import log_expit
 
-from fk_reward.training.losses import binary_loss, bradley_terry_loss, general_preference_loss
+from fk_reward.training import binary_loss, bradley_terry_loss, general_preference_loss
 
 
 def rows(*shape, seed=0):

@@ -1,0 +1,153 @@
+"""What a reward is trained for: the loss of its raw outputs, and how they are read as answers and scores."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+OBJECTIVES: dict[str, str] = {
+    "bradley-terry": "fk_reward.rewards.llava_reward.bradley_terry:BRADLEY_TERRY",
+    "binary": "fk_reward.rewards.llava_reward.binary:BINARY",
+    "general-preference": "fk_reward.rewards.llava_reward.general_preference:GENERAL_PREFERENCE",
+}
+"""Name -> "module:object" of an `Objective`. A new objective is a file and one line here."""
+
+
+class Objective(abc.ABC):
+    """The bridge between the head's raw output and everything that asks what it means.
+
+    An objective has no state: the temperature is the checkpoint's.
+
+    Attributes:
+        name: as it stands in a checkpoint and on the command line.
+        takes_pairs: whether it is trained on pairs of a chosen and a rejected image; if not, on labelled images.
+        compares_images: whether an image's score depends on the other images of its prompt.
+        default_outputs: size of the raw output where none is asked for.
+    """
+
+    name: ClassVar[str]
+    takes_pairs: ClassVar[bool] = True
+    compares_images: ClassVar[bool] = False
+    default_outputs: ClassVar[int] = 1
+
+    @abc.abstractmethod
+    def loss(self, items: Tensor, targets: Tensor | None, *, temperature: float) -> Tensor:
+        """The training loss.
+
+        Args:
+            items: (B, 2, d) or (B, 1, d), as from `items`.
+            targets: (B,) margins of the pairs in the unit of the reward, or None; of labelled images the labels.
+            temperature: positive.
+
+        Returns:
+            Scalar.
+
+        Raises:
+            ValueError: for targets that the objective does not take, or lacks.
+
+        B: number of pairs or of labelled images, d: size of the reward's raw output.
+        """
+
+    @abc.abstractmethod
+    def preference_logits(self, a: Tensor, b: Tensor, *, temperature: float) -> Tensor:
+        """(B,) logits that each image of `a` (B, d) is preferred to the same row of `b` (B, d)."""
+
+    def logits(self, items: Tensor, *, temperature: float) -> Tensor:
+        """(B,) logits of the model's answers to `items`: that the chosen image wins, or that the label is 1."""
+        return self.preference_logits(*items.unbind(dim=1), temperature=temperature)
+
+    def score(self, vectors: Tensor, prompts: Sequence[str], *, temperature: float) -> Tensor:  # noqa: ARG002
+        """(B,) rewards of images whose raw outputs are `vectors` (B, d); higher is better."""
+        return vectors.squeeze(1)
+
+    def items(self, outputs: Tensor) -> Tensor:
+        """Bring the outputs of one forward to one row an item of the data.
+
+        Args:
+            outputs: (2B, d), all chosen rows before all rejected ones, or (B, d) for labelled images.
+
+        Returns:
+            (B, 2, d), chosen and rejected; or (B, 1, d).
+
+        Example:
+            >>> outputs = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]])
+            >>> find_objective("bradley-terry").items(outputs).squeeze(-1)
+            tensor([[ 1., -1.],
+                    [ 2., -2.]])
+
+        B: number of pairs or of labelled images, d: size of the reward's raw output.
+        """
+        # Chosen and rejected go through the network in one forward, so that the vision tower runs once a step.
+        return torch.stack(outputs.chunk(2), dim=1) if self.takes_pairs else outputs.unsqueeze(1)
+
+    def check_outputs(self, value_head_dim: int) -> None:
+        """Refuse a size of the raw output.
+
+        Raises:
+            ValueError: when it is not `default_outputs`, the only size unless a subclass knows others.
+        """
+        if value_head_dim != self.default_outputs:
+            raise ValueError(
+                f"value_head_dim must be {self.default_outputs} for objective {self.name!r}, got {value_head_dim}."
+            )
+
+    def check_data(self, *, is_labelled: bool) -> None:
+        """Refuse data of the other kind.
+
+        Raises:
+            ValueError: for labelled images where pairs are needed, and the reverse.
+        """
+        if is_labelled == self.takes_pairs:
+            kind = "labelled images" if is_labelled else "pairs"
+            raise ValueError(f"Objective {self.name!r} does not fit the data, which are {kind}.")
+
+
+def find_objective(name: str) -> Objective:
+    """Find an objective by its name.
+
+    Raises:
+        ValueError: for an unknown name; it lists the known ones.
+
+    Example:
+        >>> find_objective("binary").takes_pairs
+        False
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}.")
+    module, _, attribute = OBJECTIVES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def negative_log_likelihood(logits: Tensor) -> Tensor:
+    """-mean log sigmoid(logit), stable for logits of any size.
+
+    Raises:
+        ValueError: when there are no logits.
+    """
+    if not len(logits):
+        raise ValueError("chosen and rejected are empty: a loss needs at least one pair.")
+    return -torch.nn.functional.logsigmoid(logits).mean()
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Widen half precision: at a temperature of 0.1, bfloat16 rewards near 1 would move in steps of 0.08."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_vectors(**vectors: Tensor) -> None:
+    """Refuse tensors that are not of one shape (B,) with B at least 1.
+
+    Raises:
+        ValueError: it names the shapes.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in vectors.items()}
+    if any(len(shape) != 1 or shape[0] == 0 for shape in shapes.values()) or len(set(shapes.values())) > 1:
+        raise ValueError(f"Expected tensors of one shape (B,) with B at least 1, got {shapes}.")
