@@ -304,7 +304,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 def _weighted(*terms: tuple[float, Any]) -> CompositeReward:
     """A weighted sum; NotImplemented, which Python turns into its TypeError, when a term has another type."""
-    from fk_reward.rewards.composition.functions import add_weighted
+    from fk_reward.rewards.composition.composite import add_weighted
 
     if not all(isinstance(term, Real | Reward) for _, term in terms):
         return NotImplemented

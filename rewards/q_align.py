@@ -13,7 +13,7 @@ from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.registry import RewardEntry
 
 if TYPE_CHECKING:
-    from fk_reward.rewards.vqascore.answer_model import AnswerModel
+    from fk_reward.rewards.answer_model import AnswerModel
 
 LEVELS: dict[str, float] = {"excellent": 1.0, "good": 0.75, "fair": 0.5, "poor": 0.25, "bad": 0.0}
 """Words and weights of `q_align/evaluate/scorer.py` in `Q-Future/Q-Align`."""
@@ -111,8 +111,8 @@ def _build_q_align(
     revision: str = "main",
     batch_size: int | None = 8,
 ) -> QAlign:
-    from fk_reward.rewards.vqascore.entries import card_of
-    from fk_reward.rewards.vqascore.loading import load_answer_model
+    from fk_reward.rewards.answer_model import load_answer_model
+    from fk_reward.rewards.vqascore import card_of
 
     answer_model = load_answer_model(
         model,

@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from fk_reward.rewards.base import CallableReward, Reward, RewardCard
-from fk_reward.rewards.composition.loading import composition_card, is_composition, load_composition
+from fk_reward.rewards.composition.composite import composition_card, is_composition, load_composition
 from fk_reward.text import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ REWARDS: dict[str, str] = {
     "llava-reward-safety@qwen": "fk_reward.rewards.llava_reward.entries:SAFETY_QWEN",
     "llava-reward-overall": "fk_reward.rewards.llava_reward.entries:OVERALL",
     "llava-reward-overall@qwen": "fk_reward.rewards.llava_reward.entries:OVERALL_QWEN",
-    "llava-score": "fk_reward.rewards.vqascore.entries:LLAVA_SCORE",
+    "llava-score": "fk_reward.rewards.vqascore:LLAVA_SCORE",
     "pickscore": "fk_reward.rewards.pickscore:PICKSCORE",
     "q-align": "fk_reward.rewards.q_align:Q_ALIGN",
     "shapes-clipscore": "fk_reward.rewards.clipscore:SHAPES_CLIPSCORE",
@@ -47,7 +47,7 @@ REWARDS: dict[str, str] = {
     "vlm-judge-alignment": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE_ALIGNMENT",
     "vlm-judge-preference": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE_PREFERENCE",
     "vlm-judge-safety": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE_SAFETY",
-    "vqascore": "fk_reward.rewards.vqascore.entries:VQASCORE",
+    "vqascore": "fk_reward.rewards.vqascore:VQASCORE",
 }
 """Name -> "module:attribute" of a `RewardEntry`. The modules are imported only when their name is asked for."""
 

@@ -23,11 +23,10 @@ from transformers import (
 )
 
 from fk_reward.benchmarks.published_sizes import LLAVA_7B, QWEN3_VL_2B, QWEN3_VL_4B
+from fk_reward.rewards.answer_model import AnswerModel, without_video
 from fk_reward.rewards.llava_reward.backbone_sizes import FULL, QWEN_VL
 from fk_reward.rewards.llava_reward.random_backbones import byte_tokenizer
 from fk_reward.rewards.q_align import LEVELS
-from fk_reward.rewards.vqascore.answer_model import AnswerModel
-from fk_reward.rewards.vqascore.loading import without_video
 
 _CONTENT = (
     "{{% for part in message['content'] %}}{{% if part['type'] == 'image' %}}{image}{{% else %}}"

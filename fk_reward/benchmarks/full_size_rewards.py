@@ -20,12 +20,12 @@ from fk_reward.benchmarks.random_reward import default_dtype, random_reward, see
 from fk_reward.models import resolve_model
 from fk_reward.rewards import BlipITM, CLIPScore, ImagePreprocessing, ImageReward, QAlign, Reward, VQAScore
 from fk_reward.rewards.aesthetic import AestheticScore
+from fk_reward.rewards.answer_model import AnswerModel
 from fk_reward.rewards.blip import with_blip_tokens
 from fk_reward.rewards.imagereward import ImageRewardConfig, ImageRewardModel, ImageRewardSizes, make_mlp
 from fk_reward.rewards.preprocessing import PaddedPreprocessing
 from fk_reward.rewards.vlm_judge import TransformersEngine, load_vlm_judge
-from fk_reward.rewards.vqascore.answer_model import AnswerModel
-from fk_reward.rewards.vqascore.entries import LLAVA_QUESTION
+from fk_reward.rewards.vqascore import LLAVA_QUESTION
 
 _BERT_WORDS = 30522
 _CLIP = ImagePreprocessing.from_config({})

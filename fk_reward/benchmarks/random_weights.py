@@ -18,8 +18,7 @@ from fk_reward.benchmarks.reward_times import is_at_hand
 from fk_reward.pipelines import PREVIEWS, FKSteeringPipeline
 from fk_reward.pipelines.decoding import Preview, load_preview
 from fk_reward.rewards import Reward, load_reward, reward_card
-from fk_reward.rewards.composition.composite import CompositeReward
-from fk_reward.rewards.composition.loading import is_composition
+from fk_reward.rewards.composition.composite import CompositeReward, is_composition
 from fk_reward.rewards.composition.parser import parse_expression
 
 _PUBLISHED = {decoder.repository: decoder.latent_channels for decoder in PREVIEWS.values() if "/" in decoder.repository}

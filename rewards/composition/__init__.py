@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fk_reward.rewards.composition.composite import CompositeReward
-from fk_reward.rewards.composition.errors import ExpressionError
-from fk_reward.rewards.composition.functions import gate, maximum, minimum, standardize
+from fk_reward.rewards.composition.composite import CompositeReward, gate, maximum, minimum, standardize
+from fk_reward.rewards.composition.parser import ExpressionError
 
 __all__ = [
     "CompositeReward",

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from itertools import count
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fk_reward.rewards.base import Reward
-from fk_reward.rewards.composition.composite_card import composite_card
-from fk_reward.rewards.composition.expression import Expression
+from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.composition.expression import (
+    Cards,
+    Expression,
+    Part,
+    make_extreme,
+    make_gate,
+    make_number,
+    make_standardized,
+    weighted_sum,
+)
+from fk_reward.rewards.composition.parser import parse_expression
 from fk_reward.rewards.inputs import Images, copied, in_order, prompt_list
 
 if TYPE_CHECKING:
@@ -141,3 +153,248 @@ class CompositeReward(Reward):
                 raise ValueError(
                     f"{name} has become {part.card.name} since {self.card.name} was composed; load a reward for each."
                 )
+
+
+def composite_card(expression: Expression, cards: Cards) -> RewardCard:
+    """Derive a card; no weights are needed.
+
+    The range is that of interval arithmetic. The spread is known where one part or standard score is merely scaled and
+    shifted; of a sum of several it depends on how they vary together, and is None. Differentiable means that all parts
+    are. Texts that are the same for all parts stand once.
+
+    Args:
+        expression: the composition.
+        cards: cards of its parts, by name.
+
+    Raises:
+        ValueError: without any part, or where some parts want the value up and others down.
+
+    Example:
+        >>> from fk_reward.rewards.composition.expression import Part, weighted_sum
+        >>> cards = {"a": RewardCard(name="a", summary="...", typical_range=(0, 1), spread=0.1, licence="MIT")}
+        >>> card = composite_card(weighted_sum([(-2.0, Part("a"))]), cards)
+        >>> card.name, card.typical_range, card.spread, card.licence
+        ('-2*a', (-2.0, 0.0), 0.2, 'MIT')
+    """
+    if not expression.names:
+        raise ValueError(f"A composition needs at least one reward, got only {expression}.")
+    used = {name: cards[name] for name in expression.names}
+    low, high = expression.typical_range(used)
+    limits = [card.max_prompt_tokens for card in used.values() if card.max_prompt_tokens is not None]
+    return RewardCard(
+        name=str(expression),
+        summary="composition of " + ", ".join(used),
+        higher_is_better=_higher_is_better(expression, used),
+        typical_range=(low, high) if low < high else RewardCard.typical_range,
+        spread=expression.spread(used) or None,
+        differentiable=all(card.differentiable for card in used.values()),
+        max_prompt_tokens=min(limits, default=None),
+        **{field: _joined(used, field) for field in ("licence", "source", "weights", "memory")},
+    )
+
+
+def _higher_is_better(expression: Expression, cards: Cards) -> bool:
+    """Whether the value should go up: a part that enters with a plus decides, one with a minus was written so."""
+    raised = dict.fromkeys(name for name, sign in expression.signed_parts() if sign > 0)
+    up = [name for name in raised if cards[name].higher_is_better]
+    down = [name for name in raised if not cards[name].higher_is_better]
+    if up and down:
+        raise ValueError(
+            f"Of {', '.join(down)} lower is better, of {', '.join(up)} higher: {expression} rewards both. "
+            f"Write a minus before {down[0]}."
+        )
+    return not down
+
+
+def _joined(cards: Cards, field: str) -> str:
+    texts = {name: getattr(card, field) for name, card in cards.items()}
+    distinct = set(texts.values())
+    return distinct.pop() if len(distinct) == 1 else "; ".join(f"{name}: {text}" for name, text in texts.items())
+
+
+def minimum(*rewards: Reward | float) -> CompositeReward:
+    """The smallest of several scores of an image: good only if all are.
+
+    Args:
+        *rewards: at least two rewards or numbers, in one unit (`standardize` brings them there).
+
+    Raises:
+        TypeError: for something that is neither.
+        ValueError: for fewer than two.
+
+    Example:
+        >>> from fk_reward.rewards import load_reward
+        >>> minimum(load_reward("shapes-verifier"), 0.5).card.name
+        'min(shapes-verifier, 0.5)'
+    """
+    operands, parts = _merged(rewards)
+    return CompositeReward(make_extreme("min", operands), parts)
+
+
+def maximum(*rewards: Reward | float) -> CompositeReward:
+    """The largest of several scores of an image.
+
+    Args:
+        *rewards: at least two rewards or numbers, in one unit (`standardize` brings them there).
+
+    Raises:
+        TypeError: for something that is neither.
+        ValueError: for fewer than two.
+
+    Example:
+        >>> from fk_reward.rewards import load_reward
+        >>> maximum(load_reward("shapes-verifier"), 0.5).card.name
+        'max(shapes-verifier, 0.5)'
+    """
+    operands, parts = _merged(rewards)
+    return CompositeReward(make_extreme("max", operands), parts)
+
+
+def standardize(reward: Reward, *, mean: float | None = None, spread: float | None = None) -> CompositeReward:
+    """(score - mean) / spread: in this unit, rewards of different scales can be added and compared.
+
+    Args:
+        reward: any reward.
+        mean: in the unit of the reward; None for the middle of the typical range on its card.
+        spread: standard deviation in the unit of the reward; None for that on its card.
+
+    Raises:
+        ValueError: when one of them is not given, and the card does not know it either.
+
+    Example:
+        >>> from fk_reward.rewards import load_reward
+        >>> standardize(load_reward("shapes-verifier"), spread=0.25).card.name
+        'z(shapes-verifier, mean=0.5, spread=0.25)'
+    """
+    (operand,), parts = _merged([reward])
+    cards = {name: part.card for name, part in parts.items()}
+    return CompositeReward(make_standardized(operand, cards, mean=mean, spread=spread), parts)
+
+
+def gate(
+    reward: Reward | float,
+    check: Reward,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    otherwise: Reward | float | None = None,
+) -> CompositeReward:
+    """A reward where another one passes a threshold, something else elsewhere.
+
+    Args:
+        reward: the score of an image that passes.
+        check: the reward that decides.
+        above: an image passes if `check` is greater than this.
+        below: an image passes if `check` is less than this; give exactly one of the two.
+        otherwise: the score of an image that fails; None for the low end of the typical range of `reward`, which is
+            logged. It is finite, so that there are weights even where every particle fails.
+
+    Raises:
+        TypeError: for something that is neither reward nor number.
+        ValueError: without exactly one threshold, or when `otherwise` is not given and the range is not known.
+
+    Example:
+        >>> from fk_reward.rewards import load_reward
+        >>> gate(load_reward("shapes-clipscore"), load_reward("shapes-verifier"), above=0.5, otherwise=-1).card.name
+        'shapes-clipscore if shapes-verifier > 0.5 else -1'
+    """
+    if (above is None) == (below is None):
+        raise ValueError(f"gate needs exactly one of above and below, got above={above}, below={below}.")
+    (passed, left, *failed), parts = _merged([reward, check, *([] if otherwise is None else [otherwise])])
+    cards = {name: part.card for name, part in parts.items()}
+    condition = (left, ">", make_number(above)) if above is not None else (left, "<", make_number(below))  # type: ignore[arg-type]
+    return CompositeReward(make_gate(passed, condition, cards, failed=failed[0] if failed else None), parts)
+
+
+def add_weighted(terms: Sequence[tuple[float, Reward | float]]) -> CompositeReward:
+    """Weighted sum of rewards and numbers, what the operators of rewards make.
+
+    Example:
+        >>> from fk_reward.rewards import load_reward
+        >>> add_weighted([(2.0, load_reward("shapes-verifier")), (-1.0, 0.5)]).card.name
+        '2*shapes-verifier - 0.5'
+    """
+    operands, parts = _merged([term for _, term in terms])
+    weights = [float(weight) for weight, _ in terms]
+    return CompositeReward(weighted_sum(zip(weights, operands, strict=True)), parts)
+
+
+def _merged(operands: Sequence[Reward | float]) -> tuple[list[Expression], dict[str, Reward]]:
+    """Each operand as an expression over one set of parts; of two rewards with one name, one is renamed."""
+    expressions: list[Expression] = []
+    parts: dict[str, Reward] = {}
+    for operand in operands:
+        if isinstance(operand, CompositeReward):
+            names = {name: _place(parts, name, part) for name, part in operand.parts.items()}
+            expressions.append(operand.expression.renamed(names))
+        elif isinstance(operand, Reward):
+            expressions.append(Part(_place(parts, operand.card.name, operand)))
+        elif isinstance(operand, Real):
+            expressions.append(make_number(float(operand)))
+        else:
+            raise TypeError(f"Expected rewards and numbers, got {type(operand).__name__}; load_reward makes a reward.")
+    return expressions, parts
+
+
+def _place(parts: dict[str, Reward], name: str, reward: Reward) -> str:
+    """Put a reward among the parts, once, under its name or the next free one; return that."""
+    held = next((key for key, part in parts.items() if part is reward), None)
+    if held is not None:
+        return held
+    own_name = name.partition("#")[0]
+    free = next(key for key in _numbered(own_name) if key not in parts)
+    parts[free] = reward
+    return free
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}#{number}" for number in count(2))
+
+
+def is_composition(text: str) -> bool:
+    """Whether a text that is no known name is meant as a composition: it has something that no name has.
+
+    Example:
+        >>> [is_composition(text) for text in ("a + b", "-a", "min(a)", "hpsv2.1", "a-reward@qwen", "")]
+        [True, True, True, False, False, False]
+    """
+    return re.search(r"[\s+*/()<>=,]|^[-\d.]", text) is not None
+
+
+def load_composition(text: str, options: dict[str, Any]) -> CompositeReward:
+    """Load each reward that a composition names, once, and compose them; what `load_reward` calls.
+
+    Raises:
+        ExpressionError: a ValueError that shows the place, before anything is loaded.
+        TypeError: for options.
+
+    Example:
+        >>> load_composition("0.5*shapes-verifier + 1", {}).card.typical_range
+        (1.0, 1.5)
+    """
+    from fk_reward.rewards.registry import load_reward, reward_card
+
+    if options:
+        raise TypeError(
+            f"Options {sorted(options)} cannot be given to a composition: load the parts with their options and "
+            "compose the objects, as in 0.5 * load_reward('clipscore', scale=100.0) + 0.5 * load_reward('...')."
+        )
+    expression, cards = parse_expression(text, reward_card)
+    composite_card(expression, cards)  # what it refuses is refused before weights are read
+    return CompositeReward(expression, {name: load_reward(name) for name in expression.names})
+
+
+def composition_card(text: str) -> RewardCard:
+    """The card of a composition, without loading weights; what `reward_card` calls.
+
+    Raises:
+        ExpressionError: a ValueError that shows the place.
+
+    Example:
+        >>> composition_card("shapes-clipscore / 2").spread
+        0.035
+    """
+    from fk_reward.rewards.registry import reward_card
+
+    return composite_card(*parse_expression(text, reward_card))

@@ -15,7 +15,7 @@ from fk_reward.rewards.vlm_judge.answers import FlawedAnswer
 from fk_reward.rewards.vlm_judge.engine import Messages, Sampling
 
 if TYPE_CHECKING:
-    from fk_reward.rewards.vqascore.answer_model import AnswerModel
+    from fk_reward.rewards.answer_model import AnswerModel
 
 
 class TransformersEngine:
@@ -65,7 +65,7 @@ class TransformersEngine:
             OSError: when files are missing.
             ValueError: for an architecture that transformers does not have, and as the class.
         """
-        from fk_reward.rewards.vqascore.loading import load_answer_model
+        from fk_reward.rewards.answer_model import load_answer_model
 
         loaded = load_answer_model(
             model,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fk_reward.rewards.answer_model import load_answer_model
 from fk_reward.rewards.q_align import LEVELS, QAlign, expected_level
-from fk_reward.rewards.vqascore import load_answer_model
 from tests.tiny.answer_models import write_llava
 
 

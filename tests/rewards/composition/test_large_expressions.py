@@ -7,10 +7,9 @@ import time
 import pytest
 
 from fk_reward.rewards import ExpressionError, RewardCard, load_reward
-from fk_reward.rewards.composition.composite_card import composite_card
-from fk_reward.rewards.composition.errors import ExpressionError as Error
-from fk_reward.rewards.composition.parser import parse_expression
-from fk_reward.rewards.composition.tokens import MAX_DEPTH, MAX_TOKENS
+from fk_reward.rewards.composition.composite import composite_card
+from fk_reward.rewards.composition.parser import MAX_DEPTH, MAX_TOKENS, parse_expression
+from fk_reward.rewards.composition.parser import ExpressionError as Error
 from tests.rewards.composition.scripted import pixels
 
 

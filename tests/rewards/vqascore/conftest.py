@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fk_reward.rewards.vqascore import AnswerModel, load_answer_model
+from fk_reward.rewards.answer_model import AnswerModel, load_answer_model
 from tests.tiny import answer_models
 
 FAMILIES = ("llava", "llava_next", "qwen3_vl", "blip2_t5", "instructblip")

@@ -14,8 +14,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from torch.testing import assert_close
 
+from fk_reward.rewards.answer_model import AnswerModel, load_answer_model
 from fk_reward.rewards.inputs import pictures_of
-from fk_reward.rewards.vqascore import AnswerModel, load_answer_model
 
 QUESTIONS = ["Is it red?", "Does this figure show two dogs and {a} cat? Please answer yes or no.", "é?"]
 

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from fk_reward.rewards import load_reward
+from fk_reward.rewards.answer_model import load_answer_model
 from fk_reward.rewards.inputs import pictures_of
-from fk_reward.rewards.vqascore import load_answer_model
 from tests.tiny.answer_models import write_clip_t5
 
 PROMPTS = ["a red cat", "two dogs on a skateboard", "x"]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from fk_reward.rewards import load_reward, reward_card
-from fk_reward.rewards.vqascore import AnswerModel, VQAScore, answer_probability
-from fk_reward.rewards.vqascore.entries import LLAVA_QUESTION, LLAVA_SYSTEM
+from fk_reward.rewards.answer_model import AnswerModel
+from fk_reward.rewards.vqascore import LLAVA_QUESTION, LLAVA_SYSTEM, VQAScore, answer_probability
 from tests.rewards.vqascore.test_answer_model import generated_logits
 
 PROMPTS = ["a red cat", "two dogs on a skateboard", "{prompt}"]

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, ProcessorMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from fk_reward.models import file_state, resolve_model
+from fk_reward.rewards.clip_t5 import is_clip_t5, load_clip_t5
 from fk_reward.rewards.inputs import pictures_of
+from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.prompt_limits import control_tokens, num_positions, refuse_control_tokens, require_positions
-from fk_reward.rewards.vqascore.pixels import pixel_transform
-from fk_reward.rewards.vqascore.question_text import question_text
+from fk_reward.rewards.weights import WRAPPED_NAMES, check_complete
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
+
+CLIP_LIKE = ("CLIPImageProcessor", "BlipImageProcessor", "SiglipImageProcessor")
+"""Image processors that resize, crop and normalise, and nothing else."""
+
+QWEN_LIKE = ("Qwen2VLImageProcessor",)
+"""Image processors that cut into patches as Qwen2-VL's; Qwen2.5-VL and Qwen3-VL use the same one."""
+
+_MODELS: WeakValueDictionary[tuple[str, ...], AnswerModel] = WeakValueDictionary()
 
 
 class AnswerModel(nn.Module):
@@ -217,3 +233,146 @@ def _decoder_start(model: PreTrainedModel) -> int:
     if start is None:
         raise ValueError(f"{type(model).__name__} is an encoder-decoder, but no decoder_start_token_id is configured.")
     return start
+
+
+def question_text(processor: ProcessorMixin, question: str, *, system: str | None = None) -> str:
+    """Write a question about one image as the processor's chat template has it, ready for the answer.
+
+    A processor without chat template gets the question as it is; where such a processor does not place the image by
+    itself, the question must begin with its image token.
+
+    Args:
+        processor: processor of an image-text-to-text model.
+        question: the question.
+        system: system message before it.
+
+    Raises:
+        ValueError: when the question contains the token that stands for the image (elsewhere than at its beginning,
+            where there is no template), or there is a system message but no template for it.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> question_text(SimpleNamespace(chat_template=None), "Is this a cat? Answer:")
+        'Is this a cat? Answer:'
+    """
+    has_template = getattr(processor, "chat_template", None) is not None
+    token = str(getattr(processor, "image_token", None) or "")
+    if token:
+        refuse_control_tokens([question if has_template else question.removeprefix(token)], [token])
+    if not has_template:
+        if system is not None:
+            raise ValueError(f"{type(processor).__name__} has no chat template to put a system message into.")
+        return question
+    turns: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+
+
+def pixel_transform(processor: BaseImageProcessor) -> Callable[[Tensor], Tensor] | None:
+    """Find what does to tensors (B, 3, H, W) in [0, 1] what an image processor does to PIL pictures.
+
+    Before normalisation the result is within 2/255 of the processor's, which rounds to 8 bits on its way.
+
+    Returns:
+        The function from images to `pixel_values`, differentiable; None for an image processor that is not reproduced.
+
+    Example:
+        >>> from transformers import CLIPImageProcessorPil
+        >>> transform = pixel_transform(CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8))
+        >>> transform(torch.rand(2, 3, 9, 12)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    name = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
+    settings = {"do_center_crop": False, **processor.to_dict()}  # what a processor does not have, it does not list
+    if name in CLIP_LIKE:
+        return ImagePreprocessing.from_config(settings)
+    if name in QWEN_LIKE:
+        return _patches(settings)
+    return None
+
+
+def _patches(settings: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform
+
+    transform = PatchTransform.from_config(settings)
+    return lambda images: torch.cat([transform(image)[0] for image in images])
+
+
+def load_answer_model(
+    path: str | os.PathLike[str],
+    *,
+    torch_dtype: torch.dtype = torch.bfloat16,
+    attn_implementation: str = "sdpa",
+    device_map: str | dict[str, Any] | None = None,
+    revision: str = "main",
+) -> AnswerModel:
+    """Load an image-text-to-text model with its processor, or return the one that another reward holds.
+
+    A model lives as long as a reward holds it; rewards that share one move together. Where one of them was moved to
+    another dtype, the model is not shared any more. Code that comes with a checkpoint is never run.
+
+    Args:
+        path: hub id or folder of a model that `AutoModelForImageTextToText` has, or of a CLIP-FlanT5.
+        torch_dtype: floating dtype of the weights.
+        attn_implementation: "sdpa", "eager", "flash_attention_2", ...
+        device_map: as in `PreTrainedModel.from_pretrained`.
+        revision: branch, tag or commit of the hub repository.
+
+    Raises:
+        OSError: when files are missing.
+        ValueError: for an architecture that transformers does not have, or a checkpoint that lacks weights.
+    """
+    path = resolve_model(path)
+    settings = {"attn_implementation": attn_implementation, "device_map": device_map, "revision": revision}
+    key = (file_state(path), str(torch_dtype), repr(settings))
+    model = _MODELS.get(key)
+    if model is None or model.dtype != torch_dtype:
+        model = _load(path, {"dtype": torch_dtype, **settings})
+        _MODELS[key] = model
+    return model
+
+
+def _load(path: str, options: dict[str, Any]) -> AnswerModel:
+    revision = options["revision"]
+    config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    if is_clip_t5(config):
+        return AnswerModel(*load_clip_t5(path, **options))
+    _check_architecture(path, config)
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        path, key_mapping=dict(WRAPPED_NAMES), output_loading_info=True, **options
+    )
+    check_complete(path, info)
+    return AnswerModel(model, load_processor(path, revision=revision))
+
+
+def load_processor(path: str | os.PathLike[str], *, revision: str = "main") -> ProcessorMixin:
+    """Load the processor that belongs to a model, with PIL's image processor and without what reads videos.
+
+    transformers' `AutoProcessor` wants torchvision where the model reads videos, too (all of Qwen's do).
+
+    Args:
+        path: hub id or folder.
+        revision: branch, tag or commit of the hub repository.
+
+    Raises:
+        OSError: when files are missing.
+    """
+    config = AutoConfig.from_pretrained(path, revision=revision)
+    return without_video(PROCESSOR_MAPPING[type(config)]).from_pretrained(path, revision=revision, backend="pil")
+
+
+def without_video(processor: type[ProcessorMixin]) -> Any:
+    """The class of a processor without the part that reads videos, which would want torchvision."""
+    names = [name for name in processor.get_attributes() if name != "video_processor"]
+    return type(processor.__name__, (processor,), {"get_attributes": classmethod(lambda _: names)})
+
+
+def _check_architecture(path: str, config: dict[str, Any]) -> None:
+    model_type = config.get("model_type")
+    if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ValueError(
+            f"{path} is of type {model_type!r} ({config.get('architectures')}), which transformers' "
+            "AutoModelForImageTextToText does not have, and code that comes with a checkpoint is never run. Use a "
+            "model that transformers has: Qwen/Qwen3-VL-2B-Instruct, llava-hf/llava-1.5-7b-hf, ..."
+        )
