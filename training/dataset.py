@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 from torch.utils.data import Dataset
 
 from fk_reward.training.image_source import ImageSource
-from fk_reward.training.preference_data import LabelledImage, PreferenceItem, PreferencePair, PreferenceRecord
+from fk_reward.training.preference_data import ItemT, LabelledImage, PreferenceItem, PreferencePair, PromptedImage
 
 
-class PreferenceDataset(Dataset):
-    """Records whose images are decoded when they are asked for; light to send to the workers of a loader.
+class PreferenceDataset(Dataset[PreferenceItem]):
+    """Records of one kind; their images are decoded by `collate_preferences`, in the workers of a loader.
 
     Args:
         items: preference pairs, or labelled images; not both.
@@ -23,15 +23,6 @@ class PreferenceDataset(Dataset):
     Raises:
         TypeError: for other records, or both kinds.
         ValueError: for no records.
-
-    Example:
-        >>> from PIL import Image
-        >>> from fk_reward.training import read_preferences
-        >>> red, blue = Image.new("RGB", (8, 6), "red"), Image.new("RGB", (8, 6), "blue")
-        >>> pairs = read_preferences([{"prompt": "a red square", "chosen_path": red, "reject_path": blue}])
-        >>> row = PreferenceDataset(pairs)[0]
-        >>> row["prompts"], [tuple(image.shape) for image in row["images"]], row["margin"]
-        (('a red square', 'a red square'), [(3, 6, 8), (3, 6, 8)], None)
     """
 
     def __init__(self, items: Sequence[PreferenceItem]) -> None:
@@ -47,48 +38,53 @@ class PreferenceDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Prompts and decoded images of one record, with its margin (None where it has none) or its label."""
-        item = self.items[index]
-        row = {"images": [image.load() for image in item.images], "prompts": item.prompts}
-        return row | ({"label": item.label} if isinstance(item, LabelledImage) else {"margin": item.margin})
+    def __getitem__(self, index: int) -> PreferenceItem:
+        """One record."""
+        return self.items[index]
 
 
-def collate_preferences(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join rows of a `PreferenceDataset` into a batch that goes through the reward in one forward pass.
+def collate_preferences(items: Sequence[PreferenceItem]) -> dict[str, Any]:
+    """Decode the images of some records and join them into a batch for one forward pass of the reward.
 
     Args:
-        rows: B rows of pairs, or of labelled images.
+        items: B pairs, or B labelled images.
 
     Returns:
         For pairs `images` and `prompts` with 2 B entries, the chosen rows before the rejected ones, in the same order,
-        and `margin`: (B,) float32, 0 for a row without one, or None where no row has one. For labelled images `images`
-        and `prompts` with B entries and `labels`: (B,) float32 of 0 and 1. An image is (3, H, W) float32 in [0, 1].
+        and `margin`: (B,) float32, 0 for a pair without one, or None where no pair has one. For labelled images
+        `images` and `prompts` with B entries and `labels`: (B,) float32 of 0 and 1. An image is (3, H, W) float32 in
+        [0, 1].
 
     Raises:
-        ValueError: for no rows.
+        UnreadableImageError: a ValueError, for an image that cannot be decoded.
+        ValueError: for no records.
 
     Example:
-        >>> cat, dog = torch.zeros(3, 4, 4), torch.ones(3, 4, 4)
-        >>> batch = collate_preferences([{"images": [cat, dog], "prompts": ("a cat", "a dog"), "margin": 2.0}])
-        >>> batch["prompts"], batch["margin"]
-        (['a cat', 'a dog'], tensor([2.]))
+        >>> from PIL import Image
+        >>> from fk_reward.training import read_preferences
+        >>> red, blue = Image.new("RGB", (8, 6), "red"), Image.new("RGB", (8, 6), "blue")
+        >>> pairs = read_preferences([{"prompt": "a red square", "chosen_path": red, "reject_path": blue}])
+        >>> batch = collate_preferences(pairs)
+        >>> batch["prompts"], [tuple(image.shape) for image in batch["images"]], batch["margin"]
+        (['a red square', 'a red square'], [(3, 6, 8), (3, 6, 8)], None)
 
-    B: number of rows, H, W: height and width, which may differ between images.
+    B: number of records, H, W: height and width, which may differ between images.
     """
-    if not rows:
-        raise ValueError("Cannot make a batch of no rows.")
-    places = range(len(rows[0]["images"]))
-    batch: dict[str, Any] = {name: [row[name][i] for i in places for row in rows] for name in ("images", "prompts")}
-    if "label" in rows[0]:
-        return batch | {"labels": torch.tensor([float(row["label"]) for row in rows])}
-    margins = [row["margin"] for row in rows]
+    if not items:
+        raise ValueError("Cannot make a batch of no records.")
+    # Chosen before rejected, so that `chunk(2)` of the outputs separates them.
+    positions = range(len(items[0].prompts))
+    images = [[image.load() for image in item.images] for item in items]
+    batch: dict[str, Any] = {
+        "images": [of_item[i] for i in positions for of_item in images],
+        "prompts": [item.prompts[i] for i in positions for item in items],
+    }
+    if isinstance(items[0], LabelledImage):
+        return batch | {"labels": torch.tensor([float(cast("LabelledImage", item).label) for item in items])}
+    margins = [cast("PreferencePair", item).margin for item in items]
     if all(margin is None for margin in margins):
         return batch | {"margin": None}
     return batch | {"margin": torch.tensor([0.0 if margin is None else float(margin) for margin in margins])}
-
-
-ItemT = TypeVar("ItemT", bound=PreferenceItem)
 
 
 def split_by_prompt(items: Sequence[ItemT], *, fraction: float, seed: int) -> tuple[list[ItemT], list[ItemT]]:
@@ -132,7 +128,7 @@ def split_by_prompt(items: Sequence[ItemT], *, fraction: float, seed: int) -> tu
     return train, validation
 
 
-def _keys(item: PreferenceRecord) -> list[str]:
+def _keys(item: PreferencePair | PromptedImage) -> list[str]:
     """What ties a record to others: its prompts up to case and spaces, or its image where it has none."""
     prompts = [" ".join(prompt.lower().split()) for prompt in item.prompts]
     return [f"prompt {prompt}" if prompt else f"image {_image_name(item.images[0])}" for prompt in prompts]

@@ -29,9 +29,8 @@ from fk_reward.training.captions import (
     relations,
 )
 from fk_reward.training.image_source import ImageSource
-from fk_reward.training.preference_data import LabelledImage, digest_images, report_problems, sort_out
-from fk_reward.training.reading import collect, first_of
-from fk_reward.training.rows import RowSource, read_rows, short
+from fk_reward.training.preference_data import PromptedImage, check_items, digest_images, report_problems
+from fk_reward.training.rows import RowSource, first_of, image_folder, parse_rows, read_rows, short
 
 KINDS = ("attribute", "object", "count", "position")
 """What a rule may change: a colour, size or material; a thing; a number; a relation in space."""
@@ -234,10 +233,10 @@ def read_captions(
     """Read captions and the files of their images, and check the images.
 
     Args:
-        source: as `read_rows` takes it; rows with `prompt` (of two the first, which is the chosen image's) and `path`,
+        source: what `read_rows` takes; rows with `prompt` (of two the first, which is the chosen image's) and `path`,
             `image_path` or `chosen_path`.
         image_root: folder that relative paths are relative to; None for the folder of the file.
-        skip_bad_rows: leave out bad rows with a warning, in place of an error.
+        skip_bad_rows: leave out bad rows with a warning instead of raising.
 
     Returns:
         Caption and path of each image, none twice.
@@ -246,15 +245,14 @@ def read_captions(
         FileNotFoundError: when there is no such file.
         PreferenceDataError: a ValueError, for bad rows.
     """
-    rows = read_rows(source)
-    root = Path(source).parent if image_root is None and isinstance(source, (str, Path)) else Path(image_root or "")
-    captioned, problems = collect(rows, lambda row, origin: _captioned(row, root, origin))
-    good, broken = sort_out(captioned, digest_images(captioned))
-    report_problems([*problems, *broken], len(rows), skip_bad_rows=skip_bad_rows)
+    rows, root = read_rows(source), image_folder(source, image_root)
+    captioned, problems = parse_rows(rows, lambda row, origin: _captioned(row, root, origin))
+    good, bad = check_items(captioned, digest_images(captioned))
+    report_problems([*problems, *bad], len(rows), skip_bad_rows=skip_bad_rows)
     return list(dict.fromkeys((item.prompt, Path(str(item.image.content))) for item in good))
 
 
-def _captioned(row: Mapping[str, Any], root: Path, origin: str) -> LabelledImage:
+def _captioned(row: Mapping[str, Any], root: Path, origin: str) -> PromptedImage:
     prompt, path = first_of(row, "prompt", "text"), first_of(row, *_IMAGE_KEYS)
     if isinstance(prompt, (list, tuple)) and prompt:
         prompt = prompt[0]
@@ -265,7 +263,7 @@ def _captioned(row: Mapping[str, Any], root: Path, origin: str) -> LabelledImage
         raise TypeError(
             f"expected the path of an image, got {'base64' if isinstance(path, str) else type(path).__name__}"
         )
-    return LabelledImage(prompt=prompt, image=image, label=True, origin=origin)
+    return PromptedImage(prompt=prompt, image=image, origin=origin)
 
 
 def write_prompt_pairs(out: Path, images: Sequence[Path], negatives: Sequence[Sequence[HardNegative]]) -> None:

@@ -54,8 +54,8 @@ class ImageSource:
             ValueError: for an empty path, empty bytes, an address, or a data URI without base64.
 
         Example:
-            >>> ImageSource.of("a/b.png", root=Path("pictures")).content.as_posix()
-            'pictures/a/b.png'
+            >>> ImageSource.of("a/b.png", root=Path("images")).content.as_posix()
+            'images/a/b.png'
         """
         if isinstance(value, ImageSource):
             return value
@@ -96,7 +96,7 @@ class ImageSource:
         return group_by_size(read_image(self.content))[0].images[0]
 
     def digest(self) -> str:
-        """SHA-256 of the decoded pixels: equal exactly for equal pictures, whatever the file.
+        """SHA-256 of the decoded pixels: equal exactly for equal images, whatever the file.
 
         Raises:
             UnreadableImageError: as `load`.

@@ -1,4 +1,4 @@
-"""What a reward is trained on: pairs and labelled images, and the checks that they pass before training starts."""
+"""What a reward is trained on, pairs and labelled images, and the checks that they pass before training starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -14,24 +14,10 @@ from fk_reward.text import text_problem
 from fk_reward.training.image_source import ImageSource, UnreadableImageError
 from fk_reward.training.rows import RowProblem, finite_number
 
+logger = logging.getLogger(__name__)
 
-class PreferenceRecord(Protocol):
-    """What the records have in common: prompts, images, an origin, and a check of their fields."""
-
-    @property
-    def origin(self) -> str:
-        """Where it was read, "file:row"."""
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """One prompt for each image."""
-
-    @property
-    def images(self) -> tuple[ImageSource, ...]:
-        """One image, or the chosen and the rejected one."""
-
-    def problem(self) -> str | None:
-        """What is wrong with the fields, None where nothing is; the images are not read."""
+NUM_SHOWN = 10
+"""Problems that an error message lists in full."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,24 +59,22 @@ class PreferencePair:
         return self.chosen, self.rejected
 
     def problem(self) -> str | None:
-        """What is wrong with the fields: a prompt that is empty or no string, no images, or a margin below 0."""
-        return prompt_problem(self.prompts) or image_problem(self.images) or _margin_problem(self.margin)
+        """Why the fields cannot be used, or None: an empty prompt, a wrong type, a negative margin."""
+        return prompt_problem(self.prompts) or _image_type_problem(self.images) or _margin_problem(self.margin)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LabelledImage:
-    """An image and whether it is what the reward should like.
+class PromptedImage:
+    """An image with its prompt.
 
     Attributes:
-        prompt: its prompt; empty for an image that is judged without one.
+        prompt: the prompt.
         image: the image.
-        label: True for what should score high ("safe"), False for what should score low.
         origin: where it was read, "file:row".
     """
 
     prompt: str
     image: ImageSource
-    label: bool
     origin: str = ""
 
     @property
@@ -104,60 +88,34 @@ class LabelledImage:
         return (self.image,)
 
     def problem(self) -> str | None:
-        """What is wrong with the fields: a prompt that is no string, no image, or a label that is no bool."""
-        wrong = prompt_problem(self.prompts, may_be_empty=True) or image_problem(self.images)
+        """Why the fields cannot be used, or None; the image is not read."""
+        return prompt_problem(self.prompts) or _image_type_problem(self.images)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelledImage(PromptedImage):
+    """An image and whether the reward should like it.
+
+    Attributes:
+        prompt: its prompt; empty for an image that is judged without one.
+        image: the image.
+        label: True for what should score high ("safe"), False for what should score low.
+        origin: where it was read, "file:row".
+    """
+
+    label: bool
+
+    def problem(self) -> str | None:
+        """Why the fields cannot be used, or None: a wrong type; the prompt may be empty."""
+        wrong = prompt_problem(self.prompts, may_be_empty=True) or _image_type_problem(self.images)
         is_bool = isinstance(self.label, (bool, np.bool_))
         return wrong or (None if is_bool else f"label must be True or False, got {self.label!r}")
 
 
-PreferenceItem: TypeAlias = "PreferencePair | LabelledImage"
-"""Either record."""
+PreferenceItem: TypeAlias = PreferencePair | LabelledImage
+"""What a reward is trained on."""
 
-
-def prompt_problem(prompts: tuple[str, ...], *, may_be_empty: bool = False) -> str | None:
-    """What is wrong with prompts, None where nothing is.
-
-    Example:
-        >>> prompt_problem(("a cat", " "))
-        'the prompt is empty'
-    """
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            return f"a prompt must be a string, got {type(prompt).__name__}"
-        if not prompt.strip() and not may_be_empty:
-            return "the prompt is empty"
-        if (problem := text_problem(prompt)) is not None:
-            return f"of the prompt: {problem}"
-    return None
-
-
-def image_problem(images: tuple[ImageSource, ...]) -> str | None:
-    """What is wrong with the types of images, None where nothing is; they are not read.
-
-    Example:
-        >>> image_problem(("a.png",))
-        'an image must be an ImageSource, got str'
-    """
-    wrong = (type(image).__name__ for image in images if not isinstance(image, ImageSource))
-    return next((f"an image must be an ImageSource, got {name}" for name in wrong), None)
-
-
-def _margin_problem(margin: float | None) -> str | None:
-    if margin is None:
-        return None
-    try:
-        number = finite_number(margin, "margin")
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return f"margin must not be negative, got {margin}" if number < 0 else None
-
-
-logger = logging.getLogger(__name__)
-
-RecordT = TypeVar("RecordT", bound=PreferenceRecord)
-
-NUM_SHOWN = 10
-"""Problems that a message tells in full."""
+ItemT = TypeVar("ItemT", bound=PreferencePair | PromptedImage)
 
 
 class PreferenceDataError(ValueError):
@@ -169,34 +127,20 @@ class PreferenceDataError(ValueError):
 
     def __init__(self, problems: Sequence[RowProblem], num_rows: int) -> None:
         self.problems = tuple(problems)
-        remedy = "Mend them, or leave them out with skip_bad_rows (--skip-bad-rows)."
-        super().__init__(f"{problem_list(problems, num_rows)}\n{remedy}")
+        remedy = "Correct them, or leave them out with skip_bad_rows (--skip-bad-rows)."
+        super().__init__(f"{_problem_list(problems, num_rows)}\n{remedy}")
 
 
-def problem_list(problems: Sequence[RowProblem], num_rows: int) -> str:
-    """The first problems and how many there are.
-
-    Example:
-        >>> print(problem_list([RowProblem("pairs.json:7", "the prompt is empty")], 30))
-        1 of 30 rows cannot be used:
-          pairs.json:7: the prompt is empty
-    """
-    lines = [f"{len(problems)} of {num_rows} rows cannot be used:", *(f"  {item}" for item in problems[:NUM_SHOWN])]
-    if len(problems) > NUM_SHOWN:
-        lines.append(f"  ... and {len(problems) - NUM_SHOWN} more.")
-    return "\n".join(lines)
-
-
-def validate_preferences(items: Sequence[RecordT], *, skip_bad_rows: bool = False) -> list[RecordT]:
+def validate_preferences(items: Sequence[ItemT], *, skip_bad_rows: bool = False) -> list[ItemT]:
     """Check records and decode each of their images once.
 
     A row is bad when an image is absent, truncated or unreadable; when a prompt is empty (a labelled image may have
     none); when a field has the wrong type; when a margin is negative or not finite; and when a pair compares two
-    equal pictures under the same prompt. `read_preferences` has done this; call it for records made by hand.
+    equal images under the same prompt. `read_preferences` has done this; call it for records made by hand.
 
     Args:
         items: pairs or labelled images.
-        skip_bad_rows: leave bad rows out, with a logged warning that tells and counts them, in place of an error.
+        skip_bad_rows: leave bad rows out, with a logged warning that lists and counts them, instead of raising.
 
     Returns:
         The good ones, in order.
@@ -212,14 +156,14 @@ def validate_preferences(items: Sequence[RecordT], *, skip_bad_rows: bool = Fals
         Traceback (most recent call last):
         fk_reward.training.preference_data.PreferenceDataError: 1 of 1 rows cannot be used:
           labels.json:1: no such image file: no.png
-        Mend them, or leave them out with skip_bad_rows (--skip-bad-rows).
+        Correct them, or leave them out with skip_bad_rows (--skip-bad-rows).
     """
-    good, problems = sort_out(items, digest_images(items))
+    good, problems = check_items(items, digest_images(items))
     report_problems(problems, len(items), skip_bad_rows=skip_bad_rows)
     return good
 
 
-def digest_images(items: Iterable[PreferenceRecord]) -> dict[object, str | UnreadableImageError]:
+def digest_images(items: Iterable[PreferencePair | PromptedImage]) -> dict[object, str | UnreadableImageError]:
     """Decode every image once, in threads.
 
     Returns:
@@ -230,18 +174,18 @@ def digest_images(items: Iterable[PreferenceRecord]) -> dict[object, str | Unrea
         return dict(zip(images, pool.map(_digest, images.values()), strict=True))
 
 
-def sort_out(
-    items: Iterable[RecordT], digests: Mapping[object, str | UnreadableImageError]
-) -> tuple[list[RecordT], list[RowProblem]]:
-    """Split records into good ones and problems.
+def check_items(
+    items: Iterable[ItemT], digests: Mapping[object, str | UnreadableImageError]
+) -> tuple[list[ItemT], list[RowProblem]]:
+    """Separate good records from bad ones.
 
     Args:
         items: the records.
-        digests: what `digest_images` found of their images.
+        digests: of their images, from `digest_images`.
     """
     good, problems = [], []
     for number, item in enumerate(items, start=1):
-        reason = item.problem() or _image_reason(item, digests)
+        reason = item.problem() or _content_problem(item, digests)
         if reason is None:
             good.append(item)
         else:
@@ -250,7 +194,7 @@ def sort_out(
 
 
 def report_problems(problems: Sequence[RowProblem], num_rows: int, *, skip_bad_rows: bool) -> None:
-    """Stop at bad rows; warn of them instead where they are to be skipped and good ones remain.
+    """Raise for bad rows; with `skip_bad_rows`, log a warning instead as long as good ones remain.
 
     Raises:
         PreferenceDataError: see above.
@@ -259,7 +203,52 @@ def report_problems(problems: Sequence[RowProblem], num_rows: int, *, skip_bad_r
         return
     if not skip_bad_rows or len(problems) >= num_rows:
         raise PreferenceDataError(problems, num_rows)
-    logger.warning("Skipped rows: %s", problem_list(problems, num_rows))
+    logger.warning("Skipped rows: %s", _problem_list(problems, num_rows))
+
+
+def prompt_problem(prompts: Sequence[object], *, may_be_empty: bool = False) -> str | None:
+    """Why prompts cannot be used, or None.
+
+    Example:
+        >>> prompt_problem(("a cat", " "))
+        'the prompt is empty'
+    """
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            return f"a prompt must be a string, got {type(prompt).__name__}"
+        if not prompt.strip() and not may_be_empty:
+            return "the prompt is empty"
+        if (problem := text_problem(prompt)) is not None:
+            return f"of the prompt: {problem}"
+    return None
+
+
+def _image_type_problem(images: Sequence[object]) -> str | None:
+    wrong = (type(image).__name__ for image in images if not isinstance(image, ImageSource))
+    return next((f"an image must be an ImageSource, got {name}" for name in wrong), None)
+
+
+def _margin_problem(margin: float | None) -> str | None:
+    if margin is None:
+        return None
+    try:
+        number = finite_number(margin, "margin")
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return f"margin must not be negative, got {margin}" if number < 0 else None
+
+
+def _content_problem(
+    item: PreferencePair | PromptedImage, digests: Mapping[object, str | UnreadableImageError]
+) -> str | None:
+    found = [digests[image.key] for image in item.images]
+    unreadable = [str(digest) for digest in found if isinstance(digest, UnreadableImageError)]
+    if unreadable:
+        return unreadable[0]
+    rows = list(zip(found, item.prompts, strict=True))
+    if len(set(rows)) < len(rows):
+        return f"chosen and rejected are the same image with the same prompt: {', '.join(map(str, item.images))}"
+    return None
 
 
 def _digest(image: ImageSource) -> str | UnreadableImageError:
@@ -269,12 +258,8 @@ def _digest(image: ImageSource) -> str | UnreadableImageError:
         return error
 
 
-def _image_reason(item: PreferenceRecord, digests: Mapping[object, str | UnreadableImageError]) -> str | None:
-    found = [digests[image.key] for image in item.images]
-    unreadable = [str(digest) for digest in found if isinstance(digest, UnreadableImageError)]
-    if unreadable:
-        return unreadable[0]
-    rows = list(zip(found, item.prompts, strict=True))
-    if len(set(rows)) < len(rows):
-        return f"chosen and rejected are the same picture with the same prompt: {', '.join(map(str, item.images))}"
-    return None
+def _problem_list(problems: Sequence[RowProblem], num_rows: int) -> str:
+    lines = [f"{len(problems)} of {num_rows} rows cannot be used:", *(f"  {item}" for item in problems[:NUM_SHOWN])]
+    if len(problems) > NUM_SHOWN:
+        lines.append(f"  ... and {len(problems) - NUM_SHOWN} more.")
+    return "\n".join(lines)

@@ -1,18 +1,20 @@
-"""Rows of data as plain mappings, from JSON, JSON lines, Parquet, `datasets` or memory; values as plain Python."""
+"""Rows of data: plain mappings from JSON, JSON lines, Parquet, `datasets` or memory, and the values in them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from fk_reward.documents import parse_json
+
+_PARQUET_MAGIC = b"PAR1"
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,11 @@ RowSource: TypeAlias = "str | Path | Iterable[Mapping[str, Any]]"
 """A file, a `datasets.Dataset`, or mappings in memory."""
 
 Row: TypeAlias = "Mapping[str, Any] | RowProblem"
-
-_PARQUET_MAGIC = b"PAR1"
-_EXTRA = "it comes with the extra: pip install 'fk-reward[train]'"
+RecordT = TypeVar("RecordT")
 
 
 def read_rows(source: RowSource) -> list[tuple[str, Row]]:
-    """Read rows; what a file is, is told by its content and not by its name.
+    """Read rows. The format of a file is recognised by its content, not by its name.
 
     Args:
         source: a JSON file with a list of objects, a file with one JSON object a line, a Parquet file, a
@@ -74,12 +74,44 @@ def read_rows(source: RowSource) -> list[tuple[str, Row]]:
     return found
 
 
+def image_folder(source: RowSource, image_root: str | Path | None) -> Path:
+    """Folder that relative paths of images start from: `image_root`, else that of the file, else the working one."""
+    if image_root is None and isinstance(source, (str, Path)):
+        return Path(source).parent
+    return Path(image_root or "")
+
+
+def parse_rows(
+    rows: Iterable[tuple[str, Row]], parse: Callable[[Mapping[str, Any], str], RecordT]
+) -> tuple[list[RecordT], list[RowProblem]]:
+    """Make a record of each row, and a problem of each row that cannot be parsed.
+
+    Args:
+        rows: from `read_rows`.
+        parse: makes a record of a row and its origin; its TypeError or ValueError becomes a problem.
+    """
+    records: list[RecordT] = []
+    problems: list[RowProblem] = []
+    for origin, row in rows:
+        if isinstance(row, RowProblem):
+            problems.append(row)
+            continue
+        try:
+            records.append(parse(row, origin))
+        except (TypeError, ValueError) as error:
+            problems.append(RowProblem(origin, str(error)))
+    return records, problems
+
+
 def _checked(origin: str, row: Any) -> Row:
     if isinstance(row, (Mapping, RowProblem)):
         return row
     return RowProblem(origin, f"expected an object with keys, got {type(row).__name__}")
 
 
+# Why files are not read by `datasets.load_dataset` (5.2): one damaged line, or half of a character in one prompt, fails
+# the whole file without its number; a column's type is guessed, so that the rating "5" becomes 5 and a prompt that
+# looks like a date a datetime; a path with brackets is a pattern that matches nothing; and a copy goes to the cache.
 def _file_rows(path: Path) -> Iterable[tuple[int, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"No such file of preferences: {path}.")
@@ -95,6 +127,7 @@ def _file_rows(path: Path) -> Iterable[tuple[int, Any]]:
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    # Not `splitlines`, which also splits at characters that a JSON string may hold, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             origin = f"{path}:{number}"
@@ -106,12 +139,18 @@ def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
+        from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise ImportError(f"Reading Parquet ({path}) needs pyarrow; {_EXTRA}.") from error
-    with ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
+        raise ImportError(
+            f"Reading Parquet ({path}) needs pyarrow; it comes with the extra: pip install 'fk-reward[train]'."
+        ) from error
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except ArrowInvalid as error:
+        raise ValueError(f"{path} is a damaged Parquet file: {error}") from error
 
 
 def _undecoded(rows: Iterable[Any]) -> Iterable[Any]:
@@ -127,6 +166,29 @@ def _undecoded(rows: Iterable[Any]) -> Iterable[Any]:
     return rows
 
 
+def first_of(row: Mapping[str, Any], *keys: str, optional: bool = False) -> Any:
+    """Value of the first of several keys that a row has, where None and NaN count as absent.
+
+    Raises:
+        ValueError: when it has none of them; if `optional`, only when the keys themselves are absent.
+
+    Example:
+        >>> first_of({"path": None, "image": "a.png"}, "path", "image")
+        'a.png'
+    """
+    found = [row[key] for key in keys if not is_missing(row.get(key))]
+    if not found and not (optional and set(keys) & set(row)):
+        raise ValueError(f"lacks {' or '.join(keys)}; it has {key_names(row)}")
+    return found[0] if found else None
+
+
+def key_names(row: Mapping[Any, Any]) -> list[str]:
+    """The keys of a row for an error message, sorted; they need not be strings."""
+    return sorted(map(str, row))
+
+
+# A rating is an int in JSON, and a numpy.float32, a decimal.Decimal or a tensor without dimensions in rows of pandas
+# and of `datasets` in the format of NumPy or PyTorch. All of these are numbers; a bool and a string are not.
 def plain_value(value: Any) -> Any:
     """A scalar of NumPy or PyTorch as Python's own; anything else as it is.
 
@@ -148,7 +210,7 @@ def finite_number(value: Any, name: str) -> float:
 
     Raises:
         TypeError: for anything else, bools and strings too.
-        ValueError: for NaN and infinities, which is how pandas writes what is missing.
+        ValueError: for NaN and infinities; pandas writes NaN for what is missing.
 
     Example:
         >>> finite_number(np.int64(5), "rating")
@@ -186,7 +248,7 @@ def truth_value(value: Any, name: str) -> bool:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a row has nothing there: None, or the NaN that pandas puts in its place.
+    """Whether a row has no value there: None, or the NaN that pandas puts in its place.
 
     Example:
         >>> is_missing(None), is_missing(np.float64("nan")), is_missing(""), is_missing(0)
@@ -197,7 +259,7 @@ def is_missing(value: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """The value as a message shows it: at most 80 letters, and its type alone where it cannot be written out."""
+    """The value for an error message: at most 80 characters, or its type alone where it is nested too deeply."""
     try:
         text = repr(value)
     except RecursionError:

@@ -22,7 +22,7 @@ from fk_reward.rewards.vlm_judge import PreferenceJudge
 from fk_reward.training import read_preferences
 from tests.tiny.phi3_vision import write_phi3_vision
 from tests.tiny.scripted_judge import ScriptedEngine
-from tests.training.tiny_training import make_model
+from tests.tiny.training import make_model
 
 
 def brightness(images, prompts):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fk_reward.training import read_preferences
-from tests.training.pictures import write_pictures
+from tests.tiny.image_files import write_images
 
 ROWS = [
     {"prompt": "a red cat and a blue dog", "path": "img/0.png"},
@@ -18,7 +18,7 @@ ROWS = [
 
 @pytest.fixture
 def captions(tmp_path):
-    write_pictures(tmp_path, "img/0.png", "img/1.png", "img/2.png")
+    write_images(tmp_path, "img/0.png", "img/1.png", "img/2.png")
     (tmp_path / "captions.json").write_text(json.dumps(ROWS))
     return tmp_path / "captions.json"
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from tests.tiny.image_files import write_images
 from tests.tiny.llava_reward import WRITERS
-from tests.training.pictures import write_pictures
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def tiny_backbone(request, tmp_path_factory):
 
 @pytest.fixture
 def image_folder(tmp_path):
-    write_pictures(tmp_path, "img/0.png", "img/1.png", "img/2.png")
+    write_images(tmp_path, "img/0.png", "img/1.png", "img/2.png")
     return tmp_path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from tests.training.tiny_training import make_model, make_trainer, pairs, trained_weights
+from tests.tiny.training import make_model, make_trainer, pairs, trained_weights
 
 
 def main(backbone: str, out: str, batch_size: str) -> None:

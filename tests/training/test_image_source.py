@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fk_reward.training import ImageSource, UnreadableImageError
-from tests.training.pictures import file_bytes, noise
+from tests.tiny.image_files import file_bytes, noise
 
 
 def test_path_bytes_and_picture_agree(tmp_path):

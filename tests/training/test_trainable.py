@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from fk_reward.training.trainable import FULL_SIZES, TrainableShare, full_size_share, trainable_share
-from tests.training.tiny_training import PROMPTS, frozen_weights, make_model, picture, trained_weights
+from tests.tiny.training import PROMPTS, frozen_weights, image, make_model, trained_weights
 
 HUB_WEIGHTS = {"phi3_v": 4_146_621_440, "qwen2_5_vl": 8_292_166_656}
 """Of the whole models, head included: half the bytes of their bfloat16 files (the hub shows 4.15 and 8.29 billion)."""
 
 
 def backward(model):
-    outputs = model([picture(0, (40, 60)), picture(1)], PROMPTS[:2])
+    outputs = model([image(0, (40, 60)), image(1)], PROMPTS[:2])
     outputs.square().sum().backward()
     return outputs
 
@@ -55,7 +55,7 @@ def test_only_the_language_model_is_in_training_mode(tiny_phi):
 
 
 def test_lora_changes_nothing_before_training(tiny_phi):
-    images, prompts = [picture(0)], PROMPTS[:1]
+    images, prompts = [image(0)], PROMPTS[:1]
     without = make_model(tiny_phi, rank=0).eval()
     model = make_model(tiny_phi).eval()
     without.network.heads.load_state_dict(model.network.heads.state_dict())

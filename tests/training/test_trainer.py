@@ -1,4 +1,4 @@
-"""The trainer learns what it is told, touches nothing else, and writes what rewards read."""
+"""The trainer learns what the data say, touches nothing else, and writes what rewards read; on two processes, too."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from fk_reward.rewards import load_reward
+from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
 from fk_reward.training import binary_loss, bradley_terry_loss, collate_preferences, general_preference_loss
-from tests.training.tiny_training import frozen_weights, labelled, make_model, make_trainer, pairs, trained_weights
+from tests.accelerate_launch import launch
+from tests.tiny.training import frozen_weights, labelled, make_model, make_trainer, pairs, trained_weights
+from tests.training.distributed_step import main
 
 GENERAL = {"objective": "general-preference", "value_head_dim": 4}
 LEARNING = {"max_steps": 16, "learning_rate": 1e-2, "warmup_steps": 2}
@@ -142,7 +146,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_phi, tmp_path):
 
 
 def test_margins_must_be_there_and_be_for_the_objective(tiny_phi, tmp_path):
-    rows = [{**row, "margin": None} for row in pairs()]
+    rows = [dataclasses.replace(pair, margin=None) for pair in pairs()]
     with pytest.raises(ValueError, match="no margin"):
         make_trainer(make_model(tiny_phi), tmp_path, rows, max_steps=1, margin_scale=1.0).train()
     with pytest.raises(ValueError, match="Bradley-Terry"):
@@ -159,3 +163,21 @@ def test_several_gpus_in_one_process_are_refused(tiny_phi, tmp_path):
     trainer.args._n_gpu = 2
     with pytest.raises(ValueError, match="accelerate launch"):
         type(trainer)(trainer.reward, trainer.args, data_collator=collate_preferences)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_step_as_one(tiny_phi, tmp_path):
+    (tmp_path / "one").mkdir()
+    main(tiny_phi, tmp_path / "one", 4)
+    launch("tests.training.distributed_step", tiny_phi, tmp_path / "two", 2, timeout=300)
+    one, two = (load_file(tmp_path / folder / "trained.safetensors") for folder in ("one", "two"))
+    start = trained_weights(make_model(tiny_phi, dropout=0.0))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6)
+    assert any((weight - start[name]).abs().max() > 1e-2 for name, weight in one.items())
+    processes, loss = zip(
+        *((tmp_path / folder / "loss.txt").read_text().split() for folder in ("one", "two")), strict=True
+    )
+    assert processes == ("1", "2")
+    assert float(loss[0]) == pytest.approx(float(loss[1]), rel=1e-4)
+    assert load_own_checkpoint(tmp_path / "two").config.dimension == "alignment"

@@ -17,7 +17,7 @@ from fk_reward.rewards.llava_reward import LlavaReward
 from fk_reward.rewards.vlm_judge import PreferenceJudge
 from tests.benchmarks.mjbench.stage import BRIGHTNESS, Counting, grey, pair_rows, table
 from tests.tiny.phi3_vision import write_phi3_vision
-from tests.training.tiny_training import make_model
+from tests.tiny.training import make_model
 
 LEVELS = ((200, 100), (50, 150), (90, 30))
 

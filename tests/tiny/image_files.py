@@ -1,4 +1,4 @@
-"""Small pictures on disk."""
+"""Small images, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from PIL import Image
 
 
 def noise(seed=0, size=(12, 8)):
-    """A picture that compresses badly, so that cutting its file loses pixels."""
+    """An image that compresses badly, so that cutting its file loses pixels."""
     width, height = size
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def file_bytes(picture, format="PNG"):
+def file_bytes(image, format="PNG"):
     buffer = io.BytesIO()
-    picture.save(buffer, format=format)
+    image.save(buffer, format=format)
     return buffer.getvalue()
 
 
-def write_pictures(folder, *names):
-    """One different picture for each name."""
+def write_images(folder, *names):
+    """A different image for each name."""
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         noise(seed).save(folder / name)

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerState
 
 from fk_reward.training.checkpoints import last_complete_checkpoint
 from tests.repository.layout import ROOT
-from tests.training.tiny_training import make_model, make_trainer, pairs, trained_weights
+from tests.tiny.training import make_model, make_trainer, pairs, trained_weights
 
 SETTINGS = {"max_steps": 6, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 20}
 
@@ -81,7 +81,7 @@ def test_dying_while_a_checkpoint_is_written(tiny_phi, tmp_path, whole, monkeypa
 
 @pytest.mark.slow
 def test_a_process_that_is_killed(tiny_phi, tmp_path, whole):
-    script = "import sys; from tests.training.test_trainer_resume import run; run(sys.argv[1], sys.argv[2])"
+    script = "import sys; from tests.training.test_checkpoints import run; run(sys.argv[1], sys.argv[2])"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(ROOT)]),

@@ -1,4 +1,4 @@
-"""A training in small: a tiny random backbone, a few pairs of pictures, a handful of steps."""
+"""A training in small: a tiny random backbone, a few pairs of images, a handful of steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from fk_reward.rewards.llava_reward.backbones.base import load_backbone
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
-from fk_reward.training import collate_preferences
+from fk_reward.training import ImageSource, LabelledImage, PreferencePair, collate_preferences
 from fk_reward.training.arguments import LlavaRewardTrainingArguments
 from fk_reward.training.trainable import TrainableReward, new_dimension
 from fk_reward.training.trainer import LlavaRewardTrainer
@@ -29,29 +29,32 @@ def make_model(folder, model_type="phi3_v", *, dtype=torch.float32, rank=4, drop
     return TrainableReward(network, key, projector=projector)
 
 
-def picture(seed, size=(28, 28)):
+def image(seed, size=(28, 28)):
     """(3, H, W) in [0, 1], coarse random colours."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 2, 2, generator=generator)
     return torch.nn.functional.interpolate(coarse, size)[0]
 
 
+def image_source(seed):
+    return ImageSource.of((image(seed) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
 def pairs(num=8, *, swapped=False):
-    """Rows of pairs as `PreferenceDataset` gives them."""
-    rows = []
+    """Pairs with margins of 1, 2 and 3."""
+    made = []
     for i in range(num):
-        images = [picture(2 * i), picture(2 * i + 1)]
-        prompts = (PROMPTS[i % len(PROMPTS)],) * 2
-        rows.append({"images": images[::-1] if swapped else images, "prompts": prompts, "margin": 1.0 + i % 3})
-    return rows
+        chosen, rejected = (image_source(2 * i + k) for k in ((1, 0) if swapped else (0, 1)))
+        made.append(PreferencePair(prompt=PROMPTS[i % 8], chosen=chosen, rejected=rejected, margin=1.0 + i % 3))
+    return made
 
 
 def labelled(num=8):
-    """Rows of labelled images."""
-    return [{"images": [picture(i)], "prompts": (PROMPTS[i % 8],), "label": i % 2 == 0} for i in range(num)]
+    """Labelled images, every second one true."""
+    return [LabelledImage(prompt=PROMPTS[i % 8], image=image_source(i), label=i % 2 == 0) for i in range(num)]
 
 
-def make_trainer(model, folder: Path, rows, *, evaluation=None, callbacks=(), **settings):
+def make_trainer(model, folder: Path, items, *, evaluation=None, callbacks=(), **settings):
     """A trainer on the CPU that neither evaluates nor saves, but for what `settings` says."""
     defaults = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     defaults |= {"per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
@@ -60,7 +63,7 @@ def make_trainer(model, folder: Path, rows, *, evaluation=None, callbacks=(), **
         model,
         arguments,
         data_collator=collate_preferences,
-        train_dataset=rows,
+        train_dataset=items,
         eval_dataset=evaluation,
         callbacks=callbacks,
     )

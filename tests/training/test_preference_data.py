@@ -16,7 +16,7 @@ from fk_reward.training import (
     validate_preferences,
 )
 from fk_reward.training.preference_data import digest_images
-from tests.training.pictures import noise
+from tests.tiny.image_files import noise
 
 CAT, DOG = ImageSource(noise(0)), ImageSource(noise(1))
 
@@ -53,8 +53,8 @@ def test_good_records_pass():
         (pair(margin=float("inf")), "margin must be finite"),
         (pair(margin="2"), "margin must be a number, got '2'"),
         (pair(margin=True), "margin must be a number, got True"),
-        (pair(rejected=ImageSource(noise(0))), "same picture with the same prompt"),
-        (pair(rejected=CAT, rejected_prompt="a cat"), "same picture with the same prompt"),
+        (pair(rejected=ImageSource(noise(0))), "same image with the same prompt"),
+        (pair(rejected=CAT, rejected_prompt="a cat"), "same image with the same prompt"),
         (pair(rejected=ImageSource(Path("gone.png"))), "no such image file: gone.png"),
         (labelled(label=1), "label must be True or False, got 1"),
         (labelled(prompt=3), "a prompt must be a string, got int"),
