@@ -8,7 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -25,7 +25,27 @@ from fk_reward.value_checks import real_number, whole_number
 logger = logging.getLogger(__name__)
 
 
-_ATTRIBUTES = ("reward", "preview", "solver", "scheduler", "batch_sizes", "spread", "reward_device")
+@dataclass(frozen=True, kw_only=True)
+class SteeredCall:
+    """A steered call whose arguments have been sorted and checked.
+
+    Attributes:
+        prompts: G texts that the reward reads.
+        config: settings of the sampler.
+        batch_sizes: how much runs at once.
+        arguments: of the wrapped pipeline's call.
+        step_defaults: arguments for `scheduler.step` that the wrapped pipeline does not pass.
+        num_images_per_prompt: n, how many particles of a prompt are returned.
+        output_type: one of `OUTPUT_TYPES`.
+    """
+
+    prompts: list[str]
+    config: FKSteeringConfig
+    batch_sizes: BatchSizes
+    arguments: dict[str, Any]
+    step_defaults: dict[str, Any]
+    num_images_per_prompt: int
+    output_type: str
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:
@@ -46,9 +66,21 @@ def check_kind(name: str, value: Any, kind: type) -> None:
 
 
 def split_arguments(
-    pipe: Any, arguments: Mapping[str, Any], *, steering: FKSteeringConfig, batch_sizes: BatchSizes
+    pipe: Any,
+    arguments: Mapping[str, Any],
+    *,
+    steering: FKSteeringConfig,
+    batch_sizes: BatchSizes,
+    attributes: Sequence[str] = (),
 ) -> tuple[FKSteeringConfig, BatchSizes, dict[str, Any]]:
     """Settings with the fields given as keywords replaced, and the arguments of the wrapped pipeline.
+
+    Args:
+        pipe: the wrapped pipeline.
+        arguments: of the steered call.
+        steering: settings that the keywords change.
+        batch_sizes: settings that the keywords change.
+        attributes: names of what is written as an attribute, and not passed to a call.
 
     Raises:
         TypeError: for a name that is neither; the message suggests close ones.
@@ -62,7 +94,7 @@ def split_arguments(
     for name in rest:
         if name not in known:
             hint = did_you_mean(name, [*known, *config_fields(), *batch_size_fields()], show=str)
-            if name in _ATTRIBUTES:
+            if name in attributes:
                 hint = f" It belongs to the pipeline: pipe.{name} = ... sets it for all calls."
             raise TypeError(
                 f"{name!r} is an argument neither of {type(pipe).__name__} nor of FKSteeringConfig or BatchSizes.{hint}"

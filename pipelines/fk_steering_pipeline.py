@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from fk_reward.models import model_source
-from fk_reward.pipelines.batching import BatchSizes, MicroBatches
+from fk_reward.pipelines.batching import BatchSizes, MicroBatches, batch_size_fields
 from fk_reward.pipelines.call_arguments import (
+    SteeredCall,
     check_arguments,
     check_kind,
     check_output,
@@ -32,64 +34,10 @@ from fk_reward.pipelines.schedulers import InstalledSolver, Solver, resolve_solv
 from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
 from fk_reward.pipelines.wrapped_pipeline import PipelineProxy, check_pipeline, check_scheduler, set_scheduler
 from fk_reward.rewards import Reward, load_reward
-from fk_reward.sampling.particle_exchange import ParticleExchange
+from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.trace import Provenance
-from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search.feynman_kac import FKSteeringConfig, config_fields
 from fk_reward.smc.particle_filter import ParticleFilter
-
-
-def steering_reward(reward: str | Reward | Callable[[Tensor, list[str]], Tensor]) -> Reward:
-    """Load a reward as `load_reward` does.
-
-    Raises:
-        ValueError: for one of which lower is better.
-
-    Example:
-        >>> steering_reward(lambda images, prompts: images.mean(dim=(1, 2, 3))).device is None
-        True
-    """
-    loaded = load_reward(reward)
-    if not loaded.card.higher_is_better:
-        raise ValueError(
-            f"Of reward {loaded.card.name!r} lower is better, and steering looks for the highest: write a minus before "
-            "it, in the name or before the object."
-        )
-    return loaded
-
-
-def reward_place(device: str | torch.device | None) -> torch.device | None:
-    """The device that a reward is to be put on; None for the pipeline's.
-
-    Raises:
-        ValueError: for a name that is none, or a device that is not there.
-
-    Example:
-        >>> reward_place("cpu")
-        device(type='cpu')
-        >>> reward_place("gpu")
-        Traceback (most recent call last):
-        ValueError: reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got ...
-    """
-    if device is None:
-        return None
-    try:
-        return torch.empty(0, device=device).device
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got "
-            f"{str(device)!r}: {reason}"
-        ) from error
-
-
-def put_on(reward: Reward | None, device: torch.device | None) -> None:
-    """Move a reward to a device; nothing where one of the two is not there.
-
-    Example:
-        >>> put_on(None, torch.device("cpu"))
-    """
-    if reward is not None and device is not None:
-        reward.to(device)
 
 
 class FKSteeringPipeline(PipelineProxy):
@@ -132,14 +80,14 @@ class FKSteeringPipeline(PipelineProxy):
         ((64, 64), (1, 1))
     """
 
-    _own = frozenset(
-        {
-            *("_pipe", "_reward", "_steering", "_preview", "_batch_sizes", "_spread", "_reward_device"),
-            *("_installed", "_found_sizes", "_stand_in"),
-        }
-    )
+    _reward: Reward
+    _steering: FKSteeringConfig
+    _preview: Preview | None
+    _batch_sizes: BatchSizes
+    _spread: bool
+    _reward_device: torch.device | None
     _installed: InstalledSolver | None
-    _found_sizes: dict[str, int]
+    _found_sizes: dict[str, int]  # where "auto" arrived, by field of `BatchSizes`
     _stand_in: tuple[Any, str] | None  # a scheduler that was not the user's choice, and the class that it replaces
 
     def __init__(  # noqa: PLR0913 (one parameter for each option)
@@ -155,7 +103,7 @@ class FKSteeringPipeline(PipelineProxy):
         reward_device: str | torch.device | None = None,
     ) -> None:
         self._reward_device = reward_place(reward_device)
-        self._preview: Preview | None = None
+        self._preview = None  # read when the pipeline is written
         self.pipe = pipe
         self.reward = reward
         self.steering = FKSteeringConfig() if steering is None else steering
@@ -272,18 +220,12 @@ class FKSteeringPipeline(PipelineProxy):
         return None if self.solver is None else type(before).__name__
 
     @classmethod
-    def from_pretrained(  # noqa: PLR0913 (one parameter for each option)
+    def from_pretrained(
         cls,
         name_or_path: str | Path,
         *,
         reward: str | Reward | Callable[[Tensor, list[str]], Tensor],
-        steering: FKSteeringConfig | None = None,
-        preview: str | Path | Preview | None = None,
-        solver: str | Solver | None = None,
-        batch_sizes: BatchSizes | None = None,
-        spread: bool = False,
-        reward_device: str | torch.device | None = None,
-        **diffusers_arguments: Any,
+        **arguments: Any,
     ) -> FKSteeringPipeline:
         """Load a pipeline as `DiffusionPipeline.from_pretrained` does, and wrap it.
 
@@ -293,31 +235,20 @@ class FKSteeringPipeline(PipelineProxy):
 
         Args:
             name_or_path: hub id, folder, embedded model (`"shapes-sd"`) or alias (`"sd-2.1"`, `"sdxl"`).
-            reward: see the class.
-            steering: see the class.
-            preview: see the class.
-            solver: see the class.
-            batch_sizes: see the class.
-            spread: see the class.
-            reward_device: see the class.
-            **diffusers_arguments: go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`, `scheduler`,
-            ...).
+            reward: name or composition of names, `Reward`, or a function.
+            **arguments: options of this class (`steering`, `preview`, `solver`, `batch_sizes`, `spread`,
+                `reward_device`); the others go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`,
+                `scheduler`, ...).
         """
         source = model_source(name_or_path, "a pipeline")
-        loaded_reward = steering_reward(reward)
-        pipe = DiffusionPipeline.from_pretrained(source, **diffusers_arguments)
+        options = {name: arguments.pop(name) for name in OPTIONS if name in arguments}
+        solver = options.pop("solver", None)
+        loaded_reward = steering_reward(reward)  # first: a misspelt name should not cost the loading of a pipeline
+        pipe = DiffusionPipeline.from_pretrained(source, **arguments)
         own = pipe.scheduler
-        if "scheduler" not in diffusers_arguments:
+        if "scheduler" not in arguments:
             set_scheduler(pipe, steerable_if_known(own))
-        wrapped = cls(
-            pipe,
-            reward=loaded_reward,
-            steering=steering,
-            preview=preview,
-            batch_sizes=batch_sizes,
-            spread=spread,
-            reward_device=reward_device,
-        )
+        wrapped = cls(pipe, reward=loaded_reward, **options)
         wrapped._stand_in = None if pipe.scheduler is own else (pipe.scheduler, type(own).__name__)
         wrapped.solver = solver
         return wrapped
@@ -368,113 +299,129 @@ class FKSteeringPipeline(PipelineProxy):
         """
         with call_link(spread=self.spread) as link:
             check_kind("return_dict", return_dict, bool)
-            config, sizes, arguments = self._settings(steering, arguments)
-            check_output(self.pipe, output_type, num_images_per_prompt, config)
-            own_prompt = {"prompt": prompt} if takes_prompt(self.pipe) else {}
-            arguments = check_arguments(self.pipe, arguments | own_prompt)
-            texts = resolve_prompts(self.pipe, prompt, arguments, reward_prompts)
-            arguments = check_rows(arguments, num_prompts=len(texts), num_particles=config.num_particles)
-            step_defaults = complete_eta(self.pipe, config, arguments)
-            exchange = find_exchange(config, len(texts), link=link, reward=self.reward)
-            run = self._run(texts, config, sizes, {**arguments, "output_type": output_type}, exchange)
-            provenance = describe_call(
-                self.pipe, arguments, step_defaults=step_defaults, replaced_scheduler=self._replaced_scheduler
+            call = self._parse(
+                prompt,
+                arguments,
+                steering=self.steering if steering is None else steering,
+                reward_prompts=reward_prompts,
+                num_images_per_prompt=num_images_per_prompt,
+                output_type=output_type,
             )
-            run.provenance = provenance
-            own = own_arguments(arguments, exchange)
-            asked: dict[str, Any] = {"output_type": output_type, "num_images_per_prompt": num_images_per_prompt}
-            if link is not None:
-                link.agree(self._identity(run, provenance, arguments) | asked)
-            output = self._generate(run, own, step_defaults, **asked)
+            run = self._prepare(call, link)
+            with unchanged(self.pipe.scheduler), run.batches.splitting(self.pipe):
+                returned = run.steer(self.pipe)
+                output = finish(run, returned, num_images_per_prompt=num_images_per_prompt)
+                run.call.close()
+        # not `to_tuple`, which leaves out what is None
         as_tuple: Any = tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
         return output if return_dict else as_tuple
 
-    def _settings(
-        self, steering: FKSteeringConfig | None, arguments: dict[str, Any]
-    ) -> tuple[FKSteeringConfig, BatchSizes, dict[str, Any]]:
-        """The settings of a call, and the arguments of the wrapped pipeline, with the solver's where none are given."""
-        defaults = self.steering if steering is None else steering
-        config, sizes, rest = split_arguments(self.pipe, arguments, steering=defaults, batch_sizes=self.batch_sizes)
-        own = {} if self.solver is None else self.solver.arguments(self.pipe)
-        return config, sizes, rest | {name: value for name, value in own.items() if rest.get(name) is None}
-
-    def _run(
+    def _parse(
         self,
-        texts: list[str],
-        config: FKSteeringConfig,
-        sizes: BatchSizes,
+        prompt: Any,
         arguments: dict[str, Any],
-        exchange: ParticleExchange,
-    ) -> SteeredRun:
-        generator = arguments.get("generator")
-        device = "cpu" if generator is not None else self.pipe._execution_device  # which walks through all modules
-        generators = resampling_generators(generator, len(texts), device=device)
-        particle_filter = ParticleFilter(config, len(texts), generators, spread=self.reward.card.spread)
+        *,
+        steering: FKSteeringConfig,
+        reward_prompts: Any,
+        num_images_per_prompt: int,
+        output_type: str,
+    ) -> SteeredCall:
+        """Sort and check the arguments of a call, before anything is spent on it."""
+        config, sizes, arguments = split_arguments(
+            self.pipe, arguments, steering=steering, batch_sizes=self.batch_sizes, attributes=(*OPTIONS, "scheduler")
+        )
+        of_solver = {} if self.solver is None else self.solver.arguments(self.pipe)
+        arguments |= {name: value for name, value in of_solver.items() if arguments.get(name) is None}
+        check_output(self.pipe, output_type, num_images_per_prompt, config)
+        arguments = check_arguments(self.pipe, arguments | ({"prompt": prompt} if takes_prompt(self.pipe) else {}))
+        prompts = resolve_prompts(self.pipe, prompt, arguments, reward_prompts)
+        arguments = check_rows(arguments, num_prompts=len(prompts), num_particles=config.num_particles)
+        step_defaults = complete_eta(self.pipe, config, arguments)
+        return SteeredCall(
+            prompts=prompts,
+            config=config,
+            batch_sizes=sizes,
+            arguments=arguments,
+            step_defaults=step_defaults,
+            num_images_per_prompt=num_images_per_prompt,
+            output_type=output_type,
+        )
 
-        def num_own() -> int:
-            return len(texts) * exchange.share(particle_filter.num_particles)
-
-        batches = MicroBatches(sizes, num_particles=num_own, found=self._found_sizes)
-        rows = [len(texts) * (config.final_particles or exchange.num_own)]
-        if self.reward_device is not None and sizes.decode_batch_size is not None:
-            rows.append(1)  # decoded a few at a time, each batch through the whole end of the call
-        call, decode = self._decoding(rows, batches, config, arguments)
+    def _prepare(self, call: SteeredCall, link: ProcessLink | None) -> SteeredRun:
+        """Everything that runs a call, on this process's share of its particles."""
+        exchange = find_exchange(call.config, len(call.prompts), link=link, reward=self.reward)
+        particle_filter = self._particle_filter(call)
+        batches = MicroBatches(
+            call.batch_sizes,
+            num_particles=lambda: len(call.prompts) * exchange.share(particle_filter.num_particles),
+            found=self._found_sizes,
+        )
+        watched, decode = self._decoding(call, batches, num_own=exchange.num_own)
+        provenance = describe_call(
+            self.pipe,
+            call.arguments,
+            step_defaults=call.step_defaults,
+            replaced_scheduler=self._replaced_scheduler,
+        )
+        own = own_arguments(call.arguments, exchange)
+        if link is not None:
+            link.agree(self._identity(call, provenance))
         return SteeredRun(
             reward=self.reward,
-            prompts=texts,
+            prompts=call.prompts,
             particle_filter=particle_filter,
             decode=decode,
             batches=batches,
             exchange=exchange,
-            call=call,
+            call=watched,
+            arguments={**own, "num_images_per_prompt": exchange.num_own, "output_type": call.output_type},
+            step_defaults=call.step_defaults,
             reward_device=self.reward_device,
+            provenance=provenance,
         )
 
-    def _identity(self, run: SteeredRun, provenance: Provenance, arguments: dict[str, Any]) -> dict[str, Any]:
-        """What has to be the same in all processes that share this call."""
+    def _particle_filter(self, call: SteeredCall) -> ParticleFilter:
+        generator, num_groups = call.arguments.get("generator"), len(call.prompts)
+        device = "cpu" if generator is not None else self.pipe._execution_device  # which walks through all modules
+        generators = resampling_generators(generator, num_groups, device=device)
+        return ParticleFilter(call.config, num_groups, generators, spread=self.reward.card.spread)
+
+    def _identity(self, call: SteeredCall, provenance: Provenance) -> dict[str, Any]:
+        """What has to be the same in all processes that share a call."""
         return call_identity(
             provenance,
-            arguments,
-            prompts=run.prompts,
-            steering=run.particle_filter.config.to_dict(),
+            call.arguments,
+            prompts=call.prompts,
+            steering=call.config.to_dict(),
             reward=self.reward.card.name,
             preview=type(self.preview).__name__,
             model=str(self.pipe.config.get("_name_or_path")),
+            output_type=call.output_type,
+            num_images_per_prompt=call.num_images_per_prompt,
         )
 
-    def _generate(
-        self,
-        run: SteeredRun,
-        arguments: dict[str, Any],
-        step_defaults: dict[str, Any],
-        num_images_per_prompt: int,
-        output_type: str,
-    ) -> FKSteeringOutput:
-        """Run the wrapped pipeline on this process's share, score what it returns, and select."""
-        if arguments.get("generator") is not None:
-            step_defaults["generator"] = arguments["generator"]  # SD3 and Flux do not hand it on
-        arguments["num_images_per_prompt"] = run.exchange.num_own
-        arguments["output_type"] = output_type
-        with unchanged(self.pipe.scheduler), run.batches.splitting(self.pipe):
-            out = run.steer(self.pipe, arguments, step_defaults)
-            output = finish(run, out, num_images_per_prompt=num_images_per_prompt)
-            run.call.close()
-        return output
-
-    def _decoding(
-        self, rows: Sequence[int], batches: MicroBatches, config: FKSteeringConfig, arguments: dict[str, Any]
-    ) -> tuple[RunningCall, DecodeFn]:
-        """The watch over a call, whose end decodes, and the decoder of its scoring steps."""
-        decode = self._decoder(arguments)
+    def _decoding(self, call: SteeredCall, batches: MicroBatches, *, num_own: int) -> tuple[RunningCall, DecodeFn]:
+        """The watch over the wrapped pipeline's call, whose end decodes, and the decoder of the scoring steps."""
+        decode = self._decoder(call.arguments)
         of_user = None if isinstance(decode, LatentDecoder) else batches.decoder(decode)
-        call = RunningCall(
-            self.pipe, output_type=arguments["output_type"], sizes=rows, decodes=config.resamples, preview=of_user
+        sizes = [len(call.prompts) * (call.config.final_particles or num_own)]
+        if self.reward_device is not None and call.batch_sizes.decode_batch_size is not None:
+            sizes.append(1)  # decoded a few at a time, each batch through the whole end of the call
+        watched = RunningCall(
+            self.pipe,
+            output_type=call.output_type,
+            sizes=sizes,
+            decodes=call.config.resamples,
+            preview=of_user,
         )
-        return call, of_user or self._decoder(arguments, call=call, batched=batches.decoder)
+        return watched, of_user or self._decoder(call.arguments, call=watched, batched=batches.decoder)
 
-    def _decoder(self, arguments: dict[str, Any], **options: Any) -> DecodeFn:
-        height, width = arguments.get("height"), arguments.get("width")
+    def _decoder(self, arguments: Mapping[str, Any], **options: Any) -> DecodeFn:
+        height, width = (arguments.get(name) for name in ("height", "width"))
         return preview_decoder(self.preview, self.pipe, height=height, width=width, **options)
+
+    def _settings(self) -> dict[str, tuple[str, ...]]:
+        return {"steering": config_fields(), "batch_sizes": batch_size_fields()}
 
     def __repr__(self) -> str:
         replaced = "" if self._replaced_scheduler is None else f" (in place of {self._replaced_scheduler})"
@@ -482,3 +429,61 @@ class FKSteeringPipeline(PipelineProxy):
             f"FKSteeringPipeline({type(self.pipe).__name__}, scheduler={type(self.scheduler).__name__}{replaced}, "
             f"reward={self.reward.card.name!r}, steering={self.steering})"
         )
+
+
+OPTIONS = tuple(inspect.signature(FKSteeringPipeline).parameters)[1:]
+"""Names of the options of `FKSteeringPipeline`, each of which is an attribute, too."""
+
+
+def steering_reward(reward: str | Reward | Callable[[Tensor, list[str]], Tensor]) -> Reward:
+    """Load a reward as `load_reward` does.
+
+    Raises:
+        ValueError: for one of which lower is better.
+
+    Example:
+        >>> steering_reward(lambda images, prompts: images.mean(dim=(1, 2, 3))).device is None
+        True
+    """
+    loaded = load_reward(reward)
+    if not loaded.card.higher_is_better:
+        raise ValueError(
+            f"Of reward {loaded.card.name!r} lower is better, and steering looks for the highest: write a minus before "
+            "it, in the name or before the object."
+        )
+    return loaded
+
+
+def reward_place(device: str | torch.device | None) -> torch.device | None:
+    """The device that a reward is to be put on; None for the pipeline's.
+
+    Raises:
+        ValueError: for a name that is none, or a device that is not there.
+
+    Example:
+        >>> reward_place("cpu")
+        device(type='cpu')
+        >>> reward_place("gpu")
+        Traceback (most recent call last):
+        ValueError: reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got ...
+    """
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got "
+            f"{str(device)!r}: {reason}"
+        ) from error
+
+
+def put_on(reward: Reward | None, device: torch.device | None) -> None:
+    """Move a reward to a device; nothing where one of the two is not there.
+
+    Example:
+        >>> put_on(None, torch.device("cpu"))
+    """
+    if reward is not None and device is not None:
+        reward.to(device)

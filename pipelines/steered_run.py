@@ -31,104 +31,11 @@ from fk_reward.sampling.x0_prediction import scheduler_name
 from fk_reward.smc.particle_filter import ParticleFilter
 
 logger = logging.getLogger(__name__)
-
-
-def resampling_generators(
-    generator: Generator | Sequence[Generator] | None, num_groups: int, *, device: torch.device | str = "cpu"
-) -> list[Generator]:
-    """One generator on the CPU for each group, a function of the state of the caller's generators.
-
-    Args:
-        generator: as Diffusers pipelines take it: one, one for each image (prompt-major), or None for PyTorch's
-            global one, that of the device.
-        num_groups: number of prompts.
-        device: where the pipeline draws its noise.
-
-    Returns:
-        One generator a prompt. With a list, a prompt's generator depends only on the first one of its own images, so
-        that its result does not depend on the other prompts of the batch.
-
-    Example:
-        >>> first, second = resampling_generators(torch.Generator().manual_seed(0), 2)
-        >>> first.initial_seed() == second.initial_seed()
-        False
-    """
-    if isinstance(generator, Sequence):
-        per_group = len(generator) // num_groups
-        return [_derived(generator[group * per_group].get_state(), 0) for group in range(num_groups)]
-    state = _global_state(torch.device(device)) if generator is None else generator.get_state()
-    return [_derived(state, group) for group in range(num_groups)]
-
-
-def _global_state(device: torch.device) -> torch.Tensor:
-    """State of the global generator that the noise on this device comes from; each device has one of its own."""
-    if device.type == "cpu":
-        return torch.get_rng_state()
-    if device.type == "mps":
-        return torch.mps.get_rng_state()
-    return torch.get_device_module(device).get_rng_state(device)
-
-
-def _derived(state: torch.Tensor, group: int) -> Generator:
-    digest = hashlib.sha256(state.cpu().numpy().tobytes() + group.to_bytes(8, "little")).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
 T = TypeVar("T")
-HandOver: TypeAlias = Callable[..., Callable[[], T]]
+Submit: TypeAlias = Callable[..., Callable[[], T]]
 """Arguments of a piece of work, to a function that gives its result."""
 
-
-@contextmanager
-def handing_over(work: Callable[..., T], *, aside: bool, device_type: str = "cpu") -> Iterator[HandOver[T]]:
-    """Do pieces of work one after the other, in a thread beside the caller's or when their results are asked for.
-
-    A thread of its own lets the work wait for its device, or for a server, while the caller goes on. Gradient,
-    inference and autocast modes, which belong to a thread, are the caller's.
-
-    Args:
-        work: the function.
-        aside: whether there is a thread; without one a piece of work begins when its result is asked for.
-        device_type: where the work is done, `"cpu"`, `"cuda"`, ...
-
-    Yields:
-        What takes the arguments of a piece of work and returns a function without arguments: the result, or the error
-        that the work ended with. On leaving, what has not begun is dropped.
-
-    Example:
-        >>> with handing_over(lambda x: 2 * x, aside=True) as hand_over:
-        ...     results = [hand_over(x) for x in (1, 2)]
-        ...     [result() for result in results]
-        [2, 4]
-    """
-    if not aside:
-        yield lambda *args: functools.partial(work, *args)
-        return
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fk-reward")
-    in_modes = _in_modes_of_caller(work, device_type)
-    try:
-        yield lambda *args: executor.submit(in_modes, *args).result
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _in_modes_of_caller(work: Callable[..., T], device_type: str) -> Callable[..., T]:
-    gradient, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    autocast = torch.is_autocast_enabled(device_type)
-    dtype = torch.get_autocast_dtype(device_type) if autocast else None
-
-    def run(*args: Any) -> T:
-        with ExitStack() as modes:
-            modes.enter_context(torch.inference_mode(inference))
-            modes.enter_context(torch.set_grad_enabled(gradient))
-            if autocast:
-                modes.enter_context(torch.autocast(device_type, dtype=dtype))
-            return work(*args)
-
-    return run
-
-
-_THUMBNAIL_SIZE = 96
+_THUMBNAIL_SIZE = 96  # pixels; a trace keeps one of each particle and scoring step
 
 
 @dataclass
@@ -143,6 +50,8 @@ class SteeredRun:
         batches: how much the reward gets at once.
         exchange: where the particles are; images and scores of this class are those of this process's own.
         call: the wrapped pipeline's call, of which the scoring steps run the end.
+        arguments: of that call, for this process's own particles.
+        step_defaults: arguments for `scheduler.step` that the wrapped pipeline does not pass.
         reward_device: where the reward gets its images; None for the device that they are on. Where it is given,
             images that are decoded in batches are scored in a thread, one batch while the next is decoded.
         provenance: what runs, for the trace.
@@ -158,6 +67,8 @@ class SteeredRun:
     batches: MicroBatches
     exchange: ParticleExchange
     call: RunningCall
+    arguments: dict[str, Any]
+    step_defaults: dict[str, Any]
     reward_device: torch.device | None = None
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
@@ -170,24 +81,22 @@ class SteeredRun:
     _announced_steps: int | None = None
     _started: float = field(default_factory=time.perf_counter)
 
-    def steer(self, pipe: Any, arguments: dict[str, Any], step_defaults: dict[str, Any]) -> Any:
-        """Call the wrapped pipeline with its scheduler steered; returns what it returns.
-
-        Args:
-            pipe: the wrapped pipeline.
-            arguments: of its call.
-            step_defaults: arguments for `scheduler.step` that it does not pass.
-        """
-        hooks: dict[str, Any] = {"step_defaults": step_defaults, "callback": self.record, "exchange": self.exchange}
+    def steer(self, pipe: Any) -> Any:
+        """Call the wrapped pipeline with its scheduler steered; returns what it returns."""
+        defaults = dict(self.step_defaults)
+        if self.arguments.get("generator") is not None:
+            defaults["generator"] = self.arguments["generator"]  # the calls of SD3 and Flux do not pass theirs on
+        hooks: dict[str, Any] = {"step_defaults": defaults, "callback": self.record, "exchange": self.exchange}
         hooks["num_steps"] = lambda: self._announced_steps
-        _check_denoising_end(pipe, arguments)
+        _check_denoising_end(pipe, self.arguments)
         with ExitStack() as stack:
             stack.enter_context(self.watch(pipe))
             kept = stack.enter_context(self._kept_rows(pipe))
             hooks["row_states"] = [*kept, stack.enter_context(self._conditions(pipe))]
             records = stack.enter_context(steer(pipe.scheduler, self.particle_filter, self.score, **hooks))
+            # behind `steer`: what the call is told that its step returned is what `steer` made of it
             stack.enter_context(self.call.watching())
-            out = pipe(**arguments)
+            out = pipe(**self.arguments)
         self._close(pipe, records)
         return out
 
@@ -232,7 +141,7 @@ class SteeredRun:
         images: list[Tensor] = []
         results = []
         place = self.reward_device
-        with handing_over(self._rewards_of, aside=aside, device_type="cpu" if place is None else place.type) as score:
+        with worker(self._rewards_of, in_thread=aside, device_type="cpu" if place is None else place.type) as score:
             for batch in batches:
                 results.append(score(batch if place is None else batch.to(place), sum(map(len, images))))
                 images.append(batch)
@@ -437,3 +346,93 @@ def _announced_steps(pipe: Any, iterable: Any = None, total: int | None = None, 
     if counted is None and getattr(pipe.scheduler, "order", 1) == 1:
         counted = total
     return counted
+
+
+def resampling_generators(
+    generator: Generator | Sequence[Generator] | None, num_groups: int, *, device: torch.device | str = "cpu"
+) -> list[Generator]:
+    """One generator on the CPU for each group, a function of the state of the caller's generators.
+
+    Args:
+        generator: as Diffusers pipelines take it: one, one for each image (prompt-major), or None for PyTorch's
+            global one, that of the device.
+        num_groups: number of prompts.
+        device: where the pipeline draws its noise.
+
+    Returns:
+        One generator a prompt. With a list, a prompt's generator depends only on the first one of its own images, so
+        that its result does not depend on the other prompts of the batch.
+
+    Example:
+        >>> first, second = resampling_generators(torch.Generator().manual_seed(0), 2)
+        >>> first.initial_seed() == second.initial_seed()
+        False
+    """
+    if isinstance(generator, Sequence):
+        per_group = len(generator) // num_groups
+        return [_derived(generator[group * per_group].get_state(), 0) for group in range(num_groups)]
+    state = _global_state(torch.device(device)) if generator is None else generator.get_state()
+    return [_derived(state, group) for group in range(num_groups)]
+
+
+def _global_state(device: torch.device) -> torch.Tensor:
+    """State of the global generator that the noise on this device comes from; each device has one of its own."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    if device.type == "mps":
+        return torch.mps.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)
+
+
+def _derived(state: torch.Tensor, group: int) -> Generator:
+    digest = hashlib.sha256(state.cpu().numpy().tobytes() + group.to_bytes(8, "little")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@contextmanager
+def worker(work: Callable[..., T], *, in_thread: bool, device_type: str = "cpu") -> Iterator[Submit[T]]:
+    """Do pieces of work one after the other, in a thread beside the caller's or when their results are asked for.
+
+    A thread of its own lets the work wait for its device, or for a server, while the caller goes on. Gradient,
+    inference and autocast modes, which belong to a thread, are the caller's.
+
+    Args:
+        work: the function.
+        in_thread: False to begin a piece of work when its result is asked for, in the caller's thread.
+        device_type: where the work is done, `"cpu"`, `"cuda"`, ...
+
+    Yields:
+        What takes the arguments of a piece of work and returns a function without arguments: the result, or the error
+        that the work ended with. On leaving, what has not begun is dropped.
+
+    Example:
+        >>> with worker(lambda x: 2 * x, in_thread=True) as submit:
+        ...     results = [submit(x) for x in (1, 2)]
+        ...     [result() for result in results]
+        [2, 4]
+    """
+    if not in_thread:
+        yield lambda *args: functools.partial(work, *args)
+        return
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fk-reward")
+    in_modes = _in_modes_of_caller(work, device_type)
+    try:
+        yield lambda *args: executor.submit(in_modes, *args).result
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _in_modes_of_caller(work: Callable[..., T], device_type: str) -> Callable[..., T]:
+    gradient, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    autocast = torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else None
+
+    def run(*args: Any) -> T:
+        with ExitStack() as modes:
+            modes.enter_context(torch.inference_mode(inference))
+            modes.enter_context(torch.set_grad_enabled(gradient))
+            if autocast:
+                modes.enter_context(torch.autocast(device_type, dtype=dtype))
+            return work(*args)
+
+    return run

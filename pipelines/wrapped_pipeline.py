@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline
 
-from fk_reward.pipelines.batching import batch_size_fields
-from fk_reward.search.feynman_kac import config_fields
 from fk_reward.text import did_you_mean
 
 
 class PipelineProxy:
     """Reads from and writes to a wrapped pipeline what it does not have itself.
 
-    A subclass keeps the wrapped pipeline in `_pipe`, names its private attributes in `_own`, and makes properties of
-    its public ones. A name that neither of the two objects has cannot be written: it would be a misspelt setting that
-    nobody ever reads.
+    A subclass keeps the wrapped pipeline in `_pipe`, annotates its private attributes in the body of the class, and
+    makes properties of its public ones. A name that neither of the two objects has cannot be written: it would be a
+    misspelt setting that nobody ever reads.
 
     Example:
         >>> class Loud(PipelineProxy):
@@ -35,8 +34,11 @@ class PipelineProxy:
         AttributeError: Neither Loud nor SimpleNamespace has an attribute 'unte'. Did you mean 'unet'? ...
     """
 
-    _own: frozenset[str] = frozenset({"_pipe"})
+    _own: ClassVar[frozenset[str]] = frozenset({"_pipe"})
     _pipe: Any
+
+    def __init_subclass__(cls) -> None:
+        cls._own = cls._own | frozenset(vars(cls).get("__annotations__", {}))
 
     def __getattr__(self, name: str) -> Any:
         # Before __init__ has run (copy, pickle) there is nothing to read through to; and the wrapped pipeline's
@@ -46,7 +48,7 @@ class PipelineProxy:
         try:
             return getattr(self._pipe, name)
         except AttributeError as error:
-            if name in (*config_fields(), *batch_size_fields()):
+            if any(name in names for names in self._settings().values()):
                 raise AttributeError(self._remedy(name)) from error
             raise
 
@@ -85,15 +87,20 @@ class PipelineProxy:
             )
         return self._pipe.config
 
+    def _settings(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the fields of each attribute that holds settings, which are no attributes themselves."""
+        return {}
+
     def _can_write_through(self, name: str) -> bool:
-        if name in (*config_fields(), *batch_size_fields()) or not hasattr(self._pipe, name):
+        if any(name in names for names in self._settings().values()) or not hasattr(self._pipe, name):
             return False
         kind = getattr(type(self._pipe), name, None)
         return not isinstance(kind, property) or kind.fset is not None
 
     def _remedy(self, name: str) -> str:
         """What to write in place of an attribute that is not there, or that cannot be written."""
-        for holder, names in (("steering", config_fields()), ("batch_sizes", batch_size_fields())):
+        settings = self._settings()
+        for holder, names in settings.items():
             if name in names:
                 return (
                     f"{name} is a setting and no attribute: pipe.{holder} = dataclasses.replace(pipe.{holder}, "
@@ -102,7 +109,7 @@ class PipelineProxy:
                 )
         if name in {*self._call_arguments(type(self)), *self._call_arguments(type(self._pipe))}:
             return f"{name} is an argument of the call: pipe(prompt, {name}=...)."
-        known = [*config_fields(), *batch_size_fields(), *(n for n in dir(self) if not n.startswith("_"))]
+        known = [*itertools.chain(*settings.values()), *(n for n in dir(self) if not n.startswith("_"))]
         wrapped = type(self._pipe).__name__
         return (
             f"Neither {type(self).__name__} nor {wrapped} has an attribute {name!r}.{did_you_mean(name, known)} "

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fk_reward import FKSteeringPipeline
-from fk_reward.pipelines.steered_run import handing_over
+from fk_reward.pipelines.steered_run import worker
 from fk_reward.rewards import CallableReward, load_reward
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
@@ -137,7 +137,7 @@ def test_the_next_batch_is_decoded_while_one_is_scored(monkeypatch):
 
 
 def test_saboteur_scoring_after_each_decode_is_noticed(monkeypatch):
-    def at_once(work, *, aside, device_type):
+    def at_once(work, *, in_thread, device_type):
         class Hand:
             def __enter__(self):
                 return lambda *args: (lambda result: lambda: result)(work(*args))
@@ -147,7 +147,7 @@ def test_saboteur_scoring_after_each_decode_is_noticed(monkeypatch):
 
         return Hand()
 
-    monkeypatch.setattr("fk_reward.pipelines.steered_run.handing_over", at_once)
+    monkeypatch.setattr("fk_reward.pipelines.steered_run.worker", at_once)
     pipe = steered(tiny.make_sd())
     pipe.reward_device = "cpu"
     assert not overlaps(pipe, 0.05)
@@ -203,14 +203,14 @@ def test_an_error_of_the_decoder_ends_the_call_and_the_thread():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fk-reward")]
 
 
-@pytest.mark.parametrize("aside", [True, False])
-def test_modes_of_the_caller_hold_where_work_is_handed_over(aside):
+@pytest.mark.parametrize("in_thread", [True, False])
+def test_modes_of_the_caller_hold_in_the_thread_of_the_work(in_thread):
     def modes():
         return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
 
     def seen():
-        with handing_over(modes, aside=aside) as hand_over:
-            return hand_over()()
+        with worker(modes, in_thread=in_thread) as submit:
+            return submit()()
 
     assert seen() == (True, False, False)
     with torch.no_grad():
