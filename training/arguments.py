@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import docstring_parser
 from transformers import HfArgumentParser, TrainingArguments
 
 from fk_reward.documents import parse_yaml
@@ -18,20 +20,32 @@ from fk_reward.rewards.llava_reward.objective import find_objective
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _default(value: Any, text: str) -> Any:
-    return field(default=value, metadata={"help": text})
-
-
 @dataclass
 class LlavaRewardTrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments` with the defaults of LLaVA-Reward (arXiv 2507.21391 and its official code).
 
-    Learning rate 2e-4, cosine with 3 % warm-up, AdamW with beta2 = 0.95. A validation set is expected: it is measured
-    and a checkpoint is written after each epoch, and the weights that were the most accurate are kept. A loss that is
-    not finite ends the run.
+    A validation set is expected: it is measured and a checkpoint is written after each epoch, and the most accurate
+    weights are kept.
 
     Attributes:
-        margin_scale: how much the reward of a chosen image must lead, for each unit of the rating gap of a pair.
+        learning_rate: The peak learning rate.
+        lr_scheduler_type: Name of a schedule of transformers.
+        warmup_steps: Steps of warm-up; below 1 a share of all steps.
+        adam_beta2: Second beta of AdamW.
+        logging_steps: Log every so many steps; below 1 a share of all steps.
+        eval_strategy: When to measure the validation set: no, steps or epoch.
+        save_strategy: When to write a checkpoint: no, steps, epoch or best.
+        save_total_limit: Keep at most this many checkpoints, the best one among them.
+        load_best_model_at_end: Keep the weights that were best on the validation set.
+        metric_for_best_model: What decides which weights are best: accuracy, accuracy_without_ties, loss, ...
+        restore_callback_states_from_checkpoint: Let early stopping continue its count after a resume.
+        ddp_find_unused_parameters: Look for weights without a gradient in each step of several processes.
+        remove_unused_columns: Drop columns that the model does not take; for tables of `datasets`.
+        logging_nan_inf_filter: Hide losses that are not finite from the log; here they end the run anyway.
+        margin_scale: How much the reward of a chosen image must lead, for each unit of its pair's rating gap.
+
+    Raises:
+        ValueError: for a negative margin_scale, and as transformers' class.
 
     Example:
         >>> arguments = LlavaRewardTrainingArguments(output_dir="outputs", use_cpu=True, report_to="none")
@@ -39,21 +53,23 @@ class LlavaRewardTrainingArguments(TrainingArguments):
         (0.0002, 'cosine', 0.03)
     """
 
-    learning_rate: float = _default(2e-4, "The peak learning rate.")
-    lr_scheduler_type: str = _default("cosine", "Name of a schedule of transformers.")
-    warmup_steps: float = _default(0.03, "Steps of warm-up; below 1 a share of all steps.")
-    adam_beta2: float = _default(0.95, "Second beta of AdamW.")
-    logging_steps: float = _default(10, "Log every so many steps; below 1 a share of all steps.")
-    eval_strategy: str = _default("epoch", "When to measure the validation set: no, steps or epoch.")
-    save_strategy: str = _default("epoch", "When to write a checkpoint: no, steps, epoch or best.")
-    save_total_limit: int | None = _default(2, "Keep so many checkpoints, the best one among them.")
-    load_best_model_at_end: bool = _default(True, "Keep the weights that were best on the validation set.")
-    metric_for_best_model: str | None = _default("accuracy", "accuracy, accuracy_without_ties, loss, ...")
-    restore_callback_states_from_checkpoint: bool = _default(True, "Early stopping goes on counting after a resume.")
-    ddp_find_unused_parameters: bool | None = _default(False, "Each trained weight is used in each forward.")
-    remove_unused_columns: bool = _default(False, "Of a table of `datasets`; rewards read objects of their own.")
-    logging_nan_inf_filter: bool = _default(False, "Hide losses that are not finite; here they end the run.")
-    margin_scale: float = _default(0.0, "Lead that a chosen image needs, for each unit of its pair's rating gap.")
+    learning_rate: float = 2e-4
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.03
+    adam_beta2: float = 0.95
+    logging_steps: float = 10
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "accuracy"
+    restore_callback_states_from_checkpoint: bool = True
+    # Every trained weight is used in every forward, so the search would only cost time.
+    ddp_find_unused_parameters: bool | None = False
+    # The Trainer knows the columns of tables; the data here are records.
+    remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False
+    margin_scale: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.margin_scale >= 0:
@@ -63,10 +79,34 @@ class LlavaRewardTrainingArguments(TrainingArguments):
 
 @dataclass(kw_only=True)
 class RewardArguments:
-    """What is trained on what; each field is described in its help, which the command line shows.
+    """What is trained on what.
+
+    Attributes:
+        backbone: Hub id or folder of the multimodal LLM.
+        dimension: What the reward judges: alignment, fidelity, safety, overall, ...
+        train_data: File with pairs or labelled images: JSON, JSON lines or Parquet.
+        validation_data: The same for validation; by default a part of the training data.
+        validation_fraction: Share of the records for validation, where there is no such file.
+        image_root: Folder that relative paths of images start from; by default the data file's.
+        skip_bad_rows: Drop rows that cannot be read, with a warning that counts them, instead of stopping.
+        objective: bradley-terry or general-preference for pairs, binary for labelled images.
+        temperature: Divisor of reward differences in the loss.
+        value_head_dim: Size of the raw output; by default 2 for a general preference, else 1.
+        cross_attention: Whether there is a SkipCA.
+        train_projector: Whether the visual projector is trained.
+        lora_rank: Rank of LoRA on all linear layers of the language model; 0 for no LoRA.
+        lora_alpha: Scale of LoRA, divided by the rank.
+        lora_dropout: Share of LoRA's inputs that is dropped in training.
+        backbone_dtype: float32, bfloat16 or float16 for the frozen weights; what is trained is always float32.
+        attn_implementation: sdpa, eager, flash_attention_2, ...
+        num_crops: Phi-3.5-vision: crops of 336 pixels an image at most; 16 by default.
+        min_pixels: Qwen2.5-VL: enlarge images of fewer pixels.
+        max_pixels: Qwen2.5-VL: make images of more pixels smaller.
+        early_stopping_patience: Stop after so many validations without a better one; by default never.
+        resume: Continue from the last complete checkpoint in output_dir, if there is one.
 
     Raises:
-        ValueError: for a value outside of what the help says.
+        ValueError: for a value outside of these.
 
     Example:
         >>> RewardArguments(backbone="tiny", dimension="safety", train_data="pairs.json", validation_fraction=1.5)
@@ -74,30 +114,28 @@ class RewardArguments:
         ValueError: validation_fraction must be in [0, 1), got 1.5.
     """
 
-    backbone: str = field(metadata={"help": "Hub id or folder of the multimodal LLM."})
-    dimension: str = field(metadata={"help": "What the reward judges: alignment, fidelity, safety, overall, ..."})
-    train_data: str = field(metadata={"help": "File with pairs or labelled images: JSON, JSONL or Parquet."})
-    validation_data: str | None = _default(None, "The same for validation; by default a part of the training data.")
-    validation_fraction: float = _default(0.05, "Share of the prompts for validation, where there is no such file.")
-    image_root: str | None = _default(None, "Folder that the paths of images start from; by default the data file's.")
-    skip_bad_rows: bool = _default(False, "Drop rows that cannot be read, and count them, in place of an error.")
-    objective: str = _default("bradley-terry", "bradley-terry, general-preference, or binary for labelled images.")
-    temperature: float = _default(0.1, "Divisor of reward differences in the loss.")
-    value_head_dim: int | None = _default(
-        None, "Size of the raw output; by default 2 for a general preference, else 1."
-    )
-    cross_attention: bool = _default(True, "Whether there is a SkipCA.")
-    train_projector: bool = _default(True, "Whether the visual projector is trained.")
-    lora_rank: int = _default(128, "Rank of LoRA on all linear layers of the language model; 0 for none.")
-    lora_alpha: float = _default(256, "Scale of LoRA, divided by the rank.")
-    lora_dropout: float = _default(0.05, "Share of LoRA's inputs that is dropped in training.")
-    backbone_dtype: str = _default("bfloat16", "float32, bfloat16 or float16; what is trained is float32 always.")
-    attn_implementation: str = _default("sdpa", "sdpa, eager, flash_attention_2, ...")
-    num_crops: int | None = _default(None, "Phi-3.5-vision: crops of 336 pixels an image at most; 16 by default.")
-    min_pixels: int | None = _default(None, "Qwen2.5-VL: enlarge images of fewer pixels.")
-    max_pixels: int | None = _default(None, "Qwen2.5-VL: make images of more pixels smaller.")
-    early_stopping_patience: int | None = _default(None, "Stop after so many validations without a better one.")
-    resume: bool = _default(False, "Go on from the last complete checkpoint in output_dir, if there is one.")
+    backbone: str
+    dimension: str
+    train_data: str
+    validation_data: str | None = None
+    validation_fraction: float = 0.05
+    image_root: str | None = None
+    skip_bad_rows: bool = False
+    objective: str = "bradley-terry"
+    temperature: float = 0.1
+    value_head_dim: int | None = None
+    cross_attention: bool = True
+    train_projector: bool = True
+    lora_rank: int = 128
+    lora_alpha: float = 256
+    lora_dropout: float = 0.05
+    backbone_dtype: str = "bfloat16"
+    attn_implementation: str = "sdpa"
+    num_crops: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    early_stopping_patience: int | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if self.backbone_dtype not in DTYPES:
@@ -136,6 +174,15 @@ class TrainingArgumentParser(HfArgumentParser):
             usage="%(prog)s [FILE.yaml] [--FLAG VALUE ...]",
             allow_abbrev=False,
         )
+        # Fields are documented in their class alone; argparse formats help with %, so that one is written twice.
+        texts = {
+            documented.arg_name: documented.description or ""
+            for kind in self.dataclass_types
+            for documented in docstring_parser.parse(inspect.cleandoc(kind.__doc__ or "")).params
+        }
+        for action in self._actions:
+            if action.dest in texts:
+                action.help = " ".join(texts[action.dest].split()).replace("%", "%%")
 
     def error(self, message: str) -> NoReturn:
         """Raise the message; argparse would print all flags and leave the program."""
@@ -146,9 +193,9 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[RewardArguments, LlavaRew
     """Read settings.
 
     Args:
-        arguments: perhaps the name of a YAML file, a mapping of fields to values, and then flags, which come after it
-            and so win: `["run.yaml", "--learning_rate", "1e-4"]`. Fields are those of the two dataclasses. The entry
-            `extends` of a file names another one, from the file's folder on, whose fields hold where it has none.
+        arguments: optionally the name of a YAML file, a mapping of fields to values, and then flags, which win over
+            it: `["run.yaml", "--learning_rate", "1e-4"]`. Fields are those of the two dataclasses. The entry
+            `extends` of a file names another one, relative to its folder, whose fields hold where it has none.
 
     Raises:
         OSError: when the file cannot be read.
@@ -179,7 +226,7 @@ def _read_settings(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, An
     try:
         settings = parse_yaml(path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must be a mapping of fields to values, got {type(settings).__name__}.")
     settings = {str(name): value for name, value in settings.items()}

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+
+import docstring_parser
 import pytest
 
-from fk_reward.training.arguments import TrainingArgumentParser, parse_arguments
+from fk_reward.training.arguments import (
+    LlavaRewardTrainingArguments,
+    RewardArguments,
+    TrainingArgumentParser,
+    parse_arguments,
+)
 
 NEEDED = ["--backbone", "b", "--dimension", "safety", "--train_data", "d.json", "--use_cpu"]
 
@@ -90,7 +98,15 @@ def test_files_that_cannot_be_used(tmp_path, text, message):
         parse_arguments([str(tmp_path / "run.yaml"), *NEEDED])
 
 
-def test_help_tells_of_both_kinds_of_settings():
-    text = TrainingArgumentParser().format_help()
+def test_help_describes_both_kinds_of_settings():
+    text = " ".join(TrainingArgumentParser().format_help().split())
+    assert "Rank of LoRA on all linear layers of the language model; 0 for no LoRA. (default: 128)" in text
+    assert "The peak learning rate. (default: 0.0002)" in text
     assert "--lora_rank" in text
     assert "--per_device_train_batch_size" in text
+
+
+@pytest.mark.parametrize("kind", [RewardArguments, LlavaRewardTrainingArguments])
+def test_every_field_is_documented_in_its_class(kind):
+    documented = {param.arg_name for param in docstring_parser.parse(inspect.cleandoc(kind.__doc__)).params}
+    assert documented == set(kind.__annotations__)
