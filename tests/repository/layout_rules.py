@@ -50,7 +50,8 @@ class Layout:
         imports = house.read_imports(sources)
         layers = {source.module: house.layer(source) for source in sources}
         up = house.imports_that_run_up(sources, imports, kinds=(AT_IMPORT, DEFERRED))
-        added = {source.path.as_posix() for source in sources if source.module in added_modules(sources, imports)}
+        modules = added_modules(sources, imports)
+        added = {source.path.as_posix() for source in sources if source.module in modules}
         return cls(
             circles=house.circles(imports),
             in_circles={m for circle in house.circles(imports, kinds=(AT_IMPORT, DEFERRED, TYPES)) for m in circle},
