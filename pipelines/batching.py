@@ -17,7 +17,7 @@ from fk_reward.pipelines.epilogue import DecodeFn
 from fk_reward.pipelines.hooks import find_denoisers, wrap_forward, wrap_method
 from fk_reward.pipelines.pipeline_state import stateful_hooks
 from fk_reward.rewards import Reward
-from fk_reward.search.feynman_kac import AUTO
+from fk_reward.smc.reward_scale import AUTO
 from fk_reward.value_checks import whole_number
 
 logger = logging.getLogger(__name__)

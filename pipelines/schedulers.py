@@ -11,8 +11,14 @@ from typing import Any
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 
-from fk_reward.sampling.counterparts import counterpart, lost_settings, noise_levels
-from fk_reward.sampling.stochasticity import NOT_STEERABLE, require_stochastic, takes_argument
+from fk_reward.sampling.stochasticity import (
+    NOT_STEERABLE,
+    counterpart,
+    lost_settings,
+    noise_levels,
+    require_stochastic,
+    takes_argument,
+)
 from fk_reward.text import did_you_mean
 
 logger = logging.getLogger(__name__)

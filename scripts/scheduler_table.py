@@ -35,8 +35,8 @@ from diffusers import (
 )
 from torch import Tensor
 
-from fk_reward.sampling.finite_steps import bounded_variance
 from fk_reward.sampling.flow_match_sde import FlowMatchSDEScheduler
+from fk_reward.sampling.step_checks import bounded_variance
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "schedulers.md"
 MODE, SPREAD = 2.0, 0.3

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fk_reward.benchmarks.shapes_runs import BEST, UNSTEERED, Population, ShapesSettings
-from fk_reward.search.forecast import population as particles_of
+from fk_reward.search.base import forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def population_work(population: Population, settings: ShapesSettings) -> Work:
     rows = 2 if settings.guidance_scale > 1.0 else 1
     if population.reward is None:
         return Work(model_rows=rows * num_steps * size, decodes=size, scored=size)
-    course = particles_of(replace(settings.steering, num_particles=size), num_steps)
+    course = forecast(replace(settings.steering, num_particles=size), num_steps)
     rows *= sum(course.steps)
     return _with_decoder(rows, course.num_scored, finished=course.finished, settings=settings.to_dict())
 

@@ -8,7 +8,7 @@ from fk_reward.planning.costs import Picture, batch_costs
 from fk_reward.planning.memory import MemoryModel
 from fk_reward.planning.subjects import Subjects, weight_bytes
 from fk_reward.planning.work import flops_by_dtype
-from fk_reward.search.forecast import Population
+from fk_reward.search.base import Forecast
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Counted:
         return self.model.weights | ({} if self.model.previewed else {"preview": 0})
 
 
-def count(subjects: Subjects, picture: Picture, course: Population, *, previewed: bool) -> Counted:
+def count(subjects: Subjects, picture: Picture, course: Forecast, *, previewed: bool) -> Counted:
     """Run each phase on one picture and on K.
 
     Args:

@@ -8,8 +8,8 @@ from typing import Any
 
 from fk_reward.planning.costs import Picture
 from fk_reward.planning.memory import PhaseNeed, Settings
+from fk_reward.search.base import Forecast, forecast
 from fk_reward.search.feynman_kac import FKSteeringConfig
-from fk_reward.search.forecast import Population, population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ class Plan:
         return self.steering.num_particles
 
     @property
-    def population(self) -> Population:
+    def population(self) -> Forecast:
         """Particles in the course of the call."""
-        return population(self.steering, self.steps)
+        return forecast(self.steering, self.steps)
 
     @property
     def num_scorings(self) -> int:

@@ -18,8 +18,8 @@ from fk_reward.planning.search import fitting_settings, smallest_settings
 from fk_reward.planning.sizes import parse_memory
 from fk_reward.planning.subjects import hollow_subjects
 from fk_reward.planning.throughput import estimated_seconds, measured_tflops, parse_tflops
+from fk_reward.search.base import forecast
 from fk_reward.search.feynman_kac import FKSteeringConfig
-from fk_reward.search.forecast import population
 
 DEFAULT_STEPS = 50
 """Scheduler steps where neither the caller nor a solver says how many."""
@@ -91,7 +91,7 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         num_steps = defaults.get("num_inference_steps", DEFAULT_STEPS) if steps is None else steps
         guidance = defaults.get("guidance_scale") if guidance_scale is None else guidance_scale
         picture = Picture(height, width, guidance)
-        counted = count(subjects, picture, population(config, num_steps), previewed=preview is not None)
+        counted = count(subjects, picture, forecast(config, num_steps), previewed=preview is not None)
     asked = {
         "model": model,
         "reward": reward,

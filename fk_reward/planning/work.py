@@ -9,10 +9,10 @@ from fk_reward.pipelines import ReducedResolution
 from fk_reward.pipelines.decoding import widens_to_float32
 from fk_reward.planning.memory import MemoryModel
 from fk_reward.planning.subjects import Subjects
-from fk_reward.search.forecast import Population
+from fk_reward.search.base import Forecast
 
 
-def flops_by_dtype(subjects: Subjects, model: MemoryModel, course: Population) -> dict[str, int]:
+def flops_by_dtype(subjects: Subjects, model: MemoryModel, course: Forecast) -> dict[str, int]:
     """Operations of a call, by the dtype in which they are done.
 
     Args:

@@ -13,10 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fk_reward.sampling.finite_steps import FiniteWatch, bounded_variance
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.row_state import RowState, SchedulerHistory
-from fk_reward.sampling.step_checks import CopiesCheck, check_reported_x0
+from fk_reward.sampling.step_checks import CopiesCheck, FiniteWatch, bounded_variance, check_reported_x0
 from fk_reward.sampling.stochasticity import adds_noise_now, require_matching_steps, require_stochastic, step_signature
 from fk_reward.sampling.x0_prediction import predict_x0, scheduler_name
 from fk_reward.search.feynman_kac import FKSteeringConfig

@@ -1,20 +1,39 @@
-"""`FKSteeringConfig`: every setting of the Feynman-Kac sampler, validated, with a JSON round trip."""
+"""Feynman-Kac steering: particles are weighed by their rewards and resampled on the way (Singhal et al., 2025)."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from torch import Generator, Tensor
+
+from fk_reward.search.base import Forecast, Population
+from fk_reward.smc.particle_filter import ParticleFilter
 from fk_reward.smc.potentials import POTENTIALS
 from fk_reward.smc.resampling import RESAMPLERS
+from fk_reward.smc.reward_scale import AUTO
 from fk_reward.value_checks import real_number, whole_number
 
+logger = logging.getLogger(__name__)
+
 SELECTIONS = ("best", "sample")
-AUTO = "auto"
+
+_FKD_POTENTIALS = {"diff": "difference", "max": "max", "add": "sum", "rt": "immediate"}
+_FKD_REQUIRED = ("num_particles", "lmbda", "time_steps", "resampling_t_start", "resampling_t_end", "resample_frequency")
+_FKD_OPTIONAL = ("potential_type", "adaptive_resampling", "use_smc")
+_FKD_ELSEWHERE = {
+    "guidance_reward_fn": 'the reward is an argument of the pipeline: reward="imagereward"',
+    "metric_to_chase": "the reward is an argument of the pipeline",
+    "reward_fn": "the reward is an argument of the pipeline",
+    "latent_to_decode_fn": "FKSteeringPipeline(pipe, preview=...)",
+    "device": "the pipeline's device is used",
+    "reward_min_value": "there is no lowest reward: weights are kept in the log domain",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +77,8 @@ class FKSteeringConfig:
         >>> FKSteeringConfig(num_particles=8).scoring_steps(100)
         (20, 40, 60, 80)
     """
+
+    default_eta: ClassVar[float | None] = 1.0  # the paper's setting: DDIM with all of its noise
 
     num_particles: int = 4
     potential: str = "max"
@@ -164,6 +185,16 @@ class FKSteeringConfig:
         factors = ((last / self.num_particles) ** (i / num_scoring_steps) for i in range(1, num_scoring_steps + 1))
         return tuple(max(last, round(self.num_particles * factor)) for factor in factors)
 
+    def population(
+        self,
+        num_groups: int = 1,
+        generators: Generator | Sequence[Generator] | None = None,
+        *,
+        spread: float | None = None,
+    ) -> FKPopulation:
+        """The particles of one call; the arguments are those of `ParticleFilter`."""
+        return FKPopulation(self, num_groups, generators, spread=spread)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary of all fields; `from_dict` turns it back."""
         return asdict(self)
@@ -208,7 +239,7 @@ class FKSteeringConfig:
 
     @classmethod
     def from_fkd_args(cls, fkd_args: Mapping[str, Any]) -> FKSteeringConfig:
-        """Config from the `fkd_args` of the public FK-steering code; see `fk_reward.search.fkd_args.convert_fkd_args`.
+        """Config from the `fkd_args` of the public FK-steering code; see `convert_fkd_args`.
 
         Example:
             >>> args = {"potential_type": "diff", "lmbda": 2.0, "num_particles": 8, "time_steps": 50}
@@ -216,9 +247,111 @@ class FKSteeringConfig:
             >>> FKSteeringConfig.from_fkd_args(args).num_resamples
             9
         """
-        from fk_reward.search.fkd_args import convert_fkd_args  # noqa: PLC0415 (the converter imports nothing of this module)
-
         return cls(**convert_fkd_args(fkd_args))
+
+
+class FKPopulation(ParticleFilter, Population):
+    """A `ParticleFilter` with the schedule of its config: what `steer` asks who goes on.
+
+    Example:
+        >>> population = FKSteeringConfig(num_particles=2, potential="difference", ess_threshold=1.0).population()
+        >>> import torch
+        >>> population.begin(10)
+        >>> population.advance(torch.tensor([0.0, 5.0]), step=2)
+        tensor([1, 1])
+        >>> population.finish(torch.tensor([1.0, 2.0]))
+        >>> population.select(1)
+        tensor([[1]])
+    """
+
+    config: FKSteeringConfig  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        config: FKSteeringConfig,
+        num_groups: int = 1,
+        generator: Generator | Sequence[Generator] | None = None,
+        *,
+        spread: float | None = None,
+    ) -> None:
+        super().__init__(config, num_groups, generator, spread=spread)
+        self.max_particles = config.num_particles
+        self.copies = config.resamples
+        self._sizes: dict[int, int] = {}
+        self._recorded: dict[str, Tensor] = {}
+
+    @property
+    def needs_scores(self) -> bool:
+        """False once `stop_reward` has excused every prompt."""
+        return not bool(self.stopped.all())
+
+    def sizes(self, num_steps: int) -> dict[int, int]:
+        """Scoring step -> K', the particles of a prompt that go on from there."""
+        steps = self.config.scoring_steps(num_steps) if self.config.resamples else ()
+        return dict(zip(steps, self.config.population_sizes(len(steps)), strict=True))
+
+    def scoring_steps(self, num_steps: int) -> tuple[int, ...]:
+        """Those of the config; none where nothing can be resampled."""
+        return tuple(self.sizes(num_steps))
+
+    def forecast(self, num_steps: int) -> Forecast:
+        """Sizes of a whole run; with `stop_reward` what it scores at most."""
+        return Forecast.of(num_steps, self.config.num_particles, self.sizes(num_steps))
+
+    def begin(self, num_steps: int) -> str | None:
+        """Place the scoring steps.
+
+        Returns:
+            A sentence where settings that ask for resampling cannot resample anything.
+
+        Raises:
+            ValueError: for `final_particles` on a trajectory without a scoring step.
+        """
+        self._sizes = self.sizes(num_steps)
+        config, number = self.config, self.config.num_particles
+        if not config.resamples or config.final_particles is not None:
+            if config.resamples and not self._sizes:
+                raise ValueError(
+                    f"final_particles needs a scoring step, and a trajectory of {num_steps} step has none."
+                )
+            return None
+        if not self._sizes:
+            return (
+                f"A trajectory of {num_steps} step has no scoring step, so nothing will be resampled: this is best of "
+                f"{number}."
+            )
+        if config.ess_threshold * number <= 1.0:
+            return (
+                f"The ESS of {number} particles is never below {config.ess_threshold:g} of them, so nothing will be "
+                f"resampled: this is best of {number}. Raise ess_threshold (1.0 resamples at every scoring step) or "
+                "num_particles."
+            )
+        return None
+
+    def advance(self, rewards: Tensor, *, step: int, log_ratio: Tensor | None = None) -> Tensor | None:
+        """Weigh, then resample where the ESS asks for it; `final_particles` drops some at every scoring step."""
+        if log_ratio is not None:
+            self.correct(log_ratio)
+        self.weigh(rewards, step=step)
+        self._keep_weights()
+        # Of several scoring steps that had to wait for a step with noise the last one says how many go on.
+        due = [mark for mark in self._sizes if mark <= step]
+        return self.resample(self._sizes[due[-1]] if due else None)
+
+    def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> None:
+        """The terminal correction."""
+        if log_ratio is not None:
+            self.correct(log_ratio)
+        self.weigh(rewards, final=True, step=step)
+        self._keep_weights()
+        self._recorded |= {"log_evidence": self.log_evidence.clone(), "reward_scale": self.reward_scale.clone()}
+
+    def _keep_weights(self) -> None:
+        self._recorded = {"log_weights": self.log_weights.clone(), "ess": self.ess}
+
+    def record(self) -> Mapping[str, Tensor]:
+        """`log_weights` and `ess` before resampling; at the end `log_evidence` and `reward_scale`, too."""
+        return self._recorded
 
 
 def config_fields() -> tuple[str, ...]:
@@ -252,3 +385,67 @@ def parse_reward_scale(text: str) -> float | str:
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} should be one of {list(choices)}, got {value!r}.")
+
+
+def convert_fkd_args(fkd_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `FKSteeringConfig` for an `fkd_args` dictionary of the public FK-steering code.
+
+    Two differences remain, on purpose. That code resamples after the scheduler's move and once more at the last step;
+    here particles are resampled before the move, and the last step is the terminal correction with the selection of
+    the images. And its adaptive mode drops the weights of the steps that do not resample, which here are kept.
+
+    Args:
+        fkd_args: `num_particles`, `lmbda`, `time_steps`, `resampling_t_start`, `resampling_t_end`,
+            `resample_frequency`, and optionally `potential_type` (`"diff"`, `"max"`, `"add"`, `"rt"`; that code's
+            scripts default to `"diff"`), `adaptive_resampling` and `use_smc`. What that code keeps here and this one
+            elsewhere (`guidance_reward_fn`, `latent_to_decode_fn`, ...) is left out, with a warning that says where it
+            belongs.
+
+    Raises:
+        ValueError: for a missing setting, an unknown potential, or an empty interval.
+        TypeError: for an unknown setting.
+
+    Example:
+        >>> args = dict(num_particles=4, lmbda=10.0, time_steps=100, resampling_t_start=20, resampling_t_end=80,
+        ...             resample_frequency=20, potential_type="max", adaptive_resampling=False)
+        >>> fields = convert_fkd_args(args)
+        >>> fields["resample_start"], fields["resample_stop"], fields["num_resamples"], fields["ess_threshold"]
+        (0.2, 0.8, 4, 1.0)
+    """
+    _check_fkd_names(fkd_args)
+    potential = fkd_args.get("potential_type", "diff")
+    if potential not in _FKD_POTENTIALS:
+        raise ValueError(f"potential_type should be one of {list(_FKD_POTENTIALS)}, got {potential!r}.")
+    num_steps, start, stop = (int(fkd_args[k]) for k in ("time_steps", "resampling_t_start", "resampling_t_end"))
+    frequency = int(fkd_args["resample_frequency"])
+    if not (0 <= start <= stop < num_steps) or frequency < 1:
+        raise ValueError(
+            "fkd_args should have 0 <= resampling_t_start <= resampling_t_end < time_steps and "
+            f"resample_frequency >= 1, got {start}, {stop}, {num_steps} and {frequency}."
+        )
+    steps = range(start, stop + 1, frequency)
+    return {
+        "num_particles": int(fkd_args["num_particles"]),
+        "potential": _FKD_POTENTIALS[potential],
+        "reward_scale": float(fkd_args["lmbda"]),
+        "resample_start": start / num_steps,
+        "resample_stop": steps[-1] / num_steps,
+        "num_resamples": len(steps) if fkd_args.get("use_smc", True) else 0,
+        "ess_threshold": 0.5 if fkd_args.get("adaptive_resampling", True) else 1.0,
+        "resampling": "multinomial",
+    }
+
+
+def _check_fkd_names(fkd_args: Mapping[str, Any]) -> None:
+    for name in fkd_args:
+        if name in _FKD_ELSEWHERE and fkd_args[name] is not None:
+            logger.warning("fkd_args[%r] is left out, it is no setting of the sampler: %s.", name, _FKD_ELSEWHERE[name])
+        if name not in (*_FKD_REQUIRED, *_FKD_OPTIONAL, *_FKD_ELSEWHERE):
+            raise TypeError(f"Unknown fkd_args setting {name!r}; known are {[*_FKD_REQUIRED, *_FKD_OPTIONAL]}.")
+    missing = [name for name in _FKD_REQUIRED if name not in fkd_args]
+    if missing:
+        raise ValueError(f"fkd_args should have {list(_FKD_REQUIRED)}; missing: {missing}.")
+
+
+PAPER = FKSteeringConfig()
+"""The settings of Singhal et al. (2025)."""

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from fk_reward.search.feynman_kac import AUTO, FKSteeringConfig
 from fk_reward.smc.potentials import POTENTIALS, PathStatistics
 from fk_reward.smc.resampling import RESAMPLERS, systematic
-from fk_reward.smc.reward_scale import tempered_reward_scale
+from fk_reward.smc.reward_scale import AUTO, tempered_reward_scale
 from fk_reward.smc.weights import effective_sample_size, log_mean_increment, normalized_weights
+
+
+class FilterSettings(Protocol):
+    """The settings that a particle filter reads; `FKSteeringConfig` has and documents them."""
+
+    @property
+    def num_particles(self) -> int: ...  # noqa: D102
+    @property
+    def potential(self) -> str: ...  # noqa: D102
+    @property
+    def reward_scale(self) -> float | str: ...  # noqa: D102
+    @property
+    def ess_threshold(self) -> float: ...  # noqa: D102
+    @property
+    def resampling(self) -> str: ...  # noqa: D102
+    @property
+    def selection(self) -> str: ...  # noqa: D102
+    @property
+    def target_ess(self) -> float: ...  # noqa: D102
+    @property
+    def stop_reward(self) -> float | None: ...  # noqa: D102
+    @property
+    def abstain(self) -> bool: ...  # noqa: D102
 
 
 class ParticleFilter:
@@ -31,8 +54,7 @@ class ParticleFilter:
     potentials are those of Singhal et al. (2025), arXiv 2501.06848.
 
     Args:
-        config: settings; the particle filter reads `num_particles`, `potential`, `reward_scale`, `ess_threshold`,
-            `resampling`, `selection`, `target_ess`, `stop_reward` and `abstain`.
+        config: settings, such as an `FKSteeringConfig`.
         num_groups: G, number of prompts. Groups never exchange particles.
         generator: source of the randomness, on the CPU: one for all groups, or one for each, so that the result of a
             group does not depend on the others. A new one with seed 0 when missing.
@@ -49,6 +71,7 @@ class ParticleFilter:
         abstained: `(G,)` bool, groups of which every finished sample is forbidden; only with `config.abstain`.
 
     Example:
+        >>> from fk_reward import FKSteeringConfig
         >>> particle_filter = ParticleFilter(FKSteeringConfig(num_particles=3, potential="difference"))
         >>> particle_filter.weigh(torch.tensor([0.0, 2.0, 0.0]))
         >>> particle_filter.resample()
@@ -60,7 +83,7 @@ class ParticleFilter:
 
     def __init__(
         self,
-        config: FKSteeringConfig,
+        config: FilterSettings,
         num_groups: int = 1,
         generator: Generator | Sequence[Generator] | None = None,
         *,
@@ -104,6 +127,7 @@ class ParticleFilter:
         """Sentences about this run that its user must know: what `-inf` meant, what an evidence is not.
 
         Example:
+            >>> from fk_reward import FKSteeringConfig
             >>> ParticleFilter(FKSteeringConfig(reward_scale="auto")).notes[0][:43]
             "reward_scale='auto' chose lambda by the rew"
         """
@@ -125,7 +149,7 @@ class ParticleFilter:
                 "have a reward of -inf), so that images repeat."
             )
         if self.abstained.any():
-            notes.append(f"All finished images of {_prompts(self.abstained)} have a reward of -inf: none is returned.")
+            notes.append(_nothing_allowed(self.abstained))
         return notes
 
     def weigh(self, rewards: Tensor, *, final: bool = False, step: int | None = None) -> None:
@@ -144,9 +168,10 @@ class ParticleFilter:
         """
         if self._final_rewards is not None:
             raise RuntimeError("The final rewards have been weighed; use a new ParticleFilter for another run.")
-        grouped = self._checked(rewards, step)
+        grouped = grouped_rewards(rewards, self.num_groups, self.num_particles, step=step)
         if final:
-            self._abstain_where_nothing_is_allowed(grouped)
+            require_allowed(grouped, abstain=self.config.abstain)
+            self.abstained = (grouped == -torch.inf).all(1)
             self._final_rewards = grouped
         if self.config.reward_scale == AUTO:
             self._temper(grouped, final=final)
@@ -157,20 +182,32 @@ class ParticleFilter:
         if self.config.stop_reward is not None:
             self.stopped |= grouped.amax(1) >= self.config.stop_reward
 
-    def resample(self, num_survivors: int | None = None) -> Tensor | None:
+    def correct(self, log_ratio: Tensor) -> None:
+        """Add the log-ratio of target over proposal density of moves that were not the model's own.
+
+        It is no potential: the terminal correction does not take it back.
+
+        Args:
+            log_ratio: `(G * K,)`, group-major, finite or `-inf`.
+        """
+        log_ratio = log_ratio.detach().to("cpu", torch.float64).view_as(self.log_weights)
+        self.log_evidence = self.log_evidence + log_mean_increment(self.log_weights, log_ratio)
+        self.log_weights = self.log_weights + log_ratio
+
+    def resample(self, num_left: int | None = None) -> Tensor | None:
         """Draw ancestors in each group whose ESS is below the threshold; its log-weights are then 0 again.
 
         Weights that are all equal are left alone, at any threshold: resampling could only add variance. So are the
         groups that have stopped.
 
         Args:
-            num_survivors: K', how many particles of each group go on, at most K; where they are fewer, every group is
+            num_left: K', how many particles of each group go on, at most K; where they are fewer, every group is
                 resampled, whatever its ESS. K when missing.
 
         Returns:
             `(G * K',)` int64, flat indices of the ancestors, group-major; None where no group was resampled.
         """
-        size = self.num_particles if num_survivors is None else num_survivors
+        size = self.num_particles if num_left is None else num_left
         groups = self._groups_to_resample(size)
         if not groups:
             return None
@@ -187,7 +224,7 @@ class ParticleFilter:
 
     def _groups_to_resample(self, size: int) -> list[int]:
         if not 1 <= size <= self.num_particles:
-            raise ValueError(f"num_survivors should be in [1, {self.num_particles}], got {size}.")
+            raise ValueError(f"num_left should be in [1, {self.num_particles}], got {size}.")
         if size < self.num_particles:
             return list(range(self.num_groups))
         below = (self.ess < self.config.ess_threshold * self.num_particles) | (self.config.ess_threshold == 1.0)
@@ -235,25 +272,6 @@ class ParticleFilter:
             places[group] = systematic(ordered[group], num_selected, self._generators[group])
         return places
 
-    def _checked(self, rewards: Tensor, step: int | None) -> Tensor:
-        expected = (self.num_groups * self.num_particles,)
-        if tuple(rewards.shape) != expected:
-            raise ValueError(
-                f"rewards should be of shape {expected} ({self.num_groups} prompts x {self.num_particles} particles, "
-                f"prompt-major), got {tuple(rewards.shape)}."
-            )
-        grouped = rewards.detach().to("cpu", torch.float64, copy=True).view(self.num_groups, self.num_particles)
-        bad = (torch.isnan(grouped) | (grouped == torch.inf)).nonzero()
-        if len(bad):
-            group, particle = bad[0].tolist()
-            at_step = "" if step is None else f" at step {step}"
-            raise ValueError(
-                f"The reward of prompt {group}, particle {particle}{at_step} is {grouped[group, particle].item()}; "
-                "rewards should be finite, or -inf for what is forbidden. Check the reward model's precision and the "
-                "decoded image."
-            )
-        return grouped
-
     def _accumulated(self, grouped: Tensor) -> Tensor:
         """Sum of the increments so far, `(G, K)` in units of the reward, with those of these predictions."""
         allowed = grouped > -torch.inf
@@ -285,16 +303,6 @@ class ParticleFilter:
             chosen = float(self.reward_scale[group])
             self.reward_scale[group] = min(scale, chosen) if chosen > 0 else scale
 
-    def _abstain_where_nothing_is_allowed(self, grouped: Tensor) -> None:
-        forbidden = (grouped == -torch.inf).all(1)
-        if forbidden.any() and not self.config.abstain:
-            raise ValueError(
-                f"All {self.num_particles} finished images of {_prompts(forbidden)} have a reward of -inf, which "
-                "forbids them, so that none can be returned. Use more particles, a reward with a finite lowest score, "
-                "or abstain=True, which returns black images for such a prompt."
-            )
-        self.abstained = forbidden
-
     def _rewards_at_the_end(self) -> Tensor:
         if self._final_rewards is None:
             raise RuntimeError("select() needs the final rewards: call weigh(rewards, final=True) first.")
@@ -316,6 +324,76 @@ def _one_per_group(generator: Generator | Sequence[Generator] | None, num_groups
             f"generator should be one torch.Generator, or one for each of {num_groups} groups, got {len(generator)}."
         )
     return list(generator)
+
+
+def grouped_rewards(rewards: Tensor, num_groups: int, num_particles: int, *, step: int | None = None) -> Tensor:
+    """Check rewards, and bring them to one row for each group.
+
+    Args:
+        rewards: `(G * K,)`, group-major.
+        num_groups: G.
+        num_particles: K.
+        step: scheduler step, for the error message.
+
+    Returns:
+        `(G, K)` float64 on the CPU, a copy; finite or `-inf`.
+
+    Raises:
+        ValueError: wrong shape; a reward that is NaN or `+inf` (the message names prompt, particle and step).
+
+    Example:
+        >>> grouped_rewards(torch.ones(4), 2, 2).shape
+        torch.Size([2, 2])
+    """
+    expected = (num_groups * num_particles,)
+    if tuple(rewards.shape) != expected:
+        raise ValueError(
+            f"rewards should be of shape {expected} ({num_groups} prompts x {num_particles} particles, prompt-major), "
+            f"got {tuple(rewards.shape)}."
+        )
+    grouped = rewards.detach().to("cpu", torch.float64, copy=True).view(num_groups, num_particles)
+    bad = (torch.isnan(grouped) | (grouped == torch.inf)).nonzero()
+    if len(bad):
+        group, particle = bad[0].tolist()
+        at_step = "" if step is None else f" at step {step}"
+        raise ValueError(
+            f"The reward of prompt {group}, particle {particle}{at_step} is {grouped[group, particle].item()}; "
+            "rewards should be finite, or -inf for what is forbidden. Check the reward model's precision and the "
+            "decoded image."
+        )
+    return grouped
+
+
+def require_allowed(grouped: Tensor, *, abstain: bool) -> str | None:
+    """Raise where every finished image of a group is forbidden, unless the run abstains there.
+
+    Args:
+        grouped: `(G, K)`, final rewards.
+        abstain: whether such a group is accepted.
+
+    Returns:
+        A sentence about such groups; None where there are none.
+
+    Raises:
+        ValueError: the message names the groups.
+
+    Example:
+        >>> require_allowed(torch.tensor([[-torch.inf, 1.0]]), abstain=False)
+    """
+    forbidden = (grouped == -torch.inf).all(1)
+    if not forbidden.any():
+        return None
+    if not abstain:
+        raise ValueError(
+            f"All {grouped.shape[1]} finished images of {_prompts(forbidden)} have a reward of -inf, which "
+            "forbids them, so that none can be returned. Use more particles, a reward with a finite lowest score, "
+            "or abstain=True, which returns black images for such a prompt."
+        )
+    return _nothing_allowed(forbidden)
+
+
+def _nothing_allowed(forbidden: Tensor) -> str:
+    return f"All finished images of {_prompts(forbidden)} have a reward of -inf: none is returned."
 
 
 def _prompts(groups: Tensor) -> str:

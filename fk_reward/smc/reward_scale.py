@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fk_reward.smc.weights import effective_sample_size
 
+AUTO = "auto"
+
 LARGEST_TILT = 3.0
 """Largest lambda times the spread of a reward: one standard deviation is then worth a factor of 20 in weight."""
 

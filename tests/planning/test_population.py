@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fk_reward import FKSteeringConfig, ParticleFilter, steer
-from fk_reward.search.forecast import Population, population
+from fk_reward.search.base import Forecast, forecast
 
 
 def run(config, num_steps):
@@ -29,7 +29,7 @@ def run(config, num_steps):
             steps.append(len(sample))
             noise = torch.zeros_like(sample)
             sample = scheduler.step(noise, timestep, sample, eta=1.0, generator=generator).prev_sample
-    return Population(tuple(steps), tuple(scorings), len(sample))
+    return Forecast(tuple(steps), tuple(scorings), len(sample))
 
 
 @settings(max_examples=30, deadline=None)
@@ -48,19 +48,19 @@ def test_as_in_a_real_loop(num_steps, num_particles, num_resamples, window, funn
         resample_stop=window[1],
         final_particles=1 if funnel and num_particles > 1 and num_resamples else None,
     )
-    assert population(config, num_steps) == run(config, num_steps)
+    assert forecast(config, num_steps) == run(config, num_steps)
 
 
 def test_a_window_elsewhere_is_noticed():
     early = FKSteeringConfig(num_particles=8, final_particles=2, resample_stop=0.4)
     late = FKSteeringConfig(num_particles=8, final_particles=2, resample_start=0.6)
-    assert sum(population(early, 10).steps) < sum(population(late, 10).steps)
+    assert sum(forecast(early, 10).steps) < sum(forecast(late, 10).steps)
     with pytest.raises(AssertionError):
-        assert population(early, 10) == run(late, 10)
+        assert forecast(early, 10) == run(late, 10)
 
 
 def test_stop_reward_scores_at_most_so_much():
     config = FKSteeringConfig(stop_reward=-100.0)
-    most, real = population(config, 10), run(config, 10)
+    most, real = forecast(config, 10), run(config, 10)
     assert len(real.scorings) == 1
-    assert real.num_scored < most.num_scored == population(FKSteeringConfig(), 10).num_scored
+    assert real.num_scored < most.num_scored == forecast(FKSteeringConfig(), 10).num_scored

@@ -22,8 +22,13 @@ from diffusers import (
 
 from fk_reward import FKSteeringConfig, ParticleFilter, steer
 from fk_reward.pipelines import FlowMatchSDEScheduler, Solver, stochastic_scheduler
-from fk_reward.sampling.counterparts import counterpart, noise_levels
-from fk_reward.sampling.stochasticity import NOT_STEERABLE, require_matching_steps, require_stochastic
+from fk_reward.sampling.stochasticity import (
+    NOT_STEERABLE,
+    counterpart,
+    noise_levels,
+    require_matching_steps,
+    require_stochastic,
+)
 from scripts.scheduler_table import ACCEPTED, DISTILLED
 
 ARGUMENTS = {

@@ -139,24 +139,24 @@ def test_the_end_of_the_scoring_comes_between_the_first_and_the_last_step():
 class KeepsTheFirst(ParticleFilter):
     """Saboteur: the population shrinks by leaving out the last particles, whatever their weights."""
 
-    def resample(self, num_survivors=None):
+    def resample(self, num_left=None):
         self.log_weights = torch.zeros_like(self.log_weights)
-        return super().resample(num_survivors)
+        return super().resample(num_left)
 
 
 class KeepsTheBest(ParticleFilter):
     """Saboteur: the population shrinks to the best, which is no draw by weight."""
 
-    def resample(self, num_survivors=None):
+    def resample(self, num_left=None):
         self.log_weights = 5.0 * self.log_weights
-        return super().resample(num_survivors)
+        return super().resample(num_left)
 
 
 class DropsWeights(ParticleFilter):
     """Saboteur, the public FK code's adaptive mode: weights are forgotten at a step that does not resample."""
 
-    def resample(self, num_survivors=None):
-        ancestors = super().resample(num_survivors)
+    def resample(self, num_left=None):
+        ancestors = super().resample(num_left)
         self.log_weights = torch.zeros_like(self.log_weights)
         return ancestors
 
@@ -171,9 +171,9 @@ class NoTerminalCorrection(ParticleFilter):
 class LosesTheAncestry(ParticleFilter):
     """Saboteur: the path statistics stay where they are when the particles move."""
 
-    def resample(self, num_survivors=None):
+    def resample(self, num_left=None):
         path, applied = self._path, self._applied
-        ancestors = super().resample(num_survivors)
+        ancestors = super().resample(num_left)
         self._path, self._applied = path, applied
         return ancestors
 

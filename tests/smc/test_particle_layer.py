@@ -17,8 +17,9 @@ PARTICLE_LAYER = (
     "smc.weights",
     "smc.particle_filter",
     "smc.reward_scale",
+    "search.base",
     "search.feynman_kac",
-    "search.fkd_args",
+    "text",
 )
 
 

@@ -23,7 +23,7 @@ from fk_reward.benchmarks.geneval.settings import RunSettings
 from fk_reward.benchmarks.geneval.suites import load_judge
 from fk_reward.benchmarks.indifferent_reward import indifferent_reward
 from fk_reward.rewards import load_reward
-from fk_reward.sampling.counterparts import noise_levels
+from fk_reward.sampling.stochasticity import noise_levels
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,510 @@
+"""The door for search algorithms: what a search is, how it says who goes on, and the table of all of them.
+
+A search is one file: a frozen dataclass of its settings (`SearchConfig`), which makes a `Population` for each call. The
+population gets rewards and answers with ancestors; it knows nothing of images, schedulers or models.
+
+Letters of shapes: G prompts, K particles of a prompt now, K' particles of a prompt afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
+from importlib import metadata
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Generator, Tensor
+
+from fk_reward.smc.particle_filter import grouped_rewards, require_allowed
+from fk_reward.text import did_you_mean
+from fk_reward.value_checks import whole_number
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "fk_reward.searches"
+"""Entry-point group in which other packages register a search: a config class, or a config as a preset."""
+
+# A trajectory so long that no two fractions of it round to the same step: what a search does there, it can do anywhere.
+_LONG_RUN = 1000
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Particles of one prompt in the course of a call: what denoiser, decoder and reward get, at most.
+
+    Attributes:
+        steps: in each step of the denoiser.
+        scorings: at each scoring step, before anybody is dropped or copied.
+        finished: at the end.
+    """
+
+    steps: tuple[int, ...]
+    scorings: tuple[int, ...]
+    finished: int
+
+    @classmethod
+    def of(cls, num_steps: int, first: int, sizes: Mapping[int, int]) -> Forecast:
+        """The forecast of a population that changes its size at scoring steps.
+
+        Args:
+            num_steps: scheduler steps.
+            first: K at the beginning.
+            sizes: scoring step -> K', the particles that go on from there.
+
+        Example:
+            >>> Forecast.of(5, 8, {1: 4, 3: 2})
+            Forecast(steps=(8, 8, 4, 4, 2), scorings=(8, 4), finished=2)
+        """
+        marks = sorted(sizes)
+        course = (first, *(sizes[mark] for mark in marks))
+        # the denoiser of a scoring step has run before the particles are scored
+        steps = tuple(course[bisect_left(marks, step)] for step in range(num_steps))
+        return cls(steps, course[: len(marks)], course[-1])
+
+    @property
+    def num_scored(self) -> int:
+        """Images that are decoded and scored, the finished ones among them."""
+        return sum(self.scorings) + self.finished
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the number of particles changes in the course of the call."""
+        return len({*self.steps, *self.scorings, self.finished}) > 1
+
+
+class Population(Protocol):
+    """Who goes on: the particles of all prompts in one call. A new one is made for each call.
+
+    Subclass `PlainPopulation`, which has an answer to everything, and override what differs; or write all of it.
+
+    Attributes:
+        num_groups: G, prompts. They never exchange particles.
+        num_particles: K, particles of a prompt now. It may shrink and grow.
+        max_particles: the most particles of a prompt at any step; `steer` refuses more.
+        copies: whether an ancestor can have several descendants. Copies need noise of their own, so that `steer`
+            refuses a deterministic transition; where nobody is copied, any scheduler will do.
+    """
+
+    num_groups: int
+    num_particles: int
+    max_particles: int
+    copies: bool
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the scoring steps to come are of use; False ends the scoring until the images are finished."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about this run that its user should know; they stand in the trace."""
+
+    def begin(self, num_steps: int) -> str | None:
+        """Prepare for a run of so many steps; a sentence for the user where the settings come to nothing."""
+
+    def scoring_steps(self, num_steps: int) -> Sequence[int]:
+        """Ascending 0-based indices of the scheduler steps before which the particles are scored."""
+
+    def forecast(self, num_steps: int) -> Forecast:
+        """Sizes and scorings of a whole run, for planning and batching."""
+
+    def advance(self, rewards: Tensor, *, step: int, log_ratio: Tensor | None = None) -> Tensor | None:
+        """Decide who goes on.
+
+        Args:
+            rewards: `(G * K,)`, prompt-major, of the predicted clean samples; finite or `-inf`.
+            step: index of the scheduler step that is about to be made.
+            log_ratio: `(G * K,)` float64, log of target over proposal density of the moves since the last call, for
+                searches with weights; None where the scheduler's own moves were made.
+
+        Returns:
+            `(G * K',)` int64, flat indices of the ancestors, prompt-major: the i-th particle of prompt g goes on from
+            `ancestors[g * K' + i]`, which is one of the same prompt. None where everybody stays in place.
+        """
+
+    def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> None:
+        """Take the rewards `(G * K,)` of the finished images; `-inf` forbids one."""
+
+    def select(self, num_selected: int) -> Tensor:
+        """`(G, n)` int64, indices within each prompt of the images to return, best first."""
+
+    def record(self) -> Mapping[str, Tensor]:
+        """What the trace keeps of the last `advance` or `finish`, by name.
+
+        `log_weights` `(G, K)` and `ess` `(G,)`, before particles were dropped or copied; after `finish` also
+        `log_evidence` and `reward_scale`, `(G,)`; all float64. What is missing is that of equal weights.
+        """
+
+
+@runtime_checkable
+class SearchConfig(Protocol):
+    """Settings of a search: a frozen dataclass that validates its fields and documents each of them.
+
+    Attributes:
+        num_particles: K, particles of a prompt at the beginning.
+        default_eta: `eta` of a scheduler that takes one, where the caller gives none; None for the pipeline's own.
+            A search that copies needs noise, and so 1.0.
+    """
+
+    num_particles: int
+    default_eta: ClassVar[float | None]
+
+    def population(
+        self,
+        num_groups: int = 1,
+        generators: Generator | Sequence[Generator] | None = None,
+        *,
+        spread: float | None = None,
+    ) -> Population:
+        """The population of one call.
+
+        Args:
+            num_groups: G, prompts.
+            generators: source of the search's own randomness, on the CPU: one, or one for each prompt.
+            spread: standard deviation of the reward within a prompt, as its card states it; None where not known.
+        """
+
+
+class PlainPopulation(Population):
+    """Particles without weights: nobody is scored on the way, nobody moves, the best finished ones are selected.
+
+    The base of searches that rank. Override `scoring_steps`, `sizes` and `advance`.
+
+    Args:
+        num_particles: K at the beginning.
+        num_groups: G.
+        max_particles: the most particles of a prompt at any step; K when missing.
+        abstain: whether a prompt of which every finished image is forbidden returns black images; False raises.
+
+    Example:
+        >>> population = PlainPopulation(3)
+        >>> population.finish(torch.tensor([0.1, 0.7, 0.2]))
+        >>> population.select(2)
+        tensor([[1, 2]])
+    """
+
+    copies: bool = False
+    needs_scores: bool = True
+
+    def __init__(
+        self, num_particles: int, num_groups: int = 1, *, max_particles: int | None = None, abstain: bool = False
+    ) -> None:
+        self.num_groups = whole_number("num_groups", num_groups, minimum=1)
+        self.num_particles = num_particles
+        self.max_particles = num_particles if max_particles is None else max_particles
+        self._first = num_particles
+        self._abstain = abstain
+        self._sizes: Mapping[int, int] = {}
+        self._final: Tensor | None = None
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was repeated or forbidden at the end."""
+        return self._notes
+
+    def begin(self, num_steps: int) -> str | None:
+        """Place the scoring steps."""
+        self._sizes = self.sizes(num_steps)
+        return None
+
+    def sizes(self, num_steps: int) -> Mapping[int, int]:  # noqa: ARG002 (for those that override it)
+        """Scoring step -> K', the particles of a prompt that go on from there; nothing for a search without."""
+        return {}
+
+    def scoring_steps(self, num_steps: int) -> tuple[int, ...]:
+        """The steps of `sizes`."""
+        return tuple(sorted(self.sizes(num_steps)))
+
+    def forecast(self, num_steps: int) -> Forecast:
+        """By `sizes`."""
+        return Forecast.of(num_steps, self._first, self.sizes(num_steps))
+
+    def size_after(self, step: int) -> int:
+        """K' of the last scoring step that is due at this step; several can be where one had to wait for noise."""
+        due = [mark for mark in sorted(self._sizes) if mark <= step]
+        return self._sizes[due[-1]] if due else self.num_particles
+
+    def advance(self, rewards: Tensor, *, step: int, log_ratio: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
+        """Nobody moves."""
+        self.grouped(rewards, step=step)
+        return None
+
+    def grouped(self, rewards: Tensor, *, step: int | None = None) -> Tensor:
+        """Rewards `(G * K,)` as `(G, K)` float64 on the CPU.
+
+        Raises:
+            ValueError: for another shape, and for NaN or `+inf`, by prompt, particle and step.
+        """
+        return grouped_rewards(rewards, self.num_groups, self.num_particles, step=step)
+
+    def moved(self, ancestors: Tensor) -> Tensor:
+        """Flat ancestors `(G * K',)` of indices within each prompt `(G, K')`; the population has this size now."""
+        flat = (ancestors + self.num_particles * torch.arange(self.num_groups)[:, None]).flatten()
+        self.num_particles = ancestors.shape[1]
+        return flat
+
+    def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> None:  # noqa: ARG002
+        """Keep the rewards for `select`.
+
+        Raises:
+            ValueError: where all of a prompt are `-inf`, unless `abstain`.
+        """
+        self._final = self.grouped(rewards, step=step)
+        forbidden = require_allowed(self._final, abstain=self._abstain)
+        if forbidden is not None:
+            self._notes.append(forbidden)
+
+    def select(self, num_selected: int) -> Tensor:
+        """`(G, n)`, the highest rewards first; equal ones in their order. Where fewer are allowed, those repeat."""
+        if self._final is None:
+            raise RuntimeError("select() needs the final rewards: call finish(rewards) first.")
+        if not 1 <= num_selected <= self.num_particles:
+            raise ValueError(f"num_selected should be in [1, {self.num_particles}], got {num_selected}.")
+        best_first = self._final.argsort(dim=1, descending=True, stable=True)
+        num_allowed = (self._final > -torch.inf).sum(1)
+        for group, number in enumerate(num_allowed.tolist()):
+            if 0 < number < num_selected:
+                self._notes.append(
+                    f"Of the {self.num_particles} finished images of prompt {group}, {number} are allowed (the others "
+                    "have a reward of -inf), so that images repeat."
+                )
+        num_allowed = num_allowed.where(num_allowed > 0, self.num_particles)
+        return best_first.gather(1, (torch.arange(num_selected) % num_allowed[:, None]).sort(dim=1).values)
+
+    def record(self) -> Mapping[str, Tensor]:
+        """Nothing: there are no weights."""
+        return {}
+
+
+def forecast(config: SearchConfig, num_steps: int) -> Forecast:
+    """Particles of one prompt in a call with this search.
+
+    Args:
+        config: of the search.
+        num_steps: scheduler steps, one call of the denoiser each.
+
+    Example:
+        >>> from fk_reward.search import FKSteeringConfig
+        >>> forecast(FKSteeringConfig(num_particles=8, final_particles=2, num_resamples=2), 5)
+        Forecast(steps=(8, 8, 4, 4, 2), scorings=(8, 4), finished=2)
+    """
+    return config.population(1).forecast(num_steps)
+
+
+def can_move(population: Population) -> bool:
+    """Whether particles are scored on the way, and so may be dropped or copied.
+
+    Example:
+        >>> can_move(PlainPopulation(4))
+        False
+    """
+    return len(population.scoring_steps(_LONG_RUN)) > 0
+
+
+def can_resize(population: Population) -> bool:
+    """Whether the number of particles changes in the course of a call.
+
+    Example:
+        >>> can_resize(PlainPopulation(4))
+        False
+    """
+    return population.forecast(_LONG_RUN).resizes
+
+
+def num_finished(config: SearchConfig) -> int:
+    """Particles of a prompt that are finished, at the end of a call with this search.
+
+    Example:
+        >>> from fk_reward.search import FKSteeringConfig
+        >>> num_finished(FKSteeringConfig(num_particles=8, final_particles=2))
+        2
+    """
+    return forecast(config, _LONG_RUN).finished
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Whole trajectories and what they are worth.
+
+    Attributes:
+        noise: `(G * K, ...)`, the starts.
+        latents: `(G * K, ...)`, the finished samples.
+        rewards: `(G * K,)` float32, of the finished images.
+    """
+
+    noise: Tensor
+    latents: Tensor
+    rewards: Tensor
+
+
+class Rollout(Protocol):
+    """Whole trajectories, for searches over starts."""
+
+    def __call__(self, start: Tensor | None = None, *, from_step: int = 0, num_particles: int) -> Scored:
+        """Draw, finish and score.
+
+        Args:
+            start: `(G * K, ...)`, latents at the level of `from_step`; None for noise drawn anew.
+            from_step: the first scheduler step that is made.
+            num_particles: K.
+        """
+
+
+class SearchLoadError(ImportError):
+    """A registered search cannot be imported, or what it names is no search."""
+
+
+BUILT_IN: dict[str, str] = {
+    "fk": "fk_reward.search.feynman_kac:FKSteeringConfig",
+    "fk-paper": "fk_reward.search.feynman_kac:PAPER",
+}
+"""Name -> "module:attribute" of a config class, or of a config that is a preset."""
+
+
+class Searches(Mapping[str, Any]):
+    """All searches by name: those of the package and those that other packages register.
+
+    A name is imported when it is read; names are listed without an import, and a registration that is broken raises
+    only when its own name is read. The package's own names win, and among others the first, with a warning.
+
+    Example:
+        >>> SEARCHES["fk"].__name__
+        'FKSteeringConfig'
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        """The config class of a search, or the config of a preset.
+
+        Raises:
+            KeyError: for an unknown name.
+            SearchLoadError: when it cannot be imported, or is no search.
+        """
+        return _loaded(self._entry_points()[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entry_points())
+
+    def __len__(self) -> int:
+        return len(self._entry_points())
+
+    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
+        found = {name: metadata.EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in BUILT_IN.items()}
+        for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+            kept = found.setdefault(entry_point.name, entry_point)
+            if kept.value != entry_point.value:
+                logger.warning(
+                    "Two searches are called %r: %s is used, %s is not.",
+                    entry_point.name,
+                    kept.value,
+                    entry_point.value,
+                )
+        return found
+
+
+SEARCHES = Searches()
+"""Name -> config class or preset, read by pipeline, command line and benchmarks."""
+
+
+def _loaded(entry_point: metadata.EntryPoint) -> Any:
+    owner = f" of package {entry_point.dist.name!r}" if entry_point.dist else ""
+    where = f"Search {entry_point.name!r}{owner} ({entry_point.value})"
+    try:
+        found = entry_point.load()
+    except Exception as error:
+        raise SearchLoadError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    if not is_dataclass(found) or not callable(getattr(found, "population", None)):
+        raise SearchLoadError(
+            f"{where} should be a dataclass with a method `population`, or an instance of one, got "
+            f"{getattr(found, '__name__', type(found).__name__)}."
+        )
+    return found
+
+
+def search_class(name: str) -> type[Any]:
+    """The config class of a search, also where the name is that of a preset.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+        SearchLoadError: when it cannot be imported, or is no search.
+
+    Example:
+        >>> search_class("fk-paper").__name__
+        'FKSteeringConfig'
+    """
+    found = _known(name)
+    return found if isinstance(found, type) else type(found)
+
+
+def search_fields(search: str | SearchConfig | type[Any]) -> dict[str, Field[Any]]:
+    """The settings of a search: those fields of its config class that its constructor takes, by name.
+
+    Args:
+        search: a name of `SEARCHES`, a config, or its class.
+
+    Example:
+        >>> search_fields("fk")["num_particles"].default
+        4
+    """
+    kind: Any = search_class(search) if isinstance(search, str) else search
+    return {field.name: field for field in fields(kind) if field.init}
+
+
+def search_name(config: SearchConfig) -> str:
+    """The name under which the class of a config is registered; of any other its own name.
+
+    Example:
+        >>> from fk_reward.search import FKSteeringConfig
+        >>> search_name(FKSteeringConfig(num_particles=8))
+        'fk'
+    """
+    kind = type(config)
+    for name, entry_point in SEARCHES._entry_points().items():
+        if entry_point.value == f"{kind.__module__}:{kind.__qualname__}":
+            return name
+    return kind.__name__
+
+
+def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:
+    """The config of a search, with some of its fields replaced.
+
+    Args:
+        search: a name of `SEARCHES`, or a config.
+        **settings: fields of its config.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones. For a value that the search refuses.
+        TypeError: for an unknown field, with close ones; for anything that is no search.
+        SearchLoadError: when a registered search cannot be imported.
+
+    Example:
+        >>> load_search("fk", num_particles=8).num_particles
+        8
+        >>> load_search("fk", num_particle=8)
+        Traceback (most recent call last):
+        TypeError: 'num_particle' is no setting of FKSteeringConfig. Did you mean 'num_particles', 'final_particles'? Its settings: ...
+    """
+    found = _known(search) if isinstance(search, str) else search
+    kind = found if isinstance(found, type) else type(found)
+    if not is_dataclass(found) or not callable(getattr(found, "population", None)):
+        raise TypeError(
+            f"search should be a name ({', '.join(SEARCHES)}) or a config such as Pruning(), got {kind.__name__}."
+        )
+    if isinstance(found, type) and not isinstance(search, str):
+        raise TypeError(f"search should be a config, got the class {kind.__name__}: write {kind.__name__}(...).")
+    known = search_fields(kind)
+    for name in settings:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise TypeError(f"{name!r} is no setting of {kind.__name__}.{hint} Its settings: {', '.join(known)}.")
+    made: Any = found(**settings) if isinstance(found, type) else replace(found, **settings)  # type: ignore[type-var]
+    return made  # type: ignore[no-any-return]
+
+
+def _known(name: str) -> Any:
+    if name not in SEARCHES:
+        hint = did_you_mean(name, SEARCHES, limit=1)
+        raise ValueError(f"Unknown search {name!r}.{hint} Known searches: {', '.join(sorted(SEARCHES))}.")
+    return SEARCHES[name]
