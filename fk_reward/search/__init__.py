@@ -7,24 +7,13 @@ import typing
 from fk_reward import lazy
 
 if typing.TYPE_CHECKING:
-    from fk_reward.search.base import (
-        SEARCHES,
-        Forecast,
-        PlainPopulation,
-        Population,
-        Rollout,
-        Scored,
-        SearchConfig,
-        SearchLoadError,
-        load_search,
-        search_class,
-        search_fields,
-    )
+    from fk_reward.search.base import Forecast, PlainPopulation, Population, Rollout, Scored, SearchConfig
     from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
+    from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
 
 _MODULES = {
-    **dict.fromkeys(("SEARCHES", "Forecast", "PlainPopulation", "Population", "Rollout", "Scored"), "base"),
-    **dict.fromkeys(("SearchConfig", "SearchLoadError", "load_search", "search_class", "search_fields"), "base"),
+    **dict.fromkeys(("Forecast", "PlainPopulation", "Population", "Rollout", "Scored", "SearchConfig"), "base"),
+    **dict.fromkeys(("SEARCHES", "SearchLoadError", "load_search", "search_class", "search_fields"), "registry"),
     **dict.fromkeys(("FKPopulation", "FKSteeringConfig"), "feynman_kac"),
 }
 

@@ -30,7 +30,6 @@ RUNNING_UP = (
     "fk_reward.planning.check -> benchmarks",
     "fk_reward.planning.costs -> benchmarks",
     "fk_reward.planning.subjects -> benchmarks",
-    "fk_reward.smc.particle_filter -> search",
 )
 """`module -> layer`: modules that import something of a layer above their own."""
 
@@ -50,8 +49,6 @@ FRAGMENTS = (
     "fk_reward/planning/live_bytes.py",
     "fk_reward/planning/search.py",
     "fk_reward/planning/work.py",
-    "fk_reward/search/fkd_args.py",
-    "fk_reward/smc/reward_scale.py",
     "rewards/vlm_judge/pairing.py",
 )
 """Files under 100 lines with one importer."""

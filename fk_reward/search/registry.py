@@ -1,0 +1,173 @@
+"""The table of all searches: one dict for those of the package, an entry-point group for everybody else's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields, is_dataclass, replace
+from importlib import metadata
+from typing import Any
+
+from fk_reward.search.base import SearchConfig
+from fk_reward.text import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "fk_reward.searches"
+"""Entry-point group in which other packages register a search: a config class, or a config as a preset."""
+
+BUILT_IN: dict[str, str] = {
+    "fk": "fk_reward.search.feynman_kac:FKSteeringConfig",
+    "fk-paper": "fk_reward.search.feynman_kac:PAPER",
+}
+"""Name -> "module:attribute" of a config class, or of a config that is a preset."""
+
+
+class SearchLoadError(ImportError):
+    """A registered search cannot be imported, or what it names is no search."""
+
+
+class Searches(Mapping[str, Any]):
+    """All searches by name: those of the package and those that other packages register.
+
+    A name is imported when it is read; names are listed without an import, and a registration that is broken raises
+    only when its own name is read. The package's own names win, and among others the first, with a warning.
+
+    Example:
+        >>> SEARCHES["fk"].__name__
+        'FKSteeringConfig'
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        """The config class of a search, or the config of a preset.
+
+        Raises:
+            KeyError: for an unknown name.
+            SearchLoadError: when it cannot be imported, or is no search.
+        """
+        return _loaded(self._entry_points()[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entry_points())
+
+    def __len__(self) -> int:
+        return len(self._entry_points())
+
+    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
+        found = {name: metadata.EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in BUILT_IN.items()}
+        for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+            kept = found.setdefault(entry_point.name, entry_point)
+            if kept.value != entry_point.value:
+                logger.warning(
+                    "Two searches are called %r: %s is used, %s is not.",
+                    entry_point.name,
+                    kept.value,
+                    entry_point.value,
+                )
+        return found
+
+
+SEARCHES = Searches()
+"""Name -> config class or preset, read by pipeline, command line and benchmarks."""
+
+
+def _loaded(entry_point: metadata.EntryPoint) -> Any:
+    owner = f" of package {entry_point.dist.name!r}" if entry_point.dist else ""
+    where = f"Search {entry_point.name!r}{owner} ({entry_point.value})"
+    try:
+        found = entry_point.load()
+    except Exception as error:
+        raise SearchLoadError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    if not is_dataclass(found) or not callable(getattr(found, "population", None)):
+        raise SearchLoadError(
+            f"{where} should be a dataclass with a method `population`, or an instance of one, got "
+            f"{getattr(found, '__name__', type(found).__name__)}."
+        )
+    return found
+
+
+def search_class(name: str) -> type[Any]:
+    """The config class of a search, also where the name is that of a preset.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+        SearchLoadError: when it cannot be imported, or is no search.
+
+    Example:
+        >>> search_class("fk-paper").__name__
+        'FKSteeringConfig'
+    """
+    found = _known(name)
+    return found if isinstance(found, type) else type(found)
+
+
+def search_fields(search: str | SearchConfig | type[Any]) -> dict[str, Field[Any]]:
+    """The settings of a search: those fields of its config class that its constructor takes, by name.
+
+    Args:
+        search: a name of `SEARCHES`, a config, or its class.
+
+    Example:
+        >>> search_fields("fk")["num_particles"].default
+        4
+    """
+    kind: Any = search_class(search) if isinstance(search, str) else search
+    return {field.name: field for field in fields(kind) if field.init}
+
+
+def search_name(config: SearchConfig) -> str:
+    """The name under which the class of a config is registered; of any other its own name.
+
+    Example:
+        >>> from fk_reward.search import FKSteeringConfig
+        >>> search_name(FKSteeringConfig(num_particles=8))
+        'fk'
+    """
+    kind = type(config)
+    for name, entry_point in SEARCHES._entry_points().items():
+        if entry_point.value == f"{kind.__module__}:{kind.__qualname__}":
+            return name
+    return kind.__name__
+
+
+def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:
+    """The config of a search, with some of its fields replaced.
+
+    Args:
+        search: a name of `SEARCHES`, or a config.
+        **settings: fields of its config.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones. For a value that the search refuses.
+        TypeError: for an unknown field, with close ones; for anything that is no search.
+        SearchLoadError: when a registered search cannot be imported.
+
+    Example:
+        >>> load_search("fk", num_particles=8).num_particles
+        8
+        >>> load_search("fk", num_particle=8)
+        Traceback (most recent call last):
+        TypeError: 'num_particle' is no setting of FKSteeringConfig. Did you mean 'num_particles', ...
+    """
+    found = _known(search) if isinstance(search, str) else search
+    kind = found if isinstance(found, type) else type(found)
+    if not is_dataclass(found) or not callable(getattr(found, "population", None)):
+        raise TypeError(
+            f"search should be a name ({', '.join(SEARCHES)}) or a config such as Pruning(), got {kind.__name__}."
+        )
+    if isinstance(found, type) and not isinstance(search, str):
+        raise TypeError(f"search should be a config, got the class {kind.__name__}: write {kind.__name__}(...).")
+    known = search_fields(kind)
+    for name in settings:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise TypeError(f"{name!r} is no setting of {kind.__name__}.{hint} Its settings: {', '.join(known)}.")
+    made: Any = found(**settings) if isinstance(found, type) else replace(found, **settings)  # type: ignore[type-var]
+    return made  # type: ignore[no-any-return]
+
+
+def _known(name: str) -> Any:
+    if name not in SEARCHES:
+        hint = did_you_mean(name, SEARCHES, limit=1)
+        raise ValueError(f"Unknown search {name!r}.{hint} Known searches: {', '.join(sorted(SEARCHES))}.")
+    return SEARCHES[name]
