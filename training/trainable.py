@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from fk_reward.rewards.llava_reward.backbones.base import Backbone
+from fk_reward.rewards.llava_reward.backbones.base import random_backbone
 from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.rewards.llava_reward.objective import Objective, find_objective
-from fk_reward.rewards.llava_reward.random_backbones import random_backbone
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -178,12 +176,6 @@ def new_dimension(
     return config.dimension
 
 
-FULL_SIZES: dict[str, Callable[[], Backbone]] = {
-    name: partial(random_backbone, name, full_size=True) for name in ("phi3_v", "qwen2_5_vl")
-}
-"""Backbone of the official checkpoints -> what builds it."""
-
-
 def full_size_share(model_type: str, *, lora_rank: int = 128, cross_attention: bool = True) -> TrainableShare:
     """What of a backbone of LLaVA-Reward is trained, at the size of the official checkpoints.
 
@@ -191,7 +183,7 @@ def full_size_share(model_type: str, *, lora_rank: int = 128, cross_attention: b
     used, that is without the language-model head.
 
     Args:
-        model_type: "phi3_v" (`microsoft/Phi-3.5-vision-instruct`) or "qwen2_5_vl" (`Qwen/Qwen2.5-VL-7B-Instruct`).
+        model_type: a name of `BACKBONES`.
         lora_rank: rank of LoRA.
         cross_attention: whether there is a SkipCA.
 
@@ -201,10 +193,8 @@ def full_size_share(model_type: str, *, lora_rank: int = 128, cross_attention: b
     Example:
         >>> print(full_size_share("phi3_v"))  # doctest: +SKIP
     """
-    if model_type not in FULL_SIZES:
-        raise ValueError(f"Expected one of {', '.join(FULL_SIZES)}, got {model_type!r}.")
     with torch.device("meta"):
-        network = LlavaRewardModel(FULL_SIZES[model_type]())
+        network = LlavaRewardModel(random_backbone(model_type, full_size=True))
         config = LlavaRewardConfig(
             dimension="counted", backbone=model_type, base_model=model_type, cross_attention=cross_attention
         )

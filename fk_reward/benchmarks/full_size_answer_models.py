@@ -24,10 +24,11 @@ from transformers import (
 
 from fk_reward.benchmarks.published_sizes import LLAVA_7B, QWEN3_VL_2B, QWEN3_VL_4B
 from fk_reward.rewards.answer_model import AnswerModel, without_video
-from fk_reward.rewards.llava_reward.backbone_sizes import FULL, QWEN_VL
-from fk_reward.rewards.llava_reward.random_backbones import byte_tokenizer
+from fk_reward.rewards.llava_reward.backbones.base import byte_tokenizer
+from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QWEN2_5_VL
 from fk_reward.rewards.q_align import LEVELS
 
+_CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<image>")
 _CONTENT = (
     "{{% for part in message['content'] %}}{{% if part['type'] == 'image' %}}{image}{{% else %}}"
     "{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}"
@@ -74,7 +75,7 @@ def qwen3_vl_4b() -> AnswerModel:
 def qwen2_5_vl_7b() -> AnswerModel:
     """Qwen2.5-VL-7B."""
     tokenizer = _tokenizer(_QWEN_TEMPLATE)
-    config = Qwen2_5_VLConfig(**QWEN_VL[FULL] | {"tie_word_embeddings": False} | _qwen_ids(tokenizer))
+    config = Qwen2_5_VLConfig(**dict(QWEN2_5_VL.full_size) | {"tie_word_embeddings": False} | _qwen_ids(tokenizer))
     return _qwen(Qwen2_5_VLForConditionalGeneration(config), Qwen2_5_VLProcessor, tokenizer)
 
 
@@ -96,7 +97,9 @@ def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 def _tokenizer(template: str, *, space_before_answer: bool = False) -> PreTrainedTokenizerFast:
     """Spells byte by byte, but what is read as an answer is one token, after a space where models write one."""
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(
+        "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>", "<|im_end|>", "<image>"
+    )
     words = ("Yes", "No", *LEVELS)
     tokenizer.add_tokens([AddedToken(word, lstrip=space_before_answer or word in LEVELS) for word in words])
     tokenizer.chat_template = template

@@ -1,7 +1,7 @@
 """Sizes of the published models behind the rewards, where neither transformers' defaults nor the package have them.
 
 They decide parameters, memory and time, so they are the published ones to the last number. Those of LLaVA-Reward's
-backbones are in `fk_reward.rewards.llava_reward.backbone_sizes`, those of ImageReward in
+backbones stand in the specs of `fk_reward.rewards.llava_reward.backbones`, those of ImageReward in
 `fk_reward.rewards.imagereward`.
 """
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from peft import LoraConfig
 
+from fk_reward.rewards.llava_reward.backbones.base import backbone_spec, random_backbone
 from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
-from fk_reward.rewards.llava_reward.random_backbones import random_backbone
 
 DIMENSIONS = ("alignment", "fidelity", "safety")
 
@@ -35,7 +35,7 @@ def random_reward(  # noqa: PLR0913 (what a model is made from)
     there is a SkipCA but with LLaVA-NeXT. Of the weights only the heads are in float32 whatever the dtype.
 
     Args:
-        backbone: "phi3_v", "qwen2_5_vl" or "llava_next".
+        backbone: a name of `BACKBONES`.
         full_size: as for `random_backbone`.
         dtype: floating, of the backbone and of LoRA.
         device: "meta" makes all of it but the numbers.
@@ -77,9 +77,9 @@ def _lora_config(modules: Sequence[str], *, rank: int) -> LoraConfig:
 
 def _untrained(dimension: str, backbone: str, lora_config: LoraConfig) -> RewardCheckpoint:
     """A dimension without weights: they are drawn when it is attached."""
-    config = LlavaRewardConfig(
-        dimension=dimension, backbone=backbone, base_model="random", cross_attention=backbone != "llava_next"
-    )
+    official = backbone_spec(backbone).official
+    skip_ca = official is None or official.attends_to is not None
+    config = LlavaRewardConfig(dimension=dimension, backbone=backbone, base_model="random", cross_attention=skip_ca)
     return RewardCheckpoint(config, lora_config, lora={}, projector={}, head={})
 
 

@@ -18,12 +18,12 @@ from fk_reward.benchmarks.report import Column, show_table, write_json
 from fk_reward.benchmarks.speed_measure import measure, peak_memory, reward_runs, summarize, timed_on
 from fk_reward.devices import resolve_device
 from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.rewards.llava_reward.backbones.base import BACKBONES, backbone_spec
 from fk_reward.value_checks import parse_choices, parse_integers
 
 if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
 
-BACKBONES = ("phi3_v", "qwen2_5_vl", "llava_next")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = "out of memory"
 
@@ -113,6 +113,10 @@ def free_memory(device: torch.device) -> int | None:
     return get_max_memory().get(key)
 
 
+def _has_crops(backbone: str) -> bool:
+    return "num_crops" in backbone_spec(backbone).backbone.default_options()
+
+
 def run_benchmark(settings: SpeedSettings) -> Iterator[dict[str, Any]]:
     """Make one model after the other and measure it.
 
@@ -123,7 +127,7 @@ def run_benchmark(settings: SpeedSettings) -> Iterator[dict[str, Any]]:
     from fk_reward.benchmarks.random_reward import random_reward  # noqa: PLC0415 (slow to import)
 
     for backbone, dtype in settings.weights:
-        for num_crops in settings.num_crops if backbone == "phi3_v" else (None,):
+        for num_crops in settings.num_crops if _has_crops(backbone) else (None,):
             reward = random_reward(
                 backbone,
                 full_size=settings.full_size,

@@ -52,12 +52,11 @@ def convert(  # noqa: PLR0913 (options of a command)
 
 
 def _official_base_model(backbone: str) -> str:
-    from fk_reward.rewards.llava_reward.config import OFFICIAL_BACKBONES
+    from fk_reward.rewards.llava_reward.backbones.base import BACKBONES, backbone_spec
 
-    if backbone not in OFFICIAL_BACKBONES:
-        known = ", ".join(OFFICIAL_BACKBONES)
-        raise ValueError(f"Give --base-model for backbone {backbone!r}; it is known for {known} only.")
-    return OFFICIAL_BACKBONES[backbone]
+    if backbone not in BACKBONES:
+        raise ValueError(f"Give --base-model for backbone {backbone!r}; it is known for {', '.join(BACKBONES)} only.")
+    return backbone_spec(backbone).hub_id
 
 
 def _show(checkpoint: RewardCheckpoint, official_folder: Path, out: Path) -> None:

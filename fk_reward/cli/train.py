@@ -47,13 +47,14 @@ def trainable_share(
     cross_attention: Annotated[bool, typer.Option(help="With or without SkipCA.")] = True,
 ) -> None:
     """Count what is trained of the official backbones at their real sizes; needs neither weights nor memory."""
-    from fk_reward.training.trainable import FULL_SIZES, full_size_share
+    from fk_reward.rewards.llava_reward.backbones.base import backbone_specs
+    from fk_reward.training.trainable import full_size_share
 
     table = TextTable(f"LoRA rank {lora_rank}, SkipCA {'on' if cross_attention else 'off'}")
     table.add_column("backbone")
     for column in ("trained", "all", "share"):
         table.add_column(column, right=True)
-    for name in FULL_SIZES:
+    for name in [name for name, spec in backbone_specs().items() if spec.build is not None]:
         count = full_size_share(name, lora_rank=lora_rank, cross_attention=cross_attention)
         table.add_row(name, f"{count.trained:,}", f"{count.total:,}", f"{count.share:.2%}")
     table.print()

@@ -124,13 +124,6 @@ class LlavaRewardConfig:
                 raise TypeError(f"{item.name} must be of type {item.type}, got {value!r}.")
 
 
-OFFICIAL_BACKBONES: dict[str, str] = {
-    "phi3_v": "microsoft/Phi-3.5-vision-instruct",
-    "qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "llava_next": "llava-hf/llava-v1.6-vicuna-13b-hf",
-}
-"""`model_type` -> hub id of the backbone in the official scripts."""
-
 DIMENSIONS: dict[str, str] = {
     "alignment": "how well the picture shows what the prompt says",
     "fidelity": "how sound and free of artefacts the picture is",

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fk_reward.rewards.base import RewardCard
-from fk_reward.rewards.llava_reward.config import CUSTOM_CARD, DIMENSIONS, OFFICIAL_BACKBONES, SOURCE, TEMPERATURE
+from fk_reward.rewards.llava_reward.backbones.phi3_vision import PHI3_VISION
+from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QWEN2_5_VL
+from fk_reward.rewards.llava_reward.config import CUSTOM_CARD, DIMENSIONS, SOURCE, TEMPERATURE
 from fk_reward.rewards.registry import RewardEntry
 
 if TYPE_CHECKING:
+    from fk_reward.rewards.llava_reward.backbones.base import BackboneSpec
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
     from fk_reward.rewards.llava_reward.loading import Adapter
 
@@ -69,7 +72,7 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
         ValueError: when adapter and backbone do not belong together; it says in what.
     """
     from fk_reward.rewards.llava_reward import loading
-    from fk_reward.rewards.llava_reward.backbones.base import backbone_class, default_options
+    from fk_reward.rewards.llava_reward.backbones.base import spec_of
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
 
     adapters = _by_dimension(adapter, dimension)
@@ -77,14 +80,14 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
     path = backbone if backbone is not None else loading.base_model_of(first, revision=revision)
     for name, source in adapters.items():
         loading.check_before_loading(source, dimension=name, revision=revision)
-    cls = backbone_class(path, revision=backbone_revision)
+    cls = spec_of(path, revision=backbone_revision).backbone
     options = {"num_crops": num_crops, "min_pixels": min_pixels, "max_pixels": max_pixels}
     settings = {
         "attn_implementation": attn_implementation,
         "device_map": device_map,
         "quantization_config": quantization_config,
         "revision": backbone_revision,
-        **default_options(cls),
+        **cls.default_options(),
         **loading.options_of(first, backbone=cls.model_type, revision=revision),
         **{name: value for name, value in options.items() if value is not None},
     }
@@ -108,47 +111,39 @@ def _by_dimension(
     return dict.fromkeys(names, adapter)
 
 
-def official_card(dimension: str, backbone: str) -> RewardCard:
+def official_card(dimension: str, spec: BackboneSpec) -> RewardCard:
     """The card of an official checkpoint.
 
+    Raises:
+        ValueError: for a backbone without official checkpoints.
+
     Example:
-        >>> official_card("safety", "phi3_v").name
-        'llava-reward-safety'
+        >>> official_card("safety", QWEN2_5_VL).name
+        'llava-reward-safety@qwen'
     """
-    phi = backbone == "phi3_v"
+    if spec.official is None:
+        raise ValueError(f"{spec.model_type} has no official checkpoints.")
     return RewardCard(
-        name=f"llava-reward-{dimension}" + ("" if phi else "@qwen"),
+        name=f"llava-reward-{dimension}{spec.official.name_suffix}",
         summary=f"LLaVA-Reward: {DIMENSIONS[dimension]}",
         spread=TEMPERATURE,
         differentiable=True,
-        licence=("MIT" if phi else "Apache-2.0") + " (backbone); the adapter's is not stated",
+        licence=f"{spec.licence} (backbone); the adapter's is not stated",
         source=SOURCE,
-        weights=f"{OFFICIAL_ADAPTERS} on {OFFICIAL_BACKBONES[backbone]}",
-        memory="9 GB in bfloat16" if phi else "17 GB in bfloat16",
+        weights=f"{OFFICIAL_ADAPTERS} on {spec.hub_id}",
+        memory=spec.memory,
     )
 
 
-def _official(dimension: str, backbone: str) -> RewardEntry:
-    card = official_card(dimension, backbone)
-    build = partial(
-        load_llava_reward,
-        adapter=OFFICIAL_ADAPTERS,
-        backbone=OFFICIAL_BACKBONES[backbone],
-        dimension=dimension,
-        card=card,
-    )
+def _official(dimension: str, spec: BackboneSpec) -> RewardEntry:
+    card = official_card(dimension, spec)
+    build = partial(load_llava_reward, adapter=OFFICIAL_ADAPTERS, backbone=spec.hub_id, dimension=dimension, card=card)
     return RewardEntry(card, build)
 
 
 LLAVA_REWARD = RewardEntry(CUSTOM_CARD, load_llava_reward)
-ALIGNMENT = _official("alignment", "phi3_v")
-FIDELITY = _official("fidelity", "phi3_v")
-SAFETY = _official("safety", "phi3_v")
-OVERALL = _official("overall", "phi3_v")
-ALIGNMENT_QWEN = _official("alignment", "qwen2_5_vl")
-FIDELITY_QWEN = _official("fidelity", "qwen2_5_vl")
-SAFETY_QWEN = _official("safety", "qwen2_5_vl")
-OVERALL_QWEN = _official("overall", "qwen2_5_vl")
+ALIGNMENT, FIDELITY, SAFETY, OVERALL = (_official(name, PHI3_VISION) for name in DIMENSIONS)
+ALIGNMENT_QWEN, FIDELITY_QWEN, SAFETY_QWEN, OVERALL_QWEN = (_official(name, QWEN2_5_VL) for name in DIMENSIONS)
 
 
 _JUDGES = {

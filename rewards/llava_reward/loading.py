@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from fk_reward.models import file_state, model_source
-from fk_reward.rewards.llava_reward.backbones.base import load_backbone
+from fk_reward.rewards.llava_reward.backbones.base import backbone_spec, backbone_specs, load_backbone
 from fk_reward.rewards.llava_reward.checkpoint import (
     ADAPTER_FOLDER,
     CONFIG_FILE,
@@ -23,7 +23,6 @@ from fk_reward.rewards.llava_reward.checkpoint import (
     read_lora_config,
     require_files,
 )
-from fk_reward.rewards.llava_reward.config import OFFICIAL_BACKBONES
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.rewards.llava_reward.official_checkpoint import (
     LORA_FOLDER,
@@ -62,7 +61,7 @@ def read_checkpoint(
     if dimension is None:
         raise ValueError(f"{_unnamed(adapter)}: pass {_DIMENSION}.")
     folder = _official_folder(adapter, backbone=backbone, dimension=dimension, revision=revision)
-    base_model = OFFICIAL_BACKBONES.get(backbone, backbone)
+    base_model = backbone_spec(backbone).hub_id
     return load_official_checkpoint(folder, backbone=backbone, dimension=dimension, base_model=base_model)
 
 
@@ -93,7 +92,7 @@ def base_model_of(adapter: Adapter, *, revision: str = "main") -> str:
     """
     folder = _own_folder(adapter, revision=revision)
     if folder is None:
-        known = ", ".join(map(repr, OFFICIAL_BACKBONES.values()))
+        known = ", ".join(repr(spec.hub_id) for spec in backbone_specs().values())
         raise ValueError(f"{_unnamed(adapter)}: pass backbone=<hub id or folder, such as {known}> and {_DIMENSION}.")
     require_files(folder, [CONFIG_FILE, TENSORS_FILE])  # before a backbone is loaded for it
     return read_config(folder / CONFIG_FILE).base_model

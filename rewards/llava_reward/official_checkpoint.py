@@ -10,7 +10,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +19,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from fk_reward.documents import parse_yaml
+from fk_reward.rewards.llava_reward.backbones.base import OfficialLayout, backbone_specs
 from fk_reward.rewards.llava_reward.binary import BINARY
 from fk_reward.rewards.llava_reward.bradley_terry import BRADLEY_TERRY
 from fk_reward.rewards.llava_reward.checkpoint import (
@@ -60,34 +60,26 @@ _LORA_KEY = re.compile(
 """A LoRA matrix of a language model below any wrappers; vision towers have other names before `layers`."""
 
 
-@dataclass(frozen=True)
-class OfficialLayout:
-    """What the official checkpoints of one backbone look like.
+def official_layouts() -> dict[str, OfficialLayout]:
+    """The layouts of all backbones that have official checkpoints, by `model_type`.
 
-    Attributes:
-        projector: name of the visual projector's module.
-        projector_keys: its tensors.
-        query: module of the attention that only backbones of this kind have, fused or not.
-        options: preprocessing that the official code uses.
+    Example:
+        >>> official_layouts()["qwen2_5_vl"].projector
+        'merger'
     """
-
-    projector: str
-    projector_keys: tuple[str, ...]
-    query: str
-    options: dict[str, Any] = field(default_factory=dict)
+    return {name: spec.official for name, spec in backbone_specs().items() if spec.official is not None}
 
 
-OFFICIAL_LAYOUTS = {
-    "phi3_v": OfficialLayout(
-        "img_projection", ("0.weight", "0.bias", "2.weight", "2.bias"), "qkv_proj", {"num_crops": 16}
-    ),
-    "qwen2_5_vl": OfficialLayout(
-        "merger", ("ln_q.weight", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"), "q_proj"
-    ),
-    "llava_next": OfficialLayout(
-        "multi_modal_projector", ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"), "q_proj"
-    ),
-}
+def official_layout(backbone: str) -> OfficialLayout:
+    """The layout of one backbone's official checkpoints.
+
+    Raises:
+        ValueError: when the backbone has no official checkpoints.
+    """
+    layouts = official_layouts()
+    if backbone not in layouts:
+        raise ValueError(f"No official checkpoints are known for {backbone!r}, only for {', '.join(layouts)}.")
+    return layouts[backbone]
 
 
 def load_official_checkpoint(
@@ -102,7 +94,7 @@ def load_official_checkpoint(
 
     Args:
         folder: the folder with `reward_config.yaml`.
-        backbone: "phi3_v", "qwen2_5_vl" or "llava_next"; the files do not name it, but signs of another are refused.
+        backbone: a name of `BACKBONES`; the files do not name it, but signs of another are refused.
         dimension: what the reward judges; the files do not say it.
         base_model: hub id or folder of the backbone.
         objective: "bradley-terry" or "binary", which `reward_config.yaml` does not tell apart; by default
@@ -122,7 +114,7 @@ def load_official_checkpoint(
         ValueError: No official checkpoints are known for 'phi4', only for phi3_v, qwen2_5_vl, llava_next.
     """
     folder = Path(folder)
-    layout = _layout_of(backbone)
+    layout = official_layout(backbone)
     lora_file = LORA_FILE if (folder / LORA_FOLDER / LORA_FILE).is_file() else PICKLED_LORA_FILE
     lora_files = [f"{LORA_FOLDER}/{name}" for name in (LORA_CONFIG_FILE, lora_file)]
     require_files(folder, [YAML_FILE, TENSORS_FILE, *lora_files])
@@ -139,13 +131,6 @@ def load_official_checkpoint(
         )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-
-
-def _layout_of(backbone: str) -> OfficialLayout:
-    if backbone not in OFFICIAL_LAYOUTS:
-        known = ", ".join(OFFICIAL_LAYOUTS)
-        raise ValueError(f"No official checkpoints are known for {backbone!r}, only for {known}.")
-    return OFFICIAL_LAYOUTS[backbone]
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -167,14 +152,15 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _config(
     settings: Mapping[str, Any], *, backbone: str, dimension: str, base_model: str, objective: str | None
 ) -> LlavaRewardConfig:
-    cross_attention = settings["add_cross_attention"]
-    if cross_attention and backbone == "llava_next":
-        raise ValueError("add_cross_attention is true, but the official code has no SkipCA for LLaVA-NeXT.")
-    selects_padding = cross_attention and backbone == "qwen2_5_vl"
-    if selects_padding:
+    layout, cross_attention = official_layout(backbone), settings["add_cross_attention"]
+    if cross_attention and layout.attends_to is None:
+        raise ValueError(f"add_cross_attention is true, but the official code has no SkipCA for {backbone}.")
+    attends_to = layout.attends_to if cross_attention and layout.attends_to else "visual"
+    if attends_to == "nothing":
         logger.warning(
-            "The official Qwen2.5-VL rewards select the padding token in place of the image token, so their SkipCA "
+            "The official %s rewards select the padding token in place of the image token, so their SkipCA "
             "adds nothing for one image; the %s reward is loaded so as to reproduce that (attends_to='nothing').",
+            backbone,
             dimension,
         )
     return LlavaRewardConfig(
@@ -184,9 +170,9 @@ def _config(
         objective=_objective(settings, objective),
         value_head_dim=settings["value_head_dim"] if settings["is_general_preference"] else 1,
         cross_attention=cross_attention,
-        attends_to="nothing" if selects_padding else "visual",
+        attends_to=attends_to,
         temperature=settings["general_preference_tau"],
-        backbone_options=dict(OFFICIAL_LAYOUTS[backbone].options),
+        backbone_options=dict(layout.options),
     )
 
 
@@ -230,12 +216,13 @@ def _lora_config(folder: Path, lora: Mapping[str, Tensor], *, base_model: str) -
 
 
 def _check_backbone(backbone: str, lora: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    for other, layout in OFFICIAL_LAYOUTS.items():
+    layouts = official_layouts()
+    for other, layout in layouts.items():
         signs = [key for key in tensors if layout.projector in key.split(".")]
         if other != backbone and signs:
             raise ValueError(f"This is a checkpoint for {other}, not {backbone}: {TENSORS_FILE} has {signs[0]}.")
     adapted = {key.partition(".lora_")[0].rpartition(".")[2] for key in lora}
-    wrong = adapted & ({layout.query for layout in OFFICIAL_LAYOUTS.values()} - {OFFICIAL_LAYOUTS[backbone].query})
+    wrong = adapted & ({layout.query for layout in layouts.values()} - {layouts[backbone].query})
     if wrong:
         raise ValueError(f"This is a checkpoint for another backbone than {backbone}: LoRA adapts {', '.join(wrong)}.")
 
@@ -277,7 +264,6 @@ def _ends(key: str, name: str) -> bool:
 _PROJECT = re.compile(r"llava[-_]?reward")
 """Stands in folder names of all backbones, so that it says nothing about LLaVA."""
 
-_BACKBONE_WORDS = {"phi3_v": "phi", "qwen2_5_vl": "qwen", "llava_next": "llava"}
 _OTHER_WORDS = {"overall": "general", "fidelity": "quality"}
 """What else the authors call a dimension; asked only when its own name is nowhere."""
 
@@ -287,7 +273,7 @@ def find_official_folder(files: Sequence[str], *, backbone: str, dimension: str)
 
     Args:
         files: paths with "/" inside a repository or folder.
-        backbone: "phi3_v", "qwen2_5_vl" or "llava_next".
+        backbone: a name of `BACKBONES`.
         dimension: "alignment", "fidelity", "safety", "overall", or any other word.
 
     Returns:
@@ -302,11 +288,9 @@ def find_official_folder(files: Sequence[str], *, backbone: str, dimension: str)
         >>> find_official_folder(files, backbone="phi3_v", dimension="alignment")
         'alignment/llavareward_phi_alignment'
     """
-    if backbone not in _BACKBONE_WORDS:
-        known = ", ".join(_BACKBONE_WORDS)
-        raise ValueError(f"No official checkpoints are known for {backbone!r}, only for {known}.")
+    folder_word = official_layout(backbone).folder_word
     folders = sorted({str(path.parent) for path in map(PurePosixPath, files) if path.name == YAML_FILE})
-    of_backbone = [folder for folder in folders if _names(folder, _BACKBONE_WORDS[backbone])]
+    of_backbone = [folder for folder in folders if _names(folder, folder_word)]
     found: list[str] = []
     for word in (dimension, _OTHER_WORDS.get(dimension)):
         found = found or [folder for folder in of_backbone if word and _names(folder, word)]

@@ -10,8 +10,9 @@ import typer
 
 from fk_reward.benchmarks import reward_speed
 from fk_reward.benchmarks.random_reward import DIMENSIONS, random_reward, weight_sizes
-from fk_reward.rewards.llava_reward.backbone_sizes import PHI_VISION, QWEN_VL
-from fk_reward.rewards.llava_reward.random_backbones import BUILDERS, byte_tokenizer, random_backbone
+from fk_reward.rewards.llava_reward.backbones.base import BACKBONES, byte_tokenizer, random_backbone
+from fk_reward.rewards.llava_reward.backbones.phi3_vision import PHI3_VISION
+from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QWEN2_5_VL
 
 PROMPT = "a red circle"
 
@@ -20,7 +21,7 @@ def num_parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("name", list(BUILDERS))
+@pytest.mark.parametrize("name", list(BACKBONES))
 def test_dimensions_differ_and_one_pass_gives_what_three_give(name):
     reward = random_reward(name, num_crops=2)
     images = reward_speed.random_images(2, 100, seed=1)
@@ -46,7 +47,7 @@ def test_the_random_state_and_the_dtype_are_put_back():
     assert torch.get_default_dtype() == torch.float32
 
 
-@pytest.mark.parametrize("name", list(BUILDERS))
+@pytest.mark.parametrize("name", list(BACKBONES))
 def test_weights_have_the_dtype_and_the_size_that_was_announced(name):
     reward = random_reward(name, dtype=torch.bfloat16, num_crops=1)
     assert {p.dtype for p in reward.model.backbone.parameters()} == {torch.bfloat16}
@@ -83,10 +84,10 @@ def test_full_sizes_are_those_of_the_published_files(name):
 
 
 def test_other_sizes_than_the_published_are_noticed(monkeypatch):
-    monkeypatch.setitem(PHI_VISION["full"], "intermediate_size", 8200)
+    monkeypatch.setitem(PHI3_VISION.full_size, "intermediate_size", 8200)
     with pytest.raises(AssertionError):
         test_full_sizes_are_those_of_the_published_files("phi3_v")
-    monkeypatch.setitem(QWEN_VL["full"]["text_config"], "num_key_value_heads", 28)
+    monkeypatch.setitem(QWEN2_5_VL.full_size["text_config"], "num_key_value_heads", 28)
     with pytest.raises(AssertionError):
         test_full_sizes_are_those_of_the_published_files("qwen2_5_vl")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fk_reward.training.trainable import FULL_SIZES, TrainableShare, full_size_share, trainable_share
+from fk_reward.rewards.llava_reward.backbones.base import random_backbone
+from fk_reward.training.trainable import TrainableShare, full_size_share, trainable_share
 from tests.tiny.training import PROMPTS, frozen_weights, image, make_model, trained_weights
 
 HUB_WEIGHTS = {"phi3_v": 4_146_621_440, "qwen2_5_vl": 8_292_166_656}
@@ -101,10 +102,10 @@ def test_share_counts_every_weight_once(tiny_phi):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", FULL_SIZES)
+@pytest.mark.parametrize("model_type", HUB_WEIGHTS)
 def test_share_at_full_size(model_type):
     with torch.device("meta"):
-        backbone = FULL_SIZES[model_type]()
+        backbone = random_backbone(model_type, full_size=True)
     weights = sum(weight.numel() for weight in backbone.parameters())
     config = backbone.language_model.config
     weights += config.vocab_size * config.hidden_size  # the language-model head, which the reward does not have

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (LLaVA 1.6) as a backbone: transformers' own model without its language-model head."""
+"""LLaVA-NeXT (LLaVA 1.6) as a backbone: its preprocessing, transformers' own model without head, and its spec."""
 
 from __future__ import annotations
 
@@ -6,233 +6,31 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, LlavaNextConfig, LlavaNextModel, LlavaNextProcessor, PreTrainedTokenizerBase
-from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
-from transformers.image_utils import ChannelDimension
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from fk_reward.rewards.llava_reward.backbones.base import Backbone, BackboneInputs
+from fk_reward.rewards.llava_reward.backbones.base import (
+    CLIP_LARGE,
+    CLIP_TINY,
+    TEXT_TINY,
+    Backbone,
+    BackboneInputs,
+    BackboneSpec,
+    OfficialLayout,
+    byte_tokenizer,
+)
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
 from fk_reward.rewards.weights import load_headless
 
+if TYPE_CHECKING:
+    from transformers import LlavaNextConfig, LlavaNextModel, PreTrainedTokenizerBase
+
 _PLACEHOLDER = "{prompt}"
-
-
-class LlavaNextBackbone(Backbone):
-    """`llava-hf/llava-v1.6-vicuna-13b-hf` and its siblings (vicuna 7b, mistral 7b).
-
-    A prompt is read as the official code of LLaVA-Reward writes it (`GeneralRewardDataset_llava` in
-    `llava_reward/datasets/reward_dataset.py` of `sjz5202/LLaVA-Reward`): the user's turn of the checkpoint's chat
-    template, image first, cut right after the prompt, then the end-of-sequence token. For vicuna that is
-    "USER: <image>", a line break, the prompt and "</s>". The official code pads on the left; with rotary positions the
-    states of the real tokens are the same.
-
-    Layers of the vision tower behind the last one whose features are used are dropped.
-
-    Args:
-        model: transformers' model; put into evaluation mode and frozen, in place.
-        tokenizer: its tokenizer, with a chat template.
-        transform: preprocessing of its images.
-
-    Raises:
-        ValueError: when tokenizer or transform do not fit the model; it says in what.
-
-    Example:
-        >>> backbone = LlavaNextBackbone.from_pretrained("llava-hf/llava-v1.6-vicuna-13b-hf")  # doctest: +SKIP
-        >>> inputs = backbone.prepare([image], ["a red cube"])  # doctest: +SKIP
-        >>> tokens = backbone.project(backbone.encode_images(inputs), inputs, backbone.projector)  # doctest: +SKIP
-        >>> backbone.language_model(**backbone.language_arguments(inputs, tokens))  # doctest: +SKIP
-    """
-
-    model_type: ClassVar[str] = "llava_next"
-    norm_eps: ClassVar[float] = 1e-5
-    model: LlavaNextModel
-
-    def __init__(self, model: LlavaNextModel, tokenizer: PreTrainedTokenizerBase, transform: AnyResTransform) -> None:
-        super().__init__()
-        _check_fit(model.config, transform)
-        self.model = model
-        self.tokenizer = tokenizer
-        self.transform = transform
-        self._prefix = _prompt_prefix(tokenizer, model.config.image_token_id)
-        self._feature_layers = _feature_layers(model.config)
-        encoder = model.vision_tower.encoder
-        encoder.layers = encoder.layers[: max(self._feature_layers)]
-        self.freeze()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        torch_dtype: torch.dtype = torch.float32,
-        attn_implementation: str = "sdpa",
-        device_map: str | dict[str, Any] | None = None,
-        quantization_config: Any = None,
-        revision: str = "main",
-    ) -> LlavaNextBackbone:
-        """Load a hub repository or folder, whose weights may have the names of before transformers 5.
-
-        Args:
-            path: hub id or folder with config.json, tokenizer, chat template, preprocessor_config.json, safetensors.
-            torch_dtype: floating dtype of the weights.
-            attn_implementation: "sdpa", "eager", "flash_attention_2", ...
-            device_map: as in `PreTrainedModel.from_pretrained`.
-            quantization_config: as in `PreTrainedModel.from_pretrained`.
-            revision: branch, tag or commit of the hub repository.
-
-        Raises:
-            OSError: when files are missing.
-            ValueError: for another model type, when the weights are not those of the config, or as the class.
-        """
-        model = load_headless(
-            LlavaNextModel,
-            path,
-            revision=revision,
-            dtype=torch_dtype,
-            attn_implementation=attn_implementation,
-            device_map=device_map,
-            quantization_config=quantization_config,
-        )
-        transform = AnyResTransform.from_pretrained(path, revision=revision)
-        return cls(model, _load_tokenizer(path, revision=revision), transform)
-
-    @property
-    def language_model(self) -> nn.Module:
-        """The Llama or Mistral transformer."""
-        return self.model.language_model
-
-    @property
-    def projector(self) -> nn.Module:
-        """Linear-GELU-Linear on each patch."""
-        return self.model.multi_modal_projector
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Nothing: the grid is part of the checkpoint."""
-        return {}
-
-    def prepare(self, images: Sequence[Tensor], prompts: Sequence[str]) -> BackboneInputs:
-        """Cut the images into crops and tokenise the prompts, with as many image tokens as the crops will give.
-
-        Args:
-            images: B tensors (3, H, W) floating in [0, 1], of any sizes.
-            prompts: B strings.
-
-        Returns:
-            `pixel_values` (N, 3, P, P), the crops of all images one after the other; `extras` has `image_sizes`, B
-            times (H, W), and `num_crops`, B numbers.
-
-        Raises:
-            ValueError: when a prompt contains a control token, or there are not as many prompts as images.
-
-        B: number of images, N: number of crops of all of them, P: side of a crop.
-        """
-        refuse_control_tokens(prompts, control_tokens(self.tokenizer))
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        rows = [self._tokenize(prompt, self._num_tokens(size)) for prompt, size in zip(prompts, sizes, strict=True)]
-        input_ids = pad_sequence(rows, batch_first=True).to(self.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        crops = [self.transform(image) for image in images]
-        return BackboneInputs(
-            input_ids=input_ids,
-            attention_mask=torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None],
-            image_mask=input_ids == self.model.config.image_token_id,
-            pixel_values=torch.cat(crops),
-            extras={"image_sizes": sizes, "num_crops": [len(crop) for crop in crops]},
-        )
-
-    def encode_images(self, inputs: BackboneInputs) -> Tensor:
-        """Run the vision tower once over all crops.
-
-        Returns:
-            (N, L, C), the features of the L patches of each crop from the layers that the configuration names.
-        """
-        tower = self.model.vision_tower
-        states = tower(inputs.pixel_values.to(tower.dtype), output_hidden_states=True).hidden_states
-        features = torch.cat([states[layer] for layer in self._feature_layers], dim=-1)
-        return features[:, 1:] if self.model.config.vision_feature_select_strategy == "default" else features
-
-    def project(self, features: Tensor, inputs: BackboneInputs, projector: nn.Module) -> Tensor:
-        """Project each patch; put the crops of an image together, without its margins, a newline after each row."""
-        packed, _ = self.model.pack_image_features(
-            projector(features).split(inputs.extras["num_crops"]),
-            inputs.extras["image_sizes"],
-            vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
-            image_newline=self.model.image_newline,
-        )
-        return torch.cat(packed)
-
-    def language_arguments(self, inputs: BackboneInputs, visual_tokens: Tensor) -> dict[str, Any]:
-        """Embeddings and no cache; no mask: padding stands on the right, where causal attention never looks."""
-        return {"inputs_embeds": self.embed_tokens(inputs, visual_tokens), "use_cache": False}
-
-    def _num_tokens(self, size: tuple[int, int]) -> int:
-        """Visual tokens of an image: those of the whole picture, and rows without margins, with a newline each."""
-        config = self.model.config
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
-        canvas = torch.empty(1, grid[0] * side, grid[1] * side, device="meta")
-        rows, columns = unpad_image(canvas, size).shape[1:]
-        return side * side + rows * (columns + 1)
-
-    def _tokenize(self, prompt: str, num_visual_tokens: int) -> Tensor:
-        """(S,) token ids of the user's turn, the one image token repeated."""
-        image_token = self.model.config.image_token_id
-        ids: list[int] = self.tokenizer(self._prefix + prompt + self.tokenizer.eos_token)["input_ids"]
-        if ids.count(image_token) != 1:
-            name = self.tokenizer.convert_ids_to_tokens(image_token)
-            raise ValueError(f"A prompt must not contain {name!r}, which stands for the image; got {prompt!r}.")
-        place = ids.index(image_token)
-        return torch.tensor([*ids[:place], *[image_token] * num_visual_tokens, *ids[place + 1 :]])
-
-
-def _check_fit(config: LlavaNextConfig, transform: AnyResTransform) -> None:
-    """Refuse a transform that belongs to another model."""
-    expected = config.vision_config.image_size, tuple(tuple(resolution) for resolution in config.image_grid_pinpoints)
-    if (transform.crop_size, transform.grid_pinpoints) != expected:
-        raise ValueError(
-            "The image processor does not fit the model: crop size and grid must be "
-            f"{expected}, got {(transform.crop_size, transform.grid_pinpoints)}."
-        )
-
-
-def _prompt_prefix(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> str:
-    """What the chat template writes before the prompt; the image is in it."""
-    if tokenizer.chat_template is None:
-        raise ValueError("The tokenizer has no chat template; the checkpoint needs a chat_template.json or .jinja.")
-    content = [{"type": "text", "text": _PLACEHOLDER}, {"type": "image"}]
-    turn = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-    prefix, found, _ = turn.partition(_PLACEHOLDER)
-    image_token = tokenizer.convert_ids_to_tokens(image_token_id)
-    if not found or image_token is None or prefix.count(image_token) != 1:
-        raise ValueError(
-            f"The chat template must write the image token (id {image_token_id}: {image_token!r}) once and then the "
-            f"prompt, got {turn!r}."
-        )
-    return prefix
-
-
-def _load_tokenizer(path: str | os.PathLike[str], *, revision: str) -> PreTrainedTokenizerBase:
-    """The tokenizer with the chat template of the checkpoint's processor, where that has one."""
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    processor, _ = LlavaNextProcessor.get_processor_dict(path, revision=revision)
-    tokenizer.chat_template = processor.get("chat_template") or tokenizer.chat_template
-    return tokenizer
-
-
-def _feature_layers(config: LlavaNextConfig) -> list[int]:
-    """Where the features stand among the tower's hidden states, of which number 0 enters the first layer."""
-    layers = config.vision_feature_layer
-    layers = [layers] if isinstance(layers, int) else layers
-    return [layer % (config.vision_config.num_hidden_layers + 1) for layer in layers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +118,9 @@ class AnyResTransform:
 
     def _fit(self, image: Tensor) -> Tensor:
         """(3, h, w), the picture in the middle of the best resolution; an odd margin is wider at the end."""
+        from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+        from transformers.image_utils import ChannelDimension
+
         resolution = select_best_resolution(tuple(image.shape[-2:]), list(self.grid_pinpoints))
         shape = get_patch_output_size(image, resolution, input_data_format=ChannelDimension.FIRST)
         vertical, horizontal = (total - part for total, part in zip(resolution, shape, strict=True))
@@ -334,3 +135,267 @@ class AnyResTransform:
     def _resize(self, image: Tensor, shape: tuple[int, int]) -> Tensor:
         resize = dataclasses.replace(self.pixels, size=shape, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         return resize(image.unsqueeze(0)).squeeze(0)
+
+
+class LlavaNextBackbone(Backbone):
+    """`llava-hf/llava-v1.6-vicuna-13b-hf` and its siblings (vicuna 7b, mistral 7b).
+
+    A prompt is read as the official code of LLaVA-Reward writes it (`GeneralRewardDataset_llava` in
+    `llava_reward/datasets/reward_dataset.py` of `sjz5202/LLaVA-Reward`): the user's turn of the checkpoint's chat
+    template, image first, cut right after the prompt, then the end-of-sequence token. For vicuna that is
+    "USER: <image>", a line break, the prompt and "</s>". The official code pads on the left; with rotary positions the
+    states of the real tokens are the same.
+
+    Layers of the vision tower behind the last one whose features are used are dropped.
+
+    Args:
+        model: transformers' model; put into evaluation mode and frozen, in place.
+        tokenizer: its tokenizer, with a chat template.
+        transform: preprocessing of its images.
+
+    Raises:
+        ValueError: when tokenizer or transform do not fit the model; it says in what.
+
+    Example:
+        >>> backbone = LlavaNextBackbone.from_pretrained("llava-hf/llava-v1.6-vicuna-13b-hf")  # doctest: +SKIP
+        >>> inputs = backbone.prepare([image], ["a red cube"])  # doctest: +SKIP
+        >>> tokens = backbone.project(backbone.encode_images(inputs), inputs, backbone.projector)  # doctest: +SKIP
+        >>> backbone.language_model(**backbone.language_arguments(inputs, tokens))  # doctest: +SKIP
+    """
+
+    model_type: ClassVar[str] = "llava_next"
+    norm_eps: ClassVar[float] = 1e-5
+    model: LlavaNextModel
+
+    def __init__(self, model: LlavaNextModel, tokenizer: PreTrainedTokenizerBase, transform: AnyResTransform) -> None:
+        super().__init__()
+        _check_fit(model.config, transform)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.transform = transform
+        self._prefix = _prompt_prefix(tokenizer, model.config.image_token_id)
+        self._feature_layers = _feature_layers(model.config)
+        encoder = model.vision_tower.encoder
+        encoder.layers = encoder.layers[: max(self._feature_layers)]
+        self.freeze()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+        attn_implementation: str = "sdpa",
+        device_map: str | dict[str, Any] | None = None,
+        quantization_config: Any = None,
+        revision: str = "main",
+    ) -> LlavaNextBackbone:
+        """Load a hub repository or folder, whose weights may have the names of before transformers 5.
+
+        Args:
+            path: hub id or folder with config.json, tokenizer, chat template, preprocessor_config.json, safetensors.
+            torch_dtype: floating dtype of the weights.
+            attn_implementation: "sdpa", "eager", "flash_attention_2", ...
+            device_map: as in `PreTrainedModel.from_pretrained`.
+            quantization_config: as in `PreTrainedModel.from_pretrained`.
+            revision: branch, tag or commit of the hub repository.
+
+        Raises:
+            OSError: when files are missing.
+            ValueError: for another model type, when the weights are not those of the config, or as the class.
+        """
+        from transformers import LlavaNextModel
+
+        model = load_headless(
+            LlavaNextModel,
+            path,
+            revision=revision,
+            dtype=torch_dtype,
+            attn_implementation=attn_implementation,
+            device_map=device_map,
+            quantization_config=quantization_config,
+        )
+        transform = AnyResTransform.from_pretrained(path, revision=revision)
+        return cls(model, _load_tokenizer(path, revision=revision), transform)
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The Llama or Mistral transformer."""
+        return self.model.language_model
+
+    @property
+    def projector(self) -> nn.Module:
+        """Linear-GELU-Linear on each patch."""
+        return self.model.multi_modal_projector
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Nothing: the grid is part of the checkpoint."""
+        return {}
+
+    def prepare(self, images: Sequence[Tensor], prompts: Sequence[str]) -> BackboneInputs:
+        """Cut the images into crops and tokenise the prompts, with as many image tokens as the crops will give.
+
+        Args:
+            images: B tensors (3, H, W) floating in [0, 1], of any sizes.
+            prompts: B strings.
+
+        Returns:
+            `pixel_values` (N, 3, P, P), the crops of all images one after the other; `extras` has `image_sizes`, B
+            times (H, W), and `num_crops`, B numbers.
+
+        Raises:
+            ValueError: when a prompt contains a control token, or there are not as many prompts as images.
+
+        B: number of images, N: number of crops of all of them, P: side of a crop.
+        """
+        refuse_control_tokens(prompts, control_tokens(self.tokenizer))
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        rows = [self._tokenize(prompt, self._num_tokens(size)) for prompt, size in zip(prompts, sizes, strict=True)]
+        input_ids = pad_sequence(rows, batch_first=True).to(self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        crops = [self.transform(image) for image in images]
+        return BackboneInputs(
+            input_ids=input_ids,
+            attention_mask=torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None],
+            image_mask=input_ids == self.model.config.image_token_id,
+            pixel_values=torch.cat(crops),
+            extras={"image_sizes": sizes, "num_crops": [len(crop) for crop in crops]},
+        )
+
+    def encode_images(self, inputs: BackboneInputs) -> Tensor:
+        """Run the vision tower once over all crops.
+
+        Returns:
+            (N, L, C), the features of the L patches of each crop from the layers that the configuration names.
+        """
+        tower = self.model.vision_tower
+        states = tower(inputs.pixel_values.to(tower.dtype), output_hidden_states=True).hidden_states
+        features = torch.cat([states[layer] for layer in self._feature_layers], dim=-1)
+        return features[:, 1:] if self.model.config.vision_feature_select_strategy == "default" else features
+
+    def project(self, features: Tensor, inputs: BackboneInputs, projector: nn.Module) -> Tensor:
+        """Project each patch; put the crops of an image together, without its margins, a newline after each row."""
+        packed, _ = self.model.pack_image_features(
+            projector(features).split(inputs.extras["num_crops"]),
+            inputs.extras["image_sizes"],
+            vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
+            image_newline=self.model.image_newline,
+        )
+        return torch.cat(packed)
+
+    def language_arguments(self, inputs: BackboneInputs, visual_tokens: Tensor) -> dict[str, Any]:
+        """Embeddings and no cache; no mask: padding stands on the right, where causal attention never looks."""
+        return {"inputs_embeds": self.embed_tokens(inputs, visual_tokens), "use_cache": False}
+
+    def _num_tokens(self, size: tuple[int, int]) -> int:
+        """Visual tokens of an image: those of the whole picture, and rows without margins, with a newline each."""
+        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+        config = self.model.config
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        canvas = torch.empty(1, grid[0] * side, grid[1] * side, device="meta")
+        rows, columns = unpad_image(canvas, size).shape[1:]
+        return side * side + rows * (columns + 1)
+
+    def _tokenize(self, prompt: str, num_visual_tokens: int) -> Tensor:
+        """(S,) token ids of the user's turn, the one image token repeated."""
+        image_token = self.model.config.image_token_id
+        ids: list[int] = self.tokenizer(self._prefix + prompt + self.tokenizer.eos_token)["input_ids"]
+        if ids.count(image_token) != 1:
+            name = self.tokenizer.convert_ids_to_tokens(image_token)
+            raise ValueError(f"A prompt must not contain {name!r}, which stands for the image; got {prompt!r}.")
+        place = ids.index(image_token)
+        return torch.tensor([*ids[:place], *[image_token] * num_visual_tokens, *ids[place + 1 :]])
+
+
+def _check_fit(config: LlavaNextConfig, transform: AnyResTransform) -> None:
+    """Refuse a transform that belongs to another model."""
+    expected = config.vision_config.image_size, tuple(tuple(resolution) for resolution in config.image_grid_pinpoints)
+    if (transform.crop_size, transform.grid_pinpoints) != expected:
+        raise ValueError(
+            "The image processor does not fit the model: crop size and grid must be "
+            f"{expected}, got {(transform.crop_size, transform.grid_pinpoints)}."
+        )
+
+
+def _prompt_prefix(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> str:
+    """What the chat template writes before the prompt; the image is in it."""
+    if tokenizer.chat_template is None:
+        raise ValueError("The tokenizer has no chat template; the checkpoint needs a chat_template.json or .jinja.")
+    content = [{"type": "text", "text": _PLACEHOLDER}, {"type": "image"}]
+    turn = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    prefix, found, _ = turn.partition(_PLACEHOLDER)
+    image_token = tokenizer.convert_ids_to_tokens(image_token_id)
+    if not found or image_token is None or prefix.count(image_token) != 1:
+        raise ValueError(
+            f"The chat template must write the image token (id {image_token_id}: {image_token!r}) once and then the "
+            f"prompt, got {turn!r}."
+        )
+    return prefix
+
+
+def _load_tokenizer(path: str | os.PathLike[str], *, revision: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with the chat template of the checkpoint's processor, where that has one."""
+    from transformers import AutoTokenizer, LlavaNextProcessor
+
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    processor, _ = LlavaNextProcessor.get_processor_dict(path, revision=revision)
+    tokenizer.chat_template = processor.get("chat_template") or tokenizer.chat_template
+    return tokenizer
+
+
+def _feature_layers(config: LlavaNextConfig) -> list[int]:
+    """Where the features stand among the tower's hidden states, of which number 0 enters the first layer."""
+    layers = config.vision_feature_layer
+    layers = [layers] if isinstance(layers, int) else layers
+    return [layer % (config.vision_config.num_hidden_layers + 1) for layer in layers]
+
+
+def _random(sizes: Mapping[str, Any]) -> LlavaNextBackbone:
+    from transformers import LlavaNextConfig, LlavaNextModel
+
+    image_token = "<image>"  # noqa: S105 (no password)
+    texts = "{% for part in messages[0]['content'] if part['type'] == 'text' %}{{ part['text'] }} {% endfor %}"
+    tokenizer = byte_tokenizer(image_token, chat_template=f"USER: {image_token}\n{texts}")
+    side = sizes["vision_config"]["image_size"]
+    grid = [[rows * side, columns * side] for rows, columns in _HUB_GRID]
+    config = LlavaNextConfig(
+        **sizes, image_token_id=tokenizer.convert_tokens_to_ids(image_token), image_grid_pinpoints=grid
+    )
+    processor = {"size": {"shortest_edge": side}, "crop_size": side, "image_grid_pinpoints": grid}
+    return LlavaNextBackbone(LlavaNextModel(config), tokenizer, AnyResTransform.from_config(processor))
+
+
+_HUB_GRID = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+"""`image_grid_pinpoints` of the hub's checkpoint, height and width in crops."""
+
+LLAVA_NEXT = BackboneSpec(
+    backbone=LlavaNextBackbone,
+    hub_id="llava-hf/llava-v1.6-vicuna-13b-hf",
+    memory="27 GB in bfloat16",
+    official=OfficialLayout(
+        folder_word="llava",
+        projector="multi_modal_projector",
+        projector_keys=("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"),
+        query="q_proj",
+        attends_to=None,
+    ),
+    full_size={
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": 5120,
+            "intermediate_size": 13824,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 40,
+            "vocab_size": 32064,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+        },
+        "vision_config": CLIP_LARGE,
+    },
+    tiny={"text_config": TEXT_TINY | {"model_type": "llama"}, "vision_config": CLIP_TINY},
+    build=_random,
+)

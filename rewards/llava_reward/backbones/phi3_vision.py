@@ -1,35 +1,165 @@
-"""Phi-3.5-vision as a backbone."""
+"""Phi-3.5-vision as a backbone: its preprocessing, the frozen model in four steps, and its spec.
+
+This file is imported to read cards, so transformers and the model's classes are imported where they are needed.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import ImageProcessingMixin, PreTrainedTokenizerFast
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from fk_reward.rewards.llava_reward.backbones.base import Backbone, BackboneInputs
-from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import (
-    CLIP_MEAN,
-    CLIP_STD,
-    HDTransform,
-    PhiLanguageModel,
-    PhiVisionModel,
+from fk_reward.rewards.llava_reward.backbones.base import (
+    CLIP_LARGE,
+    CLIP_TINY,
+    TEXT_TINY,
+    Backbone,
+    BackboneInputs,
+    BackboneSpec,
+    OfficialLayout,
+    byte_tokenizer,
 )
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
 from fk_reward.rewards.weights import load_headless
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
     from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import PhiLanguageModel, PhiVisionModel
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _TEXT_BEFORE_IMAGE = "<|user|>\n"
 _IMAGE_TAG = re.compile(r"<\|image_\d+\|>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HDTransform:
+    """What the image processor of `microsoft/Phi-3.5-vision-instruct` does to PIL pictures, done to tensors.
+
+    The image is resized (bilinear, antialiased) so that its longer side spans as many crops as the budget allows at its
+    aspect ratio, its shorter side is padded with white on both ends to a multiple of the crop size, and the result is
+    cut into crops. One more crop shows all of the padded image, shrunk with bicubic interpolation without antialias.
+    The formulas are those of the hub's `image_processing_phi3_v.py`. What remains of the difference to PIL is its
+    rounding to 8 bits after each of the two passes of resizing: before normalisation at most 1.01/255 in the crops and
+    1.9/255 in the global one, on average 0.45/255 (the bounds of the test).
+
+    Attributes:
+        num_crops: largest number of crops besides the global one.
+        crop_size: side of a crop in pixels.
+        mean: per channel, subtracted from values in [0, 1].
+        std: per channel, divides the result.
+
+    Raises:
+        ValueError: when `num_crops` is not positive.
+
+    Example:
+        >>> transform = HDTransform(num_crops=4)
+        >>> transform.resized_shape(512, 1024), transform.grid(512, 1024)
+        ((336, 672), (1, 2))
+        >>> transform(torch.rand(3, 512, 1024, generator=torch.Generator().manual_seed(0))).shape
+        torch.Size([3, 3, 336, 336])
+    """
+
+    num_crops: int = 16
+    crop_size: int = 336
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.num_crops < 1:
+            raise ValueError(f"num_crops must be at least 1, got {self.num_crops}.")
+
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing, before padding.
+
+        The longer side becomes s crops for the largest s with s * ceil(s / ratio) <= num_crops; the shorter one is
+        rounded down, in floating point as in the official code.
+
+        Raises:
+            ValueError: when the image is so elongated that nothing of its shorter side would remain.
+
+        Example:
+            >>> HDTransform(num_crops=16).resized_shape(1024, 768)
+            (1344, 1008)
+        """
+        ratio = max(height, width) / min(height, width)
+        candidates = range(1, self.num_crops + 1)
+        scale = max(count for count in candidates if count * math.ceil(count / ratio) <= self.num_crops)
+        longer = scale * self.crop_size
+        shorter = int(longer / ratio)
+        if shorter < 1:
+            raise ValueError(
+                f"An image of {height} x {width} pixels is too elongated: when its longer side is resized to {longer} "
+                "pixels, nothing remains of the shorter one. Crop or pad it first."
+            )
+        return (shorter, longer) if height < width else (longer, shorter)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of crops, without the global one.
+
+        Example:
+            >>> HDTransform(num_crops=16).grid(1024, 1024)
+            (4, 4)
+        """
+        rows, columns = (math.ceil(side / self.crop_size) for side in self.resized_shape(height, width))
+        return rows, columns
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Resize, pad, normalise and cut.
+
+        Args:
+            image: (3, H, W) floating in [0, 1].
+
+        Returns:
+            (1 + rows * columns, 3, crop_size, crop_size), same dtype and device, normalised: the global crop, then the
+            others row by row.
+
+        H, W: height and width.
+        """
+        return self.batch(image[None])[0]
+
+    def batch(self, images: Tensor) -> Tensor:
+        """The same for images of one size at once.
+
+        Args:
+            images: (B, 3, H, W) floating in [0, 1].
+
+        Returns:
+            (B, 1 + rows * columns, 3, crop_size, crop_size).
+
+        B: number of images, H, W: height and width.
+        """
+        images = self._normalize(self._pad(self._resize(images)))
+        crop_shape = (self.crop_size, self.crop_size)
+        overview = functional.interpolate(images, crop_shape, mode="bicubic", align_corners=False)
+        blocks = images.unflatten(3, (-1, self.crop_size)).unflatten(2, (-1, self.crop_size))
+        crops = blocks.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        return torch.cat([overview[:, None], crops], dim=1)
+
+    def _resize(self, images: Tensor) -> Tensor:
+        shape = self.resized_shape(*images.shape[-2:])
+        return functional.interpolate(images, shape, mode="bilinear", antialias=True, align_corners=False)
+
+    def _pad(self, image: Tensor) -> Tensor:
+        missing_height, missing_width = (-side % self.crop_size for side in image.shape[-2:])
+        top, left = missing_height // 2, missing_width // 2
+        return functional.pad(image, (left, missing_width - left, top, missing_height - top), value=1.0)
+
+    def _normalize(self, image: Tensor) -> Tensor:
+        mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (image - mean) / std
 
 
 class PhiVisionBackbone(Backbone):
@@ -106,6 +236,10 @@ class PhiVisionBackbone(Backbone):
             OSError: when files are missing.
             ValueError: for another model type, and when the weights are not those of the config.
         """
+        from transformers import ImageProcessingMixin
+
+        from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import PhiVisionModel
+
         processor, _ = ImageProcessingMixin.get_image_processor_dict(path, revision=revision)
         model = load_headless(
             PhiVisionModel,
@@ -201,8 +335,60 @@ class PhiVisionBackbone(Backbone):
 
 def _load_tokenizer(path: str | os.PathLike[str], *, revision: str) -> PreTrainedTokenizerFast:
     """Read tokenizer.json; whether it opens a text with `<s>` is for `add_bos_token` to say, as in transformers 4."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision)
     settings = get_tokenizer_config(path, revision=revision)
     if "add_bos_token" in settings:
         tokenizer.add_bos_token = settings["add_bos_token"]
     return tokenizer
+
+
+def _random(sizes: Mapping[str, Any], *, num_crops: int = 16) -> PhiVisionBackbone:
+    from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import (
+        EMBEDDING_LAYER,
+        PhiVisionConfig,
+        PhiVisionModel,
+    )
+
+    tokenizer = byte_tokenizer("<|user|>")
+    factors = [1.0] * (sizes["hidden_size"] // sizes["num_attention_heads"] // 2)
+    config = PhiVisionConfig(
+        **sizes,
+        pad_token_id=tokenizer.pad_token_id,
+        rope_scaling={"type": "su", "short_factor": factors, "long_factor": factors},
+        img_processor={"image_dim_out": sizes["vision_config"]["hidden_size"]},
+        embd_layer=dict(EMBEDDING_LAYER),
+    )
+    return PhiVisionBackbone(PhiVisionModel(config), tokenizer, num_crops=num_crops)
+
+
+PHI3_VISION = BackboneSpec(
+    backbone=PhiVisionBackbone,
+    hub_id="microsoft/Phi-3.5-vision-instruct",
+    licence="MIT",
+    memory="9 GB in bfloat16",
+    official=OfficialLayout(
+        folder_word="phi",
+        projector="img_projection",
+        projector_keys=("0.weight", "0.bias", "2.weight", "2.bias"),
+        query="qkv_proj",
+        options={"num_crops": 16},
+    ),
+    full_size={
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32064,
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 262144,
+        "vision_config": CLIP_LARGE,
+    },
+    tiny=TEXT_TINY | {"original_max_position_embeddings": 1024, "vision_config": CLIP_TINY},
+    build=_random,
+)

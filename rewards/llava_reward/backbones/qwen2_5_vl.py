@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fk_reward.rewards.llava_reward.backbones.base import Backbone, BackboneInputs
+from fk_reward.rewards.llava_reward.backbones.base import (
+    TEXT_TINY,
+    Backbone,
+    BackboneInputs,
+    BackboneSpec,
+    OfficialLayout,
+    byte_tokenizer,
+)
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
 from fk_reward.rewards.weights import load_headless
@@ -28,6 +35,167 @@ TEMPLATE = "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{prompt}<|im_
 """The chat template's user turn alone, as LLaVA-Reward reads it: no system turn, nothing after the last token."""
 
 _NEW_NAMES = {r"^model\.(?=visual\.|language_model\.)": ""}  # the hub's older names are mapped by transformers itself
+
+MAX_ASPECT_RATIO = 200
+
+_DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # transformers' for a silent configuration
+
+
+def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Height and width that Qwen's processors resize a picture to, as transformers' function of this name.
+
+    Each side goes to the nearest multiple of `factor`. Where the area then leaves the limits, both sides are scaled
+    alike first, and rounded towards the inside of the limit.
+
+    Raises:
+        ValueError: when one side is more than 200 times the other.
+
+    Example:
+        >>> smart_resize(1024, 1024, factor=28, min_pixels=3136, max_pixels=12845056)
+        (1036, 1036)
+        >>> smart_resize(1024, 1024, factor=28, min_pixels=3136, max_pixels=784 * 64)
+        (224, 224)
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(
+            f"Qwen2.5-VL takes pictures whose sides differ by a factor of at most {MAX_ASPECT_RATIO}, "
+            f"got {height}x{width}."
+        )
+    area = round(height / factor) * round(width / factor) * factor**2
+    if area > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        rows, columns = (max(1, math.floor(side / scale / factor)) for side in (height, width))
+    elif area < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        rows, columns = (math.ceil(side * scale / factor) for side in (height, width))
+    else:
+        rows, columns = (round(side / factor) for side in (height, width))
+    return rows * factor, columns * factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchTransform:
+    """What transformers' `Qwen2VLImageProcessor` does to a PIL picture, done to a tensor.
+
+    The difference that remains is that of `ImagePreprocessing`, PIL's rounding to 8 bits. The width is resized before
+    the height, as Pillow up to 12 does always; from 13 on it takes the height first where that shrinks much more than
+    the width (python-pillow/Pillow pull request 9549), which shows in pixels that overshoot the range.
+
+    Attributes:
+        min_pixels: a smaller picture is enlarged to at least this area.
+        max_pixels: a larger picture is reduced to at most this area.
+        pixels: filter of the resizing and normalisation; its `size` is replaced by each picture's own.
+        patch_size: side of a patch in pixels.
+        temporal_patch_size: number of frames in a patch; a picture is repeated that often.
+        merge_size: side, in patches, of the square that becomes one visual token.
+
+    Example:
+        >>> import torch
+        >>> transform = PatchTransform.from_config({"min_pixels": 3136, "max_pixels": 12845056})
+        >>> patches, grid = transform(torch.ones(3, 60, 100))
+        >>> patches.shape, grid
+        (torch.Size([32, 1176]), (4, 8))
+    """
+
+    min_pixels: int
+    max_pixels: int
+    pixels: ImagePreprocessing
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(f"Expected 0 < min_pixels <= max_pixels, got {self.min_pixels} and {self.max_pixels}.")
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], *, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> PatchTransform:
+        """Read the content of a `preprocessor_config.json`, whose limits are `min_pixels` or `size.shortest_edge` etc.
+
+        Args:
+            config: the content.
+            min_pixels: overrides the configuration's limit.
+            max_pixels: overrides the configuration's limit.
+
+        Raises:
+            ValueError: for a processor that does not resize, has no limits, or whose filter or rescaling
+                `ImagePreprocessing` does not know.
+
+        Example:
+            >>> PatchTransform.from_config({"size": {"shortest_edge": 3136, "longest_edge": 784000}}).max_pixels
+            784000
+        """
+        if not config.get("do_resize", True):
+            raise ValueError("Only an image processor that resizes is supported, got do_resize = false.")
+        sizes = {name: config[name] for name in ("patch_size", "temporal_patch_size", "merge_size") if name in config}
+        return cls(
+            min_pixels=_limit(config, "min_pixels", "shortest_edge") if min_pixels is None else min_pixels,
+            max_pixels=_limit(config, "max_pixels", "longest_edge") if max_pixels is None else max_pixels,
+            pixels=ImagePreprocessing.from_config({**config, "do_resize": False, "do_center_crop": False}),
+            **sizes,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        revision: str = "main",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> PatchTransform:
+        """Read the settings of a hub repository or folder; limits as in `from_config`.
+
+        Raises:
+            OSError: when there is no `preprocessor_config.json` (nor a `processor_config.json` that contains it).
+            ValueError: as `from_config`.
+        """
+        from transformers import ImageProcessingMixin
+
+        config, _ = ImageProcessingMixin.get_image_processor_dict(path, revision=revision)
+        return cls.from_config(config, min_pixels=min_pixels, max_pixels=max_pixels)
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Resize, normalise and cut one picture into patches.
+
+        Args:
+            image: (3, H, W) floating in [0, 1].
+
+        Returns:
+            (L, C) patches of the same dtype and device, and the grid (rows, columns) with rows * columns = L. The
+            patches of a square of `merge_size` x `merge_size` follow one another; squares are in reading order.
+
+        Raises:
+            ValueError: when one side is more than 200 times the other.
+
+        L: number of patches, C: 3 * temporal_patch_size * patch_size * patch_size.
+        """
+        height, width = smart_resize(
+            *image.shape[-2:],
+            factor=self.patch_size * self.merge_size,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
+        pixels = dataclasses.replace(self.pixels, size=(height, width))(image[None])[0]
+        return self._patches(pixels), (height // self.patch_size, width // self.patch_size)
+
+    def _patches(self, pixels: Tensor) -> Tensor:
+        tiles = pixels.unflatten(2, (-1, self.merge_size, self.patch_size))
+        tiles = tiles.unflatten(1, (-1, self.merge_size, self.patch_size))
+        tiles = tiles.permute(1, 4, 2, 5, 0, 3, 6)  # squares down and across, patches down and across, colour, pixels
+        frames = tiles.unsqueeze(5).expand(*tiles.shape[:5], self.temporal_patch_size, -1, -1)
+        return frames.flatten(4).flatten(0, 3)
+
+
+def _limit(config: Mapping[str, Any], name: str, edge: str) -> int:
+    limit = config.get(name)
+    if limit is None:
+        limit = (config.get("size") or _DEFAULT_SIZE).get(edge)
+    if limit is None:
+        raise ValueError(f"The image processor's configuration has neither {name} nor size.{edge}; pass {name}.")
+    return int(limit)
 
 
 class _GroupedRows(nn.Module):
@@ -211,163 +379,75 @@ def _check_together(model: Qwen2_5_VLModel, tokenizer: Qwen2Tokenizer, transform
         )
 
 
-MAX_ASPECT_RATIO = 200
+def _random(sizes: Mapping[str, Any], *, min_pixels: int = 3136, max_pixels: int = 12845056) -> QwenVLBackbone:
+    """The limits are those of the hub's preprocessor_config.json."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
-_DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # transformers' for a silent configuration
-
-
-def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Height and width that Qwen's processors resize a picture to, as transformers' function of this name.
-
-    Each side goes to the nearest multiple of `factor`. Where the area then leaves the limits, both sides are scaled
-    alike first, and rounded towards the inside of the limit.
-
-    Raises:
-        ValueError: when one side is more than 200 times the other.
-
-    Example:
-        >>> smart_resize(1024, 1024, factor=28, min_pixels=3136, max_pixels=12845056)
-        (1036, 1036)
-        >>> smart_resize(1024, 1024, factor=28, min_pixels=3136, max_pixels=784 * 64)
-        (224, 224)
-    """
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(
-            f"Qwen2.5-VL takes pictures whose sides differ by a factor of at most {MAX_ASPECT_RATIO}, "
-            f"got {height}x{width}."
-        )
-    area = round(height / factor) * round(width / factor) * factor**2
-    if area > max_pixels:
-        scale = math.sqrt(height * width / max_pixels)
-        rows, columns = (max(1, math.floor(side / scale / factor)) for side in (height, width))
-    elif area < min_pixels:
-        scale = math.sqrt(min_pixels / (height * width))
-        rows, columns = (math.ceil(side * scale / factor) for side in (height, width))
-    else:
-        rows, columns = (round(side / factor) for side in (height, width))
-    return rows * factor, columns * factor
+    tokenizer = byte_tokenizer("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
+    config = Qwen2_5_VLConfig(
+        text_config=sizes["text_config"] | {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id},
+        vision_config=sizes["vision_config"],
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+    transform = PatchTransform.from_config({"min_pixels": min_pixels, "max_pixels": max_pixels})
+    return QwenVLBackbone(Qwen2_5_VLModel(config), tokenizer, transform=transform)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PatchTransform:
-    """What transformers' `Qwen2VLImageProcessor` does to a PIL picture, done to a tensor.
-
-    The difference that remains is that of `ImagePreprocessing`, PIL's rounding to 8 bits. The width is resized before
-    the height, as Pillow up to 12 does always; from 13 on it takes the height first where that shrinks much more than
-    the width (python-pillow/Pillow pull request 9549), which shows in pixels that overshoot the range.
-
-    Attributes:
-        min_pixels: a smaller picture is enlarged to at least this area.
-        max_pixels: a larger picture is reduced to at most this area.
-        pixels: filter of the resizing and normalisation; its `size` is replaced by each picture's own.
-        patch_size: side of a patch in pixels.
-        temporal_patch_size: number of frames in a patch; a picture is repeated that often.
-        merge_size: side, in patches, of the square that becomes one visual token.
-
-    Example:
-        >>> import torch
-        >>> transform = PatchTransform.from_config({"min_pixels": 3136, "max_pixels": 12845056})
-        >>> patches, grid = transform(torch.ones(3, 60, 100))
-        >>> patches.shape, grid
-        (torch.Size([32, 1176]), (4, 8))
-    """
-
-    min_pixels: int
-    max_pixels: int
-    pixels: ImagePreprocessing
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    merge_size: int = 2
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_pixels <= self.max_pixels:
-            raise ValueError(f"Expected 0 < min_pixels <= max_pixels, got {self.min_pixels} and {self.max_pixels}.")
-
-    @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], *, min_pixels: int | None = None, max_pixels: int | None = None
-    ) -> PatchTransform:
-        """Read the content of a `preprocessor_config.json`, whose limits are `min_pixels` or `size.shortest_edge` etc.
-
-        Args:
-            config: the content.
-            min_pixels: overrides the configuration's limit.
-            max_pixels: overrides the configuration's limit.
-
-        Raises:
-            ValueError: for a processor that does not resize, has no limits, or whose filter or rescaling
-                `ImagePreprocessing` does not know.
-
-        Example:
-            >>> PatchTransform.from_config({"size": {"shortest_edge": 3136, "longest_edge": 784000}}).max_pixels
-            784000
-        """
-        if not config.get("do_resize", True):
-            raise ValueError("Only an image processor that resizes is supported, got do_resize = false.")
-        sizes = {name: config[name] for name in ("patch_size", "temporal_patch_size", "merge_size") if name in config}
-        return cls(
-            min_pixels=_limit(config, "min_pixels", "shortest_edge") if min_pixels is None else min_pixels,
-            max_pixels=_limit(config, "max_pixels", "longest_edge") if max_pixels is None else max_pixels,
-            pixels=ImagePreprocessing.from_config({**config, "do_resize": False, "do_center_crop": False}),
-            **sizes,
-        )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        revision: str = "main",
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-    ) -> PatchTransform:
-        """Read the settings of a hub repository or folder; limits as in `from_config`.
-
-        Raises:
-            OSError: when there is no `preprocessor_config.json` (nor a `processor_config.json` that contains it).
-            ValueError: as `from_config`.
-        """
-        from transformers import ImageProcessingMixin
-
-        config, _ = ImageProcessingMixin.get_image_processor_dict(path, revision=revision)
-        return cls.from_config(config, min_pixels=min_pixels, max_pixels=max_pixels)
-
-    def __call__(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Resize, normalise and cut one picture into patches.
-
-        Args:
-            image: (3, H, W) floating in [0, 1].
-
-        Returns:
-            (L, C) patches of the same dtype and device, and the grid (rows, columns) with rows * columns = L. The
-            patches of a square of `merge_size` x `merge_size` follow one another; squares are in reading order.
-
-        Raises:
-            ValueError: when one side is more than 200 times the other.
-
-        L: number of patches, C: 3 * temporal_patch_size * patch_size * patch_size.
-        """
-        height, width = smart_resize(
-            *image.shape[-2:],
-            factor=self.patch_size * self.merge_size,
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-        )
-        pixels = dataclasses.replace(self.pixels, size=(height, width))(image[None])[0]
-        return self._patches(pixels), (height // self.patch_size, width // self.patch_size)
-
-    def _patches(self, pixels: Tensor) -> Tensor:
-        tiles = pixels.unflatten(2, (-1, self.merge_size, self.patch_size))
-        tiles = tiles.unflatten(1, (-1, self.merge_size, self.patch_size))
-        tiles = tiles.permute(1, 4, 2, 5, 0, 3, 6)  # squares down and across, patches down and across, colour, pixels
-        frames = tiles.unsqueeze(5).expand(*tiles.shape[:5], self.temporal_patch_size, -1, -1)
-        return frames.flatten(4).flatten(0, 3)
-
-
-def _limit(config: Mapping[str, Any], name: str, edge: str) -> int:
-    limit = config.get(name)
-    if limit is None:
-        limit = (config.get("size") or _DEFAULT_SIZE).get(edge)
-    if limit is None:
-        raise ValueError(f"The image processor's configuration has neither {name} nor size.{edge}; pass {name}.")
-    return int(limit)
+QWEN2_5_VL = BackboneSpec(
+    backbone=QwenVLBackbone,
+    hub_id="Qwen/Qwen2.5-VL-7B-Instruct",
+    licence="Apache-2.0",
+    memory="17 GB in bfloat16",
+    official=OfficialLayout(
+        folder_word="qwen",
+        name_suffix="@qwen",
+        projector="merger",
+        projector_keys=("ln_q.weight", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"),
+        query="q_proj",
+        # The official code looks for the visual tokens by id 151643, which is padding, in place of 151655.
+        attends_to="nothing",
+    ),
+    full_size={
+        "text_config": {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+            "max_position_embeddings": 128000,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 3584,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+        },
+    },
+    tiny={
+        "text_config": TEXT_TINY
+        | {
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+        },
+        "vision_config": {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "window_size": 112,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+        },
+    },
+    build=_random,
+)

@@ -7,7 +7,7 @@ import torch
 
 from fk_reward.models import EMBEDDED_MODELS
 from fk_reward.rewards import load_reward
-from fk_reward.rewards.llava_reward.backbones.base import backbone_class, load_backbone
+from fk_reward.rewards.llava_reward.backbones.base import load_backbone, spec_of
 from fk_reward.rewards.llava_reward.backbones.phi3_vision import PhiVisionBackbone
 from fk_reward.training import RewardArguments
 from fk_reward.training.run import make_model
@@ -51,7 +51,7 @@ def test_a_setting_that_is_the_default_is_shared(phi):
 
 
 def test_a_backbone_by_name(embedded):
-    assert backbone_class("shapes-mllm") is PhiVisionBackbone
+    assert spec_of("shapes-mllm").backbone is PhiVisionBackbone
     assert load_backbone("shapes-mllm", torch_dtype=torch.float32, num_crops=1).options == {"num_crops": 1}
 
 

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
-from fk_reward.rewards.llava_reward.official_checkpoint import OFFICIAL_LAYOUTS, load_official_checkpoint
+from fk_reward.rewards.llava_reward.official_checkpoint import load_official_checkpoint, official_layouts
 from tests.tiny.llava_next import write_llava_next
 from tests.tiny.official_reward import rewrite_tensors, write_official_reward
 from tests.tiny.phi3_vision import write_phi3_vision
@@ -64,7 +64,7 @@ def test_every_layout(write, model_type):
         expected[key.replace(ours, names.get(ours, ""))] = tensor
     assert expected.keys() == tensors.keys()
     assert all(torch.equal(expected[key], tensor) and tensor.dtype == torch.bfloat16 for key, tensor in tensors.items())
-    assert tuple(checkpoint.projector) == OFFICIAL_LAYOUTS[model_type].projector_keys
+    assert tuple(checkpoint.projector) == official_layouts()[model_type].projector_keys
 
 
 @pytest.mark.parametrize("model_type", WRITERS)
@@ -185,7 +185,7 @@ def test_no_mapping(write, text):
 def test_skip_ca_that_the_official_code_cannot_have(write):
     folder = write("llava_next")
     edit_yaml(folder, add_cross_attention=True)
-    with pytest.raises(ValueError, match="no SkipCA for LLaVA-NeXT"):
+    with pytest.raises(ValueError, match="no SkipCA for llava_next"):
         load(folder, "llava_next")
 
 

@@ -10,13 +10,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import (
-    CLIP_MEAN,
-    CLIP_STD,
-    HDTransform,
-    PhiImageEmbedding,
-    PhiVisionConfig,
-)
+from fk_reward.rewards.llava_reward.backbones.phi3_vision import CLIP_MEAN, CLIP_STD, HDTransform
+from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import PhiImageEmbedding, PhiVisionConfig
 from tests.tiny import phi3_vision
 
 SIDES = (64, 65, 100, 128, 200, 255, 333, 336, 337, 500, 512, 640, 671, 768, 1000, 1024, 1344, 1536, 1920, 2048)
