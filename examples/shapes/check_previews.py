@@ -14,9 +14,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from fk_reward import FKSteeringPipeline
-from fk_reward.benchmarks.indifferent_reward import indifferent_reward
+from fk_reward.benchmarks.drawing import indifferent_reward, particle_generators
 from fk_reward.benchmarks.report import Column, show_table
-from fk_reward.benchmarks.shapes_runs import particle_generators
 from fk_reward.benchmarks.speed_measure import timed_on
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.pipelines.decoding import LatentDecoder, load_preview, preview_decoder

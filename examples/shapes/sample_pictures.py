@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fk_reward import FKSteeringPipeline
-from fk_reward.benchmarks.shapes_runs import particle_generators
+from fk_reward.benchmarks.drawing import particle_generators
 from fk_reward.shapes import ShapesPrompt, all_prompts, benchmark_prompts, verify
 
 

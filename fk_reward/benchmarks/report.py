@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fk_reward.durable_files import write_whole
-from fk_reward.terminal import Console, TextTable, wide_console
+from fk_reward.terminal import Console, TextTable, say, wide_console
 from fk_reward.text import markdown_text
 
 RANGE, CHANGE = "{:.3f} [{:.3f}, {:.3f}]", "{:+.3f} [{:+.3f}, {:+.3f}]"
@@ -48,6 +48,28 @@ class Table(NamedTuple):
     title: str
     columns: tuple[Column, ...]
     rows: list[dict[str, Any]]
+
+
+class Report(NamedTuple):
+    """A report that has been written.
+
+    Attributes:
+        title: what was run.
+        tables: its tables.
+        files: the files.
+    """
+
+    title: str
+    tables: list[Table]
+    files: tuple[Path, ...]
+
+
+def show_report(report: Report, word: str = "Report") -> None:
+    """Print a report's title, its tables and where its files are."""
+    say(report.title)
+    for table in report.tables:
+        show_table(*table)
+    say(f"{word}: {', '.join(map(str, report.files))}")
 
 
 def show_table(

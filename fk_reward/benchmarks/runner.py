@@ -1,60 +1,74 @@
-"""The processes that share a benchmark, and the part of each."""
+"""Run a task: answer what is missing, in batches, by all processes that share the work, and show how far it is."""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from accelerate import PartialState
 
+from fk_reward.benchmarks.task import Method, Task
 from fk_reward.output_folder import hold_folder, hold_folder_together
+from fk_reward.terminal import Console, progress_bars, styled
+from fk_reward.text import visible
 
 LONGEST_WAIT = timedelta(days=7)
 """How long a process waits for the others at the end of a stage: their shares may take longer by hours."""
 
+SECONDS_BETWEEN_LINES = 60.0
 
-def join_processes(device: str) -> PartialState:
-    """The place of this process among those that `accelerate launch` started; the only one where it did not.
+Item = TypeVar("Item")
 
-    Args:
-        device: "cpu" or "cuda"; accelerate has to be told when GPUs are not to be used.
 
-    Raises:
-        ValueError: when processes were launched that accelerate cannot see, which would all do the same work.
+class Progress(NamedTuple):
+    """How far a process is.
 
-    Example:
-        >>> join_processes("cpu").num_processes
-        1
+    Attributes:
+        label: what is being worked at.
+        done: pieces of it that this process has done.
+        todo: pieces that it had to do.
     """
-    state = PartialState(cpu=device == "cpu", timeout=LONGEST_WAIT)
-    launched = int(os.environ.get("WORLD_SIZE", state.num_processes))
-    if launched != state.num_processes:
-        raise ValueError(
-            f"{launched} processes were launched, but accelerate sees {state.num_processes}, and each would do all "
-            f"the work. Start them with `accelerate launch --num_processes {launched}`."
-        )
-    return state
+
+    label: str
+    done: int
+    todo: int
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of one process.
+    """The part of the work of one process.
 
     Attributes:
         shard: index and number of the processes.
         launched: whether accelerate launched them, so that they can wait for each other.
+
+    Example:
+        >>> Share((1, 3)).part(range(7))
+        [1, 4]
     """
 
-    shard: tuple[int, int]
-    launched: bool
+    shard: tuple[int, int] = (0, 1)
+    launched: bool = False
 
     @property
     def leads(self) -> bool:
         """Whether this process reports: the only one, or the first of those that wait for each other."""
         return self.shard[1] == 1 or (self.launched and self.shard[0] == 0)
+
+    @property
+    def name(self) -> str:
+        """Name of this process, which no other one of them has."""
+        return f"{self.shard[0]}-of-{self.shard[1]}"
+
+    def part(self, items: Sequence[Item]) -> list[Item]:
+        """Every n-th item, beginning at this process's index."""
+        return list(items[self.shard[0] :: self.shard[1]])
 
     def hold(self, folder: Path) -> AbstractContextManager[Path]:
         """Keep the folder of the results for this process, or for all that were launched; see `hold_folder`."""
@@ -62,8 +76,12 @@ class Share:
             return hold_folder_together(folder, PartialState())
         return hold_folder(folder, share=self.shard)
 
+    def first(self) -> AbstractContextManager[None]:
+        """Let the first of the launched processes pass before the others."""
+        return PartialState().main_process_first() if self.launched else nullcontext()
+
     def wait(self) -> None:
-        """Until all processes that accelerate launched have come here."""
+        """Wait until all processes that accelerate launched have come here."""
         if self.launched:
             PartialState().wait_for_everyone()
 
@@ -74,7 +92,7 @@ def find_share(shard: tuple[int, int] | None, device: str) -> Share:
     Args:
         shard: index and number of the processes that share the work without knowing of each other; None for the place
             among those that `accelerate launch` started.
-        device: "cpu" or "cuda"; accelerate has to be told when GPUs are not to be used.
+        device: "cpu" or "cuda"; accelerate needs to know when GPUs are not to be used.
 
     Raises:
         ValueError: when processes were launched that accelerate cannot see, which would all do the same work.
@@ -84,6 +102,147 @@ def find_share(shard: tuple[int, int] | None, device: str) -> Share:
         Share(shard=(1, 2), launched=False)
     """
     if shard is not None:
-        return Share(shard, launched=False)
-    state = join_processes(device)
+        return Share(shard)
+    state = PartialState(cpu=device == "cpu", timeout=LONGEST_WAIT)
+    launched = int(os.environ.get("WORLD_SIZE", state.num_processes))
+    if launched != state.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched, but accelerate sees {state.num_processes}, and each would do all "
+            f"the work. Start them with `accelerate launch --num_processes {launched}`."
+        )
     return Share((state.process_index, state.num_processes), launched=state.num_processes > 1)
+
+
+class Store(Protocol):
+    """Where answers are kept, so that a run can be stopped, resumed and shared."""
+
+    def begin(self, method: Any, /) -> None:
+        """Make place for a method's answers; raise a ValueError where answers of other settings are."""
+
+    def missing(self, method: Any, samples: Sequence[Any], indices: Sequence[int], /) -> list[int]:
+        """Those of some samples that the method has not answered."""
+
+    def write(self, method: Any, indices: Sequence[int], samples: Sequence[Any], answers: Sequence[Any], /) -> None:
+        """Keep the answers to a batch of samples; when this returns they are on disk."""
+
+
+def run(
+    task: Task[Any], methods: Sequence[Method[Any, Any]], store: Store, *, share: Share = Share()
+) -> Iterator[Progress]:
+    """Let each method answer the samples that the store has no answer to.
+
+    Nothing is answered before every method has its place in the store. What was answered is never asked again, whoever
+    answered it: an interrupted run is simply started again.
+
+    Args:
+        task: the benchmark.
+        methods: who answers.
+        store: answers so far; each batch is written before the next one begins.
+        share: the part of this process, every n-th sample.
+
+    Yields:
+        After each batch: how far this process is.
+
+    Raises:
+        ValueError: before anything is answered, when the store holds answers of other settings.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from types import SimpleNamespace
+        >>> from fk_reward.benchmarks.store import ResultStore
+        >>> def square(indices, samples):
+        ...     return [{"square": sample**2} for sample in samples]
+        >>> task = Task("squares", (1, 2, 3), judge=max)
+        >>> method = SimpleNamespace(name="square", batch_size=2, answer=square)
+        >>> with TemporaryDirectory() as folder:
+        ...     for _ in range(2):  # the second run finds nothing to do
+        ...         [tuple(progress) for progress in run(task, [method], ResultStore(folder, {}))]
+        [('square', 2, 3), ('square', 3, 3)]
+        []
+    """
+    for method in methods:
+        with share.first():
+            store.begin(method)
+    for method in methods:
+        todo = store.missing(method, task.samples, share.part(range(len(task.samples))))
+
+        def answer(indices: Sequence[int], method: Method[Any, Any] = method) -> None:
+            samples = [task.samples[index] for index in indices]
+            store.write(method, indices, samples, method.answer(indices, samples))
+
+        yield from in_batches(method.name, todo, answer, batch_size=method.batch_size)
+    share.wait()
+
+
+def in_batches(
+    label: str,
+    todo: Sequence[Item],
+    work: Callable[[list[Item]], None],
+    *,
+    batch_size: int = 1,
+    size_of: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Progress]:
+    """Work at a few items at a time.
+
+    Args:
+        label: of the progress.
+        todo: the items.
+        work: what is done with a batch.
+        batch_size: sum of the sizes in a batch; a larger item is a batch of its own.
+        size_of: size of an item.
+
+    Yields:
+        After each batch: how many items are done.
+    """
+    batch: list[Item] = []
+    size, done = 0, 0
+    for item in todo:
+        if batch and size + size_of(item) > batch_size:
+            work(batch)
+            done += len(batch)
+            yield Progress(label, done, len(todo))
+            batch, size = [], 0
+        batch.append(item)
+        size += size_of(item)
+    if batch:
+        work(batch)
+        yield Progress(label, len(todo), len(todo))
+
+
+def watch(steps: Iterable[Progress], *, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    """Run through the steps of a run and show how far it is, with the time left.
+
+    Args:
+        steps: of a run.
+        console: where to: a bar on a terminal; elsewhere a line each minute and at the end of each label.
+        clock: seconds.
+
+    Example:
+        >>> watch([Progress("fk: images", 1, 2), Progress("fk: images", 2, 2)], console=Console(width=80))
+        fk: images: 2/2, 0 min left
+    """
+    if console.is_terminal:
+        _show_bars(steps, console)
+    else:
+        _write_lines(steps, console, clock)
+
+
+def _show_bars(steps: Iterable[Progress], console: Console) -> None:
+    with progress_bars(console) as bars:
+        tasks = {}
+        for step in steps:
+            if step.label not in tasks:
+                tasks[step.label] = bars.add_task(visible(step.label), total=step.todo)
+            bars.update(tasks[step.label], completed=step.done)
+
+
+def _write_lines(steps: Iterable[Progress], console: Console, clock: Callable[[], float]) -> None:
+    label, started, written = "", clock(), clock()
+    for step in steps:
+        now = clock()
+        if step.label != label:
+            label, started = step.label, written  # the first piece of a label has been worked at since the last line
+        if step.done == step.todo or now - written >= SECONDS_BETWEEN_LINES:
+            left = (now - started) / step.done * (step.todo - step.done) / 60
+            console.print(styled(f"{step.label}: {step.done}/{step.todo}, {left:.0f} min left"))
+            written = now

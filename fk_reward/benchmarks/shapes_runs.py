@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Generator
-
-from fk_reward.benchmarks.indifferent_reward import indifferent_reward
+from fk_reward.benchmarks.drawing import indifferent_reward, particle_generators
 from fk_reward.benchmarks.shapes_judge import cost, judge, outcome
 from fk_reward.benchmarks.store import ResultStore
 from fk_reward.rewards import Reward
@@ -32,7 +30,6 @@ PLAIN = FKSteeringConfig(num_resamples=0, reward_scale=0.0)
 """No steering: the pictures depend on no reward and on no setting of the sampler."""
 RESULT_KEY = ("population", "prompt_index", "method", "reward", "num_particles")
 """Fields that say what a result is of."""
-_SEED_STRIDE = 1_000_003  # a prime far above the number of particles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,20 +89,6 @@ class Population:
     reward: str | None
     num_particles: int
     seed: int
-
-
-def particle_generators(seed: int, prompt_indices: Sequence[int], num_particles: int) -> list[Generator]:
-    """One generator for each particle, from its seed, prompt and place alone: K particles are the first K of any more.
-
-    Example:
-        >>> few, many = particle_generators(0, [7], 2), particle_generators(0, [3, 7], 4)
-        >>> few[1].initial_seed() == many[5].initial_seed()
-        True
-    """
-    seeds = [
-        ((seed * _SEED_STRIDE) + prompt) * _SEED_STRIDE + k for prompt in prompt_indices for k in range(num_particles)
-    ]
-    return [Generator().manual_seed(value) for value in seeds]
 
 
 def list_populations(settings: ShapesSettings) -> list[Population]:

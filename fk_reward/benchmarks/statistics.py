@@ -1,10 +1,15 @@
-"""Statistics of benchmarks: intervals by a bootstrap over clusters, ratios, rates of convergence, diversity."""
+"""Statistics of benchmarks: estimates by task and paired differences with intervals, ratios, diversity.
+
+The bootstrap is our own: `scipy.stats.bootstrap` knows no clusters, and refuses a stratum with a single one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +23,80 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+
+OVERALL = "overall"
+"""Name of the mean of the tasks."""
+
+Ends = dict[str, float | None]
+"""`estimate`, and the ends of its interval, `low` and `high`: None where they cannot be known, see `estimate`."""
+
+
+class Outcome(NamedTuple):
+    """One result of a method.
+
+    Attributes:
+        value: the figure.
+        prompt: the cluster: values of one prompt depend on one another.
+        task: the stratum: tasks count alike, whatever their sizes.
+    """
+
+    value: float
+    prompt: Hashable
+    task: str
+
+
+Name = TypeVar("Name", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
+
+
+def estimate(outcomes: Iterable[Outcome]) -> Ends:
+    """Mean of the tasks' means, with its 95 % bootstrap interval over prompts within tasks (`clustered_bootstrap`).
+
+    Where a task has a single outcome nothing is known of how they vary, and neither end is given.
+
+    Example:
+        >>> estimate([Outcome(1.0, "a cow", "single_object"), Outcome(0.0, "a dog", "single_object")])
+        {'estimate': 0.5, 'low': 0.0, 'high': 1.0}
+        >>> estimate([Outcome(1.0, "a cow", "single_object")])
+        {'estimate': 1.0, 'low': None, 'high': None}
+    """
+    values, prompts, tasks = zip(*outcomes, strict=True)
+    interval = vars(clustered_bootstrap(values, prompts, strata=tasks))
+    return interval if min(Counter(tasks).values()) > 1 else {**interval, "low": None, "high": None}
+
+
+def estimate_by_task(outcomes: Sequence[Outcome]) -> dict[str, Ends]:
+    """`estimate` of all outcomes, by the name `OVERALL`, and of each task."""
+    tasks = {task: [o for o in outcomes if o.task == task] for task in dict.fromkeys(o.task for o in outcomes)}
+    return {name: estimate(part) for name, part in {OVERALL: outcomes, **tasks}.items()}
+
+
+def compare(results: Mapping[Name, Mapping[Key, Outcome]], baseline: Name) -> dict[Name, dict[str, Ends] | None]:
+    """How much each method gains over a baseline, on the samples that both have.
+
+    Args:
+        results: method -> outcomes by sample; equal keys are paired (the same prompt and seed).
+        baseline: the method that is subtracted from the others.
+
+    Returns:
+        Each other method -> `estimate_by_task` of the paired differences; None where nothing can be paired.
+
+    Example:
+        >>> cow, dog = (("a cow", "single_object"), ("a dog", "single_object"))
+        >>> plain = {0: Outcome(0.0, *cow), 1: Outcome(1.0, *dog)}
+        >>> compare({"plain": plain, "fk": {0: Outcome(1.0, *cow), 1: Outcome(1.0, *dog)}}, "plain")["fk"]["overall"]
+        {'estimate': 0.5, 'low': 0.0, 'high': 1.0}
+    """
+    differences = {
+        name: paired_differences(outcomes, results[baseline]) for name, outcomes in results.items() if name != baseline
+    }
+    return {name: estimate_by_task(found) if found else None for name, found in differences.items()}
+
+
+def paired_differences(first: Mapping[Key, Outcome], second: Mapping[Key, Outcome]) -> list[Outcome]:
+    """The first less the second, on the samples that both have."""
+    return [ours._replace(value=ours.value - second[key].value) for key, ours in first.items() if key in second]
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -20,6 +20,8 @@ from fk_reward.rewards import Reward
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
+ANSWER_KEY = ("index",)
+"""The field that says which sample an answer is of."""
 _MOST_CHANGES = 12  # that an error names
 
 
@@ -30,6 +32,7 @@ class ResultStore:
         folder: made where it is missing.
         settings: whatever the results depend on, as JSON; must be equal to what the folder was begun with. None to
             read what is there.
+        writer: name of this process; no two processes may share it at one time.
 
     Attributes:
         folder: where the results are.
@@ -49,8 +52,8 @@ class ResultStore:
         [{'prompt': 3, 'correct': True}]
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None, *, writer: str = "0") -> None:
+        self.folder, self.writer = Path(folder), writer
         path = self.folder / SETTINGS_FILE
         if settings is not None and not path.exists():
             usable_folder(self.folder)
@@ -60,7 +63,7 @@ class ResultStore:
             raise FileNotFoundError(f"{self.folder} holds no results: {path.name} is missing.")
         self.settings = read_json(path, remedy="Choose another folder, or put back a copy of that file.")
         if settings is not None:
-            self._refuse_other_settings(json.loads(json.dumps(settings)))
+            refuse_changes(self.folder, self.settings, settings)
 
     def load(self, key: Sequence[str] = ()) -> list[dict[str, Any]]:
         """All results so far, of all processes. A line that was cut off is left out with a warning.
@@ -87,17 +90,45 @@ class ResultStore:
             logger.warning("%s%s: a result that stands there already; the first one counts.", repeated[0], more)
         return list(found.values())
 
-    def append(self, results: Sequence[Mapping[str, Any]], *, writer: str = "0") -> None:
+    def append(self, results: Sequence[Mapping[str, Any]], *, writer: str | None = None) -> None:
         """Add results in one write, which is on disk when this returns.
 
         Args:
             results: one dictionary each.
-            writer: name of this process; no two processes may share it at one time.
+            writer: in place of the store's.
 
         Raises:
             OSError: it names the file, which is as it was.
         """
-        append_lines(self.folder / f"results-{writer}.jsonl", [json.dumps(result) for result in results])
+        path = self.folder / f"results-{writer or self.writer}.jsonl"
+        append_lines(path, [json.dumps(result) for result in results])
+
+    # What `runner.run` asks of a store; this one holds the answers of one method.
+
+    def begin(self, _method: Any, /) -> None:
+        """Nothing: the settings were compared when the store was opened."""
+
+    def missing(self, _method: Any, _samples: Sequence[Any], indices: Sequence[int], /) -> list[int]:
+        """Those of some samples that have no answer."""
+        done = {result["index"] for result in self.load(ANSWER_KEY)}
+        return [index for index in indices if index not in done]
+
+    def write(
+        self, _method: Any, indices: Sequence[int], _samples: Sequence[Any], answers: Sequence[Mapping[str, Any]], /
+    ) -> None:
+        """Add answers, each with the index of its sample."""
+        self.append([{"index": index, **answer} for index, answer in zip(indices, answers, strict=True)])
+
+    def answers(self) -> list[dict[str, Any]]:
+        """All answers in the order of the samples, each once.
+
+        Raises:
+            ValueError: when there are none yet.
+        """
+        answers = self.load(ANSWER_KEY)
+        if not answers:
+            raise ValueError(f"{self.folder} holds no results yet.")
+        return sorted(answers, key=lambda answer: answer["index"])
 
     def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """File and line of each result, and the result."""
@@ -112,11 +143,20 @@ class ResultStore:
                 "another folder, or put back a copy of that file."
             )
 
-    def _refuse_other_settings(self, settings: dict[str, Any]) -> None:
-        if changes := settings_changes(self.settings, settings):
-            raise ValueError(
-                f"{self.folder} holds results of other settings ({changes}); choose another folder or remove it."
-            )
+
+def refuse_changes(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on in a folder that was begun with other settings.
+
+    Args:
+        folder: for the message.
+        found: settings of the folder.
+        wanted: those that are asked for.
+
+    Raises:
+        ValueError: they differ; the message names the differences.
+    """
+    if changes := settings_changes(found, wanted):
+        raise ValueError(f"{folder} holds results of other settings ({changes}); choose another folder or remove it.")
 
 
 def settings_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -194,7 +194,7 @@ def _environment(pipe: FKSteeringPipeline, model: str) -> dict[str, Any]:
 
 def _model_files(pipe: FKSteeringPipeline, model: str) -> str | None:
     """What tells the files of a model from others of the same name; None for the models of the package."""
-    from fk_reward.benchmarks.geneval.manifest import hub_commit
+    from fk_reward.benchmarks.drawing import hub_commit
     from fk_reward.models import EMBEDDED_MODELS, file_state
 
     return None if model in EMBEDDED_MODELS else hub_commit(pipe) or file_state(model)

@@ -28,14 +28,14 @@ TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}
 
 
 def object_crops(image: Image.Image, detections: Sequence[Detection]) -> list[Image.Image]:
-    """Cut objects out of a picture, each on grey where its mask is false.
+    """Cut objects out of an image, each on grey where its mask is false.
 
     Args:
         image: RGB.
         detections: of it; one without a mask keeps its surroundings within the box.
 
     Raises:
-        ValueError: a mask has another size than the picture.
+        ValueError: a mask has another size than the image.
 
     Example:
         >>> mask = torch.zeros(4, 4, dtype=torch.bool)
@@ -49,7 +49,7 @@ def object_crops(image: Image.Image, detections: Sequence[Detection]) -> list[Im
     for detection in detections:
         if detection.mask is not None and tuple(detection.mask.shape) != (image.height, image.width):
             raise ValueError(
-                f"A mask of {tuple(detection.mask.shape)} does not fit a picture of {(image.height, image.width)}."
+                f"A mask of {tuple(detection.mask.shape)} does not fit an image of {(image.height, image.width)}."
             )
         mask = None if detection.mask is None else Image.fromarray(detection.mask.cpu().numpy())
         cut = image if mask is None else Image.composite(image, blank, mask)
@@ -75,7 +75,7 @@ class CLIPColorClassifier:
 
     Example:
         >>> color_of = CLIPColorClassifier.from_pretrained(CLIP, device="cuda")  # doctest: +SKIP
-        >>> color_of(picture, "cow", objects["cow"])  # doctest: +SKIP
+        >>> color_of(image, "cow", objects["cow"])  # doctest: +SKIP
         ['brown']
     """
 

@@ -32,12 +32,12 @@ DIVISOR = 32
 
 @dataclass(frozen=True)
 class Frame:
-    """Sizes (height, width) on the way of a picture through the detector.
+    """Sizes (height, width) on the way of an image through the detector.
 
     Those of the test settings of mmdetection's `configs/mask2former`, which GenEval judges with.
 
     Attributes:
-        picture: of the picture.
+        image: of the image.
         resized: what it is resized to.
 
     Example:
@@ -46,15 +46,15 @@ class Frame:
         ((667, 1333), (672, 1344))
     """
 
-    picture: tuple[int, int]
+    image: tuple[int, int]
     resized: tuple[int, int]
 
     @classmethod
-    def of(cls, picture: tuple[int, int], *, shorter_side: int = SHORTER_SIDE, longer_side: int = LONGER_SIDE) -> Frame:
-        """The frame of a picture of this height and width.
+    def of(cls, image: tuple[int, int], *, shorter_side: int = SHORTER_SIDE, longer_side: int = LONGER_SIDE) -> Frame:
+        """The frame of an image of this height and width.
 
         Args:
-            picture: height and width.
+            image: height and width.
             shorter_side: what the shorter side becomes, in pixels,
             longer_side: unless the longer one would then exceed this.
 
@@ -62,9 +62,9 @@ class Frame:
             >>> Frame.of((512, 512)).resized
             (800, 800)
         """
-        height, width = picture
-        scale = min(shorter_side / min(picture), longer_side / max(picture))
-        return cls(picture, (int(height * scale + 0.5), int(width * scale + 0.5)))
+        height, width = image
+        scale = min(shorter_side / min(image), longer_side / max(image))
+        return cls(image, (int(height * scale + 0.5), int(width * scale + 0.5)))
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -73,7 +73,7 @@ class Frame:
         return height, width
 
     def pad(self, inputs: Tensor) -> Tensor:
-        """Pad resized and normalised pictures with zeros.
+        """Pad resized and normalised images with zeros.
 
         Args:
             inputs: (B, C, h, w) of the size `resized`.
@@ -90,13 +90,13 @@ class Frame:
         return functional.pad(inputs, (0, padded_width - width, 0, padded_height - height))
 
     def restore(self, logits: Tensor) -> Tensor:
-        """Bring what the detector says of parts of its input to the size of the picture, bilinearly.
+        """Bring what the detector says of parts of its input to the size of the image, bilinearly.
 
         Args:
             logits: (N, h, w), of the padded input in some resolution.
 
         Returns:
-            (N, H, W) of the picture.
+            (N, H, W) of the image.
 
         Example:
             >>> import torch
@@ -105,7 +105,7 @@ class Frame:
         """
         height, width = self.resized
         inputs = _interpolate(logits[:, None], self.padded)[..., :height, :width]
-        return _interpolate(inputs, self.picture)[:, 0]
+        return _interpolate(inputs, self.image)[:, 0]
 
 
 def _interpolate(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -115,20 +115,20 @@ def _interpolate(values: Tensor, size: tuple[int, int]) -> Tensor:
 def find_instances(
     class_logits: Tensor, mask_logits: Tensor, frame: Frame, *, min_score: float = THRESHOLD
 ) -> list[tuple[int, Detection]]:
-    """Read the objects of one picture from Mask2Former's output.
+    """Read the objects of one image from Mask2Former's output.
 
     As `instance_postprocess` of mmdetection's `MaskFormerFusionHead`: of all pairs of query and class the Q of highest
-    probability; the mask is where its logit, brought to the size of the picture, is positive; the score is the
+    probability; the mask is where its logit, brought to the size of the image, is positive; the score is the
     probability of the class times the mean probability of the pixels of the mask; the box just holds the mask. As no
     score exceeds its probability, masks of less probable pairs are never made.
 
     transformers' `post_process_instance_segmentation` does the same at 384 x 384 and brings the masks to the size of
-    the picture by nearest neighbour, which moves boxes by a pixel or two.
+    the image by nearest neighbour, which moves boxes by a pixel or two.
 
     Args:
         class_logits: (Q, C + 1), the last class being no object.
         mask_logits: (Q, h, w), of the padded input in some resolution.
-        frame: sizes of picture and input.
+        frame: sizes of image and input.
         min_score: only objects of higher score are made.
 
     Returns:
@@ -148,7 +148,7 @@ def find_instances(
     top, order = probabilities.flatten().topk(num_queries)
     order = order[top > min_score]
     queries, labels = order // num_classes, order % num_classes
-    logits = frame.restore(mask_logits[queries].float()) if len(order) else mask_logits.new_zeros(0, *frame.picture)
+    logits = frame.restore(mask_logits[queries].float()) if len(order) else mask_logits.new_zeros(0, *frame.image)
     masks = logits > 0
     sizes = masks.sum(dim=(1, 2))
     scores = probabilities[queries, labels] * (logits.sigmoid() * masks).sum(dim=(1, 2)) / (sizes + 1e-6)
@@ -168,17 +168,17 @@ DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 
 
 class Mask2FormerDetector:
-    """Mask2Former, from pictures to the detections of each class.
+    """Mask2Former, from images to the detections of each class.
 
     GenEval's own script runs mmdetection's `mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco`. The default here is the
-    same architecture with the weights of its authors, so scores differ a little between the two. Pictures are resized
+    same architecture with the weights of its authors, so scores differ a little between the two. Images are resized
     and masks are read as by mmdetection (`Frame`, `find_instances`), not as the file of the image processor says
-    (384 x 384 for the masks, and in some repositories for the pictures): only mean and standard deviation come from it.
+    (384 x 384 for the masks, and in some repositories for the images): only mean and standard deviation come from it.
 
     Args:
         model: put into evaluation mode and frozen, in place.
         preprocessing: normalisation and filter of the resizing; its sizes are not used.
-        batch_size: pictures at a time; only pictures of one size go together.
+        batch_size: images at a time; only images of one size go together.
         min_score: objects of this score or less are left out.
         shorter_side: as for `Frame.of`.
         longer_side: as for `Frame.of`.
@@ -188,7 +188,7 @@ class Mask2FormerDetector:
 
     Example:
         >>> detector = Mask2FormerDetector.from_pretrained(DETECTOR, device="cuda")  # doctest: +SKIP
-        >>> (objects,) = detector([picture])  # doctest: +SKIP
+        >>> (objects,) = detector([image])  # doctest: +SKIP
         >>> [cow.box for cow in objects["cow"]]  # doctest: +SKIP
     """
 
@@ -244,13 +244,13 @@ class Mask2FormerDetector:
         )
 
     def __call__(self, images: Sequence[Image.Image]) -> list[dict[str, list[Detection]]]:
-        """Find the objects of each picture.
+        """Find the objects of each image.
 
         Args:
             images: of any sizes.
 
         Returns:
-            For each picture class -> detections, in no particular order; classes without one are missing.
+            For each image class -> detections, in no particular order; classes without one are missing.
         """
         found: list[dict[str, list[Detection]]] = [{} for _ in images]
         batches = [batch for group in group_by_size(list(images)) for batch in group.split(self.batch_size)]
@@ -262,7 +262,7 @@ class Mask2FormerDetector:
 
     @torch.no_grad()
     def _detect(self, images: Tensor) -> list[list[tuple[int, Detection]]]:
-        """Labels and detections of pictures (B, 3, H, W) in [0, 1]."""
+        """Labels and detections of images (B, 3, H, W) in [0, 1]."""
         height, width = images.shape[-2:]
         frame = Frame.of((height, width), shorter_side=self.shorter_side, longer_side=self.longer_side)
         inputs = dataclasses.replace(self.preprocessing, size=frame.resized)(images.to(self.model.device))

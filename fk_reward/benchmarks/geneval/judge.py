@@ -6,11 +6,12 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-from PIL import Image
 from torch import Tensor
+
+from fk_reward.benchmarks.task import Verdict
 
 Box: TypeAlias = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels from the upper left corner; x1 and y1 are the first that are outside."""
@@ -25,7 +26,7 @@ MAX_OBJECTS = 16
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """An object in a picture.
+    """An object in an image.
 
     Attributes:
         box: where it is.
@@ -39,7 +40,7 @@ class Detection:
         >>> Detection((10.0, 20.0, 30.0, 60.0), 0.95).score
         0.95
 
-    H, W: size of the picture.
+    H, W: size of the image.
     """
 
     box: Box
@@ -93,21 +94,6 @@ NEGLIGIBLE = 1e-3
 """Distances below this, in pixels, are none."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge says of a picture.
-
-    Attributes:
-        correct: it shows what its record says.
-        reason: what is missing or wrong, a line each; empty where it is correct.
-        details: class -> x0, y0, x1, y1 and score of each object that counted, as the official results have them.
-    """
-
-    correct: bool
-    reason: str
-    details: Mapping[str, list[list[float]]] = field(default_factory=dict)
-
-
 def relative_position(first: Box, second: Box) -> frozenset[str]:
     """The relations of one box to another: none where the centres are near, two on a diagonal.
 
@@ -135,7 +121,7 @@ def relative_position(first: Box, second: Box) -> frozenset[str]:
 
 
 def judge(metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Detection]], color_of: ColorOf) -> Verdict:
-    """Judge a picture by what was found in it.
+    """Judge an image by what was found in it.
 
     Every clause of `include` must hold: enough objects of its class; of the surest of them, as many as are asked for,
     the colour, and the relation to all objects of the clause that its position names. Other objects do not matter but
@@ -205,64 +191,3 @@ def _wrong_place(
             actual = " and ".join(sorted(relations)) or "neither beside nor above nor below"
             return f"wanted {wanted['class']} {relation} the other, found it {actual}"
     return ""
-
-
-class SelfTestError(RuntimeError):
-    """A judge says other than what is known of a picture."""
-
-
-class ImageJudge(Protocol):
-    """Whatever judges pictures by their records."""
-
-    def judge_images(self, records: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> list[Verdict]:
-        """One verdict for each picture."""
-
-
-@dataclass(frozen=True)
-class KnownVerdict:
-    """A picture made for a test.
-
-    Attributes:
-        record: what it is judged by.
-        image: the picture.
-        correct: what a judge must say.
-    """
-
-    record: Mapping[str, Any]
-    image: Image.Image
-    correct: bool
-
-
-def check_known_verdicts(judge: ImageJudge, known: Sequence[KnownVerdict]) -> None:
-    """Judge the pictures.
-
-    Args:
-        judge: under test.
-        known: at least one picture.
-
-    Raises:
-        SelfTestError: a verdict differs; the message names each of these.
-
-    Example:
-        >>> class Kind:
-        ...     def judge_images(self, records, images):
-        ...         return [Verdict(True, "") for _ in images]
-        >>> case = KnownVerdict({"prompt": "a cow"}, Image.new("RGB", (8, 8)), correct=False)
-        >>> check_known_verdicts(Kind(), [case])
-        Traceback (most recent call last):
-        fk_reward.benchmarks.geneval.judge.SelfTestError: The judge fails its self-test on 1 of 1 pictures, so its \
-scores would mean nothing: 'a cow' should be wrong. Check the weights that it was loaded from, and its dtype.
-    """
-    verdicts = judge.judge_images([case.record for case in known], [case.image for case in known])
-    pairs = zip(known, verdicts, strict=True)
-    mistakes = [_mistake(case, verdict) for case, verdict in pairs if verdict.correct != case.correct]
-    if mistakes:
-        raise SelfTestError(
-            f"The judge fails its self-test on {len(mistakes)} of {len(known)} pictures, so its scores would mean "
-            f"nothing: {'; '.join(mistakes)}. Check the weights that it was loaded from, and its dtype."
-        )
-
-
-def _mistake(case: KnownVerdict, verdict: Verdict) -> str:
-    reason = f" ({verdict.reason})" if verdict.reason else ""
-    return f"{case.record['prompt']!r} should be {'correct' if case.correct else 'wrong'}{reason}"

@@ -14,14 +14,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from fk_reward.benchmarks.geneval.colors import CLIP, CLIPColorClassifier
 from fk_reward.benchmarks.geneval.detector import DETECTOR, Mask2FormerDetector
-from fk_reward.benchmarks.geneval.judge import (
-    Detection,
-    KnownVerdict,
-    Verdict,
-    check_known_verdicts,
-    judge,
-    select_detections,
-)
+from fk_reward.benchmarks.geneval.judge import Detection, judge, select_detections
 from fk_reward.benchmarks.geneval.prompts import (
     COLORS,
     OBJECT_NAMES,
@@ -32,6 +25,8 @@ from fk_reward.benchmarks.geneval.prompts import (
     single_object_record,
     two_object_record,
 )
+from fk_reward.benchmarks.task import KnownVerdict, Verdict, check_known_verdicts
+from fk_reward.version import __version__
 
 SKY, GROUND, POLE, DARK, WHITE = (166, 200, 232), (122, 138, 104), (130, 130, 134), (30, 30, 32), (245, 245, 245)
 PAINTS: dict[str, tuple[int, int, int]] = {"red": (196, 26, 32), "yellow": (250, 210, 30)}
@@ -47,7 +42,7 @@ _LETTERS: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """A stop sign or a clock; lengths are fractions of the picture's side.
+    """A stop sign or a clock; lengths are fractions of the image's side.
 
     Attributes:
         name: `"stop sign"` or `"clock"`.
@@ -72,11 +67,11 @@ def draw_scene(objects: Sequence[DrawnObject], *, size: int = 512) -> Image.Imag
         size: side in pixels.
 
     Returns:
-        An RGB picture.
+        An RGB image.
 
     Example:
-        >>> picture = draw_scene([DrawnObject("clock", "yellow", 0.5, 0.5, 0.25)], size=64)
-        >>> picture.size, picture.getpixel((24, 38))
+        >>> image = draw_scene([DrawnObject("clock", "yellow", 0.5, 0.5, 0.25)], size=64)
+        >>> image.size, image.getpixel((24, 38))
         ((64, 64), (250, 210, 30))
     """
     side = 4 * size
@@ -135,7 +130,7 @@ KNOWN_SCENES: tuple[tuple[dict[str, Any], tuple[DrawnObject, ...], bool], ...] =
 
 
 def known_verdicts() -> list[KnownVerdict]:
-    """Draw the pictures.
+    """Draw the images.
 
     Example:
         >>> [case.correct for case in known_verdicts()] == [True, False] * 6
@@ -145,19 +140,22 @@ def known_verdicts() -> list[KnownVerdict]:
 
 
 DetectFn: TypeAlias = Callable[[list[Image.Image]], Sequence[Mapping[str, Sequence[Detection]]]]
-"""Pictures -> for each, class -> what was found of it."""
+"""Images -> for each, class -> what was found of it."""
 
 ColorFn: TypeAlias = Callable[[Image.Image, str, Sequence[Detection]], Sequence[str]]
-"""Picture, class and detections of it -> the colour of each."""
+"""Image, class and detections of it -> the colour of each."""
 
 
 class GenEvalJudge:
-    """Judges pictures by GenEval's rules (Ghosh et al. 2023, arXiv 2310.11513).
+    """Judges images by GenEval's rules (Ghosh et al. 2023, arXiv 2310.11513).
 
     Args:
         detector: finds objects.
         color_classifier: names their colours.
-        batch_size: pictures whose masks are held at a time.
+        batch_size: images whose masks are held at a time.
+
+    Attributes:
+        identity: what its verdicts depend on: the version, and the names of the models that `from_pretrained` loads.
 
     Raises:
         ValueError: `batch_size` is below 1.
@@ -175,6 +173,7 @@ class GenEvalJudge:
         self.detector = detector
         self.color_classifier = color_classifier
         self.batch_size = batch_size
+        self.identity: dict[str, Any] = {"judge": "GenEval's rules", "fk_reward": __version__}
 
     @classmethod
     def from_pretrained(
@@ -201,26 +200,27 @@ class GenEvalJudge:
             OSError: files are missing.
             ValueError: as the two parts.
         """
-        return cls(
-            Mask2FormerDetector.from_pretrained(
-                detector, device=device, torch_dtype=torch_dtype, batch_size=batch_size
-            ),
-            CLIPColorClassifier.from_pretrained(clip, device=device, torch_dtype=torch_dtype),
+        options: dict[str, Any] = {"device": device, "torch_dtype": torch_dtype}
+        judge = cls(
+            Mask2FormerDetector.from_pretrained(detector, batch_size=batch_size, **options),
+            CLIPColorClassifier.from_pretrained(clip, **options),
             batch_size=batch_size,
         )
+        judge.identity |= {"detector": str(detector), "clip": str(clip)}
+        return judge
 
     def judge_images(self, records: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> list[Verdict]:
-        """Judge pictures.
+        """Judge images.
 
         Args:
-            records: one for each picture.
+            records: one for each image.
             images: of any sizes and modes; turned as their EXIF data say.
 
         Raises:
             ValueError: the counts differ, or a record names a class or a colour that the judge does not know.
         """
         if len(records) != len(images):
-            raise ValueError(f"There should be a record for each of {len(images)} pictures, got {len(records)}.")
+            raise ValueError(f"There should be a record for each of {len(images)} images, got {len(records)}.")
         refuse_unknown_names(records)
         upright = [ImageOps.exif_transpose(image).convert("RGB") for image in images]
         starts = range(0, len(images), self.batch_size)
@@ -234,7 +234,7 @@ class GenEvalJudge:
         ]
 
     def self_test(self) -> None:
-        """Judge drawn pictures of each task, one that is correct and one that is not.
+        """Judge drawn images of each task, one that is correct and one that is not.
 
         Raises:
             SelfTestError: a verdict is not as it should be.

@@ -1,13 +1,10 @@
-"""The report of MJ-Bench: tables on the terminal, in Markdown and JSON, published results beside the own one."""
+"""The report of MJ-Bench: tables, `mjbench.json` and `mjbench.md`, with published results beside the own one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import typer
-
-from fk_reward.benchmarks.mjbench.answers import load_results
 from fk_reward.benchmarks.mjbench.questions import BIAS
 from fk_reward.benchmarks.mjbench.summary import (
     TIE_THRESHOLD,
@@ -17,7 +14,7 @@ from fk_reward.benchmarks.mjbench.summary import (
     sweep_bias,
     sweep_ties,
 )
-from fk_reward.benchmarks.report import Column, Table, markdown_report, show_table, write_json
+from fk_reward.benchmarks.report import Column, Report, Table, markdown_report, write_json
 from fk_reward.benchmarks.store import ResultStore
 from fk_reward.durable_files import write_whole
 
@@ -38,7 +35,7 @@ SUBSET_COLUMNS = (
 BIAS_MEASURES = (ACCURACY, Column("nds", "NDS", "{:.3f}"), Column("ges", "GES", "{:.3f}"))
 BIAS_COLUMNS = (
     Column("subset", "caption"),
-    Column("num", "pictures", "{:d}"),
+    Column("num", "images", "{:d}"),
     *(
         part
         for measure in BIAS_MEASURES
@@ -65,7 +62,7 @@ def summarize(
     Raises:
         ValueError: without results, and for thresholds that make no sense.
     """
-    results, perspective = load_results(store), store.settings["perspective"]
+    results, perspective = store.answers(), store.settings["perspective"]
     is_bias = perspective == BIAS
     if tie_threshold is None:
         tie_threshold = TIE_THRESHOLD if is_bias else 0.0
@@ -95,19 +92,17 @@ def report_tables(summary: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def show_report(
+def write_report(
     store: ResultStore, *, tie_threshold: float | None = None, thresholds: Sequence[float] | None = None
-) -> dict[str, Any]:
-    """Print the tables, write `mjbench.json` and `mjbench.md` beside the results, return the figures."""
+) -> Report:
+    """Write `mjbench.json` and `mjbench.md` beside the results. Arguments: as for `summarize`."""
     summary = summarize(store, tie_threshold=tie_threshold, thresholds=thresholds)
     tables, title = report_tables(summary), _title(summary)
-    typer.echo(title)
-    for table in tables:
-        show_table(*table)
-    write_json(store.folder / "mjbench.json", summary)
-    write_whole(store.folder / "mjbench.md", f"{title}\n\n{markdown_report(tables)}")
-    typer.echo(f"Results: {store.folder / 'mjbench.json'}, {store.folder / 'mjbench.md'}")
-    return summary
+    files = (
+        write_json(store.folder / "mjbench.json", summary),
+        write_whole(store.folder / "mjbench.md", f"{title}\n\n{markdown_report(tables)}"),
+    )
+    return Report(title, tables, files)
 
 
 def _title(summary: dict[str, Any]) -> str:

@@ -26,14 +26,14 @@ def color_of(folder):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     """Random rectangles of full colours, so that crops differ."""
     coarse = np.random.default_rng(0).choice([0, 255], (6, 8, 3)).astype(np.uint8)
     return Image.fromarray(coarse).resize((160, 120), Image.Resampling.NEAREST)
 
 
 @pytest.fixture(scope="module")
-def detections(picture):
+def detections(image):
     """Objects of several shapes; every third has no mask."""
     rng = np.random.default_rng(1)
     found = []
@@ -49,40 +49,40 @@ def detections(picture):
 # Crops
 
 
-def check_crop(crop, picture, detection):
-    """Pixel by pixel: the picture where the mask is true, #999 where it is not."""
+def check_crop(crop, image, detection):
+    """Pixel by pixel: the image where the mask is true, #999 where it is not."""
     x0, y0, x1, y1 = detection.box
-    pixels = torch.from_numpy(np.array(picture))
+    pixels = torch.from_numpy(np.array(image))
     grey = torch.tensor([0x99] * 3, dtype=torch.uint8).expand_as(pixels)
     wanted = pixels if detection.mask is None else torch.where(detection.mask[..., None], pixels, grey)
     assert torch.equal(torch.from_numpy(np.array(crop)), wanted[y0:y1, x0:x1])
 
 
-def test_objects_stand_on_grey(picture, detections):
-    for crop, detection in zip(object_crops(picture, detections), detections, strict=True):
-        check_crop(crop, picture, detection)
+def test_objects_stand_on_grey(image, detections):
+    for crop, detection in zip(object_crops(image, detections), detections, strict=True):
+        check_crop(crop, image, detection)
 
 
-def test_another_background_is_noticed(monkeypatch, picture, detections):
+def test_another_background_is_noticed(monkeypatch, image, detections):
     monkeypatch.setattr(colors_module, "BACKGROUND", "#989999")
     with pytest.raises(AssertionError):
-        test_objects_stand_on_grey(picture, detections)
+        test_objects_stand_on_grey(image, detections)
 
 
-def test_sides_are_rounded(picture):
-    (crop,) = object_crops(picture, [Detection((9.6, 0.4, 30.4, 20.6), 0.9)])
+def test_sides_are_rounded(image):
+    (crop,) = object_crops(image, [Detection((9.6, 0.4, 30.4, 20.6), 0.9)])
     assert crop.size == (20, 21)
 
 
-def test_a_mask_of_another_size_is_refused(picture):
-    with pytest.raises(ValueError, match=r"mask of \(160, 120\) does not fit a picture of \(120, 160\)"):
-        object_crops(picture, [Detection((0, 0, 5, 5), 0.9, torch.ones(160, 120, dtype=torch.bool))])
+def test_a_mask_of_another_size_is_refused(image):
+    with pytest.raises(ValueError, match=r"mask of \(160, 120\) does not fit an image of \(120, 160\)"):
+        object_crops(image, [Detection((0, 0, 5, 5), 0.9, torch.ones(160, 120, dtype=torch.bool))])
 
 
 # Colours
 
 
-def transformers_colors(folder, picture, name, detections):
+def transformers_colors(folder, image, name, detections):
     """Names by transformers' processor and model, one object and one sentence at a time."""
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
@@ -100,23 +100,23 @@ def transformers_colors(folder, picture, name, detections):
             + text(f"a photo of a {color} object")
             for color in COLORS
         ]
-        for crop in object_crops(picture, detections):
+        for crop in object_crops(image, detections):
             image = model.get_image_features(**processor(crop, return_tensors="pt")).pooler_output
             cosines = [torch.cosine_similarity(image, mean).item() for mean in means]
             names.append(COLORS[int(np.argmax(cosines))])
     return names
 
 
-def check_equals_transformers(color_of, folder, picture, detections):
+def check_equals_transformers(color_of, folder, image, detections):
     for name in ("cow", "computer keyboard"):
-        ours = color_of(picture, name, detections)
-        theirs = transformers_colors(folder, picture, name, detections)
+        ours = color_of(image, name, detections)
+        theirs = transformers_colors(folder, image, name, detections)
         assert len(set(theirs)) > 1
         assert ours == theirs
 
 
-def test_equals_transformers(color_of, folder, picture, detections):
-    check_equals_transformers(color_of, folder, picture, detections)
+def test_equals_transformers(color_of, folder, image, detections):
+    check_equals_transformers(color_of, folder, image, detections)
 
 
 @pytest.mark.parametrize(
@@ -127,35 +127,35 @@ def test_equals_transformers(color_of, folder, picture, detections):
         ("BACKGROUND", "#f0f"),
     ],
 )
-def test_wrong_classifiers_are_noticed(monkeypatch, color_of, folder, picture, detections, name, value):
-    theirs = {name: transformers_colors(folder, picture, name, detections) for name in ("cow", "computer keyboard")}
+def test_wrong_classifiers_are_noticed(monkeypatch, color_of, folder, image, detections, name, value):
+    theirs = {name: transformers_colors(folder, image, name, detections) for name in ("cow", "computer keyboard")}
     monkeypatch.setattr(colors_module, name, value)
-    ours = {name: color_of(picture, name, detections) for name in theirs}
+    ours = {name: color_of(image, name, detections) for name in theirs}
     assert ours != theirs
 
 
-def test_batches_are_as_singles(color_of, picture, detections):
-    together = color_of(picture, "cow", detections)
-    assert together == [color_of(picture, "cow", [detection])[0] for detection in detections]
+def test_batches_are_as_singles(color_of, image, detections):
+    together = color_of(image, "cow", detections)
+    assert together == [color_of(image, "cow", [detection])[0] for detection in detections]
 
 
-def test_sentences_are_read_once_for_a_class(color_of, picture, detections):
+def test_sentences_are_read_once_for_a_class(color_of, image, detections):
     read = []
     color_of.model.text_model.register_forward_hook(lambda *_: read.append(1))
     for name in ("cow", "dog", "cow", "cow", "dog"):
-        color_of(picture, name, detections[:2])
+        color_of(image, name, detections[:2])
     assert len(read) == 2
 
 
-def test_only_batch_size_objects_at_a_time(color_of, picture, detections):
+def test_only_batch_size_objects_at_a_time(color_of, image, detections):
     sizes = []
     color_of.model.vision_model.register_forward_hook(lambda module, args, out: sizes.append(len(out.pooler_output)))
-    color_of(picture, "cow", detections[:9])
+    color_of(image, "cow", detections[:9])
     assert sizes == [4, 4, 1]
 
 
-def test_no_objects_have_no_colors(color_of, picture):
-    assert color_of(picture, "cow", []) == []
+def test_no_objects_have_no_colors(color_of, image):
+    assert color_of(image, "cow", []) == []
 
 
 def test_a_batch_holds_an_object(folder):

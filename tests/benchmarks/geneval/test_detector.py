@@ -130,7 +130,7 @@ def test_a_query_can_be_two_classes():
 
 
 @pytest.mark.parametrize(
-    ("picture", "resized", "padded"),
+    ("image", "resized", "padded"),
     [
         ((512, 512), (800, 800), (800, 800)),
         ((1024, 1024), (800, 800), (800, 800)),
@@ -140,8 +140,8 @@ def test_a_query_can_be_two_classes():
         ((100, 900), (148, 1333), (160, 1344)),
     ],
 )
-def test_sizes(picture, resized, padded):
-    assert (Frame.of(picture).resized, Frame.of(picture).padded) == (resized, padded)
+def test_sizes(image, resized, padded):
+    assert (Frame.of(image).resized, Frame.of(image).padded) == (resized, padded)
 
 
 def ramp(padded, axis, *, stride=4):
@@ -154,22 +154,22 @@ def ramp(padded, axis, *, stride=4):
 def check_restores(frame):
     """A ramp is linear, so that bilinear interpolation must give each pixel its own coordinate in the input."""
     for axis in (0, 1):
-        scale = frame.resized[axis] / frame.picture[axis]
+        scale = frame.resized[axis] / frame.image[axis]
         values = frame.restore(ramp(frame.padded, axis))[0].movedim(axis, 0)[5:-5]
-        wanted = (torch.arange(frame.picture[axis]) + 0.5)[5:-5, None] * scale
+        wanted = (torch.arange(frame.image[axis]) + 0.5)[5:-5, None] * scale
         assert_close(values, wanted.expand_as(values), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("picture", [(60, 100), (100, 60), (90, 90), (300, 500)])
-def test_masks_come_back_to_their_place(picture):
-    frame = Frame.of(picture, shorter_side=150, longer_side=230)
+@pytest.mark.parametrize("image", [(60, 100), (100, 60), (90, 90), (300, 500)])
+def test_masks_come_back_to_their_place(image):
+    frame = Frame.of(image, shorter_side=150, longer_side=230)
     assert frame.padded != frame.resized
     check_restores(frame)
 
 
 def test_padding_that_stays_is_noticed(monkeypatch):
     frame = Frame.of((60, 100), shorter_side=150, longer_side=230)
-    monkeypatch.setattr(frames, "DIVISOR", 1)  # the mask is taken for one of the picture without its padding
+    monkeypatch.setattr(frames, "DIVISOR", 1)  # the mask is taken for one of the image without its padding
     logits = [ramp((160, 256), axis) for axis in (0, 1)]
     restored = frame.restore(logits[1])[0, 30, 5:-5]
     wanted = (torch.arange(100) + 0.5)[5:-5] * frame.resized[1] / 100
@@ -185,7 +185,7 @@ def test_pads_with_zeros_at_the_right_and_below():
     assert padded.sum() == 2 * 3 * 40 * 80
 
 
-def picture(seed, size=(120, 90)):
+def noise_image(seed, size=(120, 90)):
     """Smooth random colours."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
@@ -204,7 +204,7 @@ def detector(folder):
 
 
 def rows(objects):
-    """Class, score, box and mask of all detections of a picture, by falling score."""
+    """Class, score, box and mask of all detections of an image, by falling score."""
     found = [(name, d.score, d.box, d.mask) for name, group in objects.items() for d in group]
     return sorted(found, key=lambda row: -row[1])
 
@@ -235,7 +235,7 @@ def transformers_rows(folder, images):
 
 
 def test_equals_transformers_where_no_size_changes(folder, detector):
-    images = [picture(seed, (384, 384)) for seed in range(2)]
+    images = [noise_image(seed, (384, 384)) for seed in range(2)]
     detector.shorter_side = detector.longer_side = 384
     found = detector(images)
     assert all(len(rows(objects)) > 2 for objects in found)
@@ -250,7 +250,7 @@ def test_input_equals_transformers_processor(folder, detector):
 
     seen = []
     detector.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
-    image = picture(0, (150, 150))
+    image = noise_image(0, (150, 150))
     detector([image])
     processor = Mask2FormerImageProcessorPil.from_pretrained(folder, size={"height": 96, "width": 96})
     wanted = processor([image], return_tensors="pt")["pixel_values"]
@@ -258,7 +258,8 @@ def test_input_equals_transformers_processor(folder, detector):
 
 
 def test_batches_are_as_singles(detector):
-    images = [picture(seed, size) for seed, size in enumerate([(120, 90), (80, 80), (120, 90), (80, 80), (120, 90)])]
+    sizes = [(120, 90), (80, 80), (120, 90), (80, 80), (120, 90)]
+    images = [noise_image(seed, size) for seed, size in enumerate(sizes)]
     together = detector(images)
     assert all(rows(objects) for objects in together)
     check_same(together, [detector([image])[0] for image in images])
@@ -271,18 +272,18 @@ def test_only_batch_size_pictures_at_a_time(detector):
     detector.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    detector([picture(seed) for seed in range(7)])
+    detector([noise_image(seed) for seed in range(7)])
     assert sizes == [3, 3, 1]
 
 
 def test_names_are_genevals(detector, monkeypatch):
     cow, mouse = Detection((0, 0, 1, 1), 0.9), Detection((0, 0, 1, 1), 0.8)
     monkeypatch.setattr(detector_module, "find_instances", lambda *_, **__: [(19, cow), (64, mouse), (19, mouse)])
-    assert detector([picture(0)]) == [{"cow": [cow, mouse], "computer mouse": [mouse]}]
+    assert detector([noise_image(0)]) == [{"cow": [cow, mouse], "computer mouse": [mouse]}]
 
 
 def test_masks_have_the_size_of_the_picture(detector):
-    (objects,) = detector([picture(0, (130, 70))])
+    (objects,) = detector([noise_image(0, (130, 70))])
     assert {mask.shape for _, _, _, mask in rows(objects)} == {(70, 130)}
     assert {mask.dtype for _, _, _, mask in rows(objects)} == {torch.bool}
 
@@ -291,7 +292,7 @@ def test_half_precision_loads(folder):
     detector = Mask2FormerDetector.from_pretrained(folder, torch_dtype=torch.bfloat16)
     detector.shorter_side = 64
     assert detector.model.dtype == torch.bfloat16
-    detector([picture(0)])
+    detector([noise_image(0)])
 
 
 @pytest.mark.parametrize(

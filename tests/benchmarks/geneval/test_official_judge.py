@@ -1,4 +1,4 @@
-"""The whole judge: on drawn pictures with stub detections, and on tiny random models in the hub's layout."""
+"""The whole judge: on drawn images with stub detections, and on tiny random models in the hub's layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fk_reward.benchmarks.geneval import judge
-from fk_reward.benchmarks.geneval.judge import Detection, KnownVerdict, SelfTestError, Verdict, check_known_verdicts
+from fk_reward.benchmarks.geneval.judge import Detection
 from fk_reward.benchmarks.geneval.official_judge import KNOWN_SCENES, PAINTS, GenEvalJudge, draw_scene, known_verdicts
 from fk_reward.benchmarks.geneval.prompts import (
     COLORS,
@@ -20,9 +20,10 @@ from fk_reward.benchmarks.geneval.prompts import (
     position_record,
     single_object_record,
 )
+from fk_reward.benchmarks.task import KnownVerdict, SelfTestError, Verdict, check_known_verdicts
 from tests.benchmarks.geneval.tiny_judge import write_clip, write_mask2former
 
-# Drawn pictures
+# Drawn images
 
 DRAWN = {draw_scene(objects).tobytes(): objects for _, objects, _ in KNOWN_SCENES}
 
@@ -65,16 +66,16 @@ def test_self_test_passes(stub_judge):
 
 
 def test_self_test_has_both_verdicts_for_each_task():
-    cases = Counter((case.record["tag"], case.correct) for case in known_verdicts())
+    cases = Counter((case.sample["tag"], case.correct) for case in known_verdicts())
     assert set(cases.values()) == {1}
     assert len(cases) == 12
 
 
 def test_self_test_records_are_such_as_geneval_has():
     for case in known_verdicts():
-        like = next(record for record in geneval_records() if record["tag"] == case.record["tag"])
-        assert list(case.record) == list(like)
-        assert [list(clause) for clause in case.record["include"]] == [list(clause) for clause in like["include"]]
+        like = next(record for record in geneval_records() if record["tag"] == case.sample["tag"])
+        assert list(case.sample) == list(like)
+        assert [list(clause) for clause in case.sample["include"]] == [list(clause) for clause in like["include"]]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_self_test_fails_a_judge_of_wrong_rules(monkeypatch, stub_judge, module,
         (stub_detector, lambda image, name, detections: ["red"] * len(detections)),
         (lambda images: stub_detector(images)[::-1], stub_colors),
     ],
-    ids=["blind", "all is red", "pictures mixed up"],
+    ids=["blind", "all is red", "images mixed up"],
 )
 def test_self_test_fails_wrong_parts(detector, colors):
     with pytest.raises(SelfTestError, match="so its scores would mean nothing"):
@@ -116,7 +117,7 @@ def test_self_test_says_what_is_wrong():
         def judge_images(self, records, images):
             return [Verdict(False, "no cow") for _ in images]
 
-    with pytest.raises(SelfTestError, match=r"on 1 of 2 pictures.*'a cow' should be correct \(no cow\)\."):
+    with pytest.raises(SelfTestError, match=r"on 1 of 2 images.*'a cow' should be correct \(no cow\)\."):
         check_known_verdicts(NoCow(), cases)
 
 
@@ -125,7 +126,7 @@ def test_self_test_refuses_a_lost_verdict():
         def judge_images(self, records, images):
             return [Verdict(True, "")]
 
-    cases = [judge.KnownVerdict({"prompt": "a cow"}, Image.new("RGB", (8, 8)), True)] * 2
+    cases = [KnownVerdict({"prompt": "a cow"}, Image.new("RGB", (8, 8)), True)] * 2
     with pytest.raises(ValueError, match="shorter"):
         check_known_verdicts(Short(), cases)
 
@@ -177,7 +178,7 @@ def test_no_pictures_no_verdicts(stub_judge):
 
 
 def test_counts_must_agree(stub_judge):
-    with pytest.raises(ValueError, match="a record for each of 1 pictures, got 2"):
+    with pytest.raises(ValueError, match="a record for each of 1 images, got 2"):
         stub_judge.judge_images([single_object_record("cow")] * 2, [Image.new("RGB", (8, 8))])
 
 
@@ -218,22 +219,22 @@ def tiny_judge(folders):
 
 @pytest.fixture(scope="module")
 def judged(tiny_judge):
-    """Records of all tasks about what the random detector finds in random pictures, and the pictures."""
+    """Records of all tasks about what the random detector finds in random images, and the images."""
     rng = np.random.default_rng(0)
     sizes = [(90, 70), (64, 64), (90, 70)]
-    pictures = [
+    sources = [
         Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
         for size in sizes
     ]
     records, images = [], []
-    for picture, objects in zip(pictures, tiny_judge.detector(pictures), strict=True):
+    for source, objects in zip(sources, tiny_judge.detector(sources), strict=True):
         names = sorted(objects, key=lambda name: -len(objects[name]))
         number = min(max(len(objects[names[0]]), 2), 4)
         about = [single_object_record(names[0]), counting_record(names[0], number)]
         about += [color_record(names[0], color) for color in COLORS]
         about += [position_record(names[0], "above", names[-1]), single_object_record("zebra")]
         records += about
-        images += [picture] * len(about)
+        images += [source] * len(about)
     return records, images
 
 

@@ -165,7 +165,9 @@ def test_results_of_other_weights_are_refused(run, refused, tmp_path, monkeypatc
         def forward(self, images, captions):
             return self.layer(images.mean(dim=(1, 2, 3))[:, None])[:, 0].detach()
 
-    monkeypatch.setattr("fk_reward.rewards.load_reward", lambda name: CallableReward(Weighted(), "brightness"))
+    monkeypatch.setattr(
+        "fk_reward.benchmarks.mjbench.runs.load_reward", lambda name: CallableReward(Weighted(), "brightness")
+    )
     assert run(*SHAPES, "--out", tmp_path).exit_code == 0
     assert run(*SHAPES, "--out", tmp_path).exit_code == 0
     with torch.no_grad():

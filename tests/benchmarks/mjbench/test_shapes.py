@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fk_reward.benchmarks.mjbench.answers import score_questions
+from fk_reward.benchmarks.mjbench.runs import score_questions
 from fk_reward.benchmarks.mjbench.shapes import shapes_questions
 from fk_reward.benchmarks.mjbench.summary import summarize_pairs
 from fk_reward.rewards import load_reward

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fk_reward.benchmarks.geneval import suites
-from fk_reward.benchmarks.geneval.judge import SelfTestError
+from fk_reward.benchmarks.geneval import shapes
 from fk_reward.benchmarks.geneval.prompts import check_record
-from fk_reward.benchmarks.geneval.suites import ShapesJudge, shapes_record, shapes_records
+from fk_reward.benchmarks.geneval.shapes import ShapesJudge, shapes_record, shapes_records
+from fk_reward.benchmarks.task import SelfTestError
 from fk_reward.rewards.inputs import pictures_of
 from fk_reward.shapes import (
     TASKS,
@@ -62,9 +62,9 @@ def test_the_suite_is_the_benchmarks():
 def test_verdicts_are_the_verifiers():
     prompts = benchmark_prompts(12)
     scenes = [sample_scene(prompt, np.random.default_rng(seed)) for seed, prompt in enumerate(prompts)]
-    pictures = pictures_of(render([*scenes, *scenes[::-1]]))
+    images = pictures_of(render([*scenes, *scenes[::-1]]))
     records = [shapes_record(prompt) for prompt in prompts] * 2
-    verdicts = ShapesJudge().judge_images(records, pictures)
+    verdicts = ShapesJudge().judge_images(records, images)
     wanted = [
         verify(image, prompt) for image, prompt in zip(render([*scenes, *scenes[::-1]]), prompts * 2, strict=True)
     ]
@@ -76,16 +76,16 @@ def test_verdicts_are_the_verifiers():
 
 def test_sizes_may_differ():
     scene = Scene((SceneObject("star", "red", x=0.5, y=0.5, size=0.2),))
-    pictures = [picture for size in (64, 128, 64) for picture in pictures_of(render([scene], image_size=size))]
+    images = [image for size in (64, 128, 64) for image in pictures_of(render([scene], image_size=size))]
     records = [shapes_record(parse_prompt(f"a photo of a {color} star")) for color in ("red", "red", "blue")]
-    assert [v.correct for v in ShapesJudge().judge_images(records, pictures)] == [True, True, False]
+    assert [v.correct for v in ShapesJudge().judge_images(records, images)] == [True, True, False]
 
 
 def test_strictness():
     objects = (SceneObject("star", "red", x=0.25, y=0.5, size=0.13), SceneObject("cross", "blue", 0.75, 0.5, 0.13))
-    pictures, records = pictures_of(render([Scene(objects)])), [shapes_record(parse_prompt("a photo of a star"))]
-    assert not ShapesJudge().judge_images(records, pictures)[0].correct
-    assert ShapesJudge(strict=False).judge_images(records, pictures)[0].correct
+    images, records = pictures_of(render([Scene(objects)])), [shapes_record(parse_prompt("a photo of a star"))]
+    assert not ShapesJudge().judge_images(records, images)[0].correct
+    assert ShapesJudge(strict=False).judge_images(records, images)[0].correct
 
 
 def test_other_suites_are_refused():
@@ -95,7 +95,7 @@ def test_other_suites_are_refused():
 
 
 def test_counts_must_agree():
-    with pytest.raises(ValueError, match="a record for each of 0 pictures, got 1"):
+    with pytest.raises(ValueError, match="a record for each of 0 images, got 1"):
         ShapesJudge().judge_images(shapes_records(1), [])
     assert ShapesJudge().judge_images([], []) == []
 
@@ -109,6 +109,6 @@ def test_self_test_passes():
 def test_self_test_fails_a_verifier_that_says_one_thing(monkeypatch, correct):
     said = verify(render([Scene(())])[0], "a photo of a star")
     always = type(said)(correct, float(correct), "", said.objects)
-    monkeypatch.setattr(suites, "verify", lambda *_, **__: always)
-    with pytest.raises(SelfTestError, match="on 6 of 12 pictures"):
+    monkeypatch.setattr(shapes, "verify", lambda *_, **__: always)
+    with pytest.raises(SelfTestError, match="on 6 of 12 images"):
         ShapesJudge().self_test()

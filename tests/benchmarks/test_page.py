@@ -1,4 +1,4 @@
-"""The HTML page of a report stands by itself: nothing from elsewhere, no script, every picture opens."""
+"""The HTML page of a report stands by itself: nothing from elsewhere, no script, every image opens."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fk_reward.benchmarks.geneval import report as report_module
-from fk_reward.benchmarks.geneval.page import MAX_SIDE, embedded_picture
-from fk_reward.benchmarks.geneval.report import write_report
-from fk_reward.benchmarks.geneval.scoring import complete_folders, judge_missing
-from tests.benchmarks.geneval.geneval_stage import (
-    IDENTITY,
+from fk_reward.benchmarks import image_report as report_module
+from fk_reward.benchmarks.image_report import write_report
+from fk_reward.benchmarks.image_store import complete_folders
+from fk_reward.benchmarks.judging import judge_missing
+from fk_reward.benchmarks.page import MAX_SIDE, embedded_image
+from tests.benchmarks.image_stage import (
     RECORDS,
     SETTINGS,
     StubJudge,
@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 
 def check_page(text):
-    """No address leaves the page, each picture opens, nothing runs."""
+    """No address leaves the page, each image opens, nothing runs."""
     page = Page(text)
     assert page.open == []
     assert page.scripts == 0
@@ -140,9 +140,9 @@ def check_in_browser(page, path):
 def test_large_pictures_are_embedded_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (600, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "0000.png")
-    kind, _, content = embedded_picture(tmp_path / "0000.png").partition(";base64,")
-    picture = Image.open(io.BytesIO(base64.b64decode(content)))
-    assert (kind, picture.size) == ("data:image/jpeg", (round(MAX_SIDE * 400 / 600), MAX_SIDE))
+    kind, _, content = embedded_image(tmp_path / "0000.png").partition(";base64,")
+    image = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert (kind, image.size) == ("data:image/jpeg", (round(MAX_SIDE * 400 / 600), MAX_SIDE))
 
 
 def test_the_same_number_of_prompts_of_each_task_is_shown(out):
@@ -158,7 +158,7 @@ def test_pictures_of_something_else_are_judged_and_reported(tmp_path):
     for path in root.glob("0*/made.json"):
         path.unlink()
     folders = complete_folders(root, RECORDS)
-    list(judge_missing(folders, StubJudge(), identity=IDENTITY))
+    list(judge_missing(folders, StubJudge()))
     report = write_report(root)
     (row,) = json.loads((root / "report.json").read_text())["runs"]
     assert (row["method"], row["reward"], row["num_particles"], row["cost"]) == ("other", None, None, None)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 from PIL import Image
 
 from fk_reward import FKSteeringConfig
-from fk_reward.benchmarks.geneval.generation import Cost, generate_missing, is_finished
-from fk_reward.benchmarks.geneval.judge import Verdict
-from fk_reward.benchmarks.geneval.layout import PromptFolder
-from fk_reward.benchmarks.geneval.manifest import make_manifest, open_run
+from fk_reward.benchmarks.drawing import Cost, RunSettings, make_manifest
 from fk_reward.benchmarks.geneval.prompts import color_record, single_object_record
-from fk_reward.benchmarks.geneval.scoring import judge_missing, prompt_folders, score_missing, write_results
-from fk_reward.benchmarks.geneval.settings import RunSettings
+from fk_reward.benchmarks.image_store import ImageStore, PromptFolder, open_run, prompt_folders
+from fk_reward.benchmarks.judging import judge_missing, score_missing, write_results
+from fk_reward.benchmarks.runner import Share
+from fk_reward.benchmarks.runner import run as run_task
+from fk_reward.benchmarks.task import Task, Verdict
 from fk_reward.rewards import CallableReward
 
 RECORDS = (
@@ -29,16 +29,44 @@ BRIGHTNESS = CallableReward(lambda images, prompts: images.mean(dim=(1, 2, 3)), 
 
 
 def paint(prompt, index, *, shift=0):
-    """Pictures of one colour each, which depend on the prompt and the sample alone; the cost is made up."""
+    """Images of one colour each, which depend on the prompt and the sample alone; the cost is made up."""
     colors = [(40 * index + shift, 100 * sample, len(prompt)) for sample in range(NUM_SAMPLES)]
-    return [Image.new("RGB", (8, 8), color) for color in colors], Cost(4, 8, 2, 2, 0.5)
+    return [Image.new("RGB", (8, 8), color) for color in colors], asdict(Cost(4, 8, 2, 2, 0.5))
+
+
+class Painter:
+    """A method whose images a function makes."""
+
+    batch_size = 1
+
+    def __init__(self, name, draw):
+        self.name, self.draw, self.manifest = name, draw, {}
+
+    def answer(self, indices, samples):
+        return [self.draw(sample["prompt"], index) for index, sample in zip(indices, samples, strict=True)]
+
+
+class BareStore(ImageStore):
+    """Runs without a manifest."""
+
+    def begin(self, method):
+        pass
+
+
+def task_of(records=RECORDS):
+    return Task("shapes", records, judge=None)
+
+
+def draw_missing(draw, records, root, *, shard=(0, 1)):
+    """Draw what a run lacks."""
+    return run_task(task_of(records), [Painter(root.name, draw)], BareStore(root.parent), share=Share(shard))
 
 
 class StubJudge:
     """The second sample is correct, and so is everything about dogs."""
 
-    def __init__(self):
-        self.num_tests, self.seen = 0, []
+    def __init__(self, identity=IDENTITY):
+        self.num_tests, self.seen, self.identity = 0, [], identity
 
     def self_test(self):
         self.num_tests += 1
@@ -52,16 +80,16 @@ class StubJudge:
         return Verdict(right, "" if right else "wanted 1 of cow, found 0", {"cow": [[0, 0, 1, 1, 0.5]]})
 
 
-def finish_run(root, *, draw=paint, records=RECORDS, judge=None, identity=IDENTITY):
+def finish_run(root, *, draw=paint, records=RECORDS, judge=None):
     """All stages of one run; what is finished is left alone."""
 
     def checked_draw(prompt, index):
-        assert not is_finished(PromptFolder(root, index), records[index]), f"prompt {index} is computed twice"
+        assert not PromptFolder(root, index).is_finished(records[index]), f"prompt {index} is computed twice"
         return draw(prompt, index)
 
-    list(generate_missing(checked_draw, records, root))
+    list(draw_missing(checked_draw, records, root))
     folders = prompt_folders(root)
-    list(judge_missing(folders, judge or StubJudge(), identity=identity, batch_size=3))
+    list(judge_missing(folders, judge or StubJudge(), batch_size=3))
     list(score_missing(folders, "brightness", BRIGHTNESS))
     write_results(root)
     return root
@@ -84,12 +112,12 @@ SETTINGS = RunSettings(
 MODEL = {"pipeline": "Painter", "weights": "0123456789abcdef"}
 
 
-def write_run(out, settings=SETTINGS, *, shift=0, judge=None, records=RECORDS, identity=IDENTITY):
+def write_run(out, settings=SETTINGS, *, shift=0, judge=None, records=RECORDS):
     """A run with its manifest, made, judged and scored."""
-    manifest = make_manifest(settings, records=records, model=MODEL, reward=None)
+    manifest = make_manifest(settings, task=task_of(records), model=MODEL, reward=None)
     open_run(out / settings.name, manifest, about={"command": "fk-reward geneval"})
     draw = partial(paint, shift=shift)
-    return finish_run(out / settings.name, draw=draw, records=records, judge=judge, identity=identity)
+    return finish_run(out / settings.name, draw=draw, records=records, judge=judge)
 
 
 class Fool(StubJudge):

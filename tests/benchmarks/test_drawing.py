@@ -1,4 +1,4 @@
-"""What is drawn: seeds, methods and costs of the pictures, and the settings that say so."""
+"""What is drawn: seeds, methods and costs of the images, and the settings that say so."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from fk_reward import FKSteeringConfig, FKSteeringPipeline
-from fk_reward.benchmarks.geneval.generation import Cost, make_draw
-from fk_reward.benchmarks.geneval.settings import RunSettings
-from fk_reward.benchmarks.shapes_runs import particle_generators
-from tests.benchmarks.geneval.geneval_stage import BRIGHTNESS, NUM_SAMPLES
+from fk_reward.benchmarks.drawing import Cost, ImageSearch, RunSettings, particle_generators
+from tests.benchmarks.image_stage import BRIGHTNESS, NUM_SAMPLES
 
 SETTINGS = RunSettings(
     suite="shapes",
@@ -32,8 +30,19 @@ def pipe(tiny_sd):
     return pipe
 
 
-def arrays(pictures):
-    return np.stack([np.asarray(picture, dtype=np.int16) for picture in pictures])
+def make_draw(pipe, settings, *, reward):
+    """The images of a prompt, and what they cost."""
+    search = ImageSearch(pipe, settings, reward=reward)
+
+    def draw(prompt, index):
+        images, note = search.draw(prompt, index)
+        return images, Cost.of(note)
+
+    return draw
+
+
+def arrays(images):
+    return np.stack([np.asarray(image, dtype=np.int16) for image in images])
 
 
 def test_best_of_k_is_the_best_of_k_stock_pictures_and_unsteered_the_first(pipe):
@@ -46,7 +55,7 @@ def test_best_of_k_is_the_best_of_k_stock_pictures_and_unsteered_the_first(pipe)
             num_inference_steps=4,
             eta=1.0,
         ).images
-        brightest = max(stock, key=lambda picture: arrays([picture]).mean())
+        brightest = max(stock, key=lambda image: arrays([image]).mean())
         assert np.abs(arrays([best[sample]]) - arrays([brightest])).max() <= 1
         assert np.abs(arrays([single[sample]]) - arrays([stock[0]])).max() <= 1
     assert replace(cost, seconds=0.0) == Cost(model_calls=4, model_rows=48, decodes=6, reward_calls=6)
@@ -55,11 +64,11 @@ def test_best_of_k_is_the_best_of_k_stock_pictures_and_unsteered_the_first(pipe)
 
 def test_steering_uses_the_settings_of_the_sampler(pipe):
     steered = replace(SETTINGS, method="fk")
-    pictures, cost = make_draw(pipe, steered, reward=BRIGHTNESS)("a cow", 7)
+    images, cost = make_draw(pipe, steered, reward=BRIGHTNESS)("a cow", 7)
     plain, _ = make_draw(pipe, SETTINGS, reward=BRIGHTNESS)("a cow", 7)
     num_scored = len(steered.steering.scoring_steps(4)) + 1
     assert (cost.reward_calls, cost.decodes) == (6 * num_scored, 6 * num_scored)
-    assert (arrays(pictures) != arrays(plain)).any()
+    assert (arrays(images) != arrays(plain)).any()
 
 
 def test_a_picture_depends_on_its_prompt_and_sample_alone(pipe):

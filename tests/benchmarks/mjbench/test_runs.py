@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fk_reward.benchmarks.mjbench.answers import load_results, run_missing, score_questions
+from fk_reward.benchmarks import runner
+from fk_reward.benchmarks.mjbench.runs import RewardMethod, mjbench_task, score_questions
 from fk_reward.benchmarks.preferences import compares
+from fk_reward.benchmarks.runner import Share
 from fk_reward.benchmarks.store import ResultStore
 from fk_reward.rewards import CallableReward
 from fk_reward.rewards.llava_reward import LlavaReward
@@ -111,14 +113,20 @@ ROWS = [
 ]
 
 
-def run(folder, reward=BRIGHTNESS, **options):
-    store = ResultStore(folder, {"reward": "brightness"})
-    return list(run_missing(reward, table(ROWS), store, **options)), store
+def answer(reward, rows, store, *, shard=(0, 1), batch_size=16):
+    method, share = RewardMethod("brightness", reward, batch_size=batch_size), Share(shard)
+    steps = runner.run(mjbench_task(table(rows)), [method], store, share=share)
+    return [(step.done, step.todo) for step in steps]
+
+
+def run(folder, reward=BRIGHTNESS, *, shard=(0, 1), **options):
+    store = ResultStore(folder, {"reward": "brightness"}, writer=Share(shard).name)
+    return answer(reward, ROWS, store, shard=shard, **options), store
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    return load_results(run(tmp_path_factory.mktemp("whole"))[1])
+    return run(tmp_path_factory.mktemp("whole"))[1].answers()
 
 
 def test_results(expected):
@@ -143,7 +151,7 @@ def test_killed_ten_times(tmp_path, expected):
         except KeyboardInterrupt:
             num_kills += 1
     assert num_kills == 10
-    assert load_results(ResultStore(tmp_path)) == expected
+    assert ResultStore(tmp_path).answers() == expected
     assert Counter(counting.asked) == {row["caption"]: 2 for row in ROWS}, "a question has two pictures, scored once"
 
 
@@ -151,7 +159,7 @@ def test_a_run_that_forgets_what_is_done_is_noticed(tmp_path):
     counting = Counting()
     for _ in range(2):
         store = ResultStore(tmp_path / str(counting.calls), {})
-        list(run_missing(CallableReward(counting), table(ROWS), store))
+        answer(CallableReward(counting), ROWS, store)
     assert Counter(counting.asked) != {row["caption"]: 2 for row in ROWS}
 
 
@@ -163,33 +171,33 @@ def test_a_line_cut_by_a_kill_is_scored_again(tmp_path, expected, share):
     path.write_bytes(content[: int(share * len(content))])
     ((_, num_left),) = run(tmp_path, batch_size=100)[0]
     assert 0 < num_left < 60
-    assert load_results(store) == expected
+    assert store.answers() == expected
 
 
 def test_shards_share_the_work(tmp_path, expected):
     counting = Counting()
     for index in (2, 0):
         run(tmp_path, CallableReward(counting), shard=(index, 3), batch_size=7)
-    assert len(load_results(ResultStore(tmp_path))) == 40
+    assert len(ResultStore(tmp_path).answers()) == 40
     steps, store = run(tmp_path, CallableReward(counting), batch_size=16)
     assert steps == [(16, 20), (20, 20)], "whoever comes later does the rest, whatever the shards were"
-    assert load_results(store) == expected
+    assert store.answers() == expected
     assert set(Counter(counting.asked).values()) == {2}
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_batches_change_nothing(tmp_path, expected, batch_size):
-    assert load_results(run(tmp_path, batch_size=batch_size)[1]) == expected
+    assert run(tmp_path, batch_size=batch_size)[1].answers() == expected
 
 
 def test_no_results_yet(tmp_path):
     with pytest.raises(ValueError, match="no results yet"):
-        load_results(ResultStore(tmp_path, {}))
+        ResultStore(tmp_path, {}).answers()
 
 
 def test_a_broken_picture_stops_the_run_and_keeps_what_is_done(tmp_path):
     rows = [*ROWS[:2], {**ROWS[2], "image1": b"no picture"}]
     store = ResultStore(tmp_path, {})
     with pytest.raises(ValueError, match="rows:3: image of 10 bytes cannot be read"):
-        list(run_missing(BRIGHTNESS, table(rows), store, batch_size=1))
+        answer(BRIGHTNESS, rows, store, batch_size=1)
     assert len(store.load()) == 2

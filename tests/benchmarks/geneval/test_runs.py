@@ -15,13 +15,12 @@ import torch
 from diffusers import DDPMScheduler
 from typer.testing import CliRunner
 
-from fk_reward.benchmarks.geneval import generation
+from fk_reward.benchmarks.drawing import ImageSearch, load_pipe
 from fk_reward.benchmarks.geneval.prompts import color_record, single_object_record
-from fk_reward.benchmarks.geneval.settings import PRESETS, find_preset, plan_runs
-from fk_reward.benchmarks.geneval.stages import load_pipe
+from fk_reward.benchmarks.geneval.runs import PRESETS, find_preset, plan_runs
 from fk_reward.cli import app
-from tests.benchmarks.geneval.geneval_stage import SETTINGS, tree
 from tests.benchmarks.geneval.tiny_judge import write_clip, write_mask2former
+from tests.benchmarks.image_stage import SETTINGS, tree
 from tests.repository.layout import ROOT
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
@@ -58,7 +57,7 @@ def finished(options, tmp_path_factory):
     out = tmp_path_factory.mktemp("geneval")
     result = run("--out", out, *options)
     assert result.exit_code == 0, result.output
-    assert "fk-2-shapes-verifier: pictures: 5/5, 0 min left" in result.output
+    assert "fk-2-shapes-verifier: 5/5, 0 min left" in result.output
     return out
 
 
@@ -91,7 +90,7 @@ def test_all_stages(finished):
         "report.html",
     }
     rows = json.loads((finished / "report.json").read_text())["runs"]
-    assert [row["num_pictures"] for row in rows] == [10, 10, 10]
+    assert [row["num_images"] for row in rows] == [10, 10, 10]
     assert rows[2]["cost"]["reward_calls"] > rows[1]["cost"]["reward_calls"] == 2
     settings = json.loads((finished / "fk-2-shapes-verifier" / "manifest.json").read_text())["settings"]
     assert (settings["steering"]["ess_threshold"], settings["guidance_scale"], settings["num_steps"]) == (1.0, 3.0, 3)
@@ -101,7 +100,7 @@ def test_a_finished_command_does_nothing_again(copy, options, monkeypatch):
     def fail(*arguments, **settings):
         raise AssertionError("a prompt is made again")
 
-    monkeypatch.setattr(generation, "_call", fail)
+    monkeypatch.setattr(ImageSearch, "_call", fail)
     before = tree(copy)
     result = run("--out", copy, *options)
     assert result.exit_code == 0, result.output
@@ -109,25 +108,25 @@ def test_a_finished_command_does_nothing_again(copy, options, monkeypatch):
 
 
 def test_damage_is_mended(copy, finished, options):
-    picture = copy / "fk-2-shapes-verifier" / "00003" / "samples" / "0001.png"
-    picture.write_bytes(picture.read_bytes()[:-40])
+    image = copy / "fk-2-shapes-verifier" / "00003" / "samples" / "0001.png"
+    image.write_bytes(image.read_bytes()[:-40])
     (copy / "unsteered" / "00001" / "metadata.jsonl").unlink()
     assert run("--out", copy, *options).exit_code == 0
     assert without_seconds(copy) == without_seconds(finished)
 
 
-@pytest.mark.parametrize("damage", ["picture", "record", "prompt"])
+@pytest.mark.parametrize("damage", ["image", "record", "prompt"])
 def test_damage_is_named_where_nothing_is_generated(copy, options, damage):
     prompt = copy / "fk-2-shapes-verifier" / "00003"
-    if damage == "picture":
-        picture = prompt / "samples" / "0001.png"
-        picture.write_bytes(picture.read_bytes()[:-40])
+    if damage == "image":
+        image = prompt / "samples" / "0001.png"
+        image.write_bytes(image.read_bytes()[:-40])
     elif damage == "record":
         (prompt / "metadata.jsonl").unlink()
     else:
         shutil.rmtree(prompt)
     messages = {
-        "picture": "0001.png cannot be read",
+        "image": "0001.png cannot be read",
         "record": "metadata.jsonl is missing",
         "prompt": "00003 is missing",
     }
@@ -240,5 +239,5 @@ def test_two_processes_make_what_one_makes(finished, options, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "fk-2-shapes-verifier: pictures: 3/3" in result.stdout, "the first process has three of five prompts"
+    assert "fk-2-shapes-verifier: 3/3" in result.stdout, "the first process has three of five prompts"
     assert without_seconds(tmp_path / "two") == without_seconds(finished)

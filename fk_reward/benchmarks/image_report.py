@@ -5,52 +5,88 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from fk_reward.benchmarks.geneval.page import html_report
-from fk_reward.benchmarks.geneval.results import OVERALL, Ends, RunResult, read_runs, summarize
-from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Table, markdown_report
+from fk_reward.benchmarks.image_results import RunResult, compare_methods, read_runs, summarize
+from fk_reward.benchmarks.page import html_report
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, markdown_report
+from fk_reward.benchmarks.statistics import OVERALL, Ends
 from fk_reward.durable_files import cosmetic, write_whole
 from fk_reward.text import markdown_text
 
 RUN_COLUMNS = (Column("method"), Column("reward"), Column("num_particles", "K", "{:d}"))
 COUNT_COLUMNS = (
-    Column("correct_prompts", "prompts with a correct picture", "{:.3f}"),
+    Column("correct_prompts", "prompts with a correct image", "{:.3f}"),
     Column("num_prompts", "prompts", "{:d}"),
-    Column("num_pictures", "pictures", "{:d}"),
+    Column("num_images", "images", "{:d}"),
 )
 COST_COLUMNS = (
     Column("model_calls", "denoiser calls", "{:.1f}"),
     Column("model_rows", "denoiser rows", "{:.1f}"),
     Column("decodes", style="{:.1f}"),
-    Column("reward_calls", "pictures scored", "{:.1f}"),
+    Column("reward_calls", "images scored", "{:.1f}"),
     Column("seconds", style="{:.2f}"),
 )
+POPULATION_COLUMNS = (
+    Column("num_ancestors", "ancestors left", "{:.2f}"),
+    Column("reward_spread", "reward spread", "{:.3f}"),
+    Column("distance", "pixel distance", "{:.3f}"),
+)
+DIFFERENCE_COLUMNS = (Column("run"), Column("minus"))
+RATIO = "{:.2f} [{:.2f}, {:.2f}]"
 
 
-def report_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The tables of `summarize`'s rows that have something in them, the intervals as text.
+def report_tables(rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]] = ()) -> list[Table]:
+    """The tables that have something in them, the intervals as text.
 
     Args:
         rows: of `summarize`.
+        differences: of `compare_methods`.
     """
     tasks = list(dict.fromkeys(task for row in rows for task in row["accuracy"] if task != OVERALL))
     accuracy = (Column(OVERALL, "overall [95 %]"), *(Column(task, task.replace("_", " ")) for task in tasks))
-    rewards = tuple(Column(name, f"{name} [95 %]") for name in dict.fromkeys(n for row in rows for n in row["scores"]))
+    rewards = _interval_columns(rows, "scores")
     gains = [_gain_cells(row) for row in rows if row["difference"] is not None]
     scored = [row for row in rows if any(row["score_differences"].values())]
     tables = [
         Table("Accuracy", RUN_COLUMNS + accuracy + COUNT_COLUMNS, [_accuracy_cells(row) for row in rows]),
         Table("Paired differences of accuracy to unsteered", RUN_COLUMNS + accuracy, gains),
+        Table(
+            "Paired differences of accuracy at equal K",
+            DIFFERENCE_COLUMNS + accuracy,
+            [_gain_cells(row) for row in differences],
+        ),
         Table("Mean rewards", RUN_COLUMNS + rewards, [_cells(row, row["scores"], RANGE) for row in rows if rewards]),
         Table(
             "Paired differences of rewards to unsteered",
             RUN_COLUMNS + rewards,
             [_cells(row, row["score_differences"], CHANGE) for row in scored],
         ),
-        Table("Cost of a picture", RUN_COLUMNS + COST_COLUMNS, [{**row, **row["cost"]} for row in rows if row["cost"]]),
+        _flag_table(rows),
+        Table(
+            "Populations",
+            RUN_COLUMNS + POPULATION_COLUMNS,
+            [{**row, **row["population"]} for row in rows if row["population"]],
+        ),
+        Table("Cost of an image", RUN_COLUMNS + COST_COLUMNS, [{**row, **row["cost"]} for row in rows if row["cost"]]),
     ]
     return [table for table in tables if table.rows]
+
+
+def _interval_columns(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Column, ...]:
+    """A column for each name that some row has an interval of."""
+    return tuple(Column(name, f"{name} [95 %]") for name in dict.fromkeys(n for row in rows for n in row[key]))
+
+
+def _flag_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """How often images have what else the judge looks for."""
+    rates = _interval_columns(rows, "flags")
+    ratios = tuple(Column(f"{rate.key} ratio", f"{rate.key}, ratio to unsteered [95 %]") for rate in rates)
+    cells = []
+    for row in (row for row in rows if row["flags"]):
+        found = {f"{name} ratio": ratio for name, ratio in row["flag_ratios"].items()}
+        cells.append(_cells(_cells(row, row["flags"], RANGE), found, RATIO))
+    return Table("Flagged images", RUN_COLUMNS + rates + ratios, cells)
 
 
 def _accuracy_cells(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,20 +110,6 @@ def _text(ends: Ends, style: str) -> str:
     return style.format(estimate, (high - low) / 2) if "±" in style else style.format(estimate, low, high)
 
 
-class Report(NamedTuple):
-    """A report that has been written.
-
-    Attributes:
-        title: what was run.
-        tables: its tables.
-        files: the files.
-    """
-
-    title: str
-    tables: list[Table]
-    files: tuple[Path, ...]
-
-
 def write_report(folder: Path, *, num_shown: int = 60) -> Report:
     """Write the report of all runs in a folder: the figures first, then the page that shows them.
 
@@ -95,17 +117,17 @@ def write_report(folder: Path, *, num_shown: int = 60) -> Report:
     written.
 
     Args:
-        folder: holds the runs, or is itself a folder of pictures in GenEval's layout.
-        num_shown: prompts whose pictures the HTML page shows.
+        folder: holds the runs, or is itself a folder of images in GenEval's layout.
+        num_shown: prompts whose images the HTML page shows.
 
     Raises:
         FileNotFoundError: no runs.
-        ValueError: pictures that are not judged, or runs that cannot be compared.
+        ValueError: images that are not judged, or runs that cannot be compared.
     """
     runs = read_runs(folder)
-    rows = summarize(runs)
-    title, facts, tables = _title(runs), _facts(runs), report_tables(rows)
-    summary = {"title": title, "judge": runs[0].judge, "runs": rows}
+    rows, differences = summarize(runs), compare_methods(runs)
+    title, facts, tables = _title(runs), _facts(runs), report_tables(rows, differences)
+    summary = {"title": title, "judge": runs[0].judge, "runs": rows, "differences": differences}
     markdown = f"# {markdown_text(title)}\n\n{markdown_text(facts)}\n\n{markdown_report(tables)}"
     files = [folder / name for name in ("report.json", "report.md", "report.html")]
     write_whole(files[0], json.dumps(summary, indent=2) + "\n")
@@ -128,9 +150,9 @@ def _title(runs: Sequence[RunResult]) -> str:
 
 def _facts(runs: Sequence[RunResult]) -> str:
     settings, run = _settings(runs), runs[0]
-    num_prompts = len({picture.index for picture in run.pictures})
+    num_prompts = len({image.index for image in run.images})
     details = ", ".join(f"{name} {value}" for name, value in run.judge.items() if name != "judge")
-    facts = f"{num_prompts} prompts, {len(run.pictures)} pictures a run, judged by {run.judge['judge']} ({details})."
+    facts = f"{num_prompts} prompts, {len(run.images)} images a run, judged by {run.judge['judge']} ({details})."
     if settings is not None:
         guidance = settings.pop("guidance_scale")
         facts += f" {settings['num_steps']} steps, guidance {guidance or 'of the pipeline'}, seed {settings['seed']}."

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from PIL import Image
 
-from fk_reward.benchmarks.geneval.layout import read_picture
-from fk_reward.benchmarks.geneval.results import OVERALL, Ends, PictureResult, RunResult
-from fk_reward.benchmarks.geneval.settings import UNSTEERED
+from fk_reward.benchmarks.drawing import UNSTEERED
+from fk_reward.benchmarks.image_results import ImageResult, RunResult
+from fk_reward.benchmarks.image_store import read_sample
 from fk_reward.benchmarks.report import Table
+from fk_reward.benchmarks.statistics import OVERALL, Ends
 from fk_reward.text import as_plain_text
 
 PAGE = """<!DOCTYPE html>
@@ -36,11 +37,11 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left;
 th { border-bottom: 2px solid #888; font-weight: 600; }
 .numbers td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .wide { overflow-x: auto; }
-.pictures img { display: block; width: {{ width }}px; border: 3px solid; image-rendering: {{ rendering }}; }
+.images img { display: block; width: {{ width }}px; border: 3px solid; image-rendering: {{ rendering }}; }
 .right img { border-color: #2a7d4f; }
 .wrong img { border-color: #b5172f; }
-.pictures td { max-width: {{ width + 30 }}px; font-size: 13px; }
-.pictures small { white-space: pre-line; color: #555; }
+.images td { max-width: {{ width + 30 }}px; font-size: 13px; }
+.images small { white-space: pre-line; color: #555; }
 pre { background: #f5f5f2; padding: .7rem; overflow-x: auto; font-size: 12px; }
 </style>
 </head>
@@ -58,12 +59,12 @@ pre { background: #f5f5f2; padding: .7rem; overflow-x: auto; font-size: 12px; }
 {% endfor %}
 <h2>Accuracy against K and cost</h2>
 <p>{% for name, source in plots.items() %}<img src="{{ source }}" alt="Accuracy against {{ name }}"> {% endfor %}</p>
-<h2>Pictures</h2>
-<p>The first picture of the first prompts of each task: {{ num_shown }} of {{ num_prompts }} prompts. A green border
-is a picture that the judge calls correct.</p>
+<h2>Images</h2>
+<p>The first image of the first prompts of each task: {{ num_shown }} of {{ num_prompts }} prompts. A green border
+is an image that the judge calls correct.</p>
 {% for task, prompts in gallery.items() %}
 <h3>{{ task.replace("_", " ") }}</h3>
-<div class="wide"><table class="pictures">
+<div class="wide"><table class="images">
 <tr><th>prompt</th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for prompt, cells in prompts %}
 <tr><td>{{ prompt }}</td>
@@ -87,7 +88,7 @@ is a picture that the judge calls correct.</p>
 
 
 Row = Mapping[str, Any]
-PARTICLES = "K, particles of a picture"
+PARTICLES = "K, particles of an image"
 APART = 1.04
 """Factor by which lines stand aside on the axis of K, so that their intervals do not hide one another."""
 
@@ -106,8 +107,8 @@ def accuracy_plots(rows: Sequence[Row]) -> dict[str, bytes]:
     by_rows = [(row, row["cost"]["model_rows"]) for row in rows if row["cost"] is not None]
     points = {
         PARTICLES: by_particles,
-        "denoiser rows of a picture": by_rows,
-        "seconds of a picture": by_seconds,
+        "denoiser rows of an image": by_rows,
+        "seconds of an image": by_seconds,
     }
     return {name: _png(_plot(name, places)) for name, places in points.items() if places}
 
@@ -163,7 +164,7 @@ def _png(figure: Figure) -> bytes:
 
 
 MAX_SIDE = 224
-"""Pictures are shown at most this large, in pixels; larger ones are embedded as JPEG files of this size."""
+"""Images are shown at most this large, in pixels; larger ones are embedded as JPEG files of this size."""
 
 
 def html_report(
@@ -183,11 +184,11 @@ def html_report(
         tables: of `report_tables`.
         title: heading.
         facts: a sentence below it.
-        num_shown: prompts whose pictures are shown, the same number of each task.
+        num_shown: prompts whose images are shown, the same number of each task.
     """
     gallery = _gallery(runs, num_shown)
     shown = [prompt for prompts in gallery.values() for prompt in prompts]
-    small = read_picture(runs[0].pictures[0].path).width < MAX_SIDE
+    small = read_sample(runs[0].images[0].path).width < MAX_SIDE
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(PAGE).render(
         title=title,
@@ -205,35 +206,35 @@ def html_report(
 
 
 def _gallery(runs: Sequence[RunResult], num_shown: int) -> dict[str, list[tuple[str, list[dict[str, Any]]]]]:
-    """Task -> prompts with a cell for each run that has the prompt's first picture."""
-    firsts = [picture for picture in runs[0].pictures if picture.sample == 0]
-    tasks: dict[str, list[PictureResult]] = {}
-    for picture in firsts:
-        tasks.setdefault(picture.tag, []).append(picture)
+    """Task -> prompts with a cell for each run that has the prompt's first image."""
+    firsts = [image for image in runs[0].images if image.sample == 0]
+    tasks: dict[str, list[ImageResult]] = {}
+    for image in firsts:
+        tasks.setdefault(image.tag, []).append(image)
     of_each = max(1, num_shown // len(tasks))
     return {
         task: [(first.prompt, [_cell(run.by_place.get((first.index, 0), first)) for run in runs]) for first in some]
-        for task, some in ((task, pictures[:of_each]) for task, pictures in tasks.items())
+        for task, some in ((task, images[:of_each]) for task, images in tasks.items())
     }
 
 
-def _cell(picture: PictureResult) -> dict[str, Any]:
-    shown = {"correct": picture.correct, "reason": picture.reason, "scores": picture.scores}
-    return {**shown, "source": embedded_picture(picture.path)}
+def _cell(image: ImageResult) -> dict[str, Any]:
+    shown = {"correct": image.correct, "reason": image.reason, "scores": image.scores}
+    return {**shown, "source": embedded_image(image.path)}
 
 
-def embedded_picture(path: Path) -> str:
-    """A picture as a data URI: as it is where it is small, else as a small JPEG file.
+def embedded_image(path: Path) -> str:
+    """An image as a data URI: as it is where it is small, else as a small JPEG file.
 
     Raises:
         ValueError: a damaged file.
     """
-    picture = read_picture(path)
-    if max(picture.size) <= MAX_SIDE:
+    image = read_sample(path)
+    if max(image.size) <= MAX_SIDE:
         return _data_uri(path.read_bytes(), "png")
-    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=85)
+    image.save(buffer, format="JPEG", quality=85)
     return _data_uri(buffer.getvalue(), "jpeg")
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fk_reward import FKSteeringConfig
-from fk_reward.benchmarks.geneval.report import write_report
-from fk_reward.benchmarks.geneval.results import read_runs
-from tests.benchmarks.geneval import geneval_stage
-from tests.benchmarks.geneval.geneval_stage import RECORDS, SETTINGS, write_run, write_two_runs
+from fk_reward.benchmarks.image_report import write_report
+from fk_reward.benchmarks.image_results import read_runs
+from tests.benchmarks import image_stage
+from tests.benchmarks.image_stage import RECORDS, SETTINGS, write_run, write_two_runs
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_figures(out):
         "Paired differences of accuracy to unsteered",
         "Mean rewards",
         "Paired differences of rewards to unsteered",
-        "Cost of a picture",
+        "Cost of an image",
     ]
     text = (out / "report.md").read_text()
     assert "| fk | brightness | 4 | 1.000 [1.000, 1.000] | 1.00 ± 0.00 | 1.00 ± 0.00 | 1.000 | 4 | 8 |" in text
@@ -60,7 +60,7 @@ def test_overall_is_the_mean_of_the_tasks_not_of_the_pictures(tmp_path):
 
 
 def test_one_picture_of_a_task_tells_nothing_of_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(geneval_stage, "NUM_SAMPLES", 1)
+    monkeypatch.setattr(image_stage, "NUM_SAMPLES", 1)
     write_run(tmp_path, replace(SETTINGS, num_samples=1), records=RECORDS[:3])
     report = write_report(tmp_path)
     accuracy = json.loads((tmp_path / "report.json").read_text())["runs"][0]["accuracy"]
@@ -76,14 +76,14 @@ def test_one_picture_of_a_task_tells_nothing_of_others(tmp_path, monkeypatch):
 
 
 def official_summary(path):
-    """The figures of GenEval's `summary_scores.py`, in our words: overall score, and shares of pictures and prompts."""
+    """The figures of GenEval's `summary_scores.py`, in our words: overall score, and shares of images and prompts."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     tasks, prompts = {}, {}
     for line in lines:
         tasks.setdefault(line["tag"], []).append(line["correct"])
         prompts.setdefault(line["metadata"], []).append(line["correct"])
-    pictures = np.mean([line["correct"] for line in lines])
-    return np.mean([np.mean(task) for task in tasks.values()]), pictures, np.mean([any(p) for p in prompts.values()])
+    images = np.mean([line["correct"] for line in lines])
+    return np.mean([np.mean(task) for task in tasks.values()]), images, np.mean([any(p) for p in prompts.values()])
 
 
 def test_results_are_in_the_official_format(out):

@@ -1,0 +1,367 @@
+"""Methods that draw: a search with its sampling settings, the images of a prompt, and what they cost."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from torch import Generator, Tensor
+
+from fk_reward.benchmarks.image_store import records_digest
+from fk_reward.benchmarks.statistics import mean_pairwise_distance
+from fk_reward.benchmarks.store import weights_digest
+from fk_reward.pipelines.batching import BatchSizes
+from fk_reward.rewards import CallableReward, Reward
+from fk_reward.rewards.inputs import in_order
+from fk_reward.sampling.counterparts import noise_levels
+from fk_reward.sampling.stochasticity import takes_argument
+from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.version import __version__
+
+if TYPE_CHECKING:
+    from fk_reward.benchmarks.task import Task
+    from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
+
+logger = logging.getLogger(__name__)
+
+UNSTEERED, BEST, STEERED = "unsteered", "best-of-k", "fk"
+METHODS = (UNSTEERED, BEST, STEERED)
+SCHEDULERS = ("auto", "ddim")
+PACKAGES = ("torch", "diffusers", "transformers")
+_SEED_STRIDE = 1_000_003  # a prime far above the number of particles
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """One way to make the images of a suite.
+
+    Attributes:
+        suite: name of the suite.
+        model: name, hub id or folder of the text-to-image model.
+        revision: of the model on the hub; None for the newest.
+        method: one of `METHODS`. `best-of-k` draws K independent images, `fk` steers K particles; of both the image of
+            the highest reward is kept.
+        reward: steers and selects; None if and only if unsteered.
+        steering: settings of the sampler, K among them.
+        scheduler: `"auto"`, the model's own where it can be steered, else a stochastic one; `"ddim"`, DDIM.
+        solver: name of a solver that draws all images in place of the scheduler; None for none.
+        preview: name of the decoder of the scoring steps; None for the model's own.
+        num_steps: scheduler steps.
+        guidance_scale: of classifier-free guidance; None for the solver's, or the pipeline's default.
+        num_samples: images of each prompt, each from a population of its own.
+        seed: of the first sample; sample s is the first one of seed + s.
+        batch_size: most particles in one call, the samples of a prompt together.
+        batch_sizes: most particles, latents and images that the denoiser, the decoder and the reward take at once.
+        diversity: whether to measure how different the finished particles of a population are, for which all of their
+            images are fetched.
+
+    Raises:
+        ValueError: a setting out of range, or settings that do not go together.
+
+    Example:
+        >>> options = {"suite": "shapes", "model": "shapes-sd", "steering": FKSteeringConfig(num_particles=8)}
+        >>> run = RunSettings(**options, method="fk", reward="shapes-clipscore", num_steps=50)
+        >>> run.name, run.unsteered().name
+        ('fk-8-shapes-clipscore', 'unsteered')
+    """
+
+    suite: str
+    model: str
+    method: str
+    steering: FKSteeringConfig
+    num_steps: int
+    reward: str | None = None
+    revision: str | None = None
+    scheduler: str = "auto"
+    solver: str | None = None
+    preview: str | None = None
+    guidance_scale: float | None = None
+    num_samples: int = 4
+    seed: int = 0
+    batch_size: int = 16
+    batch_sizes: BatchSizes = field(default_factory=BatchSizes)
+    diversity: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("method", self.method, METHODS)
+        _check_choice("scheduler", self.scheduler, SCHEDULERS)
+        for name in ("num_steps", "num_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} should be at least 1, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise ValueError(f"seed should be at least 0, got {self.seed}.")
+        if self.solver is not None and self.scheduler != "auto":
+            raise ValueError(f"A solver brings its scheduler: leave out scheduler={self.scheduler!r} or the solver.")
+        if (self.method == UNSTEERED) != (self.reward is None):
+            raise ValueError(f"A reward goes with every method but {UNSTEERED}; got {self.reward!r} for {self.method}.")
+        self._check_particles()
+
+    def _check_particles(self) -> None:
+        num_particles = self.steering.num_particles
+        if (self.method == UNSTEERED) != (num_particles == 1):
+            raise ValueError(f"{UNSTEERED} has one particle, other methods more; got {num_particles}: {self.method}.")
+        if self.batch_size < num_particles:
+            raise ValueError(f"batch_size should hold a sample's {num_particles} particles, got {self.batch_size}.")
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder: method, K and reward."""
+        if self.reward is None:
+            return self.method
+        slug = re.sub(r"[^\w.@-]+", "_", self.reward).strip("_")
+        if slug != self.reward:  # two compositions may differ in their signs alone
+            slug = f"{slug[:60]}-{hashlib.sha256(self.reward.encode()).hexdigest()[:6]}"
+        return f"{self.method.removesuffix('-k')}-{self.steering.num_particles}-{slug}"
+
+    def unsteered(self) -> RunSettings:
+        """The unsteered run to compare this one with: the first particle of each of its populations."""
+        return replace(self, method=UNSTEERED, reward=None, steering=replace(self.steering, num_particles=1))
+
+    @property
+    def sampler(self) -> FKSteeringConfig:
+        """Settings of the sampler as this method uses them: plain images unless steered."""
+        if self.method == STEERED:
+            return self.steering
+        return FKSteeringConfig(num_particles=self.steering.num_particles, num_resamples=0, reward_scale=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, with the sampler's settings as this method uses them."""
+        return {**asdict(self), "steering": self.sampler.to_dict()}
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} should be one of {', '.join(choices)}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the images of one prompt cost.
+
+    Attributes:
+        model_calls: forward passes of the denoiser.
+        model_rows: rows of their batches; guidance doubles them.
+        decodes: images decoded, predictions among them.
+        reward_calls: images scored by the reward that steers or selects.
+        seconds: wall clock.
+    """
+
+    model_calls: int = 0
+    model_rows: int = 0
+    decodes: int = 0
+    reward_calls: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, note: Mapping[str, Any]) -> Cost:
+        """The cost in a note of a prompt."""
+        return cls(**{name: note[name] for name in cls.__dataclass_fields__})
+
+    def __add__(self, other: Cost) -> Cost:
+        """The cost of both."""
+        return Cost(*(ours + theirs for ours, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+class ImageSearch:
+    """A search on a pipeline, as a method of `runner.run`: it answers a prompt with images.
+
+    Particle k of sample s starts from a seed of (seed + s, index of the prompt, k) alone. So images depend neither on
+    the other prompts nor on how they are divided among processes, and `unsteered` is the first of `best-of-k`.
+
+    Args:
+        pipe: of `settings.model`, as `load_pipe` gives it.
+        settings: of the run.
+        reward: the one named there; None where none is.
+        manifest: of `make_manifest`.
+    """
+
+    batch_size = 1
+
+    def __init__(
+        self,
+        pipe: FKSteeringPipeline,
+        settings: RunSettings,
+        *,
+        reward: Reward | None,
+        manifest: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.pipe, self.settings, self.reward = pipe, settings, reward
+        self.name, self.manifest = settings.name, dict(manifest or {})
+
+    def answer(
+        self, indices: Sequence[int], samples: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[list[Image.Image], dict[str, Any]]]:
+        """Draw the images of some prompts; with those of each goes a note: their cost, and the populations' figures."""
+        return [self.draw(sample["prompt"], index) for index, sample in zip(indices, samples, strict=True)]
+
+    def draw(self, prompt: str, index: int) -> tuple[list[Image.Image], dict[str, Any]]:
+        """Draw the images of one prompt.
+
+        Args:
+            prompt: the prompt.
+            index: its place in the suite.
+        """
+        settings = self.settings
+        self.pipe.reward = indifferent_reward() if self.reward is None else self.reward
+        images: list[Image.Image] = []
+        cost, populations = Cost(), []
+        per_call = settings.batch_size // settings.sampler.num_particles
+        for first in range(0, settings.num_samples, per_call):
+            samples = range(first, min(first + per_call, settings.num_samples))
+            output = self._call(prompt, index, samples)
+            if output.nsfw_content_detected is not None and any(output.nsfw_content_detected):
+                logger.warning("Prompt %d: the safety checker has blackened an image, which will be judged.", index)
+            images += output.images[:: len(output.images) // len(samples)]
+            cost += self._cost(output)
+            populations += self._populations(output)
+        return images, {**asdict(cost), **_means(populations)}
+
+    def _call(self, prompt: str, index: int, samples: Sequence[int]) -> FKSteeringOutput:
+        settings = self.settings
+        guidance = {} if settings.guidance_scale is None else {"guidance_scale": settings.guidance_scale}
+        size = settings.sampler.num_particles
+        generators = [particle_generators(settings.seed + sample, [index], size) for sample in samples]
+        finished = (settings.sampler.final_particles or size) if settings.diversity else 1
+        return self.pipe(
+            [prompt] * len(samples),
+            steering=settings.sampler,
+            generator=[generator for group in generators for generator in group],
+            num_images_per_prompt=finished,
+            num_inference_steps=settings.num_steps,
+            **guidance,
+        )
+
+    def _cost(self, output: FKSteeringOutput) -> Cost:
+        trace = output.trace
+        return Cost(
+            model_calls=trace.num_model_calls,
+            model_rows=trace.num_model_rows,
+            decodes=trace.num_decode_calls,
+            reward_calls=0 if self.reward is None else trace.num_reward_calls,
+            seconds=trace.seconds,
+        )
+
+    def _populations(self, output: FKSteeringOutput) -> list[dict[str, float]]:
+        """Figures of the population of each sample."""
+        trace, figures = output.trace, []
+        for group, rewards in enumerate(trace.steps[-1].rewards):
+            figure = {"num_ancestors": float(len(trace.lineage(group)[0].unique()))}
+            if self.reward is not None and len(rewards) > 1 and rewards.isfinite().all():
+                figure["reward_spread"] = float(rewards.std())
+            if self.settings.diversity and len(rewards) > 1:
+                images = output.images[group * len(rewards) : (group + 1) * len(rewards)]
+                figure["distance"] = mean_pairwise_distance(in_order(images))
+            figures.append(figure)
+        return figures
+
+
+def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of what every population has."""
+    names = [name for name in figures[0] if all(name in figure for figure in figures)]
+    return {name: sum(figure[name] for figure in figures) / len(figures) for name in names}
+
+
+def particle_generators(seed: int, prompt_indices: Sequence[int], num_particles: int) -> list[Generator]:
+    """One generator for each particle, from its seed, prompt and place alone: K particles are the first K of any more.
+
+    Example:
+        >>> few, many = particle_generators(0, [7], 2), particle_generators(0, [3, 7], 4)
+        >>> few[1].initial_seed() == many[5].initial_seed()
+        True
+    """
+    seeds = [
+        ((seed * _SEED_STRIDE) + prompt) * _SEED_STRIDE + k for prompt in prompt_indices for k in range(num_particles)
+    ]
+    return [Generator().manual_seed(value) for value in seeds]
+
+
+def indifferent_reward() -> CallableReward:
+    """A reward without a preference, for images that no reward steers.
+
+    Example:
+        >>> indifferent_reward()(torch.rand(2, 3, 8, 8), "anything")
+        tensor([0., 0.])
+    """
+    return CallableReward(_zeros, "none")
+
+
+def _zeros(images: Tensor, prompts: list[str]) -> Tensor:  # noqa: ARG001 (the signature of all rewards)
+    return torch.zeros(len(images), device=images.device)
+
+
+def load_pipe(settings: RunSettings, *, device: str, dtype: torch.dtype) -> FKSteeringPipeline:
+    """The model of a run, with its scheduler or solver, its preview and without progress bars.
+
+    Raises:
+        ValueError: DDIM for a model that was not trained on a noise schedule, such as a flow-matching one.
+    """
+    from fk_reward.pipelines import FKSteeringPipeline
+    from fk_reward.pipelines.schedulers import resolve_solver
+
+    pipe = FKSteeringPipeline.from_pretrained(
+        settings.model, reward=indifferent_reward(), torch_dtype=dtype, revision=settings.revision
+    )
+    if settings.scheduler == "ddim":
+        ddim = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, set_alpha_to_one=False)
+        own, levels = noise_levels(pipe.scheduler), noise_levels(ddim)
+        if own is None or levels is None or not own.equal(levels):  # flow models may have betas in their config, too
+            raise ValueError(f"{settings.model} has no noise schedule that DDIM could follow; choose scheduler auto.")
+        pipe.scheduler = ddim
+    pipe.set_progress_bar_config(disable=True)
+    pipe = pipe.to(device)
+    pipe.solver, pipe.preview = resolve_solver(settings.solver), settings.preview
+    pipe.batch_sizes = settings.batch_sizes
+    return pipe
+
+
+def make_manifest(
+    settings: RunSettings, *, task: Task[Mapping[str, Any]], model: Mapping[str, Any], reward: Reward | None
+) -> dict[str, Any]:
+    """What the images of a run depend on, as JSON.
+
+    Args:
+        settings: of the run.
+        task: whose prompts are drawn.
+        model: of `describe_model`.
+        reward: the one that steers.
+    """
+    weights = None if reward is None else weights_digest([reward])
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {
+        "settings": settings.to_dict(),
+        "suite": {"name": task.name, "num_prompts": len(task.samples), "digest": records_digest(task.samples)},
+        "model": dict(model),
+        "reward": {"name": settings.reward, "weights": weights},
+        "versions": {"fk_reward": __version__, **versions},
+    }
+
+
+def describe_model(pipe: FKSteeringPipeline) -> dict[str, Any]:
+    """Classes, weights, precision and place of a pipeline; its commit on the hub where it comes from there."""
+    preview = {} if pipe.preview is None else {"preview": weights_digest([pipe.preview])}
+    return {
+        "pipeline": type(pipe.pipe).__name__,
+        "scheduler": type(pipe.scheduler).__name__,
+        "eta": 1.0 if takes_argument(pipe.scheduler, "eta") else None,
+        "commit": hub_commit(pipe),
+        "weights": weights_digest([dict(pipe.components)]),
+        "dtype": str(pipe.dtype),
+        "device": pipe.device.type,
+        **preview,
+    }
+
+
+def hub_commit(pipe: FKSteeringPipeline) -> str | None:
+    """Commit of a pipeline on the hub, whose cache names its folders after commits; None for one of another source."""
+    configs = [getattr(part, "config", None) for part in pipe.components.values()]
+    sources = [str(getattr(config, "_name_or_path", "")) for config in configs]
+    found = [match[1] for source in sources if (match := re.search(r"snapshots/([0-9a-f]{40})", source))]
+    return found[0] if found else None

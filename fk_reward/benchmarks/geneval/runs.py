@@ -1,0 +1,273 @@
+"""A GenEval run: presets of papers, the methods that a person asks for, and the stages generate, judge and report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fk_reward.benchmarks.drawing import (
+    METHODS,
+    UNSTEERED,
+    ImageSearch,
+    RunSettings,
+    describe_model,
+    load_pipe,
+    make_manifest,
+)
+from fk_reward.benchmarks.geneval.suites import SuiteOptions, find_suite
+from fk_reward.benchmarks.image_report import Report, write_report
+from fk_reward.benchmarks.image_store import ImageStore
+from fk_reward.benchmarks.judging import judge_runs, score_runs
+from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch
+from fk_reward.benchmarks.task import SelfTestError, Task
+from fk_reward.rewards import load_reward
+from fk_reward.search.feynman_kac import FKSteeringConfig, config_fields
+from fk_reward.terminal import open_console
+
+if TYPE_CHECKING:
+    import torch
+
+STAGES = ("generate", "judge", "report")
+
+FK_STEERING = FKSteeringConfig(
+    num_particles=4, potential="max", reward_scale=10.0, resample_start=0.2, resample_stop=0.8, num_resamples=4
+)
+"""Four particles, scored at 20, 40, 60 and 80 of 100 steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings of a paper.
+
+    Attributes:
+        source: where they come from, and what the source leaves open.
+        model: the first of the models that the paper steers.
+        reward: the reward that steers.
+        num_steps: scheduler steps.
+        scheduler: DDIM, which runs with eta 1.
+        num_samples: images of a prompt.
+        steering: settings of the sampler.
+    """
+
+    source: str
+    reward: str
+    model: str = "sd-2.1"
+    num_steps: int = 100
+    scheduler: str = "ddim"
+    num_samples: int = 4
+    steering: FKSteeringConfig = FK_STEERING
+
+
+PRESETS: dict[str, Preset] = {
+    "fk-paper": Preset(
+        source="Singhal et al. 2025, arXiv 2501.06848: text-to-image experiments. Four images of a prompt, as in "
+        "GenEval's own script; resampled where the ESS falls below half of K.",
+        reward="imagereward",
+    ),
+    "llava-reward-paper": Preset(
+        source="Zhou et al. 2025, arXiv 2507.21391: inference-time scaling with FK steering's public code. Settings of "
+        "the sampler are fk-paper's; lambda 10 is one over the temperature 0.1 that the reward was trained with.",
+        reward="llava-reward-alignment",
+    ),
+}
+"""Name -> settings."""
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of a name.
+
+    Raises:
+        ValueError: unknown; the message lists the names.
+
+    Example:
+        >>> preset = find_preset("fk-paper")
+        >>> preset.steering.scoring_steps(preset.num_steps), preset.steering.reward_scale, preset.steering.potential
+        ((20, 40, 60, 80), 10.0, 'max')
+    """
+    if name not in PRESETS:
+        raise ValueError(f"Unknown preset {name!r}; there are {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+ROWS = 16
+"""Particles in one call, unless a sample has more."""
+
+
+def plan_runs(
+    suite: str, *, methods: Sequence[str] = METHODS, preset: Preset | None = None, typed: Mapping[str, Any]
+) -> list[RunSettings]:
+    """The runs: each method, and those with a reward for each reward and K.
+
+    Args:
+        suite: name of the suite.
+        methods: of `METHODS`.
+        preset: settings of a paper.
+        typed: what a person has set, which goes before the preset and the suite's defaults: fields of `RunSettings`
+            and of `FKSteeringConfig`; `rewards`, names; `num_particles`, several K.
+
+    Returns:
+        Unsteered first, then by K.
+
+    Raises:
+        ValueError: settings that do not go together, or no reward.
+
+    Example:
+        >>> [run.name for run in plan_runs("shapes", typed={"num_particles": (2, 4), "rewards": ("clipscore",)})]
+        ['unsteered', 'best-of-2-clipscore', 'fk-2-clipscore', 'best-of-4-clipscore', 'fk-4-clipscore']
+    """
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise ValueError(f"method should be one of {', '.join(METHODS)}, got {unknown[0]!r}.")
+    steering = (FKSteeringConfig() if preset is None else preset.steering).to_dict()
+    options: dict[str, Any] = {"rewards": (), "num_particles": (steering.pop("num_particles"),), "batch_size": ROWS}
+    options |= {**find_suite(suite).defaults, **_preset_options(preset), **_solver_options(typed), **typed}
+    steering |= {name: options.pop(name) for name in config_fields() if name in options and name != "num_particles"}
+    rewards, sizes, rows = (options.pop(name) for name in ("rewards", "num_particles", "batch_size"))
+    steered = [method for method in METHODS if method in methods and method != UNSTEERED]
+    if steered and not rewards:
+        raise ValueError(f"Name a reward (--reward) for {', '.join(steered)}.")
+    single = FKSteeringConfig(**steering, num_particles=1)
+    runs = [RunSettings(suite=suite, method=UNSTEERED, steering=single, batch_size=rows, **options)]
+    for size in sorted(sizes):
+        shared: dict[str, Any] = {"steering": replace(single, num_particles=size), "batch_size": max(rows, size)}
+        runs += [replace(runs[0], method=method, reward=name, **shared) for name in rewards for method in steered]
+    return runs if UNSTEERED in methods else runs[1:]
+
+
+def _preset_options(preset: Preset | None) -> dict[str, Any]:
+    if preset is None:
+        return {}
+    names = ("model", "num_steps", "scheduler", "num_samples")
+    return {"rewards": (preset.reward,), **{name: getattr(preset, name) for name in names}}
+
+
+def _solver_options(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """A solver's number of steps; its guidance, where it has one, is left to the pipeline."""
+    from fk_reward.pipelines.schedulers import resolve_solver
+
+    solver = resolve_solver(typed.get("solver"))
+    if solver is None:
+        return {}
+    guidance = {} if solver.guidance_scale is None else {"guidance_scale": None}
+    return {"scheduler": "auto", "num_steps": solver.num_inference_steps, **guidance}
+
+
+def describe_preset(name: str, preset: Preset, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset for the manifest: its settings, and what a person has set instead."""
+    return {"name": name, **asdict(preset), "changed": dict(typed)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenEvalRequest:
+    """What a person asks of the benchmark.
+
+    Attributes:
+        out: folder of the runs; what is finished there is not made again.
+        suite: name of the suite.
+        stages: of `STAGES`.
+        preset: name of a preset.
+        methods: how images are made; none for all ways.
+        typed: settings of the runs that a person chose, see `plan_runs`.
+        heldout: names of rewards that only score.
+        suite_options: prompts and judge.
+        self_test: whether the judge must pass its self-test.
+        num_shown: prompts with images in the HTML page.
+        about: written into the manifests without being compared: the command.
+
+    Raises:
+        ValueError: for an unknown stage.
+    """
+
+    out: Path
+    suite: str = "official"
+    stages: tuple[str, ...] = STAGES
+    preset: str | None = None
+    methods: tuple[str, ...] = ()
+    typed: Mapping[str, Any] = field(default_factory=dict)
+    heldout: tuple[str, ...] = ()
+    suite_options: SuiteOptions = SuiteOptions()
+    self_test: bool = True
+    num_shown: int = 60
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown:
+            raise ValueError(f"--stage should be one of {', '.join(STAGES)}, got {unknown[0]!r}.")
+
+
+def run_request(request: GenEvalRequest, *, device: str, dtype: torch.dtype) -> Report | None:
+    """Run through the stages; the first of several processes shows how far it is and writes the report.
+
+    Args:
+        request: what to do.
+        device: of all models.
+        dtype: of the text-to-image model.
+
+    Returns:
+        The report, where this process has written one.
+
+    Raises:
+        ValueError: settings, folders or images that do not fit.
+        OSError: missing folders, files or models.
+    """
+    share = find_share(None, device)
+    console = open_console(quiet=not share.leads)
+    if "generate" not in request.stages and not request.out.is_dir():
+        raise NotADirectoryError(f"There is no folder {request.out}.")
+    writes = {"generate", "judge"} & set(request.stages)  # a report may be looked at while others work
+    with share.hold(request.out) if writes else nullcontext():
+        task = find_suite(request.suite).task(request.suite_options) if writes else None
+        if task is not None and "generate" in request.stages:
+            watch(_generate(request, task, share=share, device=device, dtype=dtype), console=console)
+        if task is not None and "judge" in request.stages:
+            watch(_judge(request, task, share=share, device=device), console=console)
+    if "report" in request.stages and share.leads:
+        return write_report(request.out, num_shown=request.num_shown)
+    return None
+
+
+def _generate(
+    request: GenEvalRequest, task: Task[Mapping[str, Any]], *, share: Share, device: str, dtype: torch.dtype
+) -> Iterator[Progress]:
+    """Make the images that are not there yet."""
+    preset = None if request.preset is None else find_preset(request.preset)
+    runs = plan_runs(request.suite, methods=request.methods or METHODS, preset=preset, typed=request.typed)
+    about = dict(request.about)
+    if preset is not None:
+        about["preset"] = describe_preset(str(request.preset), preset, request.typed)
+    methods = bind_runs(runs, task, device=device, dtype=dtype)
+    yield from run(task, methods, ImageStore(request.out, about=about), share=share)
+
+
+def bind_runs(
+    runs: Sequence[RunSettings], task: Task[Mapping[str, Any]], *, device: str, dtype: torch.dtype
+) -> list[ImageSearch]:
+    """Load the model of some runs, which they share, and their rewards.
+
+    Args:
+        runs: of one model, scheduler and preview.
+        task: whose prompts are drawn.
+        device: of the model and the rewards.
+        dtype: of the model.
+    """
+    pipe = load_pipe(runs[0], device=device, dtype=dtype)
+    rewards = {name: load_reward(name).to(device) for name in dict.fromkeys(run.reward for run in runs) if name}
+    model = describe_model(pipe)
+    methods = []
+    for settings in runs:
+        reward = rewards.get(settings.reward or "")
+        manifest = make_manifest(settings, task=task, model=model, reward=reward)
+        methods.append(ImageSearch(pipe, settings, reward=reward, manifest=manifest))
+    return methods
+
+
+def _judge(request: GenEvalRequest, task: Task[Mapping[str, Any]], *, share: Share, device: str) -> Iterator[Progress]:
+    """Judge and score what is not judged and scored yet."""
+    try:
+        yield from judge_runs(request.out, task, share=share, device=device, self_test=request.self_test)
+    except SelfTestError as error:
+        raise ValueError(f"{error} Nothing was judged; --skip-self-test judges all the same.") from error
+    yield from score_runs(request.out, request.heldout, task=task, share=share, device=device)

@@ -1,0 +1,143 @@
+"""A benchmark as a value: what is asked (`Task`), who answers (`Method`), and who decides about images (`Judge`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from PIL import Image
+
+Sample = TypeVar("Sample")
+SampleIn = TypeVar("SampleIn", contravariant=True)
+AnswerOut = TypeVar("AnswerOut", covariant=True)
+
+
+@dataclass(frozen=True)
+class Task(Generic[Sample]):
+    """A benchmark.
+
+    Attributes:
+        name: of the benchmark.
+        samples: what each method answers, one after the other: prompts with what their images must show, questions
+            about pairs of images, ...
+        judge: turns answers into verdicts. Answers are stored before they are judged, so that a judge with models of
+            its own is loaded after the models that answered are gone, and another threshold costs no second answer.
+            For images a function of the device that loads a `Judge`.
+
+    Example:
+        >>> task = Task("squares", (1, 2, 3), judge=lambda sample, answer: answer == sample**2)
+        >>> [task.judge(*pair) for pair in zip(task.samples, [1, 4, 8])]
+        [True, True, False]
+    """
+
+    name: str
+    samples: Sequence[Sample]
+    judge: Callable[..., Any]
+
+
+class Method(Protocol[SampleIn, AnswerOut]):
+    """Whoever answers the samples of a task: a search with its sampling settings, a reward.
+
+    Attributes:
+        name: of the method, which tells it from the others of a run.
+        batch_size: samples that it answers in one call.
+    """
+
+    name: str
+    batch_size: int
+
+    def answer(self, indices: Sequence[int], samples: Sequence[SampleIn], /) -> Sequence[AnswerOut]:
+        """Answer some samples; `indices` are their places in the task, from which random seeds follow."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says about an image.
+
+    Attributes:
+        correct: whether it shows what its sample asks for.
+        reason: what is missing or wrong, a line each; empty where it is correct.
+        details: class -> x0, y0, x1, y1 and score of each object that counted, as GenEval's results have them.
+        flags: what else was looked for, such as forbidden content, and whether it is there.
+    """
+
+    correct: bool
+    reason: str
+    details: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    flags: Mapping[str, bool] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, with GenEval's keys; `flags` only where there are some."""
+        known = {"correct": self.correct, "reason": self.reason, "details": dict(self.details)}
+        return known | ({"flags": dict(self.flags)} if self.flags else {})
+
+
+class Judge(Protocol):
+    """Decides which images show what their samples ask for.
+
+    Attributes:
+        identity: what its verdicts depend on, as JSON; verdicts of another identity do not count.
+    """
+
+    identity: dict[str, Any]
+
+    def judge_images(self, samples: Sequence[Any], images: Sequence[Image.Image], /) -> Sequence[Verdict]:
+        """One verdict for each image; `samples` has one for each image, too."""
+
+    def self_test(self) -> None:
+        """Raise a `SelfTestError` unless images with known verdicts get them."""
+
+
+class SelfTestError(RuntimeError):
+    """A judge contradicts what is known about an image."""
+
+
+@dataclass(frozen=True)
+class KnownVerdict:
+    """An image made for a self-test.
+
+    Attributes:
+        sample: what it is judged by, with a `prompt`.
+        image: the image.
+        correct: what a judge must say.
+    """
+
+    sample: Mapping[str, Any]
+    image: Image.Image
+    correct: bool
+
+
+def check_known_verdicts(judge: Any, known: Sequence[KnownVerdict]) -> None:
+    """Let a judge judge images of which the verdicts are known.
+
+    Args:
+        judge: under test, of which `judge_images` is called.
+        known: at least one image.
+
+    Raises:
+        SelfTestError: a verdict differs; the message names each of these.
+
+    Example:
+        >>> class Kind:
+        ...     def judge_images(self, samples, images):
+        ...         return [Verdict(True, "") for _ in images]
+        >>> case = KnownVerdict({"prompt": "a cow"}, Image.new("RGB", (8, 8)), correct=False)
+        >>> check_known_verdicts(Kind(), [case])
+        Traceback (most recent call last):
+        fk_reward.benchmarks.task.SelfTestError: The judge fails its self-test on 1 of 1 images, so its scores would \
+mean nothing: 'a cow' should be wrong. Check the weights that it was loaded from, and its dtype.
+    """
+    verdicts = judge.judge_images([case.sample for case in known], [case.image for case in known])
+    pairs = zip(known, verdicts, strict=True)
+    mistakes = [_mistake(case, verdict) for case, verdict in pairs if verdict.correct != case.correct]
+    if mistakes:
+        raise SelfTestError(
+            f"The judge fails its self-test on {len(mistakes)} of {len(known)} images, so its scores would mean "
+            f"nothing: {'; '.join(mistakes)}. Check the weights that it was loaded from, and its dtype."
+        )
+
+
+def _mistake(case: KnownVerdict, verdict: Verdict) -> str:
+    reason = f" ({verdict.reason})" if verdict.reason else ""
+    return f"{case.sample['prompt']!r} should be {'correct' if case.correct else 'wrong'}{reason}"
