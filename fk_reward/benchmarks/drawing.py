@@ -21,8 +21,7 @@ from fk_reward.benchmarks.store import weights_digest
 from fk_reward.pipelines.batching import BatchSizes
 from fk_reward.rewards import CallableReward, Reward
 from fk_reward.rewards.inputs import in_order
-from fk_reward.sampling.counterparts import noise_levels
-from fk_reward.sampling.stochasticity import takes_argument
+from fk_reward.sampling.stochasticity import noise_levels, takes_argument
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.version import __version__
 

@@ -35,7 +35,6 @@ RUNNING_UP = (
 
 FRAGMENTS = (
     "fk_reward/benchmarks/gaussian_problem.py",
-    "fk_reward/benchmarks/geneval/progress.py",
     "fk_reward/benchmarks/published_pipelines.py",
     "fk_reward/benchmarks/shapes_cost_plot.py",
     "fk_reward/benchmarks/shapes_report.py",
