@@ -11,15 +11,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fk_reward.rewards.inputs import ImageGroup, Images, group_by_size, prompt_list
-
-if TYPE_CHECKING:
-    from fk_reward.rewards.composition import CompositeReward
 
 RewardT = TypeVar("RewardT", bound="Reward")
 
@@ -128,6 +125,9 @@ class Reward(abc.ABC):
 
     card: RewardCard
     batch_size: int | None = None
+    _add_weighted: ClassVar[
+        Callable[[Sequence[tuple[float, Reward | float]]], Reward]
+    ]  # set by composition/composite.py
 
     @abc.abstractmethod
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -229,27 +229,27 @@ class Reward(abc.ABC):
         """
         return list(self._held_modules())
 
-    def __add__(self, other: Reward | float) -> CompositeReward:
+    def __add__(self, other: Reward | float) -> Reward:
         return _weighted((1.0, self), (1.0, other))
 
-    def __radd__(self, other: float) -> CompositeReward:
+    def __radd__(self, other: float) -> Reward:
         return _weighted((1.0, other), (1.0, self))
 
-    def __sub__(self, other: Reward | float) -> CompositeReward:
+    def __sub__(self, other: Reward | float) -> Reward:
         return _weighted((1.0, self), (-1.0, other))
 
-    def __rsub__(self, other: float) -> CompositeReward:
+    def __rsub__(self, other: float) -> Reward:
         return _weighted((1.0, other), (-1.0, self))
 
-    def __mul__(self, factor: float) -> CompositeReward:
+    def __mul__(self, factor: float) -> Reward:
         return _weighted((factor, self)) if isinstance(factor, Real) else NotImplemented
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> CompositeReward:
+    def __truediv__(self, divisor: float) -> Reward:
         return _weighted((1.0 / divisor, self)) if isinstance(divisor, Real) else NotImplemented
 
-    def __neg__(self) -> CompositeReward:
+    def __neg__(self) -> Reward:
         return _weighted((-1.0, self))
 
     def _held_modules(self) -> Iterator[nn.Module]:
@@ -302,13 +302,11 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
-def _weighted(*terms: tuple[float, Any]) -> CompositeReward:
+def _weighted(*terms: tuple[float, Any]) -> Reward:
     """A weighted sum; NotImplemented, which Python turns into its TypeError, when a term has another type."""
-    from fk_reward.rewards.composition.composite import add_weighted
-
     if not all(isinstance(term, Real | Reward) for _, term in terms):
         return NotImplemented
-    return add_weighted(terms)
+    return Reward._add_weighted(terms)
 
 
 class CallableReward(Reward):

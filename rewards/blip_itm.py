@@ -150,7 +150,7 @@ class BlipITM(Reward):
             unit=unit,
             max_tokens=max_tokens,
             batch_size=batch_size,
-            card=card or dataclasses.replace(_OTHER_CARD, weights=str(model)),
+            card=card or (_CARD if model == _CARD.weights else dataclasses.replace(_OTHER_CARD, weights=str(model))),
         )
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -174,24 +174,4 @@ def _fit_card(card: RewardCard, *, unit: MatchUnit, max_tokens: int) -> RewardCa
     return dataclasses.replace(card, summary=summary, typical_range=(-math.inf, math.inf), spread=None)
 
 
-def _build_blip_itm(
-    *,
-    model: str | os.PathLike[str] = _CARD.weights,
-    torch_dtype: torch.dtype = torch.float32,
-    unit: MatchUnit = "probability",
-    max_tokens: int = 35,
-    batch_size: int | None = None,
-    revision: str = "main",
-) -> BlipITM:
-    return BlipITM.from_pretrained(
-        model,
-        torch_dtype=torch_dtype,
-        unit=unit,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        revision=revision,
-        card=_CARD if model == _CARD.weights else None,
-    )
-
-
-BLIP_ITM = RewardEntry(_CARD, _build_blip_itm)
+BLIP_ITM = RewardEntry(_CARD, BlipITM.from_pretrained)

@@ -10,7 +10,8 @@ from importlib import metadata
 from typing import Any
 
 from fk_reward.rewards.base import CallableReward, Reward, RewardCard
-from fk_reward.rewards.composition.composite import composition_card, is_composition, load_composition
+from fk_reward.rewards.composition.composite import CompositeReward, composite_card
+from fk_reward.rewards.composition.parser import is_composition, parse_expression
 from fk_reward.text import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def reward_card(name: str) -> RewardCard:
         'openai/clip-vit-large-patch14'
     """
     if is_composition(name) and name not in _entry_points():
-        return composition_card(name)
+        return composite_card(*parse_expression(name, reward_card))
     return _find_entry(name).card
 
 
@@ -122,7 +123,7 @@ def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Re
     """
     if isinstance(reward, str):
         composed = is_composition(reward) and reward not in _entry_points()
-        return load_composition(reward, options) if composed else _build(reward, options)
+        return _compose(reward, options) if composed else _build(reward, options)
     if options:
         raise TypeError(
             f"Options {sorted(options)} only go with a registered name; set up the reward before passing it."
@@ -138,6 +139,18 @@ def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Re
     if callable(reward):
         return CallableReward(reward)
     raise TypeError(f"Expected the name of a reward, a Reward or a function, got {type(reward).__name__}.")
+
+
+def _compose(text: str, options: dict[str, Any]) -> CompositeReward:
+    """Load each reward that a composition names, once, and compose them."""
+    if options:
+        raise TypeError(
+            f"Options {sorted(options)} cannot be given to a composition: load the parts with their options and "
+            "compose the objects, as in 0.5 * load_reward('clipscore', scale=100.0) + 0.5 * load_reward('...')."
+        )
+    expression, cards = parse_expression(text, reward_card)
+    composite_card(expression, cards)  # what it refuses is refused before weights are read
+    return CompositeReward(expression, {name: load_reward(name) for name in expression.names})
 
 
 def _build(name: str, options: dict[str, Any]) -> Reward:

@@ -17,7 +17,7 @@ from transformers import BertTokenizer, CLIPModel
 from fk_reward.models import resolve_model
 from fk_reward.rewards import ImageReward
 from fk_reward.rewards.blip import PromptTokens, with_blip_tokens
-from fk_reward.rewards.imagereward import ImageRewardConfig, ImageRewardModel, ImageRewardSizes
+from fk_reward.rewards.imagereward_model import ImageRewardConfig, ImageRewardModel, ImageRewardSizes
 from fk_reward.rewards.preprocessing import TorchvisionPreprocessing
 from fk_reward.shapes import train_prompts
 from fk_reward.training import PreferencePair, bradley_terry_loss, read_preferences

@@ -22,7 +22,7 @@ from fk_reward.rewards import BlipITM, CLIPScore, ImagePreprocessing, ImageRewar
 from fk_reward.rewards.aesthetic import AestheticScore
 from fk_reward.rewards.answer_model import AnswerModel
 from fk_reward.rewards.blip import with_blip_tokens
-from fk_reward.rewards.imagereward import ImageRewardConfig, ImageRewardModel, ImageRewardSizes, make_mlp
+from fk_reward.rewards.imagereward_model import ImageRewardConfig, ImageRewardModel, ImageRewardSizes, make_mlp
 from fk_reward.rewards.preprocessing import PaddedPreprocessing
 from fk_reward.rewards.vlm_judge import TransformersEngine, load_vlm_judge
 from fk_reward.rewards.vqascore import LLAVA_QUESTION

@@ -2,7 +2,7 @@
 
 They decide parameters, memory and time, so they are the published ones to the last number. Those of LLaVA-Reward's
 backbones stand in the specs of `fk_reward.rewards.llava_reward.backbones`, those of ImageReward in
-`fk_reward.rewards.imagereward`.
+`fk_reward.rewards.imagereward_model`.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from fk_reward.benchmarks.reward_times import is_at_hand
 from fk_reward.pipelines import PREVIEWS, FKSteeringPipeline
 from fk_reward.pipelines.decoding import Preview, load_preview
 from fk_reward.rewards import Reward, load_reward, reward_card
-from fk_reward.rewards.composition.composite import CompositeReward, is_composition
-from fk_reward.rewards.composition.parser import parse_expression
+from fk_reward.rewards.composition.composite import CompositeReward
+from fk_reward.rewards.composition.parser import is_composition, parse_expression
 
 _PUBLISHED = {decoder.repository: decoder.latent_channels for decoder in PREVIEWS.values() if "/" in decoder.repository}
 """Hub id of a tiny autoencoder -> channels of its latents: all in which its `config.json` differs from Diffusers'

@@ -59,7 +59,7 @@ def clean_errors() -> Iterator[None]:
 def _is_mistake(error: Exception) -> bool:
     if isinstance(error, USER_ERRORS):
         return True
-    from fk_reward.rewards.vlm_judge.answers import JudgeEndpointError
+    from fk_reward.rewards.vlm_judge.engine import JudgeEndpointError
 
     return isinstance(error, JudgeEndpointError)
 

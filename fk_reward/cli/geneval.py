@@ -92,7 +92,7 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
     from fk_reward.benchmarks.geneval.runs import STAGES, GenEvalRequest, run_request
     from fk_reward.benchmarks.geneval.suites import SuiteOptions
     from fk_reward.benchmarks.report import show_report
-    from fk_reward.rewards.vlm_judge.credentials import redact_text
+    from fk_reward.rewards.vlm_judge.endpoint import redact_text
 
     typed: dict[str, Any] = {"model": model, "revision": revision, "seed": seed, "batch_size": batch_size}
     typed |= {"num_samples": num_samples, "num_steps": steps, "scheduler": scheduler, "guidance_scale": guidance_scale}

@@ -23,8 +23,7 @@ from fk_reward.pipelines.decoding import AUTO, Preview
 from fk_reward.pipelines.hooks import main_denoiser
 from fk_reward.pipelines.schedulers import Solver
 from fk_reward.rewards import Reward, reward_card
-from fk_reward.rewards.composition.composite import is_composition
-from fk_reward.rewards.composition.parser import parse_expression
+from fk_reward.rewards.composition.parser import is_composition, parse_expression
 from fk_reward.rewards.vlm_judge import VLMJudge
 
 

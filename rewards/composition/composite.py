@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from fk_reward.rewards.composition.expression import (
     make_standardized,
     weighted_sum,
 )
-from fk_reward.rewards.composition.parser import parse_expression
 from fk_reward.rewards.inputs import Images, copied, in_order, prompt_list
 
 if TYPE_CHECKING:
@@ -352,49 +350,5 @@ def _numbered(name: str) -> Iterator[str]:
     yield from (f"{name}#{number}" for number in count(2))
 
 
-def is_composition(text: str) -> bool:
-    """Whether a text that is no known name is meant as a composition: it has something that no name has.
-
-    Example:
-        >>> [is_composition(text) for text in ("a + b", "-a", "min(a)", "hpsv2.1", "a-reward@qwen", "")]
-        [True, True, True, False, False, False]
-    """
-    return re.search(r"[\s+*/()<>=,]|^[-\d.]", text) is not None
-
-
-def load_composition(text: str, options: dict[str, Any]) -> CompositeReward:
-    """Load each reward that a composition names, once, and compose them; what `load_reward` calls.
-
-    Raises:
-        ExpressionError: a ValueError that shows the place, before anything is loaded.
-        TypeError: for options.
-
-    Example:
-        >>> load_composition("0.5*shapes-verifier + 1", {}).card.typical_range
-        (1.0, 1.5)
-    """
-    from fk_reward.rewards.registry import load_reward, reward_card
-
-    if options:
-        raise TypeError(
-            f"Options {sorted(options)} cannot be given to a composition: load the parts with their options and "
-            "compose the objects, as in 0.5 * load_reward('clipscore', scale=100.0) + 0.5 * load_reward('...')."
-        )
-    expression, cards = parse_expression(text, reward_card)
-    composite_card(expression, cards)  # what it refuses is refused before weights are read
-    return CompositeReward(expression, {name: load_reward(name) for name in expression.names})
-
-
-def composition_card(text: str) -> RewardCard:
-    """The card of a composition, without loading weights; what `reward_card` calls.
-
-    Raises:
-        ExpressionError: a ValueError that shows the place.
-
-    Example:
-        >>> composition_card("shapes-clipscore / 2").spread
-        0.035
-    """
-    from fk_reward.rewards.registry import reward_card
-
-    return composite_card(*parse_expression(text, reward_card))
+# Rewards add up to a reward that is defined here, so that base.py cannot import it.
+Reward._add_weighted = staticmethod(add_weighted)

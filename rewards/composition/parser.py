@@ -178,6 +178,16 @@ _SUM, _PRODUCT = (ast.Add, ast.Sub), (ast.Mult, ast.Div)
 _COMPARISONS: dict[type[ast.cmpop], str] = {ast.Gt: ">", ast.GtE: ">=", ast.Lt: "<", ast.LtE: "<="}
 
 
+def is_composition(text: str) -> bool:
+    """Whether a text that is no known name is meant as a composition: it has something that no name has.
+
+    Example:
+        >>> [is_composition(text) for text in ("a + b", "-a", "min(a)", "hpsv2.1", "a-reward@qwen", "")]
+        [True, True, True, False, False, False]
+    """
+    return re.search(r"[\s+*/()<>=,]|^[-\d.]", text) is not None
+
+
 def parse_expression(text: str, card_of: Callable[[str], RewardCard]) -> tuple[Expression, dict[str, RewardCard]]:
     """Read a composition.
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fk_reward.documents import parse_json
 from fk_reward.durable_files import naming_path
-from fk_reward.rewards.vlm_judge.credentials import redact_text
+from fk_reward.rewards.vlm_judge.endpoint import redact_text
 from fk_reward.rewards.vlm_judge.engine import Messages, Sampling
 
 logger = logging.getLogger(__name__)

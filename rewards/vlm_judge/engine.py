@@ -8,6 +8,60 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from fk_reward.text import shortened
+
+_QUOTED = 1000
+
+
+class FlawedAnswer(str):
+    """An answer that must not be read, because its engine knows that it was cut off, filtered or refused.
+
+    Attributes:
+        flaw: what is wrong with it.
+
+    Example:
+        >>> FlawedAnswer('{"rating": "Sa', flaw="it was cut off").flaw
+        'it was cut off'
+    """
+
+    flaw: str
+
+    def __new__(cls, text: str, *, flaw: str) -> FlawedAnswer:
+        """Attach the flaw to the text."""
+        answer = super().__new__(cls, text)
+        answer.flaw = flaw
+        return answer
+
+
+class JudgeAnswerError(ValueError):
+    """A judge's answer gives no score: it cannot be read, is out of range, cut off or a refusal.
+
+    Attributes:
+        judge: name of the judge.
+        reason: what is wrong.
+        answer: the whole answer; the message quotes its first 1000 characters.
+        prompt: prompt of the images.
+        indices: places of the images in the caller's order: one, or the two that were compared.
+    """
+
+    def __init__(self, judge: str, reason: str, *, answer: str, prompt: str, indices: Sequence[int]) -> None:
+        self.judge, self.reason, self.answer, self.prompt = judge, reason, str(answer), prompt
+        self.indices = tuple(indices)
+        images = "image " + str(indices[0]) if len(indices) == 1 else "images " + " and ".join(map(str, indices))
+        quoted = repr(self.answer[:_QUOTED]) + ("..." if len(self.answer) > _QUOTED else "")
+        shown = shortened(repr(prompt), _QUOTED)
+        super().__init__(f"{judge}, {images}, prompt {shown}: {reason}. The answer was {quoted}.")
+
+    def at(self, places: Sequence[int]) -> JudgeAnswerError:
+        """The same error for someone who knows image i as `places[i]`."""
+        indices = [places[index] for index in self.indices]
+        return JudgeAnswerError(self.judge, self.reason, answer=self.answer, prompt=self.prompt, indices=indices)
+
+
+class JudgeEndpointError(RuntimeError):
+    """An endpoint did not answer, or answered with something that is not a chat completion."""
+
+
 Messages = list[dict[str, Any]]
 """One conversation in the form of chat templates; each `{"type": "image"}` in it stands for a picture, in order."""
 

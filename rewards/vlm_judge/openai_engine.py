@@ -18,10 +18,17 @@ from typing import Any, NoReturn
 
 from PIL import Image
 
-from fk_reward.rewards.vlm_judge.answers import FlawedAnswer, JudgeEndpointError
-from fk_reward.rewards.vlm_judge.bounded_http import BoundedCall, CallEndedError, make_client, make_transport
-from fk_reward.rewards.vlm_judge.credentials import Address, Credentials, redact_text, settings_digest
-from fk_reward.rewards.vlm_judge.engine import Messages, Sampling
+from fk_reward.rewards.vlm_judge.endpoint import (
+    Address,
+    BoundedCall,
+    CallEndedError,
+    Credentials,
+    make_client,
+    make_transport,
+    redact_text,
+    settings_digest,
+)
+from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeEndpointError, Messages, Sampling
 
 _FLAWS = {"length": "it was cut off at {} tokens", "content_filter": "the endpoint filtered it"}
 _AGAIN = (408, 409, 429)

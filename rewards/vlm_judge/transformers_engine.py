@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fk_reward.models import file_state
-from fk_reward.rewards.vlm_judge.answers import FlawedAnswer
-from fk_reward.rewards.vlm_judge.engine import Messages, Sampling
+from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, Messages, Sampling
 
 if TYPE_CHECKING:
     from fk_reward.rewards.answer_model import AnswerModel

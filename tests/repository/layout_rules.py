@@ -21,9 +21,7 @@ TABLES = {
 COMMANDS = ("fk_reward/cli", "fk_reward.cli.app")
 """Folder of the commands, and what imports them all. Each is a file with a function of its name."""
 
-LONG_FILES: dict[str, str] = {
-    "rewards/imagereward.py": "one reward: its score, its model, its sizes, and the official layout of its weights",
-}
+LONG_FILES: dict[str, str] = {}
 """Files over 500 lines, and why they are one concept."""
 SHORT_FILES: dict[str, str] = {}
 """Files under 100 lines with one importer, and why they are files of their own; not what people add (`TABLES`)."""

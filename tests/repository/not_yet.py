@@ -12,12 +12,6 @@ from pathlib import Path
 from tests.repository.layout import ROOT
 
 IN_CIRCLES = (
-    "fk_reward.rewards.base",
-    "fk_reward.rewards.composition",
-    "fk_reward.rewards.composition.composite",
-    "fk_reward.rewards.composition.expression",
-    "fk_reward.rewards.composition.parser",
-    "fk_reward.rewards.registry",
     "fk_reward.sampling.trace",
     "fk_reward.sampling.trace_json",
     "fk_reward.sampling.trace_plot",
@@ -48,7 +42,6 @@ FRAGMENTS = (
     "fk_reward/planning/live_bytes.py",
     "fk_reward/planning/search.py",
     "fk_reward/planning/work.py",
-    "rewards/vlm_judge/pairing.py",
 )
 """Files under 100 lines with one importer."""
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from fk_reward.rewards import ImageReward, load_reward
-from fk_reward.rewards.imagereward import (
+from fk_reward.rewards.imagereward_model import (
     UNUSED,
     ImageRewardConfig,
     ImageRewardModel,

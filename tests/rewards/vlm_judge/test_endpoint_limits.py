@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fk_reward.rewards.vlm_judge import JudgeEndpointError, OpenAIEngine, VLMJudge
-from fk_reward.rewards.vlm_judge.bounded_http import MAX_ANSWER_BYTES
+from fk_reward.rewards.vlm_judge.endpoint import MAX_ANSWER_BYTES
 from tests.rewards.vlm_judge.endpoint import Endpoint, completion
 
 IMAGES = torch.zeros(1, 3, 4, 4)

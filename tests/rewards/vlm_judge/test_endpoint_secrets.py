@@ -15,7 +15,7 @@ import torch
 
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.vlm_judge import AnswerCache, JudgeEndpointError, OpenAIEngine, Sampling, VLMJudge
-from fk_reward.rewards.vlm_judge.credentials import Address, redact_text
+from fk_reward.rewards.vlm_judge.endpoint import Address, redact_text
 from tests.rewards.vlm_judge.endpoint import Endpoint, completion
 
 IMAGES = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))

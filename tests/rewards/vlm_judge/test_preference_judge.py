@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.vlm_judge import JudgeAnswerError, PreferenceJudge, VLMJudge
-from fk_reward.rewards.vlm_judge.pairing import ring_pairs, win_rates
+from fk_reward.rewards.vlm_judge.preference_judge import ring_pairs, win_rates
 from tests.tiny.scripted_judge import ScriptedEngine
 
 
