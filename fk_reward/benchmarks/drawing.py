@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ from fk_reward.pipelines.batching import BatchSizes
 from fk_reward.rewards import CallableReward, Reward
 from fk_reward.rewards.inputs import in_order
 from fk_reward.sampling.stochasticity import noise_levels, takes_argument
-from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search import SEARCHES, FKSteeringConfig, SearchConfig, load_search, search_fields
+from fk_reward.search.base import num_finished
 from fk_reward.version import __version__
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNSTEERED, BEST, STEERED = "unsteered", "best-of-k", "fk"
+UNSTEERED, BEST, STEERED = "unsteered", "best-of-n", "fk"
 METHODS = (UNSTEERED, BEST, STEERED)
+"""The methods that are compared unless others are named; every other search of `SEARCHES` is one, too."""
+
 SCHEDULERS = ("auto", "ddim")
 PACKAGES = ("torch", "diffusers", "transformers")
 _SEED_STRIDE = 1_000_003  # a prime far above the number of particles
@@ -46,10 +50,10 @@ class RunSettings:
         suite: name of the suite.
         model: name, hub id or folder of the text-to-image model.
         revision: of the model on the hub; None for the newest.
-        method: one of `METHODS`. `best-of-k` draws K independent images, `fk` steers K particles; of both the image of
-            the highest reward is kept.
+        method: `"unsteered"`, or a name of `fk_reward.search.SEARCHES`: `"best-of-n"` draws K independent images,
+            `"fk"` steers K particles, ... Of each population the image that its search selects first is kept.
+        search: settings of the search, K among them; see `make_search`.
         reward: steers and selects; None if and only if unsteered.
-        steering: settings of the sampler, K among them.
         scheduler: `"auto"`, the model's own where it can be steered, else a stochastic one; `"ddim"`, DDIM.
         solver: name of a solver that draws all images in place of the scheduler; None for none.
         preview: name of the decoder of the scoring steps; None for the model's own.
@@ -66,16 +70,16 @@ class RunSettings:
         ValueError: a setting out of range, or settings that do not go together.
 
     Example:
-        >>> options = {"suite": "shapes", "model": "shapes-sd", "steering": FKSteeringConfig(num_particles=8)}
-        >>> run = RunSettings(**options, method="fk", reward="shapes-clipscore", num_steps=50)
+        >>> options = {"suite": "shapes", "model": "shapes-sd", "num_steps": 50}
+        >>> run = RunSettings(**options, method="fk", search=make_search("fk", num_particles=8), reward="clipscore")
         >>> run.name, run.unsteered().name
-        ('fk-8-shapes-clipscore', 'unsteered')
+        ('fk-8-clipscore', 'unsteered')
     """
 
     suite: str
     model: str
     method: str
-    steering: FKSteeringConfig
+    search: SearchConfig
     num_steps: int
     reward: str | None = None
     revision: str | None = None
@@ -90,8 +94,9 @@ class RunSettings:
     diversity: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("method", self.method, METHODS)
-        _check_choice("scheduler", self.scheduler, SCHEDULERS)
+        check_method(self.method)
+        if self.scheduler not in SCHEDULERS:
+            raise ValueError(f"scheduler should be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}.")
         for name in ("num_steps", "num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1, got {getattr(self, name)}.")
@@ -104,11 +109,19 @@ class RunSettings:
         self._check_particles()
 
     def _check_particles(self) -> None:
-        num_particles = self.steering.num_particles
-        if (self.method == UNSTEERED) != (num_particles == 1):
-            raise ValueError(f"{UNSTEERED} has one particle, other methods more; got {num_particles}: {self.method}.")
-        if self.batch_size < num_particles:
-            raise ValueError(f"batch_size should hold a sample's {num_particles} particles, got {self.batch_size}.")
+        if (self.method == UNSTEERED) != (self.search.num_particles == 1):
+            raise ValueError(
+                f"{UNSTEERED} has one particle, other methods more; got {self.search.num_particles}: {self.method}."
+            )
+        if self.batch_size < self.max_particles:
+            raise ValueError(
+                f"batch_size should hold a sample's {self.max_particles} particles, got {self.batch_size}."
+            )
+
+    @property
+    def max_particles(self) -> int:
+        """The most particles of a sample at any step."""
+        return self.search.population(1).max_particles
 
     @property
     def name(self) -> str:
@@ -118,27 +131,47 @@ class RunSettings:
         slug = re.sub(r"[^\w.@-]+", "_", self.reward).strip("_")
         if slug != self.reward:  # two compositions may differ in their signs alone
             slug = f"{slug[:60]}-{hashlib.sha256(self.reward.encode()).hexdigest()[:6]}"
-        return f"{self.method.removesuffix('-k')}-{self.steering.num_particles}-{slug}"
+        return f"{self.method.removesuffix('-n')}-{self.search.num_particles}-{slug}"
 
     def unsteered(self) -> RunSettings:
         """The unsteered run to compare this one with: the first particle of each of its populations."""
-        return replace(self, method=UNSTEERED, reward=None, steering=replace(self.steering, num_particles=1))
-
-    @property
-    def sampler(self) -> FKSteeringConfig:
-        """Settings of the sampler as this method uses them: plain images unless steered."""
-        if self.method == STEERED:
-            return self.steering
-        return FKSteeringConfig(num_particles=self.steering.num_particles, num_resamples=0, reward_scale=0.0)
+        return replace(self, method=UNSTEERED, reward=None, search=make_search(UNSTEERED))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, with the sampler's settings as this method uses them."""
-        return {**asdict(self), "steering": self.sampler.to_dict()}
+        """As JSON."""
+        return json.loads(json.dumps(asdict(self)))
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} should be one of {', '.join(choices)}, got {value!r}.")
+def check_method(method: str) -> None:
+    """Refuse what is neither `"unsteered"` nor a search.
+
+    Raises:
+        ValueError: with the names that there are.
+    """
+    known = dict.fromkeys((*METHODS, *SEARCHES))
+    if method not in known:
+        raise ValueError(f"method should be one of {', '.join(known)}, got {method!r}.")
+
+
+def make_search(method: str, **settings: Any) -> SearchConfig:
+    """The search of a method.
+
+    Args:
+        method: as in `RunSettings`.
+        **settings: fields of its config; those that belong to other searches only are left out.
+
+    Raises:
+        ValueError: an unknown method, or settings out of range.
+
+    Example:
+        >>> make_search("best-of-n", num_particles=8, potential="max").num_particles
+        8
+    """
+    check_method(method)
+    if method in (UNSTEERED, BEST):  # the images depend on no reward and on no other setting
+        size = 1 if method == UNSTEERED else settings.get("num_particles", FKSteeringConfig().num_particles)
+        return FKSteeringConfig(num_particles=size, num_resamples=0, reward_scale=0.0)
+    return load_search(method, **{name: settings[name] for name in search_fields(method) if name in settings})
 
 
 @dataclass(frozen=True)
@@ -173,7 +206,7 @@ class ImageSearch:
     """A search on a pipeline, as a method of `runner.run`: it answers a prompt with images.
 
     Particle k of sample s starts from a seed of (seed + s, index of the prompt, k) alone. So images depend neither on
-    the other prompts nor on how they are divided among processes, and `unsteered` is the first of `best-of-k`.
+    the other prompts nor on how they are divided among processes, and `unsteered` is the first of `best-of-n`.
 
     Args:
         pipe: of `settings.model`, as `load_pipe` gives it.
@@ -212,7 +245,7 @@ class ImageSearch:
         self.pipe.reward = indifferent_reward() if self.reward is None else self.reward
         images: list[Image.Image] = []
         cost, populations = Cost(), []
-        per_call = settings.batch_size // settings.sampler.num_particles
+        per_call = settings.batch_size // settings.max_particles
         for first in range(0, settings.num_samples, per_call):
             samples = range(first, min(first + per_call, settings.num_samples))
             output = self._call(prompt, index, samples)
@@ -226,14 +259,13 @@ class ImageSearch:
     def _call(self, prompt: str, index: int, samples: Sequence[int]) -> FKSteeringOutput:
         settings = self.settings
         guidance = {} if settings.guidance_scale is None else {"guidance_scale": settings.guidance_scale}
-        size = settings.sampler.num_particles
+        size = settings.search.num_particles
         generators = [particle_generators(settings.seed + sample, [index], size) for sample in samples]
-        finished = (settings.sampler.final_particles or size) if settings.diversity else 1
         return self.pipe(
             [prompt] * len(samples),
-            steering=settings.sampler,
+            steering=settings.search,
             generator=[generator for group in generators for generator in group],
-            num_images_per_prompt=finished,
+            num_images_per_prompt=num_finished(settings.search) if settings.diversity else 1,
             num_inference_steps=settings.num_steps,
             **guidance,
         )

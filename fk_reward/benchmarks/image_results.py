@@ -107,7 +107,7 @@ class RunResult:
     @property
     def num_particles(self) -> int | None:
         """K."""
-        return None if self.manifest is None else self.manifest["settings"]["steering"]["num_particles"]
+        return None if self.manifest is None else self.manifest["settings"]["search"]["num_particles"]
 
     @cached_property
     def by_place(self) -> dict[Place, ImageResult]:

@@ -29,7 +29,9 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
     preset: Annotated[str | None, typer.Option(help="fk-paper or llava-reward-paper; options go before it.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="unsteered, best-of-k or fk; may be repeated.", show_default="all three"),
+        typer.Option(
+            help="unsteered, best-of-n, fk or another search; may be repeated.", show_default="unsteered, best-of-n, fk"
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Name, hub id or folder.", show_default="sd-2.1 or shapes-sd")

@@ -105,7 +105,7 @@ SETTINGS = RunSettings(
     model="a painter",
     method="fk",
     reward="brightness",
-    steering=FKSteeringConfig(num_particles=4),
+    search=FKSteeringConfig(num_particles=4),
     num_steps=10,
     num_samples=NUM_SAMPLES,
 )

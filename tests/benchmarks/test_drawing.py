@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from fk_reward import FKSteeringConfig, FKSteeringPipeline
-from fk_reward.benchmarks.drawing import Cost, ImageSearch, RunSettings, particle_generators
+from fk_reward.benchmarks.drawing import Cost, ImageSearch, RunSettings, make_search, particle_generators
 from tests.benchmarks.image_stage import BRIGHTNESS, NUM_SAMPLES
 
 SETTINGS = RunSettings(
     suite="shapes",
     model="tiny",
-    method="best-of-k",
+    method="best-of-n",
     reward="brightness",
-    steering=FKSteeringConfig(num_particles=3, reward_scale=1e4, ess_threshold=1.0),
+    search=make_search("best-of-n", num_particles=3),
     num_steps=4,
     num_samples=NUM_SAMPLES,
     seed=5,
 )
+STEERED = replace(SETTINGS, method="fk", search=FKSteeringConfig(num_particles=3, reward_scale=1e4, ess_threshold=1.0))
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +64,16 @@ def test_best_of_k_is_the_best_of_k_stock_pictures_and_unsteered_the_first(pipe)
 
 
 def test_steering_uses_the_settings_of_the_sampler(pipe):
-    steered = replace(SETTINGS, method="fk")
+    steered = STEERED
     images, cost = make_draw(pipe, steered, reward=BRIGHTNESS)("a cow", 7)
     plain, _ = make_draw(pipe, SETTINGS, reward=BRIGHTNESS)("a cow", 7)
-    num_scored = len(steered.steering.scoring_steps(4)) + 1
+    num_scored = len(steered.search.scoring_steps(4)) + 1
     assert (cost.reward_calls, cost.decodes) == (6 * num_scored, 6 * num_scored)
     assert (arrays(images) != arrays(plain)).any()
 
 
 def test_a_picture_depends_on_its_prompt_and_sample_alone(pipe):
-    draw = make_draw(pipe, replace(SETTINGS, method="fk"), reward=BRIGHTNESS)
+    draw = make_draw(pipe, STEERED, reward=BRIGHTNESS)
     first, _ = draw("a cow", 7)
     draw("a dog", 8)
     again, _ = draw("a cow", 7)
@@ -80,7 +81,7 @@ def test_a_picture_depends_on_its_prompt_and_sample_alone(pipe):
     assert (arrays(first) == arrays(again)).all()
     assert (arrays(first) != arrays(other)).any(), "the seed depends on the place of the prompt"
     assert (arrays(first[:1]) != arrays(first[1:])).any()
-    later, _ = make_draw(pipe, replace(SETTINGS, method="fk", seed=6, num_samples=1), reward=BRIGHTNESS)("a cow", 7)
+    later, _ = make_draw(pipe, replace(STEERED, seed=6, num_samples=1), reward=BRIGHTNESS)("a cow", 7)
     assert np.abs(arrays(later) - arrays(first[1:])).max() <= 1, "sample s of seed n is the first of seed n + s"
 
 
@@ -99,7 +100,7 @@ def test_a_large_sample_goes_through_several_calls(pipe):
         ({"reward": None}, "A reward goes with every method but unsteered"),
         ({"method": "unsteered"}, "A reward goes with every method but unsteered"),
         ({"method": "unsteered", "reward": None}, "unsteered has one particle"),
-        ({"steering": FKSteeringConfig(num_particles=1)}, "unsteered has one particle"),
+        ({"search": FKSteeringConfig(num_particles=1)}, "unsteered has one particle"),
         ({"batch_size": 2}, "batch_size should hold"),
         ({"num_samples": 0}, "num_samples should be at least 1"),
         ({"seed": -1}, "seed should be at least 0"),
@@ -119,6 +120,31 @@ def test_names_of_folders_tell_compositions_apart():
 
 
 def test_what_a_method_does_not_use_is_not_in_its_settings():
-    other = replace(SETTINGS, steering=replace(SETTINGS.steering, potential="sum"))
-    assert SETTINGS.to_dict() == other.to_dict()
-    assert replace(SETTINGS, method="fk").to_dict() != replace(other, method="fk").to_dict()
+    plain, other = (make_search("best-of-n", num_particles=3, potential=name) for name in ("max", "sum"))
+    assert replace(SETTINGS, search=plain).to_dict() == replace(SETTINGS, search=other).to_dict()
+    steered = (make_search("fk", num_particles=3, potential=name) for name in ("max", "sum"))
+    first, second = (replace(STEERED, search=search).to_dict() for search in steered)
+    assert first != second
+
+
+def test_populations_are_measured(pipe):
+    _, best = ImageSearch(pipe, replace(SETTINGS, diversity=True), reward=BRIGHTNESS).draw("a cow", 7)
+    _, steered = ImageSearch(pipe, replace(STEERED, diversity=True), reward=BRIGHTNESS).draw("a cow", 7)
+    _, plain = ImageSearch(pipe, STEERED, reward=BRIGHTNESS).draw("a cow", 7)
+    assert best["num_ancestors"] == 3 > steered["num_ancestors"] >= 1
+    assert 0 < best["distance"] < 1 and steered["distance"] < best["distance"]
+    assert best["reward_spread"] > 0
+    assert "distance" not in plain and plain["reward_spread"] == pytest.approx(steered["reward_spread"], rel=1e-3)
+
+
+def test_the_first_image_is_the_same_whether_populations_are_measured_or_not(pipe):
+    """All finished images are fetched, and the one that was selected first is kept."""
+    for settings in (SETTINGS, STEERED):
+        measured, _ = ImageSearch(pipe, replace(settings, diversity=True), reward=BRIGHTNESS).draw("a cow", 7)
+        plain, _ = ImageSearch(pipe, settings, reward=BRIGHTNESS).draw("a cow", 7)
+        assert np.abs(arrays(measured) - arrays(plain)).max() <= 1
+
+
+def test_a_solver_and_a_scheduler_exclude_each_other():
+    with pytest.raises(ValueError, match="A solver brings its scheduler"):
+        replace(SETTINGS, solver="ddim-50", scheduler="ddim")

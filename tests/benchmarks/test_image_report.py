@@ -103,9 +103,9 @@ def test_results_are_in_the_official_format(out):
 
 
 def test_several_values_of_k_in_order(tmp_path):
-    write_run(tmp_path, replace(SETTINGS, steering=FKSteeringConfig(num_particles=16)))
+    write_run(tmp_path, replace(SETTINGS, search=FKSteeringConfig(num_particles=16)))
     write_run(tmp_path, SETTINGS)
-    write_run(tmp_path, replace(SETTINGS, method="best-of-k"))
+    write_run(tmp_path, replace(SETTINGS, method="best-of-n"))
     write_run(tmp_path, SETTINGS.unsteered())
     names = [run.name for run in read_runs(tmp_path)]
     assert names == ["unsteered", "best-of-4-brightness", "fk-4-brightness", "fk-16-brightness"]

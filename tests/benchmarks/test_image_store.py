@@ -212,7 +212,7 @@ def test_the_same_run_goes_on_whatever_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steering": FKSteeringConfig(potential="sum")}, r"settings\.steering\.potential 'max' -> 'sum'"),
+        ({"search": FKSteeringConfig(potential="sum")}, r"settings\.search\.potential 'max' -> 'sum'"),
         ({"batch_size": 32}, r"settings\.batch_size 16 -> 32"),
         ({"reward": "other"}, r"settings\.reward 'brightness' -> 'other', reward\.name"),
     ],
@@ -267,7 +267,7 @@ def test_runs_that_cannot_be_compared_do_not_share_a_folder(tmp_path, settings, 
 
 
 def test_other_methods_and_rewards_share_a_folder(tmp_path):
-    for settings in (SETTINGS, SETTINGS.unsteered(), replace(SETTINGS, method="best-of-k", batch_size=64)):
+    for settings in (SETTINGS, SETTINGS.unsteered(), replace(SETTINGS, method="best-of-n", batch_size=64)):
         open_run(tmp_path / settings.name, manifest_of(settings), about=ABOUT)
     refuse_mixed_runs(tmp_path)
     assert len(list(tmp_path.iterdir())) == 3

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.benchmarks.drawing import (
+    BEST,
     METHODS,
+    STEERED,
     UNSTEERED,
     ImageSearch,
     RunSettings,
+    check_method,
     describe_model,
     load_pipe,
     make_manifest,
+    make_search,
 )
 from fk_reward.benchmarks.geneval.suites import SuiteOptions, find_suite
 from fk_reward.benchmarks.image_report import Report, write_report
@@ -24,7 +28,7 @@ from fk_reward.benchmarks.judging import judge_runs, score_runs
 from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch
 from fk_reward.benchmarks.task import SelfTestError, Task
 from fk_reward.rewards import load_reward
-from fk_reward.search.feynman_kac import FKSteeringConfig, config_fields
+from fk_reward.search import FKSteeringConfig, search_fields
 from fk_reward.terminal import open_console
 
 if TYPE_CHECKING:
@@ -103,10 +107,10 @@ def plan_runs(
 
     Args:
         suite: name of the suite.
-        methods: of `METHODS`.
+        methods: `"unsteered"`, and names of searches.
         preset: settings of a paper.
         typed: what a person has set, which goes before the preset and the suite's defaults: fields of `RunSettings`
-            and of `FKSteeringConfig`; `rewards`, names; `num_particles`, several K.
+            and of the searches; `rewards`, names; `num_particles`, several K.
 
     Returns:
         Unsteered first, then by K.
@@ -118,22 +122,38 @@ def plan_runs(
         >>> [run.name for run in plan_runs("shapes", typed={"num_particles": (2, 4), "rewards": ("clipscore",)})]
         ['unsteered', 'best-of-2-clipscore', 'fk-2-clipscore', 'best-of-4-clipscore', 'fk-4-clipscore']
     """
-    if unknown := [method for method in methods if method not in METHODS]:
-        raise ValueError(f"method should be one of {', '.join(METHODS)}, got {unknown[0]!r}.")
-    steering = (FKSteeringConfig() if preset is None else preset.steering).to_dict()
-    options: dict[str, Any] = {"rewards": (), "num_particles": (steering.pop("num_particles"),), "batch_size": ROWS}
+    for method in methods:
+        check_method(method)
+    steering = {} if preset is None else preset.steering.to_dict()
+    options = {"rewards": (), "num_particles": (steering.pop("num_particles", None),), "batch_size": ROWS}
     options |= {**find_suite(suite).defaults, **_preset_options(preset), **_solver_options(typed), **typed}
-    steering |= {name: options.pop(name) for name in config_fields() if name in options and name != "num_particles"}
+    settings = steering | {name: options.pop(name) for name in tuple(options) if name not in _RUN_OPTIONS}
     rewards, sizes, rows = (options.pop(name) for name in ("rewards", "num_particles", "batch_size"))
-    steered = [method for method in METHODS if method in methods and method != UNSTEERED]
-    if steered and not rewards:
-        raise ValueError(f"Name a reward (--reward) for {', '.join(steered)}.")
-    single = FKSteeringConfig(**steering, num_particles=1)
-    runs = [RunSettings(suite=suite, method=UNSTEERED, steering=single, batch_size=rows, **options)]
-    for size in sorted(sizes):
-        shared: dict[str, Any] = {"steering": replace(single, num_particles=size), "batch_size": max(rows, size)}
-        runs += [replace(runs[0], method=method, reward=name, **shared) for name in rewards for method in steered]
+    searches = [method for method in dict.fromkeys((*METHODS, *methods)) if method in methods and method != UNSTEERED]
+    _refuse_unused(settings, searches)
+    if searches and not rewards:
+        raise ValueError(f"Name a reward (--reward) for {', '.join(searches)}.")
+    plain = make_search(UNSTEERED)
+    runs = [RunSettings(suite=suite, method=UNSTEERED, search=plain, batch_size=rows, **options)]
+    for size in sorted(sizes, key=lambda size: size or 0):
+        size_of = {} if size is None else {"num_particles": size}
+        configs = {method: make_search(method, **settings, **size_of) for method in searches}
+        for name in rewards:
+            for method, search in configs.items():
+                batch_size = max(rows, search.population(1).max_particles)
+                own = {"method": method, "search": search, "reward": name, "batch_size": batch_size}
+                runs.append(replace(runs[0], **own))
     return runs if UNSTEERED in methods else runs[1:]
+
+
+_RUN_OPTIONS = {*(field.name for field in fields(RunSettings)), "rewards", "num_particles"}
+
+
+def _refuse_unused(settings: Mapping[str, Any], searches: Sequence[str]) -> None:
+    """Refuse settings that no search has, even of those that were not asked for; best of N has none of its own."""
+    known = {name for method in {*searches, STEERED} - {BEST} for name in search_fields(method)}
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"{unknown[0]} is no setting of {', '.join(searches) or UNSTEERED}.")
 
 
 def _preset_options(preset: Preset | None) -> dict[str, Any]:
@@ -168,7 +188,7 @@ class GenEvalRequest:
         suite: name of the suite.
         stages: of `STAGES`.
         preset: name of a preset.
-        methods: how images are made; none for all ways.
+        methods: `"unsteered"` and names of searches; none for unsteered, best of N and FK steering.
         typed: settings of the runs that a person chose, see `plan_runs`.
         heldout: names of rewards that only score.
         suite_options: prompts and judge.

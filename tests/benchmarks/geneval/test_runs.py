@@ -93,7 +93,7 @@ def test_all_stages(finished):
     assert [row["num_images"] for row in rows] == [10, 10, 10]
     assert rows[2]["cost"]["reward_calls"] > rows[1]["cost"]["reward_calls"] == 2
     settings = json.loads((finished / "fk-2-shapes-verifier" / "manifest.json").read_text())["settings"]
-    assert (settings["steering"]["ess_threshold"], settings["guidance_scale"], settings["num_steps"]) == (1.0, 3.0, 3)
+    assert (settings["search"]["ess_threshold"], settings["guidance_scale"], settings["num_steps"]) == (1.0, 3.0, 3)
 
 
 def test_a_finished_command_does_nothing_again(copy, options, monkeypatch):
@@ -136,7 +136,7 @@ def test_damage_is_named_where_nothing_is_generated(copy, options, damage):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("--potential", "sum"), "settings.steering.potential 'max' -> 'sum'"),
+        (("--potential", "sum"), "settings.search.potential 'max' -> 'sum'"),
         (("--steps", "4"), "num_steps 3 -> 4"),
         (("--num-prompts", "4"), "suite.num_prompts 5 -> 4"),
         (("--seed", "1"), "seed 0 -> 1"),
