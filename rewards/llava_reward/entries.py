@@ -32,6 +32,7 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
     num_crops: int | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
     torch_dtype: torch.dtype = torch.bfloat16,
     attn_implementation: str = "sdpa",
     device_map: str | dict[str, Any] | None = None,
@@ -56,6 +57,7 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
             faster. By default, as of the next two, what our (first) checkpoint was trained with.
         min_pixels: Qwen2.5-VL: images of fewer pixels are enlarged.
         max_pixels: Qwen2.5-VL: images of more pixels are made smaller.
+        backbone_options: preprocessing options of other backbones, by name; the three above have keywords of their own.
         torch_dtype: floating dtype of the backbone; the official code uses bfloat16.
         attn_implementation: "sdpa", "eager", "flash_attention_2", ...
         device_map: as in `PreTrainedModel.from_pretrained`.
@@ -81,7 +83,7 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
     for name, source in adapters.items():
         loading.check_before_loading(source, dimension=name, revision=revision)
     cls = spec_of(path, revision=backbone_revision).backbone
-    options = {"num_crops": num_crops, "min_pixels": min_pixels, "max_pixels": max_pixels}
+    options = {"num_crops": num_crops, "min_pixels": min_pixels, "max_pixels": max_pixels, **(backbone_options or {})}
     settings = {
         "attn_implementation": attn_implementation,
         "device_map": device_map,
