@@ -12,13 +12,13 @@ What the rows mean:
 - An importer of a file: another shipped file with an import of it anywhere, also within a function or for type checking
   only. Names in strings (`"fk_reward.rewards.hps:HPS"`) are no imports. A file under 100 lines whose one importer is an
   `__init__` holds public names; it is left out of that row.
-- A circle: files of which each reaches each other one by imports that run when the file is imported; with those under
-  `if TYPE_CHECKING:` in the second count.
+- A circle: files of which each reaches each other one by imports that run when the file is imported; with those for
+  types (`if TYPE_CHECKING:`) in the second count, and with those within functions too in the third.
 - An import that runs up: of a file in a higher layer (`LAYERS`), at import or within a function. `rewards` and
   `training` know no layer at all, and files directly below `fk_reward` know only one another.
 - Files that a call runs, and those of them that a prompt passes: measured, in a process of its own. The embedded
-  `shapes-sd` draws four particles in four steps with the reward `shapes-llava-reward-alignment`; loading is not part of
-  it. A file runs when a function of it returns or yields. A prompt passes it when that function then has the prompt in
+  `shapes-sd` draws and resamples four particles in four steps with the reward `shapes-llava-reward-alignment`; loading
+  is not part of it. A file runs when a function of it returns or yields. A prompt passes it when that function then has the prompt in
   an argument or another local variable: as a string that contains it, or in a list, tuple or dictionary.
 
 All but these two are read from the text: nothing is imported.
@@ -59,7 +59,7 @@ BASE = "base"
 
 AT_IMPORT, DEFERRED, TYPES = "at import", "in a function", "for types"
 PROMPT = "two red circles above a green square"
-CALL = {"num_particles": 4, "num_inference_steps": 4, "num_images_per_prompt": 1}
+CALL = {"num_particles": 4, "num_inference_steps": 4, "num_images_per_prompt": 1, "ess_threshold": 1.0}
 REWARD = "shapes-llava-reward-alignment"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -314,11 +314,14 @@ def _inside(filename: str, root: Path) -> str | None:
 
 def trace_prompt(root: Path) -> dict[str, list[str]]:
     """The files of a steered call, in this process, in which `fk_reward` must be that of the checkout."""
-    from fk_reward import FKSteeringPipeline  # noqa: PLC0415 (all other measures need no requirements)
+    import torch  # noqa: PLC0415 (all other measures need no requirements)
+
+    from fk_reward import FKSteeringPipeline  # noqa: PLC0415
 
     pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward=REWARD)
     pipe.set_progress_bar_config(disable=True)
-    return watch(lambda: pipe(PROMPT, **CALL), text=PROMPT, root=root)
+    generator = torch.Generator().manual_seed(0)
+    return watch(lambda: pipe(PROMPT, generator=generator, **CALL), text=PROMPT, root=root)
 
 
 def files_of_a_call(root: Path) -> dict[str, list[str]]:
@@ -392,6 +395,9 @@ def _lists(sources: Sequence[Source], imports: Sequence[Import]) -> dict[str, li
         "Import circles": [", ".join(circle) for circle in circles(imports)],
         "Import circles, with imports for types": [
             ", ".join(circle) for circle in circles(imports, kinds=(AT_IMPORT, TYPES))
+        ],
+        "Import circles, with imports in functions too": [
+            ", ".join(circle) for circle in circles(imports, kinds=(AT_IMPORT, TYPES, DEFERRED))
         ],
         "Imports that run up": lines(imports_that_run_up(sources, imports, kinds=(AT_IMPORT, DEFERRED))),
         "Imports for types that run up": lines(imports_that_run_up(sources, imports, kinds=(TYPES,))),
