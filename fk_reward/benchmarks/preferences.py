@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
-import typer
 from torch import Tensor
 
-from fk_reward.benchmarks.report import Column, markdown_table, show_table, write_json
+from fk_reward.benchmarks.report import Column, Report, Table, markdown_table, write_json
 from fk_reward.benchmarks.statistics import clustered_bootstrap
 from fk_reward.durable_files import write_whole
-from fk_reward.output_folder import NAMED_PATH, hold_folder
-from fk_reward.rewards import Reward, load_reward
+from fk_reward.rewards import Reward
 from fk_reward.rewards.composition.composite import CompositeReward
 from fk_reward.rewards.llava_reward import LlavaReward
 from fk_reward.rewards.vlm_judge import PreferenceJudge
 from fk_reward.training.metrics import answer_metrics
 from fk_reward.training.preference_data import LabelledImage, PreferenceItem
-from fk_reward.training.reading import read_preferences
 
 
 def compares(reward: Reward) -> TypeGuard[LlavaReward | PreferenceJudge]:
-    """Whether a reward compares pictures and has no score of a single one: a general preference, a judge of pairs.
+    """Whether a reward compares images and has no score of a single one: a general preference, a judge of pairs.
 
     Example:
         >>> from fk_reward.rewards import load_reward
@@ -38,7 +35,7 @@ def compares(reward: Reward) -> TypeGuard[LlavaReward | PreferenceJudge]:
 
 
 def has_comparing_part(reward: Reward) -> bool:
-    """Whether a composition has such a part, so that a picture's score depends on the others of the call.
+    """Whether a composition has such a part, so that an image's score depends on the others of the call.
 
     Example:
         >>> from fk_reward.rewards import load_reward
@@ -53,13 +50,13 @@ class Answers:
     """The answers of one reward to N questions.
 
     Attributes:
-        logits: (N,) float64. Of a pair: above 0 prefers the chosen picture, 0 is a tie. Of a labelled picture: its
+        logits: (N,) float64. Of a pair: above 0 prefers the chosen image, 0 is a tie. Of a labelled image: its
             score, which is a logit of the label only if the reward was trained as one.
         truths: (N,) bool, the labels; for pairs all True.
-        prompts: N prompts, for a pair the chosen picture's.
-        is_labelled: whether the questions are labelled pictures.
+        prompts: N prompts, for a pair the chosen image's.
+        is_labelled: whether the questions are labelled images.
 
-    N: number of pairs or of labelled pictures.
+    N: number of pairs or of labelled images.
     """
 
     logits: Tensor
@@ -78,16 +75,16 @@ def ask_reward(reward: Reward, items: Sequence[PreferenceItem], *, batch_size: i
     """Let a reward judge preference data.
 
     A pair is decided by the difference of the scores of its two rows, where lower is better if the card says so. A
-    general preference, which has no score of a single picture, is asked for its preference logit; a judge of pairs for
+    general preference, which has no score of a single image, is asked for its preference logit; a judge of pairs for
     the probability, less a half; a composition with such a part is asked pair by pair.
 
     Args:
         reward: the reward.
-        items: pairs, or labelled pictures, as `read_preferences` gives them.
-        batch_size: pairs or labelled pictures that are decoded and scored at a time.
+        items: pairs, or labelled images, as `read_preferences` gives them.
+        batch_size: pairs or labelled images that are decoded and scored at a time.
 
     Raises:
-        ValueError: without items; for labelled pictures under a reward that compares; for pairs of two prompts under a
+        ValueError: without items; for labelled images under a reward that compares; for pairs of two prompts under a
             judge of pairs.
 
     Example:
@@ -100,10 +97,10 @@ def ask_reward(reward: Reward, items: Sequence[PreferenceItem], *, batch_size: i
         tensor([True])
     """
     if not items:
-        raise ValueError("Expected at least one pair or labelled picture, got none.")
+        raise ValueError("Expected at least one pair or labelled image, got none.")
     is_labelled = isinstance(items[0], LabelledImage)
     if is_labelled and (compares(reward) or has_comparing_part(reward)):
-        raise ValueError(f"{reward.card.name} compares pictures; it cannot judge labelled ones by themselves.")
+        raise ValueError(f"{reward.card.name} compares images; it cannot judge labelled ones by themselves.")
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     return Answers(
         logits=torch.cat([_logits(reward, batch) for batch in batches]).double().cpu(),
@@ -123,12 +120,12 @@ def summarize_answers(answers: Answers, *, label_logits: bool = False) -> dict[s
 
     Args:
         answers: of one reward.
-        label_logits: whether the scores of labelled pictures are logits, see `is_label_logit`; if not, there is no
-            border between the labels, and only the order of the pictures is judged.
+        label_logits: whether the scores of labelled images are logits, see `is_label_logit`; if not, there is no
+            border between the labels, and only the order of the images is judged.
 
     Returns:
         `num`, `num_prompts`; for pairs and label logits `accuracy` (a tie is wrong) with its 95 % bootstrap interval
-        `low`, `high` over distinct prompts, `accuracy_without_ties` and `ties`; for labelled pictures `auc`.
+        `low`, `high` over distinct prompts, `accuracy_without_ties` and `ties`; for labelled images `auc`.
 
     Example:
         >>> prompts = ("a star", "a dog")
@@ -148,7 +145,7 @@ def summarize_answers(answers: Answers, *, label_logits: bool = False) -> dict[s
 
 
 def area_under_curve(scores: Tensor, labels: Tensor) -> float | None:
-    """Probability that a picture of label 1 scores higher than one of label 0, ties counted half.
+    """Probability that an image of label 1 scores higher than one of label 0, ties counted half.
 
     The area under the ROC curve by the statistic of Mann and Whitney (Hanley and McNeil 1982, Radiology 143).
 
@@ -163,7 +160,7 @@ def area_under_curve(scores: Tensor, labels: Tensor) -> float | None:
         >>> area_under_curve(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([False, False, True, True]))
         0.875
 
-    N: number of pictures.
+    N: number of images.
     """
     positive, negative = scores[labels].double(), scores[~labels].double()
     if not len(positive) or not len(negative):
@@ -176,10 +173,10 @@ def join_answers(parts: Sequence[Answers]) -> Answers:
     """The answers of one reward to several sets of questions of one kind, as answers to all of them.
 
     Raises:
-        ValueError: when some are of pairs and others of labelled pictures.
+        ValueError: when some are of pairs and others of labelled images.
     """
     if len({part.is_labelled for part in parts}) != 1:
-        raise ValueError("Pairs and labelled pictures have different measures and cannot be joined.")
+        raise ValueError("Pairs and labelled images have different measures and cannot be joined.")
     return Answers(
         logits=torch.cat([part.logits for part in parts]),
         truths=torch.cat([part.truths for part in parts]),
@@ -213,7 +210,7 @@ def _comparison_logits(
         embedded = (reward.embed(images, texts) for images, texts in columns)
         return reward.objective.preference_logits(*embedded, temperature=reward.config.temperature)
     if prompts != other_prompts:
-        raise ValueError(f"{reward.card.name} compares two pictures of one prompt; some pairs have a prompt each.")
+        raise ValueError(f"{reward.card.name} compares two images of one prompt; some pairs have a prompt each.")
     return reward.preference(chosen, rejected, prompts) - 0.5
 
 
@@ -240,14 +237,16 @@ def accuracy_rows(
 
     Args:
         reward: the reward.
-        files: name of a set to its pairs or labelled pictures.
-        batch_size: pairs or labelled pictures scored at a time.
+        files: name of a set to its pairs or labelled images.
+        batch_size: pairs or labelled images scored at a time.
 
     Returns:
         A row each, with `reward`, `file` and what `summarize_answers` gives; the last one is `OVERALL`.
 
     Example:
         >>> from PIL import Image
+        >>> from fk_reward.rewards import load_reward
+        >>> from fk_reward.training import read_preferences
         >>> red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
         >>> pairs = read_preferences([{"prompt": "red", "chosen_path": red, "reject_path": blue}])
         >>> redness = load_reward(lambda images, prompts: images[:, 0].mean(dim=(1, 2)))
@@ -274,37 +273,25 @@ def answer_rows(reward: str, answers: Mapping[str, Answers], *, label_logits: bo
     ]
 
 
-def _load_rewards(names: Sequence[str], adapters: Sequence[Path], device: str) -> dict[str, Reward]:
-    from fk_reward.devices import resolve_device  # noqa: PLC0415 (only the command has a device to name)
+def measure_rewards(
+    rewards: Mapping[str, Reward], files: Mapping[str, Sequence[PreferenceItem]], out: Path, *, batch_size: int = 32
+) -> Report:
+    """Measure several rewards, and write `preferences.json` and `preferences.md`.
 
-    rewards = {name: load_reward(name) for name in names}
-    rewards |= {str(folder): load_reward("llava-reward", adapter=folder) for folder in adapters}
-    if not rewards:
-        raise ValueError("Name at least one --reward, or the folder of an --adapter.")
-    return {name: reward.to(resolve_device(device)) for name, reward in rewards.items()}
-
-
-def main(  # noqa: PLR0913 (one parameter for each option)
-    *,
-    data: Annotated[list[Path], typer.Option(help="File with pairs or labelled pictures; may be repeated.")],
-    reward: Annotated[list[str], typer.Option(help="Name of a reward; may be repeated.")] = [],  # noqa: B006
-    adapter: Annotated[list[Path], typer.Option(help="Folder of a LLaVA-Reward of one's own; may be repeated.")] = [],  # noqa: B006
-    dimension: Annotated[str | None, typer.Option(help="With ImageRewardDB: which rating decides.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that paths of pictures start from.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pairs or labelled pictures at a time.", min=1)] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/preferences"),
-) -> None:
-    """Measure how often rewards prefer what preference data say, and how well they order labelled pictures."""
-    with hold_folder(out):
-        rewards = _load_rewards(reward, adapter, device)
-        files = {str(path): read_preferences(path, image_root=image_root, dimension=dimension) for path in data}
-        rows = [
-            {**row, "reward": name}
-            for name, judge in rewards.items()
-            for row in accuracy_rows(judge, files, batch_size=batch_size)
-        ]
-        show_table("Preferences", COLUMNS, rows)
-        write_json(out / "preferences.json", {"rewards": list(rewards), "data": list(files), "rows": rows})
-        write_whole(out / "preferences.md", markdown_table(COLUMNS, rows) + "\n")
-    typer.echo(f"Results: {out / 'preferences.json'}, {out / 'preferences.md'}")
+    Args:
+        rewards: by the name that the table has.
+        files: as for `accuracy_rows`.
+        out: folder of the results.
+        batch_size: as for `accuracy_rows`.
+    """
+    rows = [
+        {**row, "reward": name}
+        for name, reward in rewards.items()
+        for row in accuracy_rows(reward, files, batch_size=batch_size)
+    ]
+    content = {"rewards": list(rewards), "data": list(files), "rows": rows}
+    written = (
+        write_json(out / "preferences.json", content),
+        write_whole(out / "preferences.md", markdown_table(COLUMNS, rows) + "\n"),
+    )
+    return Report("Preferences", [Table("", COLUMNS, rows)], written)

@@ -16,7 +16,7 @@ BENCHMARKS: dict[str, str] = {
     "shapes-cost": "fk_reward.benchmarks.shapes_cost",
     "reward-speed": "fk_reward.benchmarks.reward_speed",
     "rewards": "fk_reward.benchmarks.reward_costs",
-    "preferences": "fk_reward.benchmarks.preferences",
+    "preferences": "fk_reward.cli.preferences",
 }
 """Name of the command -> module."""
 

@@ -141,7 +141,7 @@ def test_a_judge_of_pairs_is_asked_for_its_preference():
         "reject_path": Image.new("RGB", (8, 8), "blue"),
     }
     assert ask_reward(judge, read_preferences([row])).logits.tolist() == [0.5]
-    with pytest.raises(ValueError, match="two pictures of one prompt"):
+    with pytest.raises(ValueError, match="two images of one prompt"):
         ask_reward(judge, read_preferences([row | {"prompt": ["a", "b"]}]))
 
 
