@@ -18,8 +18,8 @@ What the rows mean:
   `training` know no layer at all, and files directly below `fk_reward` know only one another.
 - Files that a call runs, and those of them that a prompt passes: measured, in a process of its own. The embedded
   `shapes-sd` draws and resamples four particles in four steps with the reward `shapes-llava-reward-alignment`; loading
-  is not part of it. A file runs when a function of it returns or yields. A prompt passes it when that function then has the prompt in
-  an argument or another local variable: as a string that contains it, or in a list, tuple or dictionary.
+  is not part of it. A file runs when a function of it returns or yields. A prompt passes it when that function then has
+  the prompt in an argument or another local variable: as a string that contains it, or in a list, tuple or dictionary.
 
 All but these two are read from the text: nothing is imported.
 """
