@@ -10,14 +10,11 @@ ASSETS = Path(__file__).parent / "assets"
 """Folder of the models that ship in the package."""
 
 EMBEDDED_MODELS: dict[str, Path] = {
-    "shapes-sd": ASSETS / "shapes-sd",
-    "shapes-clip": ASSETS / "shapes-clip",
-    "shapes-preview": ASSETS / "shapes-preview",
-    "shapes-imagereward": ASSETS / "shapes-imagereward",
-    "shapes-mllm": ASSETS / "shapes-mllm",
-    "shapes-llava-reward-alignment": ASSETS / "shapes-llava-reward-alignment",
-    "shapes-llava-reward-fidelity": ASSETS / "shapes-llava-reward-fidelity",
-    "shapes-llava-reward-safety": ASSETS / "shapes-llava-reward-safety",
+    name: ASSETS / name
+    for name in (
+        *("shapes-sd", "shapes-clip", "shapes-preview", "shapes-imagereward", "shapes-mllm"),
+        *("shapes-llava-reward-alignment", "shapes-llava-reward-fidelity", "shapes-llava-reward-safety"),
+    )
 }
 """Name -> folder: a pipeline, a CLIP, a tiny decoder of the pipeline's latents, an ImageReward, a multimodal LLM, and
 adapters of LLaVA-Reward on it."""

@@ -140,7 +140,8 @@ class BatchLimit:
             except torch.OutOfMemoryError:
                 if self._asked != AUTO or size <= 1:
                     raise
-            self._halve(size)  # only here has the error let go of the tensors of the failed attempt
+            # only outside `except` does nothing refer to the tensors of the failed attempt any more
+            self._halve(size)
 
     def _halve(self, size: int) -> None:
         gc.collect()
@@ -241,7 +242,7 @@ class BatchLayout:
 
 
 def batch_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Rows of the batch that a model is called with: of the first tensor of at least two sides; 0 if there is none.
+    """Rows of the batch that a model is called with: of its first tensor of two or more dimensions, 0 without one.
 
     Example:
         >>> batch_rows((torch.zeros(4, 3), torch.tensor(1.0)), {})
@@ -259,7 +260,7 @@ class MicroBatches:
 
     Args:
         sizes: what was asked for.
-        num_particles: tells how many particles of all prompts there are at the moment.
+        num_particles: returns the number of particles of all prompts at the moment.
         found: sizes at which "auto" arrived in earlier calls, by field; updated.
     """
 

@@ -148,7 +148,7 @@ def _require_text(arguments: Mapping[str, Any]) -> None:
 
 
 def check_output(pipe: Any, output_type: str, num_images_per_prompt: int, config: FKSteeringConfig) -> None:
-    """Raise for an output type that is not to be had, or when more images are asked for than there are particles."""
+    """Raise for an output type that the pipeline does not have, or for more images than particles."""
     check_output_type(output_type)
     if output_type == "latent" and not has_latents(pipe):
         raise ValueError(f"{type(pipe).__name__} draws pixels and has no latents: ask for output_type='pt'.")
@@ -315,7 +315,7 @@ def _kinds(hint: Any) -> set[Any]:
 
 
 def check_output_type(output_type: Any) -> None:
-    """Raise for an output type that there is none of.
+    """Raise for an unknown output type.
 
     Example:
         >>> check_output_type("PIL")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fk_reward.pipelines.batching import POSITIONS, BatchLayout, batch_rows
-from fk_reward.pipelines.epilogue import CannotDecodeError, RestOfCall
+from fk_reward.pipelines.epilogue import CannotDecodeError, Epilogue
 from fk_reward.pipelines.hooks import find_denoisers, wrap_forward
 from fk_reward.pipelines.wrapped_pipeline import PROMPTS_TOGETHER
 from fk_reward.sampling.row_state import Take, map_tensors
@@ -175,9 +175,9 @@ class _Joined:
         """Compare the first argument with the sample that the next step gets; None where nothing follows behind it."""
         name, value = next(((n, v) for n, v in given.items() if isinstance(v, Tensor) and v.ndim > 1), ("", None))
         try:
-            sample = RestOfCall.of(inspect.currentframe()).sample()
+            sample = Epilogue.of(inspect.currentframe()).sample()
         except CannotDecodeError:
-            return None  # which is told elsewhere
+            return None  # `RunningCall` raises where that matters
         if value is None or not isinstance(sample, Tensor) or value.ndim != sample.ndim or len(value) < len(sample):
             return None
         longer = [side for side in range(1, value.ndim) if value.shape[side] != sample.shape[side]]
@@ -202,12 +202,13 @@ def _all_equal(particles: Tensor) -> bool:
     first = particles[:, :, :1]
     if not particles.is_floating_point():
         return bool((particles == first).all())
+    # an encoder gives the rows of a batch different last bits, by their place in it
     tolerance = 1e-4 if particles.dtype in (torch.float32, torch.float64) else 1e-2
     return bool(((particles - first).abs() <= tolerance * first.abs().amax(-1, keepdim=True)).all())
 
 
 @contextmanager
-def survivors_only(pipe: Any, particle_filter: ParticleFilter) -> Iterator[None]:
+def fit_conditions(pipe: Any, particle_filter: ParticleFilter) -> Iterator[None]:
     """Cut the conditions of each call of the denoiser to the size of its sample, inside the block.
 
     A pipeline prepares text embeddings, time ids and the like once, for K particles of each prompt. When only K' are
@@ -223,10 +224,12 @@ def survivors_only(pipe: Any, particle_filter: ParticleFilter) -> Iterator[None]
     """
     denoisers = find_denoisers(pipe)
     if not denoisers:
-        raise ValueError(f"{type(pipe).__name__} has no unet and no transformer: final_particles cannot be had.")
+        raise ValueError(
+            f"{type(pipe).__name__} has no unet and no transformer, whose conditions final_particles cuts: drop it."
+        )
     first = particle_filter.num_particles
 
-    def call_with_survivors(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call_with_those_left(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         left = particle_filter.num_particles
         if left == first:
             return call(*args, **kwargs)
@@ -235,5 +238,5 @@ def survivors_only(pipe: Any, particle_filter: ParticleFilter) -> Iterator[None]
 
     with ExitStack() as stack:
         for denoiser in denoisers:
-            stack.enter_context(wrap_forward(denoiser, call_with_survivors))
+            stack.enter_context(wrap_forward(denoiser, call_with_those_left))
         yield

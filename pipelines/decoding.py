@@ -80,7 +80,7 @@ class LatentDecoder:
     def _decode_tiny(self, own: Any, scaled: Tensor, *_: Any, return_dict: bool = True, **__: Any) -> Any:
         """`own.decode`, by the other autoencoder, which takes latents as the scheduler sees them."""
         latents, join = _one_frame(scale_latents(own, scaled))
-        # not the `to` of Diffusers, which warns at every dtype
+        # not the `to` of Diffusers, which warns of float16 at every call
         tiny = nn.Module.to(self._autoencoder, scaled.device, own.dtype)
         decode = self._batched(lambda rows: tiny.decode(unscale_latents(tiny, rows.to(tiny.dtype))).sample)
         images = join(decode(latents))
@@ -305,7 +305,7 @@ def load_preview(
     *,
     load: Callable[[str], AutoencoderTiny] = AutoencoderTiny.from_pretrained,
 ) -> Preview | None:
-    """Turn what a person writes into a decoder of this pipeline's latents.
+    """Load a preview: a decoder of this pipeline's latents.
 
     Args:
         preview: `"auto"` (the tiny autoencoder of `PREVIEWS` for the family of the pipeline's latents), a name of
@@ -386,7 +386,7 @@ def _name_for(pipe: Any) -> str:
 
 
 def _check_family(name: str, pipe: Any) -> None:
-    """Refuse a published autoencoder, told by the last part of its name, for the latents of another family."""
+    """Refuse a published autoencoder, known by the last part of its name, for the latents of another family."""
     decoder, vae = PREVIEWS.get(Path(name).name), _vae(pipe)
     if decoder is None or decoder.fits(vae):
         return
@@ -419,7 +419,7 @@ def _check_latents(autoencoder: AutoencoderTiny, pipe: Any) -> None:
 def _vae(pipe: Any) -> Any:
     vae = getattr(pipe, "vae", None)
     if vae is None:
-        raise ValueError(f"{type(pipe).__name__} has no autoencoder: its samples are the pictures. Leave preview out.")
+        raise ValueError(f"{type(pipe).__name__} has no autoencoder: its samples are the images. Leave preview out.")
     return vae
 
 

@@ -1,9 +1,9 @@
-"""The rest of a pipeline's own call: from the sample that a step returns to what the call returns.
+"""The epilogue of a pipeline's call: its statements after the loop over steps, run early on a sample of our own.
 
 How latents become images is written in one place, the end of each pipeline's `__call__`: unpacking, normalisation,
-precision, the autoencoder, crops. No two families agree, and a list of what each one does is wrong for the next. So the
-statements after the loop are taken from the source of the call that is running, compiled by themselves, and run on a
-sample of our own, with the local variables of that call. Nothing is copied, and nothing has to be known of the family.
+precision, the autoencoder, crops. Diffusers has no method for it, no two families agree, and a list of what each one
+does would be wrong for the next. So the statements after the loop are taken from the source of the call that is
+running, compiled, and run with the local variables of that call. No code is copied, and no family has to be known.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ DecodeHook = Callable[..., Any]
 """`(autoencoder, latents, *args, **kwargs)` in the place of `autoencoder.decode(latents, *args, **kwargs)`."""
 
 _RESULT = "_step_result"
+# Nobody sees a prediction, and checking it would cost a forward pass and black out what may become a harmless image.
 _NOT_AT_SCORING = ("safety_checker", "watermark", "watermarker")
-"""What acts on finished images alone: a prediction is not shown to anybody."""
+# Parts of the names of outputs that are no images: videos, sounds, and the embeddings of a prior.
 _NOT_IMAGES = ("frame", "video", "audio", "embed")
-"""Parts of the names of what other pipelines return: videos, sounds, and the embeddings of a prior."""
 _PREVIEW = (
     "pass FKSteeringPipeline(pipe, reward=..., preview=...), a function of these samples to images (B, 3, H, W) in "
     "[0, 1]"
@@ -45,10 +45,10 @@ _BEST_OF_K = "num_resamples=0, which scores finished images alone: best of K"
 
 
 class CannotDecodeError(ValueError):
-    """The rest of this call cannot be run on a sample of its own.
+    """The epilogue of this call cannot run on another sample.
 
     Attributes:
-        remedies: what a person can do, besides choosing another pipeline.
+        remedies: what the user can do, besides choosing another pipeline.
     """
 
     remedies: tuple[str, ...] = (_PREVIEW, _BEST_OF_K)
@@ -59,21 +59,21 @@ class NoLoopError(CannotDecodeError):
 
 
 class LaterStageError(CannotDecodeError):
-    """The images are made by a stage behind the one whose steps are watched."""
+    """Another stage makes the images, after the one whose steps are watched."""
 
     remedies = (_BEST_OF_K,)
 
 
 class NoImagesError(CannotDecodeError):
-    """What the call returns are no images."""
+    """The call returns something else than images."""
 
     remedies = ()
 
 
 class StepResult(tuple[Tensor, Tensor]):
-    """What a scheduler's `step` may return, with the same sample in every place where a pipeline may look for it.
+    """The result of a scheduler's `step`, with the same sample in every place where a pipeline may read it.
 
-    Consistency models end with the predicted clean sample, the second entry; the others with the first.
+    Pipelines of consistency models read the predicted clean sample, the second entry; the others read the first.
 
     Example:
         >>> result = StepResult.of(torch.zeros(1))
@@ -92,14 +92,14 @@ class StepResult(tuple[Tensor, Tensor]):
 
 
 @dataclass(frozen=True)
-class Ending:
+class CompiledEpilogue:
     """The statements after the loop of one `__call__`, compiled.
 
     Attributes:
-        rest: of `(step_result, *names)` to what the call returns.
-        sample: of `(*names)` to the sample that the step gets.
-        names: of the local variables that both read.
-        returns: names of the fields that the call's output is made of, as far as they are written there.
+        rest: code of a function of `(step_result, *names)`; returns what the call returns.
+        sample: code of a function of `(*names)`; returns the sample that the step gets.
+        names: local variables that both read.
+        returns: fields of the call's output, where its source names them.
     """
 
     rest: CodeType
@@ -109,42 +109,44 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class RestOfCall:
-    """The rest of one call that is running.
+class Epilogue:
+    """The epilogue of one call that is running.
 
     Attributes:
-        pipe: whose `__call__` it is; that of a stage, where a combined pipeline calls its stages.
-        ending: the statements.
+        pipe: whose `__call__` runs; a stage, where a combined pipeline calls its stages.
+        code: the statements.
         values: the call's local variables that they read, by name.
         module: their global variables.
     """
 
     pipe: Any
-    ending: Ending
+    code: CompiledEpilogue
     values: Mapping[str, Any]
     module: dict[str, Any]
 
     @classmethod
-    def of(cls, frame: FrameType | None) -> RestOfCall:
-        """The rest of the innermost loop over steps that a frame is called from.
+    def of(cls, frame: FrameType | None) -> Epilogue:
+        """The epilogue of the innermost loop over steps that a frame is called from.
 
         Raises:
             NoLoopError: where no pipeline's loop is found.
-            CannotDecodeError: where its source is not there, or its steps stand in several loops.
+            CannotDecodeError: where its source is missing, or its steps stand in several loops.
         """
+        # A pipeline keeps what its decoding needs (height, image ids, ...) in local variables, which no callback of
+        # Diffusers hands out in full: its frame is the only place to read them.
         while frame is not None:
             pipe = _pipeline_of(frame)
-            ending = None if pipe is None else find_ending(frame.f_code, frame.f_lineno)
-            if ending is not None:
+            code = None if pipe is None else find_epilogue(frame.f_code, frame.f_lineno)
+            if code is not None:
                 values = dict(frame.f_locals)
-                read = {name: values[name] for name in ending.names if name in values}
-                return cls(pipe, ending, read, frame.f_globals)
+                read = {name: values[name] for name in code.names if name in values}
+                return cls(pipe, code, read, frame.f_globals)
             frame = frame.f_back
         raise NoLoopError("no loop over the steps of a scheduler was found in the source of its call")
 
     def sample(self) -> Tensor:
         """The sample that the next step gets, `(B, ...)`."""
-        return FunctionType(self.ending.sample, self.module)(*self._arguments())
+        return FunctionType(self.code.sample, self.module)(*self._arguments())
 
     def images(self, result: Any, *, decode: DecodeHook | None = None) -> Tensor:
         """The images that this call would return if the last step had returned `result`.
@@ -170,19 +172,20 @@ class RestOfCall:
         values: dict[str, Any] = {"self": _stand_in(self.pipe, decode), "output_type": output_type, "return_dict": True}
         with _unchanged(autoencoders(self.pipe).values(), _sample_of(result).device):
             try:
-                return FunctionType(self.ending.rest, self.module)(result, *self._arguments(values))
+                return FunctionType(self.code.rest, self.module)(result, *self._arguments(values))
             except torch.OutOfMemoryError:
                 raise
             except (TypeError, ValueError, AttributeError, KeyError, IndexError, NameError, RuntimeError) as error:
+                # whatever the statements raise on a sample that they were not written for
                 raise CannotDecodeError(f"the end of its call failed: {type(error).__name__}: {error}") from error
 
     def check(self, sample: Tensor) -> None:
-        """Find out cheaply whether a sample can be decoded: run up to the autoencoder, which is not called.
+        """Find out cheaply whether a sample can be decoded: run until the autoencoder would be called.
 
         Raises:
             CannotDecodeError: if not.
         """
-        first = next(iter(self.ending.returns), "")
+        first = next(iter(self.code.returns), "")
         if any(part in first for part in _NOT_IMAGES):
             raise NoImagesError(f"it returns {first}, and a reward reads images")
         if not autoencoders(self.pipe) and (sample.ndim != 4 or sample.shape[1] != 3):
@@ -200,15 +203,15 @@ class RestOfCall:
         values = {**self.values, **(replaced or {})}
         if replaced is not None and "generator" in values:
             values["generator"] = _cloned(values["generator"])
-        return [values.get(name) for name in self.ending.names]
+        return [values.get(name) for name in self.code.names]
 
 
 def _sample_of(result: Any) -> Tensor:
     return result[0] if isinstance(result, tuple) else result.prev_sample
 
 
-class _DecoderReached(Exception):  # noqa: N818
-    """The autoencoder would be called now: no error."""
+class _DecoderReached(Exception):  # noqa: N818 (a signal, and no error)
+    """The autoencoder would be called now."""
 
 
 def autoencoders(pipe: Any) -> dict[str, nn.Module]:
@@ -268,12 +271,9 @@ def as_tensor(images: Any) -> Tensor:
     return images.float()
 
 
-# --- the source -----------------------------------------------------------------------------------------------------
-
-
 @functools.cache
-def find_ending(code: CodeType, line: int) -> Ending | None:
-    """What follows the loop over steps that a line of a function stands in; None where it stands in none.
+def find_epilogue(code: CodeType, line: int) -> CompiledEpilogue | None:
+    """The epilogue of the loop over steps around a line of a function; None where there is no such loop.
 
     Raises:
         CannotDecodeError: for steps in a loop within a loop, of which none gives the whole sample.
@@ -287,7 +287,7 @@ def find_ending(code: CodeType, line: int) -> Ending | None:
     steps = sorted(filter(_step_of, ast.walk(block[i])), key=lambda node: node.lineno)  # type: ignore[attr-defined]
     if not steps:
         return None
-    # the statement that runs, or before it has been reached the first one of the loop
+    # the step that is running; before the first one, where the denoiser is called, the first of the loop
     statement: Any = next((step for step in steps if step.lineno <= line <= step.end_lineno), steps[0])  # type: ignore
     around = _path(block[i : i + 1], statement.lineno)
     if sum(isinstance(outer[j], ast.For | ast.While) for outer, j in around) != 1:
@@ -296,7 +296,7 @@ def find_ending(code: CodeType, line: int) -> Ending | None:
     return _compiled(code, statement, list(_without_clean_up(after)))
 
 
-@functools.cache
+@functools.cache  # parsing a pipeline's module takes tens of milliseconds, and every step asks
 def _syntax_tree(code: CodeType) -> ast.FunctionDef | None:
     try:
         lines, _ = inspect.findsource(code)
@@ -321,7 +321,6 @@ def _path(block: Sequence[ast.stmt], line: int) -> list[tuple[Sequence[ast.stmt]
 
 
 def _step_of(statement: ast.AST) -> ast.Call | None:
-    """The call of a scheduler's `step` in an assignment."""
     if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
         return None
     for node in ast.walk(statement.value):
@@ -331,7 +330,10 @@ def _step_of(statement: ast.AST) -> ast.Call | None:
 
 
 def _without_clean_up(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Leave out bare calls on a variable that nothing else reads: they free what the steps to come still need."""
+    """Leave out calls whose result is not used on variables that are not read: they free what later steps need.
+
+    One is `progress_bar.close()`; others empty a cache that the denoiser reads at the next step.
+    """
     for statement in statements:
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
             called = statement.value.func
@@ -342,7 +344,7 @@ def _without_clean_up(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
         yield statement
 
 
-def _compiled(code: CodeType, statement: ast.stmt, after: list[ast.stmt]) -> Ending:
+def _compiled(code: CodeType, statement: ast.stmt, after: list[ast.stmt]) -> CompiledEpilogue:
     step = _step_of(statement)
     given = [] if step is None else [keyword.value for keyword in step.keywords if keyword.arg == "sample"]
     sample = [*given, *(step.args[2:3] if step is not None else [])]
@@ -353,7 +355,7 @@ def _compiled(code: CodeType, statement: ast.stmt, after: list[ast.stmt]) -> End
     local = {*code.co_varnames, *code.co_cellvars}
     names = tuple(sorted({node.id for node in nodes if isinstance(node, ast.Name) and node.id in local}))
     returned = [node.value for node in nodes if isinstance(node, ast.Return) and isinstance(node.value, ast.Call)]
-    return Ending(
+    return CompiledEpilogue(
         rest=_function((_RESULT, *names), [replaced, *after], code.co_filename),
         sample=_function(names, [ast.Return(sample[0])], code.co_filename),
         names=names,
@@ -362,7 +364,7 @@ def _compiled(code: CodeType, statement: ast.stmt, after: list[ast.stmt]) -> End
 
 
 class _WithResult(ast.NodeTransformer):
-    """Puts a variable in the place of the step."""
+    """Replaces the call of the step by a variable."""
 
     def __init__(self, step: ast.Call) -> None:
         self._text = ast.dump(step)
@@ -373,21 +375,21 @@ class _WithResult(ast.NodeTransformer):
 
 
 def _function(parameters: Sequence[str], body: list[ast.stmt], filename: str) -> CodeType:
-    """The code of a function of these statements, which keep their lines: errors in them name the pipeline's source."""
+    """The code of a function of these statements, at their own lines: a traceback shows the pipeline's source."""
     arguments = ast.arguments(
         posonlyargs=[], args=[ast.arg(name) for name in parameters], kwonlyargs=[], kw_defaults=[], defaults=[]
     )
-    definition = ast.FunctionDef("rest_of_call", arguments, body, [], lineno=1, col_offset=0)
+    definition = ast.FunctionDef("epilogue", arguments, body, [], lineno=1, col_offset=0)
     definition.type_params = []  # type: ignore[attr-defined] # of Python 3.12
     module = compile(ast.fix_missing_locations(ast.Module([definition], [])), filename, "exec")
     return next(part for part in module.co_consts if isinstance(part, CodeType))
 
 
 def refuse_later_stages(frame: FrameType | None) -> None:
-    """Raise where a pipeline that calls another one as a stage goes on with one more: its images are not this one's.
+    """Raise where a combined pipeline calls another stage after the one that is running.
 
     Raises:
-        LaterStageError: if it does.
+        LaterStageError: if so; the images are those of the later stage.
     """
     while frame is not None:
         pipe = _pipeline_of(frame)
@@ -400,7 +402,6 @@ def refuse_later_stages(frame: FrameType | None) -> None:
 
 @functools.cache
 def _called_after(function: ast.FunctionDef, line: int) -> list[str]:
-    """Attributes of `self` that are called in the statements behind a line."""
     after = [statement for block, i in _path(function.body, line) for statement in block[i + 1 :]]
     called = [node.func for statement in after for node in ast.walk(statement) if isinstance(node, ast.Call)]
     return [c.attr for c in called if isinstance(c, ast.Attribute) and ast.unparse(c.value) == "self"]
@@ -412,11 +413,8 @@ def _pipeline_of(frame: FrameType) -> Any:
     return owner if isinstance(owner, DiffusionPipeline) else None
 
 
-# --- what the statements run on -------------------------------------------------------------------------------------
-
-
 class _Tensors:
-    """An image processor that gives tensors where arrays are asked for: the same numbers, still on their device."""
+    """An image processor that returns tensors in place of arrays: the same numbers, on their device still."""
 
     def __init__(self, processor: VaeImageProcessor) -> None:
         self._processor = processor
@@ -430,9 +428,9 @@ class _Tensors:
 
 
 class _Idle:
-    """A denoiser whose settings can be read, and whose methods do nothing: there are steps before it.
+    """A denoiser whose attributes can be read, and whose methods do nothing.
 
-    Pipelines with perturbed attention, for one, end with putting its attention processors back.
+    Some pipelines end by putting attention processors back (perturbed attention), which later steps still need.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -444,8 +442,6 @@ class _Idle:
 
 
 class _Decoding:
-    """An autoencoder with another `decode`."""
-
     def __init__(self, autoencoder: nn.Module, decode: DecodeHook) -> None:
         self._autoencoder = autoencoder
         self._decode = decode
@@ -458,8 +454,8 @@ class _Decoding:
 
 
 def _stand_in(pipe: Any, decode: DecodeHook | None) -> Any:
-    """A pipeline of the same decoders, whose attributes may be written, without what acts on finished images alone."""
-    stand_in: Any = object.__new__(type(pipe))
+    """A shallow copy of a pipeline whose attributes the epilogue may write, without safety checker and watermark."""
+    stand_in: Any = object.__new__(type(pipe))  # `__init__` and `register_modules` would check and move the models
     values = {**vars(pipe), **{name: None for name in _NOT_AT_SCORING if name in vars(pipe)}}
     for name, value in values.items():
         if isinstance(value, VaeImageProcessor) and type(value).postprocess is VaeImageProcessor.postprocess:
@@ -467,13 +463,18 @@ def _stand_in(pipe: Any, decode: DecodeHook | None) -> Any:
     if decode is not None:
         values |= {name: _Decoding(module, decode) for name, module in autoencoders(pipe).items()}
     values |= {name: _Idle(values[name]) for name in DENOISERS if isinstance(values.get(name), nn.Module)}
-    vars(stand_in).update(values, maybe_free_model_hooks=lambda: None)  # nothing is taken from the device
+    # the last statement of most pipelines offloads all models, which the next step would have to load again
+    vars(stand_in).update(values, maybe_free_model_hooks=lambda: None)
     return stand_in
 
 
 @contextmanager
 def _unchanged(modules: Iterator[nn.Module] | Any, device: torch.device) -> Iterator[None]:
-    """Put the precision of modules and the global random numbers back: some pipelines leave a decoder in float32."""
+    """Restore the precision of modules and the global random state.
+
+    SDXL and others upcast the autoencoder to float32 for decoding, and some leave it so. Decoders that draw noise would
+    take random numbers from the steps that follow.
+    """
     dtypes = [(module, _precision(module)) for module in modules]
     devices = [device] if device.type == "cuda" else []
     try:
@@ -486,12 +487,12 @@ def _unchanged(modules: Iterator[nn.Module] | Any, device: torch.device) -> Iter
 
 
 def _precision(module: nn.Module) -> torch.dtype | None:
-    """That of the first weight; Diffusers' `dtype` walks through the whole module."""
+    # of the first weight: Diffusers' `dtype` walks through the whole module
     return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), None)
 
 
 def _cloned(generator: Any) -> Any:
-    """Generators in the same state: a decoder that draws noise must not take it from the steps to come."""
+    """Copies of generators: a decoder that draws noise must not take it from the steps that follow."""
     if not isinstance(generator, Generator):
         return [_cloned(one) for one in generator] if isinstance(generator, list | tuple) else generator
     clone = Generator(generator.device)

@@ -458,7 +458,7 @@ def reward_place(device: str | torch.device | None) -> torch.device | None:
     """The device that a reward is to be put on; None for the pipeline's.
 
     Raises:
-        ValueError: for a name that is none, or a device that is not there.
+        ValueError: for an unknown name, or a device that is not there.
 
     Example:
         >>> reward_place("cpu")

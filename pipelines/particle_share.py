@@ -19,7 +19,7 @@ from fk_reward.search.feynman_kac import FKSteeringConfig
 
 
 def call_link(*, spread: bool) -> AbstractContextManager[ProcessLink | None]:
-    """The tie to the other processes for one call, which tells them when its body fails; None for a single process."""
+    """The link to the other processes for one call, which ends theirs when its body fails; None for one process."""
     if not spread:
         return nullcontext()
     from accelerate import PartialState  # noqa: PLC0415 (slow to import, and one process does not need it)

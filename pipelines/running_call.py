@@ -1,4 +1,4 @@
-"""The wrapped pipeline's call while it runs: where its steps stand, what they returned, and what was decoded."""
+"""The wrapped pipeline's call while it runs: its epilogue, what its last step returned, and what it decoded."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fk_reward.pipelines.epilogue import (
     CannotDecodeError,
     DecodeFn,
     DecodeHook,
+    Epilogue,
     LaterStageError,
     NoImagesError,
     NoLoopError,
-    RestOfCall,
     StepResult,
     as_tensor,
     autoencoders,
@@ -29,17 +29,18 @@ from fk_reward.pipelines.hooks import find_denoisers, wrap_forward, wrap_method
 
 
 class RunningCall:
-    """Watches one call of a pipeline, so that its end can be run early, and what it decoded is not decoded again.
+    """Watches one call of a pipeline, so that its epilogue can run early, and what it decodes is decoded once.
 
-    Before the first step it is found out whether that can be done (`RestOfCall.check`): at the denoiser's first call
-    inside the loop, or at the first step of a pipeline whose denoiser is not known.
+    Whether the epilogue can run is checked before the first step (`Epilogue.check`), at the denoiser's first call
+    inside the loop, so that a long run does not end in an error that could have come first. Where the denoiser is not
+    known, it is checked at the first step.
 
     Args:
         pipe: the pipeline.
         output_type: of the call.
-        sizes: rows of the samples that will be decoded, as far as they are known.
-        decodes: whether predictions are decoded on the way.
-        preview: decodes them in the place of the call's end.
+        sizes: numbers of rows of the samples that will be decoded, as far as they are known.
+        decodes: whether predictions are decoded during the run.
+        preview: decodes them in place of the epilogue.
     """
 
     def __init__(
@@ -56,23 +57,23 @@ class RunningCall:
         self._sizes = tuple(sizes)
         self._decodes = decodes
         self._preview = preview
-        self._rest: RestOfCall | None = None
+        self._rest: Epilogue | None = None
         self._signature: inspect.Signature | None = None  # of the step, read once: at every step it would be felt
         self._shape: tuple[int, ...] = ()
         self._dtype = torch.float32
         self._result: Any = None
         self._decoded: list[Any] = []
-        self._is_ours = False
+        self._is_ours = False  # whether the epilogue that decodes right now is one that we run
         self._is_checked = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the steps of the pipeline's scheduler and its autoencoders inside the block; enter it behind `steer`.
+        """Watch the steps of the pipeline's scheduler and its autoencoders inside the block.
 
-        Afterwards the last step is known still, until `close`.
+        Enter it after `steer`, so that it sees what `steer` makes of a step. The last step stays known until `close`.
 
         Raises:
-            ValueError: inside the block, before the first step, for a pipeline whose images cannot be had.
+            ValueError: inside the block, before the first step, for a pipeline whose samples cannot be decoded.
         """
         with ExitStack() as stack:
             for denoiser in find_denoisers(self._pipe):
@@ -83,14 +84,14 @@ class RunningCall:
             yield
 
     def close(self) -> None:
-        """Let go of the variables of the call."""
+        """Free the variables of the call."""
         self._rest, self._result, self._decoded = None, None, []
 
     def images(self, sample: Tensor, *, decode: DecodeHook | None = None) -> Tensor:
-        """The images `(B, 3, H, W)` in [0, 1] of a predicted clean sample `(B, ...)`, as the pipeline would end.
+        """The images `(B, 3, H, W)` in [0, 1] of a predicted clean sample `(B, ...)`, as the pipeline would decode it.
 
         Raises:
-            CannotDecodeError: when the end of the call cannot be run.
+            CannotDecodeError: when the epilogue cannot run.
         """
         if self._rest is None:
             raise CannotDecodeError("its loop over the steps is not running")
@@ -99,14 +100,14 @@ class RunningCall:
     def finished(self, returned: Any, *, predicted: Tensor | None = None) -> Tensor:
         """The finished images `(B, 3, H, W)` float32 in [0, 1], whatever the call returned them as.
 
-        They are made of what the autoencoder gave, before 8 bits, watermark and safety checker.
+        They are the output of the autoencoder, before rounding to 8 bits, watermark and safety checker.
 
         Args:
             returned: what the call returned: images or latents.
-            predicted: the clean sample to decode in their place.
+            predicted: a clean sample to decode instead.
 
         Raises:
-            CannotDecodeError: when neither the end of the call can be run, nor the images be read.
+            CannotDecodeError: when neither the epilogue can run nor the images be read.
         """
         is_latent = self.output_type == "latent" or predicted is not None
         returned = returned if predicted is None else predicted
@@ -117,8 +118,9 @@ class RunningCall:
             return self.images(predicted)
         if is_latent:
             return self._run(self._rest, self._last_of(self._rest, returned), None)
+        # the call has just decoded these latents: its epilogue runs once more on the outputs of the autoencoder
         outputs = iter(self._decoded)
-        self._decoded = []  # each is let go once it has been used
+        self._decoded = []  # so that each is freed once it has been used
 
         def replay(autoencoder: nn.Module, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
             output = next(outputs, None)
@@ -126,8 +128,11 @@ class RunningCall:
 
         return self._run(self._rest, self._result, replay)
 
-    def _last_of(self, rest: RestOfCall, latents: Any) -> Any:
-        """What the call made these latents of: the result of its last step, unless they were changed behind it."""
+    def _last_of(self, rest: Epilogue, latents: Any) -> Any:
+        """The result of the step that these latents come from.
+
+        A `callback_on_step_end` may have changed them after the last step, which no result of a step shows.
+        """
         changed = isinstance(latents, Tensor) and tuple(latents.shape) == self._shape
         for result in (self._result, *([StepResult.of(latents.clone())] if changed else [])):
             again = first_field(rest.returned(result, output_type="latent"))
@@ -135,7 +140,7 @@ class RunningCall:
                 return result
         return self._result
 
-    def _run(self, rest: RestOfCall, result: Any, decode: DecodeHook | None) -> Tensor:
+    def _run(self, rest: Epilogue, result: Any, decode: DecodeHook | None) -> Tensor:
         self._is_ours = True
         try:
             return rest.images(result, decode=decode)
@@ -144,7 +149,7 @@ class RunningCall:
 
     def _denoised(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._is_checked:
-            with contextlib.suppress(NoLoopError):  # some denoisers are called before their loop, for a cache
+            with contextlib.suppress(NoLoopError):  # some denoisers are called before the loop, to fill a cache
                 self._check()
         return call(*args, **kwargs)
 
@@ -156,8 +161,8 @@ class RunningCall:
                 self._refuse(error)
             self._is_checked = True
         self._decoded.clear()
-        with contextlib.suppress(CannotDecodeError):  # which has been told
-            self._rest = RestOfCall.of(inspect.currentframe())
+        with contextlib.suppress(CannotDecodeError):  # `_check` has raised already where it matters
+            self._rest = Epilogue.of(inspect.currentframe())
         if self._signature is None:
             self._signature = inspect.signature(step)
         sample = self._signature.bind(*args, **kwargs).arguments["sample"]
@@ -166,15 +171,15 @@ class RunningCall:
         return self._result
 
     def _check(self) -> None:
-        """Find out whether the end of this call can be run, and whether that is needed.
+        """Raise where the epilogue is needed and cannot run.
 
         Raises:
             NoLoopError: when the call has not reached its loop.
-            ValueError: when it cannot, and is needed.
+            ValueError: otherwise.
         """
         frame = inspect.currentframe()
         try:
-            rest = RestOfCall.of(frame)
+            rest = Epilogue.of(frame)
             self._check_scheduler(rest.pipe)
             sample = rest.sample()
             self._shape = tuple(sample.shape)
@@ -200,7 +205,7 @@ class RunningCall:
         )
 
     def _refuse(self, error: CannotDecodeError) -> None:
-        """Raise where images are needed that only the end of the call can make."""
+        """Raise where images are needed that only the epilogue can make."""
         name = type(self._pipe).__name__
         if isinstance(error, NoImagesError):
             raise ValueError(f"{name} cannot be steered: {error}. Wrap a pipeline that returns images.") from error

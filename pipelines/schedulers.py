@@ -64,7 +64,7 @@ class Solver:
             raise ValueError(f"num_inference_steps should be at least 1, got {self.num_inference_steps}.")
 
     def build(self, scheduler: Any) -> Any:
-        """The scheduler of this solver, for the model of another scheduler.
+        """Build the scheduler of this solver for the model of another scheduler.
 
         Raises:
             ValueError: where its noise levels are not those of the model: a solver for schedules of betas and a
@@ -207,7 +207,7 @@ def stochastic_scheduler(scheduler: Any) -> Any:
 
 
 def steerable_if_known(scheduler: Any) -> Any:
-    """`stochastic_scheduler`; where there is none a warning, and the scheduler itself, on which best of N can run."""
+    """`stochastic_scheduler`; where none is known, warn and keep the scheduler, on which best of N can run."""
     try:
         return stochastic_scheduler(scheduler)
     except ValueError as error:

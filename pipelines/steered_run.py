@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from fk_reward.pipelines.batching import MicroBatches, batch_rows
 from fk_reward.pipelines.call_record import has_been_warned_of, resampling_effect
-from fk_reward.pipelines.conditions import Conditions, survivors_only
+from fk_reward.pipelines.conditions import Conditions, fit_conditions
 from fk_reward.pipelines.epilogue import DecodeFn
 from fk_reward.pipelines.hooks import main_denoiser, wrap_forward, wrap_method
 from fk_reward.pipelines.pipeline_state import kept_rows
@@ -94,7 +94,7 @@ class SteeredRun:
             kept = stack.enter_context(self._kept_rows(pipe))
             hooks["row_states"] = [*kept, stack.enter_context(self._conditions(pipe))]
             records = stack.enter_context(steer(pipe.scheduler, self.particle_filter, self.score, **hooks))
-            # behind `steer`: what the call is told that its step returned is what `steer` made of it
+            # after `steer`, outside its step: the call goes on with what `steer` made of the sample
             stack.enter_context(self.call.watching())
             out = pipe(**self.arguments)
         self._close(pipe, records)
@@ -113,7 +113,6 @@ class SteeredRun:
         return Conditions(pipe, **sizes, shrinks=shrinks).following()
 
     def _close(self, pipe: Any, records: SteeringRecords) -> None:
-        """Take over what the run tells about itself."""
         self.notes += records.notes
         self.num_steps = records.num_steps
         if self.particle_filter.config.resamples and records.num_steps == 0:
@@ -130,18 +129,18 @@ class SteeredRun:
         if self.reward_device is not None and not self.reward.compares_images:
             batches = self.batches.decoded_together(x0_pred)
         self._counts["decoded"] += len(x0_pred)
-        return self._score_batches(map(self.decode, batches), since=_clock(x0_pred), aside=len(batches) > 1)
+        return self._score_batches(map(self.decode, batches), since=_clock(x0_pred), in_thread=len(batches) > 1)
 
     def score_images(self, images: Tensor) -> Tensor:
         """Rewards `(G * K,)` of images `(G * K, 3, H, W)`; names prompt and particle of one that is not finite."""
         return self._score_batches([images], since=_clock(images))
 
-    def _score_batches(self, batches: Iterable[Tensor], *, since: float, aside: bool = False) -> Tensor:
-        """Rewards of all images of batches that are decoded as they are taken; see `reward_device` for `aside`."""
+    def _score_batches(self, batches: Iterable[Tensor], *, since: float, in_thread: bool = False) -> Tensor:
+        """Rewards of all images of batches, which are decoded as they are taken; in a thread, while the next is."""
         images: list[Tensor] = []
         results = []
         place = self.reward_device
-        with worker(self._rewards_of, in_thread=aside, device_type="cpu" if place is None else place.type) as score:
+        with worker(self._rewards_of, in_thread=in_thread, device_type="cpu" if place is None else place.type) as score:
             for batch in batches:
                 results.append(score(batch if place is None else batch.to(place), sum(map(len, images))))
                 images.append(batch)
@@ -167,7 +166,7 @@ class SteeredRun:
             )
         prompts = [prompt for prompt in self.prompts for _ in range(self._num_own)]
         try:
-            # Reward.__call__ copies what it hands on; one that a reward wrote itself may write to what is returned
+            # Reward.__call__ copies the images; that of a subclass may write to those that are returned to the user
             own = images if type(self.reward).__call__ is Reward.__call__ else images.clone()
             return self.batches.score(self.reward, own, prompts[first : first + len(images)])
         except NonFiniteScoreError as error:
@@ -183,7 +182,7 @@ class SteeredRun:
             flags: `(B,)` bool, images that were blacked out.
         """
         if self.predicted is not None:
-            self._tell_of_noise(is_latent=self.call.output_type == "latent")
+            self._note_noise(is_latent=self.call.output_type == "latent")
 
         def score(own: Tensor) -> Tensor:
             images = self.call.finished(returned, predicted=self.predicted)
@@ -192,7 +191,7 @@ class SteeredRun:
 
         return self.exchange.gather_scores(score, torch.empty(self.particle_filter.num_groups * self._num_own))
 
-    def _tell_of_noise(self, *, is_latent: bool) -> None:
+    def _note_noise(self, *, is_latent: bool) -> None:
         returned = "latents" if is_latent else "images"
         self.notes.append(
             f"The run ended after {self.num_steps} steps, before the scheduler's last: the {returned} that are "
@@ -226,7 +225,7 @@ class SteeredRun:
         self._note_effect()
 
     def _note_effect(self) -> None:
-        """Say in the notes which prompts were not resampled, and aloud where none was."""
+        """Note which prompts were not resampled, and warn where none was."""
         config, scales = self.particle_filter.config, self.particle_filter.reward_scale
         note = resampling_effect(config, self._steps, reward_scale=scales, stopped=self.particle_filter.stopped)
         if note is None:
@@ -266,22 +265,22 @@ class SteeredRun:
         denoiser = main_denoiser(pipe)
         with ExitStack() as stack:
             if self.particle_filter.config.final_particles is not None:
-                stack.enter_context(survivors_only(pipe, self.particle_filter))
+                stack.enter_context(fit_conditions(pipe, self.particle_filter))
             if denoiser is not None:
-                stack.enter_context(wrap_forward(denoiser, self._counted))
-            # what an earlier call has left there says nothing about this one
+                stack.enter_context(wrap_forward(denoiser, self._count_call))
+            # Diffusers never clears it: it would be the number of an earlier call until this one sets its own
             earlier = vars(pipe).pop("_num_timesteps", None)
-            stack.enter_context(wrap_method(pipe, "progress_bar", functools.partial(self._watched_bar, pipe)))
+            stack.enter_context(wrap_method(pipe, "progress_bar", functools.partial(self._watch_bar, pipe)))
             yield
             if earlier is not None:
                 vars(pipe).setdefault("_num_timesteps", earlier)
 
-    def _counted(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _count_call(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._counts["calls"] += 1
         self._counts["rows"] += batch_rows(args, kwargs)
         return call(*args, **kwargs)
 
-    def _watched_bar(self, pipe: Any, progress_bar: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _watch_bar(self, pipe: Any, progress_bar: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._bar = progress_bar(*args, **kwargs)
         self._announced_steps = _announced_steps(pipe, *args, **kwargs)
         return self._bar
@@ -335,17 +334,17 @@ def _check_denoising_end(pipe: Any, arguments: dict[str, Any]) -> None:
 
 
 def _announced_steps(pipe: Any, iterable: Any = None, total: int | None = None, **_: Any) -> int | None:
-    """How many steps a pipeline that opens a progress bar will make; None where that cannot be told.
+    """How many steps a pipeline that opens a progress bar will make; None where that is not known.
 
     `total` is the number that the user asked for, which schedulers of second order make twice; `_num_timesteps`, which
     most pipelines set just before, counts the timesteps that are left after `strength`, `denoising_end`, ...
     """
     if hasattr(iterable, "__len__"):
         return len(iterable)
-    counted = vars(pipe).get("_num_timesteps")
-    if counted is None and getattr(pipe.scheduler, "order", 1) == 1:
-        counted = total
-    return counted
+    num_steps = vars(pipe).get("_num_timesteps")
+    if num_steps is None and getattr(pipe.scheduler, "order", 1) == 1:
+        num_steps = total
+    return num_steps
 
 
 def resampling_generators(

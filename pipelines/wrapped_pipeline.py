@@ -82,7 +82,7 @@ class PipelineProxy:
         if caller is not None and caller.f_code.co_name == "from_pipe":
             name = type(self).__name__
             raise TypeError(
-                f"from_pipe takes a Diffusers pipeline, and a {name} is none: pass pipe.pipe, which it wraps, and "
+                f"from_pipe takes a Diffusers pipeline, not a {name}: pass pipe.pipe, which it wraps, and "
                 f"wrap the result again to steer it: {name}(SomePipeline.from_pipe(pipe.pipe), reward=pipe.reward)."
             )
         return self._pipe.config

@@ -1,6 +1,8 @@
-"""Micro-batches give the images of the undivided batch, in every family, with and without guidance."""
+"""Micro-batches give the images of the undivided batch in every family, and need the memory of a part."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,12 +11,15 @@ from diffusers import (
     FirstBlockCacheConfig,
     StableDiffusionControlNetPipeline,
     StableDiffusionPAGPipeline,
+    UNet2DConditionModel,
 )
 from peft import LoraConfig
 
 from fk_reward import BatchSizes, FKSteeringPipeline
+from fk_reward.models import resolve_model
 from fk_reward.pipelines.batching import BatchLayout, MicroBatches, batch_rows
 from fk_reward.pipelines.epilogue import NoLoopError
+from fk_reward.planning.live_bytes import LiveBytes
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
 from tests.pipelines.test_families import EXTRA, MAKERS, make
@@ -299,3 +304,25 @@ def test_a_denoiser_that_is_not_known_is_refused():
     wrapped.unet = None
     with pytest.raises(ValueError, match="no unet and no transformer"):
         wrapped("x", num_inference_steps=2, particle_batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return UNet2DConditionModel.from_pretrained(resolve_model("shapes-sd"), subfolder="unet")
+
+
+def peak(unet, num_particles, particle_batch_size=None):
+    """Peak bytes of one forward pass with guidance, beyond its weights and inputs."""
+    rows = 2 * num_particles
+    sample, states = torch.zeros(rows, 8, 8, 8), torch.zeros(rows, 16, 128)
+    sizes = BatchSizes(particle_batch_size=particle_batch_size)
+    batches = MicroBatches(sizes, num_particles=lambda: num_particles, found={})
+    with torch.no_grad(), batches.splitting(SimpleNamespace(unet=unet)), LiveBytes() as memory:
+        unet(sample, torch.tensor(500), encoder_hidden_states=states)
+    return memory.peak
+
+
+def test_64_particles_fit_where_8_do(unet):
+    small = peak(unet, 8)
+    assert peak(unet, 64, particle_batch_size=8) < 1.3 * small
+    assert peak(unet, 64) > 4 * small  # saboteur: undivided

@@ -1,5 +1,7 @@
 """What FKSteeringPipeline shows of the wrapped pipeline: attributes, copies, and errors for from_pipe."""
 
+from __future__ import annotations
+
 import copy
 import pickle
 from dataclasses import replace

@@ -145,7 +145,7 @@ def test_a_loop_whose_source_is_not_there_is_refused_before_the_first_step(monke
     def no_loop(frame):
         raise NoLoopError("no loop over the steps of a scheduler was found in the source of its call")
 
-    monkeypatch.setattr("fk_reward.pipelines.running_call.RestOfCall.of", no_loop)
+    monkeypatch.setattr("fk_reward.pipelines.running_call.Epilogue.of", no_loop)
     pipe = tiny.make_sd()
     with pytest.raises(ValueError, match="StableDiffusionPipeline cannot be turned into images.*num_resamples=0"):
         steered(pipe)("a red circle", num_inference_steps=STEPS, num_particles=2)

@@ -1,4 +1,4 @@
-"""Previews: Diffusers' own decoding is the oracle, other latents are refused, and finished pictures stay the VAE's."""
+"""Previews: Diffusers' own decoding is the oracle, other latents are refused, and finished images stay the VAE's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Wrong arguments of the call and of the constructor: told at once, in words that say what to write."""
+"""Wrong arguments of the call and of the constructor: errors at once, in words that say what to write."""
+
+from __future__ import annotations
 
 import inspect
 import math
