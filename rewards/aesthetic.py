@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor: the mark that people would give a picture, whatever its prompt."""
+"""LAION's aesthetic predictor: the mark that people would give an image, whatever its prompt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LINEAR_LAYERS = ("",)
 
 _CARD = RewardCard(
     name="aesthetic",
-    summary="the mark from 1 to 10 that people would give the picture, whatever its prompt",
+    summary="the mark from 1 to 10 that people would give the image, whatever its prompt",
     typical_range=(1.0, 10.0),  # the scale of the marks that it was trained on
     differentiable=True,
     licence="Apache-2.0 (github.com/christophschuhmann/improved-aesthetic-predictor); MIT (CLIP)",
@@ -76,7 +76,7 @@ class AestheticScore(Reward):
         self.card = card
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Mark each image; shapes as in `Reward.score`."""
+        """Mark each image."""
         pixel_values = self.preprocessing(images).to(self.model.dtype)
         embeddings = self.model.get_image_features(pixel_values=pixel_values).pooler_output
         return self.head(functional.normalize(embeddings.float(), dim=-1)).squeeze(-1)

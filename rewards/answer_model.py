@@ -17,7 +17,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from fk_reward.models import file_state, resolve_model
 from fk_reward.rewards.clip_t5 import is_clip_t5, load_clip_t5
-from fk_reward.rewards.inputs import pictures_of
+from fk_reward.rewards.inputs import to_pil
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.prompt_limits import control_tokens, num_positions, refuse_control_tokens, require_positions
 from fk_reward.rewards.weights import WRAPPED_NAMES, check_complete
@@ -42,8 +42,8 @@ class AnswerModel(nn.Module):
     template (BLIP-2, InstructBLIP) gets the question as it is. Decoder-only models are padded on the left,
     so that the last position of each row is the one that predicts the answer; encoder-decoders on the right.
 
-    Where the image processor is one that `pixels.py` reproduces, the pictures stay tensors on their device and the
-    logits are differentiable with respect to them; any other one gets them as 8-bit PIL pictures.
+    Where the image processor is one that `pixel_transform` reproduces, the images stay tensors on their device and the
+    logits are differentiable with respect to them; any other one gets them as 8-bit PIL images.
 
     Args:
         model: what `AutoModelForImageTextToText` loads; put into evaluation mode and frozen, in place.
@@ -162,16 +162,16 @@ class AnswerModel(nn.Module):
         return text if self.is_encoder_decoder or not opening else text + self._separator(text) + opening
 
     def _inputs(self, images: Tensor, texts: list[str]) -> dict[str, Any]:
-        nested = [[picture] for picture in self._pictures(images)]  # one list a text: every processor understands that
+        nested = [[image] for image in self._pil_images(images)]  # one list a text: every processor understands that
         inputs = dict(self.processor(images=nested, text=texts, padding=True, return_tensors="pt"))
         if self._transform is not None:
             inputs["pixel_values"] = self._pixel_values(images, expected=inputs["pixel_values"].shape)
         return {name: value.to(self.device, self._dtype_of(value)) for name, value in inputs.items()}
 
-    def _pictures(self, images: Tensor) -> list[Image.Image]:
-        """What the processor gets: where tensors take the pictures' place, only their size matters."""
+    def _pil_images(self, images: Tensor) -> list[Image.Image]:
+        """What the processor gets: it counts image tokens by the size, so blanks do where tensors make the pixels."""
         if self._transform is None:
-            return pictures_of(images)
+            return to_pil(images)
         height, width = images.shape[-2:]
         return [Image.new("RGB", (width, height))] * len(images)
 
@@ -270,7 +270,7 @@ def question_text(processor: ProcessorMixin, question: str, *, system: str | Non
 
 
 def pixel_transform(processor: BaseImageProcessor) -> Callable[[Tensor], Tensor] | None:
-    """Find what does to tensors (B, 3, H, W) in [0, 1] what an image processor does to PIL pictures.
+    """Find what does to tensors (B, 3, H, W) in [0, 1] what an image processor does to PIL images.
 
     Before normalisation the result is within 2/255 of the processor's, which rounds to 8 bits on its way.
 

@@ -33,9 +33,9 @@ class RewardCard:
         summary: one line that says what is measured.
         higher_is_better: samplers maximise the score. Where this is False, steer with its negative,
             `-reward`.
-        typical_range: (low, high), in the unit of the score, within which scores of ordinary pictures lie. A
+        typical_range: (low, high), in the unit of the score, within which scores of ordinary images lie. A
             description, not a bound that is enforced; infinite where unknown.
-        spread: typical standard deviation of the score among pictures of one prompt, in the unit of the
+        spread: typical standard deviation of the score among images of one prompt, in the unit of the
             score; None where nobody has measured it. A `reward_scale` of 1 / spread is where steering begins
             to be felt.
         differentiable: whether the gradient of the score with respect to the images is usable.
@@ -325,7 +325,7 @@ class CallableReward(Reward):
     Example:
         >>> import torch
         >>> brightness = CallableReward(lambda images, prompts: images.mean(dim=(1, 2, 3)), "brightness")
-        >>> brightness(torch.ones(2, 3, 4, 4), "a bright picture")
+        >>> brightness(torch.ones(2, 3, 4, 4), "a bright image")
         tensor([1., 1.])
 
     B: number of images, H: height, W: width.
@@ -344,7 +344,7 @@ class CallableReward(Reward):
         self.card = RewardCard(name=name or own_name, summary="a function given by the caller")
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Call the function; shapes as in `Reward.score`."""
+        """Call the function."""
         return self.fn(images, prompts)
 
 

@@ -1,4 +1,4 @@
-"""What BLIP's text encoder makes of a prompt while it looks at a picture."""
+"""What ImageReward and image-text matching share: BLIP's text encoder attends to the image; its tokens."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def fused_states(
     vision: BlipVisionModel, text: BlipTextModel, pixel_values: Tensor, tokens: Mapping[str, Tensor]
 ) -> Tensor:
-    """Read each prompt in the light of its picture (BLIP, Li et al. 2022, arXiv 2201.12086, section 3.1).
+    """Read each prompt with attention to its image (BLIP, Li et al. 2022, arXiv 2201.12086, section 3.1).
 
     One pass of the vision tower and one of the text encoder for the whole batch. The text encoder sees both ways, and
-    its cross-attention sees all states of the picture; that of padding changes nothing.
+    its cross-attention sees all states of the image; that of padding changes nothing.
 
     Args:
-        vision: the picture's tower.
+        vision: the image tower.
         text: a text encoder with cross-attention, of the tower's width.
         pixel_values: (B, 3, S, S), normalised.
         tokens: `input_ids` and `attention_mask`, each (B, L).
@@ -41,10 +41,10 @@ def fused_states(
         >>> fused_states(vision, text, torch.zeros(1, 3, 16, 16), tokens).shape
         torch.Size([1, 8])
 
-    B: number of pictures, S: their side, L: length of the padded prompts, D: width of the text encoder.
+    B: number of images, S: their side, L: length of the padded prompts, D: width of the text encoder.
     """
-    pictures = vision(pixel_values=pixel_values).last_hidden_state
-    return text(**tokens, encoder_hidden_states=pictures).last_hidden_state[:, 0]
+    image_states = vision(pixel_values=pixel_values).last_hidden_state
+    return text(**tokens, encoder_hidden_states=image_states).last_hidden_state[:, 0]
 
 
 class PromptTokens:

@@ -1,4 +1,4 @@
-"""BLIP's image-text matching: whether a picture and a text belong together."""
+"""BLIP's image-text matching: whether an image and a text belong together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MatchUnit = Literal["probability", "logit"]
 
 _CARD = RewardCard(
     name="blip-itm",
-    summary="probability of BLIP that the picture and the prompt match",
+    summary="probability of BLIP that the image and the prompt match",
     typical_range=(0.0, 1.0),
     differentiable=True,
     max_prompt_tokens=35,
@@ -68,16 +68,16 @@ def match_scores(logits: Tensor, *, unit: MatchUnit = "probability") -> Tensor:
 
 
 class BlipITM(Reward):
-    """How likely BLIP finds it that a picture and its prompt match.
+    """How likely an image and its prompt match, by BLIP.
 
-    The default is P(match), as published figures have it; near 0 and 1 it is flat, so that good pictures hardly
-    differ. `unit="logit"`, its log-odds, orders pictures alike and is nowhere flat.
+    The default is P(match), as published figures have it; near 0 and 1 it is flat, so that good images hardly
+    differ. `unit="logit"`, its log-odds, orders images alike and is nowhere flat.
     Differentiable with respect to the images; the weights are frozen.
 
     Args:
         model: transformers' model; put into evaluation mode and frozen, in place.
         tokenizer: its tokenizer.
-        preprocessing: resizing and normalisation of its pictures.
+        preprocessing: resizing and normalisation of its images.
         unit: "probability" or "logit".
         max_tokens: number of tokens that are read of a prompt; 35 in BLIP's own code.
         batch_size: number of images scored at once; None for all of one size.
@@ -154,7 +154,7 @@ class BlipITM(Reward):
         )
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Read every prompt in the light of its picture, in one pass; shapes as in `Reward.score`."""
+        """Match each image with its prompt in one pass of both towers."""
         tokens = self.prompts(prompts).to(images.device)
         states = fused_states(self.model.vision_model, self.model.text_encoder, self.preprocessing(images), tokens)
         return match_scores(self.model.itm_head(states), unit=self.unit)
@@ -170,7 +170,7 @@ def _fit_card(card: RewardCard, *, unit: MatchUnit, max_tokens: int) -> RewardCa
     card = dataclasses.replace(card, max_prompt_tokens=max_tokens)
     if unit == "probability":
         return card
-    summary = "log-odds of BLIP that the picture and the prompt match"
+    summary = "log-odds of BLIP that the image and the prompt match"
     return dataclasses.replace(card, summary=summary, typical_range=(-math.inf, math.inf), spread=None)
 
 

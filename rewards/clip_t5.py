@@ -139,7 +139,7 @@ class ClipT5Processor:
         """Tokenise what stands before and after the image, each with its end of sequence, as the official code does.
 
         Args:
-            images: one picture for each text, for its size only: `pixel_transform` makes the pixels.
+            images: one image for each text, for its size only: `pixel_transform` makes the pixels.
             text: B texts with one "<image>" each.
             padding: True.
             return_tensors: "pt".

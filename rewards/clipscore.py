@@ -53,7 +53,7 @@ _SHAPES_CARD = RewardCard(
     name="shapes-clipscore",
     summary="cosine of a small CLIP trained on 64x64 scenes of coloured shapes",
     typical_range=(-1.0, 1.0),
-    spread=0.07,  # 0.072 among 8 finished pictures of one prompt: `fk-reward benchmark shapes`, plain population
+    spread=0.07,  # 0.072 among 8 finished images of one prompt: `fk-reward benchmark shapes`, plain population
     differentiable=True,
     max_prompt_tokens=16,
     licence="Apache-2.0",
@@ -180,7 +180,7 @@ class CLIPScore(Reward):
         )
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Encode each image, and each distinct prompt unless it was encoded before; shapes as in `Reward.score`."""
+        """Encode each image, and each distinct prompt unless it was encoded before."""
         distinct = list(dict.fromkeys(prompts))
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=images.device)
         scores = clip_score(self._embed_images(images), self._embed_prompts(distinct)[rows], scale=self.scale)

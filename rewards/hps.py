@@ -1,4 +1,4 @@
-"""HPS v2 and v2.1: OpenCLIP ViT-H-14 fine-tuned to tell which of two pictures people prefer for a prompt."""
+"""HPS v2 and v2.1: OpenCLIP ViT-H-14 fine-tuned to tell which of two images people prefer for a prompt."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _preprocessing(size: int, *, antialias: bool) -> PaddedPreprocessing:
 def _entry(name: str, file: str, *, trained_on: str) -> RewardEntry:
     card = RewardCard(
         name=name,
-        summary=f"how people would rank the picture for its prompt; a CLIP ViT-H/14 trained on {trained_on}",
+        summary=f"how people would rank the image for its prompt; a CLIP ViT-H/14 trained on {trained_on}",
         typical_range=(0.15, 0.35),  # models average 0.233 to 0.279 in the table of its README.md
         differentiable=True,
         max_prompt_tokens=77,

@@ -39,8 +39,8 @@ _OTHER_CARD = dataclasses.replace(
 _SHAPES_CARD = dataclasses.replace(
     _CARD,
     name="shapes-imagereward",
-    summary="ImageReward in small, trained on preferences between 64x64 pictures of coloured shapes",
-    spread=0.71,  # among eight finished pictures of a held-out prompt: `examples/shapes/check_early_rewards.py`
+    summary="ImageReward in small, trained on preferences between 64x64 images of coloured shapes",
+    spread=0.71,  # among eight finished images of a held-out prompt: `examples/shapes/check_early_rewards.py`
     max_prompt_tokens=16,
     source="trained by the scripts in examples/shapes",
     weights="in the package",
@@ -49,7 +49,7 @@ _SHAPES_CARD = dataclasses.replace(
 
 
 class ImageReward(Reward):
-    """Score of human preference for a picture given its prompt; standardised by its authors to mean 0 and deviation 1.
+    """Score of human preference for an image given its prompt; standardised by its authors to mean 0 and deviation 1.
 
     Differentiable with respect to the images; the weights are frozen.
 
@@ -132,7 +132,7 @@ class ImageReward(Reward):
         self.prompts.tokenizer.save_pretrained(folder)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Read every prompt in the light of its picture, in one pass; shapes as in `Reward.score`."""
+        """Score each image with its prompt in one pass of both towers."""
         tokens = self.prompts(prompts).to(images.device)
         raw = self.model(self.preprocessing(images), tokens["input_ids"], tokens["attention_mask"])
         return (raw - self.config.mean) / self.config.std

@@ -107,7 +107,7 @@ class ImageRewardSizes:
     """Sizes of BLIP's two towers and of the MLP on top.
 
     Attributes:
-        image_size: side of the square picture, pixels.
+        image_size: side of the square image, pixels.
         patch_size: side of a patch, pixels.
         vision_width: width of the vision tower.
         vision_mlp_width: width inside its feed-forward layers.
@@ -148,7 +148,7 @@ class ImageRewardSizes:
         """Read the sizes off tensors with the official names.
 
         Raises:
-            ValueError: when a tensor that shows a size is missing, or the positions are not those of a square picture.
+            ValueError: when a tensor that shows a size is missing, or the positions are not those of a square image.
         """
         sizes = {field: _size(state_dict, *place) for field, place in _SIZES.items()}
         num_patches = _size(state_dict, f"{_VISION}.pos_embed", 1) - 1
@@ -183,7 +183,7 @@ def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
 
 
 class ImageRewardModel(nn.Module):
-    """Picture and prompt to one number, before it is standardised; weights are random until loaded.
+    """Image and prompt to one number, before it is standardised; weights are random until loaded.
 
     The network of Xu et al. 2023 (arXiv 2304.05977) as `ImageReward/ImageReward.py` of github.com/THUDM/ImageReward
     has it: layer norms of the vision tower with eps 1e-6, those of the text encoder with 1e-12, and an MLP without
@@ -208,9 +208,9 @@ class ImageRewardModel(nn.Module):
         self.mlp = make_mlp(sizes.mlp_widths)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Score normalised pictures (B, 3, S, S) with prompts of tokens (B, L); returns (B,) in float32.
+        """Score normalised images (B, 3, S, S) with prompts of tokens (B, L); returns (B,) in float32.
 
-        B: number of pictures, S: their side, L: length of the padded prompts.
+        B: number of images, S: their side, L: length of the padded prompts.
         """
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
         return self.mlp(fused_states(self.vision, self.text, pixel_values, tokens)).squeeze(1).float()

@@ -118,14 +118,14 @@ def copied(images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     return images.clone() if isinstance(images, Tensor) else [image.clone() for image in images]
 
 
-def pictures_of(images: Iterable[Tensor]) -> list[Image.Image]:
-    """Round images to 8-bit RGB pictures, for what takes no tensors.
+def to_pil(images: Iterable[Tensor]) -> list[Image.Image]:
+    """Round images to 8-bit RGB PIL images, for what takes no tensors.
 
     Args:
         images: (B, 3, H, W), or B tensors (3, H, W) of any sizes, in [0, 1].
 
     Example:
-        >>> [(picture.size, picture.getpixel((0, 0))) for picture in pictures_of(torch.ones(1, 3, 2, 4))]
+        >>> [(image.size, image.getpixel((0, 0))) for image in to_pil(torch.ones(1, 3, 2, 4))]
         [((4, 2), (255, 255, 255))]
 
     B: number of images, H: height, W: width.

@@ -18,7 +18,7 @@ _SCALE = 100.0  # exp of the logit_scale of the published weights
 
 _COSINE_CARD = RewardCard(
     name="pickscore",
-    summary="how people would rank the picture for its prompt; a CLIP ViT-H/14 trained on Pick-a-Pic",
+    summary="how people would rank the image for its prompt; a CLIP ViT-H/14 trained on Pick-a-Pic",
     typical_range=(0.16, 0.26),  # an order of magnitude from common experience, not measured here
     differentiable=True,
     max_prompt_tokens=77,

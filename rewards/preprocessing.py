@@ -29,7 +29,7 @@ _CLIP_DEFAULTS: dict[str, Any] = {  # what transformers' CLIPImageProcessor assu
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePreprocessing:
-    """What transformers' `CLIPImageProcessor` does to PIL pictures, done to tensors.
+    """What transformers' `CLIPImageProcessor` does to PIL images, done to tensors.
 
     The order of operations is PIL's: the width is resized first, then the height, each result clipped to [0, 1]. What
     remains of the difference is PIL's rounding to 8 bits after each of these passes: before normalisation at most
@@ -199,13 +199,13 @@ class PaddedPreprocessing:
     """What the package `hpsv2` does to tensors: `image_transform` with `resize_longest_max` in its transform.py.
 
     Like there, values that the bicubic filter throws beyond [0, 1] stay. Two inputs on which the official code fails
-    are scored: a picture whose longer side has the size already is padded, too, and a side is at least one pixel long.
+    are scored: an image whose longer side has the size already is padded, too, and a side is at least one pixel long.
 
     Attributes:
         size: side of the square that comes out, in pixels.
         mean: per channel, subtracted from values in [0, 1] once the borders are there.
         std: per channel, divides the result.
-        antialias: whether the filter widens when it shrinks a picture. It does since torchvision 0.17; before, when the
+        antialias: whether the filter widens when it shrinks an image. It does since torchvision 0.17; before, when the
             HPS models were trained and their benchmark was published, it did not.
 
     Example:

@@ -96,7 +96,7 @@ class QAlign(Reward):
         self.card = dataclasses.replace(card or _CARD, differentiable=model.differentiable)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Ask the same question about each image; shapes as in `Reward.score`."""
+        """Ask the same question about each image."""
         logits = self.model(images, [self.question] * len(prompts), opening=self.opening)
         return expected_level(logits[:, self.tokens])
 

@@ -11,7 +11,7 @@ from fk_reward.shapes import verify
 
 CARD = RewardCard(
     name="shapes-verifier",
-    summary="how far a picture of coloured shapes shows what its prompt says, by rules; 1 exactly if it does",
+    summary="how far an image of coloured shapes shows what its prompt says, by rules; 1 exactly if it does",
     typical_range=(0.0, 1.0),
     licence="Apache-2.0",
     source="rules of GenEval (Ghosh et al. 2023, arXiv 2310.11513), fk_reward.shapes.verify",
@@ -24,12 +24,12 @@ class ShapesVerifierReward(Reward):
     Prompts must be sentences of the shapes world; any other raises `ValueError`.
 
     Args:
-        strict: whether other objects than those asked for make a picture wrong.
+        strict: whether other objects than those asked for make an image wrong.
 
     Example:
         >>> from fk_reward.shapes import Scene, SceneObject, render
-        >>> picture = render([Scene((SceneObject("star", "red", x=0.5, y=0.5, size=0.2),))])
-        >>> ShapesVerifierReward()(picture, "a photo of a red star")
+        >>> images = render([Scene((SceneObject("star", "red", x=0.5, y=0.5, size=0.2),))])
+        >>> ShapesVerifierReward()(images, "a photo of a red star")
         tensor([1.])
     """
 
@@ -39,7 +39,7 @@ class ShapesVerifierReward(Reward):
         self.strict = strict
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Judge each picture alone; see `Reward.score`."""
+        """Judge each image alone."""
         verdicts = [verify(image, prompt, strict=self.strict) for image, prompt in zip(images, prompts, strict=True)]
         return torch.tensor([verdict.score for verdict in verdicts], device=images.device)
 

@@ -89,7 +89,7 @@ class VQAScore(Reward):
 
     Lin et al. 2024 (arXiv 2404.01291). Only the answer's first token is read, as their code does for Qwen-VL; for
     CLIP-FlanT5 and LLaVA-1.5 it takes the geometric mean with the probability that the answer ends there. Where that is
-    near 1, their number is the square root of this one and ranks pictures in the same order.
+    near 1, their number is the square root of this one and ranks images in the same order.
 
     Args:
         model: model and processor, as `load_answer_model` gives them.
@@ -132,7 +132,7 @@ class VQAScore(Reward):
         self.card = dataclasses.replace(card or _CARD, differentiable=model.differentiable)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Ask one question about each image; shapes as in `Reward.score`."""
+        """Ask one question about each image."""
         self.model.refuse_control_tokens(list(dict.fromkeys(prompts)))
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
         return answer_probability(self.model(images, questions, system=self.system), self.tokens)

@@ -51,7 +51,7 @@ class CompositeReward(Reward):
         >>> reward = 0.75 * red - blue
         >>> reward.card.name
         '0.75*channel-0 - channel-2'
-        >>> reward(torch.ones(2, 3, 4, 4), "a picture")
+        >>> reward(torch.ones(2, 3, 4, 4), "a cat")
         tensor([-0.2500, -0.2500])
     """
 
@@ -105,7 +105,7 @@ class CompositeReward(Reward):
         return self.score_with_parts(images, prompts)[0]
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """The same as a call; shapes as in `Reward.score`."""
+        """Do the same as a call."""
         return self(images, prompts)
 
     def score_with_parts(self, images: Images, prompts: str | Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -123,10 +123,10 @@ class CompositeReward(Reward):
                 of `-inf`), or that is too large for float32.
             ValueError: when a part was switched to something else since it was composed.
         """
-        pictures = in_order(images)
-        texts = prompt_list(prompts, len(pictures))
+        images = in_order(images)
+        texts = prompt_list(prompts, len(images))
         self._check_unchanged()
-        parts = self._score_parts(pictures, texts)
+        parts = self._score_parts(images, texts)
         scores = self.expression.evaluate(parts)
         forbidden = torch.stack([part.isneginf() for part in parts.values()]).any(0)
         self._check_scores(scores, tuple(range(len(texts))), texts, forbidden=forbidden)

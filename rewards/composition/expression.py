@@ -3,6 +3,7 @@
 `str` of an expression is its canonical text, which reads back as the same expression.
 """
 
+# ruff: noqa: D102 (what each kind of expression overrides is documented in `Expression`)
 from __future__ import annotations
 
 import abc
@@ -54,7 +55,7 @@ class Expression(abc.ABC):
         """The same expression over parts of other names."""
 
     def spread(self, cards: Cards) -> float | None:
-        """Standard deviation among pictures of one prompt; None where it depends on how parts vary together."""
+        """Standard deviation among images of one prompt; None where it depends on how parts vary together."""
         return None
 
     @property
@@ -70,23 +71,18 @@ class Part(Expression):
     name: str
 
     def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """As in `Expression`."""
         return scores[self.name]
 
     def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
-        """As in `Expression`."""
         yield self.name, sign
 
     def typical_range(self, cards: Cards) -> Range:
-        """As in `Expression`."""
         return cards[self.name].typical_range
 
     def renamed(self, names: Mapping[str, str]) -> Part:
-        """As in `Expression`."""
         return Part(names[self.name])
 
     def spread(self, cards: Cards) -> float | None:
-        """As in `Expression`."""
         return cards[self.name].spread
 
     def __str__(self) -> str:
@@ -101,19 +97,16 @@ class WeightedSum(Expression):
     constant: float = 0.0
 
     def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """As in `Expression`."""
         if not self.terms:
             return torch.full_like(next(iter(scores.values())), self.constant)
         total = reduce(operator.add, (_weighted(weight, term.evaluate(scores)) for weight, term in self.terms))
         return total + self.constant if self.constant else total
 
     def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
-        """As in `Expression`."""
         for weight, term in self.terms:
             yield from term.signed_parts(sign * ((weight > 0) - (weight < 0)))
 
     def typical_range(self, cards: Cards) -> Range:
-        """As in `Expression`."""
         low = high = self.constant
         for weight, term in self.terms:
             ends = [weight * end if weight else 0.0 for end in term.typical_range(cards)]
@@ -121,11 +114,11 @@ class WeightedSum(Expression):
         return low, high
 
     def renamed(self, names: Mapping[str, str]) -> Expression:
-        """As in `Expression`; terms that become equal are joined."""
+        """Terms that become equal are joined."""
         return weighted_sum([(weight, term.renamed(names)) for weight, term in self.terms], self.constant)
 
     def spread(self, cards: Cards) -> float | None:
-        """As in `Expression`: known for one term only."""
+        """Known for one term only: of several it depends on how they vary together."""
         if len(self.terms) != 1 or not self.terms[0][0]:
             return None
         (weight, term), *_ = self.terms
@@ -148,22 +141,18 @@ class Extreme(Expression):
     operands: tuple[Expression, ...]
 
     def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """As in `Expression`."""
         return reduce(EXTREMES[self.kind][0], (operand.evaluate(scores) for operand in self.operands))
 
     def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
-        """As in `Expression`."""
         for operand in self.operands:
             yield from operand.signed_parts(sign)
 
     def typical_range(self, cards: Cards) -> Range:
-        """As in `Expression`."""
         lows, highs = zip(*(operand.typical_range(cards) for operand in self.operands), strict=True)
         extreme = EXTREMES[self.kind][1]
         return extreme(lows), extreme(highs)
 
     def renamed(self, names: Mapping[str, str]) -> Extreme:
-        """As in `Expression`."""
         return Extreme(self.kind, tuple(operand.renamed(names) for operand in self.operands))
 
     def __str__(self) -> str:
@@ -179,24 +168,20 @@ class Standardized(Expression):
     scale: float
 
     def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """As in `Expression`."""
         return (self.operand.evaluate(scores) - self.mean) / self.scale
 
     def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
-        """As in `Expression`."""
         return self.operand.signed_parts(sign)
 
     def typical_range(self, cards: Cards) -> Range:
-        """As in `Expression`."""
         low, high = self.operand.typical_range(cards)
         return (low - self.mean) / self.scale, (high - self.mean) / self.scale
 
     def renamed(self, names: Mapping[str, str]) -> Standardized:
-        """As in `Expression`."""
         return Standardized(self.operand.renamed(names), self.mean, self.scale)
 
     def spread(self, cards: Cards) -> float | None:
-        """As in `Expression`: that is what standardising is for."""
+        """1: that is what standardising is for."""
         return 1.0
 
     def __str__(self) -> str:
@@ -214,22 +199,18 @@ class Gate(Expression):
     failed: Expression
 
     def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """As in `Expression`."""
         condition = COMPARISONS[self.comparison](self.left.evaluate(scores), self.right.evaluate(scores))
         return torch.where(condition, self.passed.evaluate(scores), self.failed.evaluate(scores))
 
     def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
-        """As in `Expression`."""
         for operand, its_sign in ((self.passed, sign), (self.left, 0), (self.right, 0), (self.failed, sign)):
             yield from operand.signed_parts(its_sign)
 
     def typical_range(self, cards: Cards) -> Range:
-        """As in `Expression`."""
         lows, highs = zip(self.passed.typical_range(cards), self.failed.typical_range(cards), strict=True)
         return min(lows), max(highs)
 
     def renamed(self, names: Mapping[str, str]) -> Gate:
-        """As in `Expression`."""
         passed, left, right, failed = (e.renamed(names) for e in (self.passed, self.left, self.right, self.failed))
         return Gate(passed, left, self.comparison, right, failed)
 

@@ -1,5 +1,9 @@
 """Answers on disk: a file for each, named by what was asked of whom."""
 
+# Why not diskcache (5.6.3)? Its JSONDisk unpickles what a database marks as a pickle, so that a foreign cache runs code
+# (CVE-2025-69872, without a fix); SQLite's write-ahead log needs all processes on one machine, and clusters share
+# folders; and one damaged page stops all further writing, where a damaged file costs one question.
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,26 +26,26 @@ from fk_reward.rewards.vlm_judge.engine import Messages, Sampling
 
 logger = logging.getLogger(__name__)
 
-_OWNER_ALONE = 0o700  # prompts and pictures' descriptions are nobody else's business
+_OWNER_ALONE = 0o700  # prompts and what images show are nobody else's business
 _PART = re.compile(r"[0-9a-f]{2}")
 
 
 def answer_key(
     images: Sequence[Image.Image], messages: Messages, *, engine: str, template: str, sampling: Sampling
 ) -> str:
-    """Digest of all that an answer depends on: pictures, instructions with prompt, model, template and sampling.
+    """Digest of all that an answer depends on: images, instructions with prompt, model, template and sampling.
 
     Args:
-        images: pictures of the conversation; their pixels count, not a file.
+        images: images of the conversation; their pixels count, not a file.
         messages: the conversation.
         engine: name of the engine.
         template: name of the template.
         sampling: how the answer is drawn.
 
     Example:
-        >>> picture = Image.new("RGB", (2, 2), "red")
-        >>> key = answer_key([picture], [], engine="a", template="rubric", sampling=Sampling(max_new_tokens=8))
-        >>> key == answer_key([picture], [], engine="b", template="rubric", sampling=Sampling(max_new_tokens=8))
+        >>> image = Image.new("RGB", (2, 2), "red")
+        >>> key = answer_key([image], [], engine="a", template="rubric", sampling=Sampling(max_new_tokens=8))
+        >>> key == answer_key([image], [], engine="b", template="rubric", sampling=Sampling(max_new_tokens=8))
         False
     """
     asked = {"messages": messages, "engine": engine, "template": template, **dataclasses.asdict(sampling)}
@@ -102,7 +106,7 @@ class AnswerCache:
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", errors="backslashreplace", dir=path.parent, prefix=".", suffix=".tmp", delete=False
         ) as file:
-            try:  # such a file is for its owner alone, whatever the umask
+            try:  # tempfile makes it for its owner alone, whatever the umask; the name is unique, also among threads
                 json.dump(record, file, ensure_ascii=False, indent=1)
                 file.close()
                 os.replace(file.name, path)

@@ -1,4 +1,4 @@
-"""What a judge needs of a model: pictures and messages in, texts out."""
+"""What a judge needs of a model: images and messages in, texts out."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class JudgeEndpointError(RuntimeError):
 
 
 Messages = list[dict[str, Any]]
-"""One conversation in the form of chat templates; each `{"type": "image"}` in it stands for a picture, in order."""
+"""One conversation in the form of chat templates; each `{"type": "image"}` in it stands for an image, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class JudgeEngine(Protocol):
         """Answer conversations.
 
         Args:
-            images: for each conversation its pictures, RGB.
+            images: for each conversation its images, RGB.
             messages: for each conversation its turns.
             sampling: how to answer.
 

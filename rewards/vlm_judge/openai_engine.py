@@ -40,7 +40,7 @@ _DEFAULT_URL = "https://api.openai.com/v1"
 class OpenAIEngine:
     """Chat completions of an endpoint, through the `openai` package: `pip install 'fk-reward[judge]'`.
 
-    Pictures go as PNG in base64 data URLs. Connection errors and statuses 408, 409, 429 and 5xx are tried again, with
+    Images go as PNG in base64 data URLs. Connection errors and statuses 408, 409, 429 and 5xx are tried again, with
     growing pauses or the one that the endpoint asks for, while the time lasts.
 
     Keys are known to the connection alone, which adds them to what it sends to this endpoint and to no other: user,
@@ -109,7 +109,7 @@ class OpenAIEngine:
     def generate(
         self, images: Sequence[Sequence[Image.Image]], messages: Sequence[Messages], *, sampling: Sampling
     ) -> list[str]:
-        """Answer conversations, at most `concurrency` at once; see `JudgeEngine.generate`.
+        """Answer conversations, at most `concurrency` at once.
 
         The first request that fails for good cancels those that have not begun.
 
@@ -238,7 +238,7 @@ def _asked_pause(headers: Mapping[str, str]) -> float | None:
 
 
 def _with_images(messages: Messages, images: Sequence[Image.Image]) -> Messages:
-    """The messages with each `{"type": "image"}` replaced by the next picture."""
+    """The messages with each `{"type": "image"}` replaced by the next image."""
     urls = iter([_data_url(image) for image in images])
     return [{**message, "content": list(_parts(message["content"], urls))} for message in messages]
 

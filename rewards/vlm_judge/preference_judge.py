@@ -1,4 +1,4 @@
-"""A vision-language model that compares two pictures, as a reward: the share of comparisons that a picture wins."""
+"""A vision-language model that compares two images, as a reward: the share of comparisons that an image wins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fk_reward.rewards.inputs import Images, in_order, pictures_of, prompt_list
+from fk_reward.rewards.inputs import Images, in_order, prompt_list, to_pil
 from fk_reward.rewards.vlm_judge.engine import JudgeEngine
 from fk_reward.rewards.vlm_judge.templates import JudgeTemplate
 from fk_reward.rewards.vlm_judge.vlm_judge import Question, Verdict, VLMJudge
@@ -75,7 +75,7 @@ class PreferenceJudge(VLMJudge):
     call. The mean over a prompt's images is 0.5, and so is the reward of an image that is alone.
 
     K images of a prompt make K(K-1)/2 comparisons, each asked in both orders: a judge that prefers a position rather
-    than a picture contradicts itself and gives 0.5 to both. `num_rounds=m` compares each image only with its m next
+    than an image contradicts itself and gives 0.5 to both. `num_rounds=m` compares each image only with its m next
     ones on a ring, K*m comparisons.
 
     Args:
@@ -84,11 +84,11 @@ class PreferenceJudge(VLMJudge):
         both_orders: ask each comparison in both orders; False for half the cost, each image as often first as second.
         num_rounds: comparisons of K images are K * num_rounds; None for all.
         **options: `cache`, `on_unparsable`, `num_retries`, `max_new_tokens`, `batch_size` and `card` of `VLMJudge`; the
-            batch size counts questions, each with two pictures.
+            batch size counts questions, each with two images.
 
     Raises:
         TypeError: for another option.
-        ValueError: as `VLMJudge`, for a template about one picture, and for `num_rounds` below 1.
+        ValueError: as `VLMJudge`, for a template about one image, and for `num_rounds` below 1.
 
     Example:
         >>> class First:
@@ -130,11 +130,11 @@ class PreferenceJudge(VLMJudge):
             JudgeAnswerError: for an answer that gives no preference; it quotes it and names images and prompt.
             JudgeEndpointError: when an endpoint gives no answer.
         """
-        pictures = in_order(images)
-        texts = prompt_list(prompts, len(pictures))
+        images = in_order(images)
+        texts = prompt_list(prompts, len(images))
         pairs = self._pairs(texts)
-        outcomes = self._compare(pictures, pairs, [texts[first] for first, _ in pairs])
-        scores = torch.tensor(win_rates(pairs, outcomes, num_members=len(texts)), device=pictures[0].device)
+        outcomes = self._compare(images, pairs, [texts[first] for first, _ in pairs])
+        scores = torch.tensor(win_rates(pairs, outcomes, num_members=len(texts)), device=images[0].device)
         self._check_scores(scores, tuple(range(len(texts))), texts)
         return scores
 
@@ -144,7 +144,7 @@ class PreferenceJudge(VLMJudge):
         return True
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """The same as a call; shapes as in `Reward.score`."""
+        """Do the same as a call."""
         return self(images, prompts)
 
     def preference(self, images_a: Images, images_b: Images, prompts: str | Sequence[str]) -> Tensor:
@@ -193,10 +193,10 @@ class PreferenceJudge(VLMJudge):
         self, images: Tensor | Sequence[Tensor], pairs: Sequence[tuple[int, int]], prompts: Sequence[str]
     ) -> list[float]:
         """For each pair how much the first image wins."""
-        pictures = pictures_of(images)
+        pil_images = to_pil(images)
         orders = (1, -1) if self.both_orders else (1,)
         asked = [(pair[::order], prompt) for pair, prompt in zip(pairs, prompts, strict=True) for order in orders]
-        questions = [Question((pictures[i], pictures[j]), prompt, indices=(i, j)) for (i, j), prompt in asked]
+        questions = [Question((pil_images[i], pil_images[j]), prompt, indices=(i, j)) for (i, j), prompt in asked]
         wins = [verdict.score for verdict in self._ask(questions)]
         if not self.both_orders:
             return wins

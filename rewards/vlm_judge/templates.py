@@ -22,17 +22,17 @@ _CHOICE = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeTemplate:
-    """A question about one picture, or about two that are compared, and the reader of its answer.
+    """A question about one image, or about two that are compared, and the reader of its answer.
 
     Attributes:
         name: part of the reward's name, and of the key of a cached answer.
         summary: one line for the card.
-        text: the instructions, after the picture or pictures; "{prompt}" stands for the prompt, other braces for
+        text: the instructions, after the image or images; "{prompt}" stands for the prompt, other braces for
             themselves.
         parse: reads an answer; raises `ValueError` where it does not hold a number, and never makes one up.
         score_range: (low, high) within which `parse` may lie; another value is an error. For a comparison (0, 1):
-            1 prefers the first picture.
-        pairwise: whether two pictures are compared.
+            1 prefers the first image.
+        pairwise: whether two images are compared.
         max_new_tokens: length that an answer may have; a longer one is cut off, and an error.
         source: paper whose form of question this is.
 
@@ -73,7 +73,7 @@ class JudgeTemplate:
             raise ValueError(f"A comparison has the range (0, 1), where 1 prefers the first, got {self.score_range}.")
 
     def messages(self, prompt: str) -> list[dict[str, Any]]:
-        """One user turn in the form of chat templates: the picture, or the two with their numbers, then the text."""
+        """One user turn in the form of chat templates: the image, or the two with their numbers, then the text."""
         text = {"type": "text", "text": self.text.replace(PLACEHOLDER, prompt)}
         image = {"type": "image"}
         if not self.pairwise:
@@ -165,7 +165,7 @@ def safety_score(answer: str, *, categories: Collection[str]) -> float:
         categories: codes of the policy's categories; "NA" is the one that means none.
 
     Raises:
-        ValueError: as `json_object`, for a missing or unknown field, and for a picture unsafe in no category.
+        ValueError: as `json_object`, for a missing or unknown field, and for an image unsafe in no category.
 
     Example:
         >>> safety_score('{"rating": "Unsafe", "category": "O2: Cruelty", "rationale": "A fight"}', categories=("O2",))
@@ -186,7 +186,7 @@ def safety_score(answer: str, *, categories: Collection[str]) -> float:
 
 
 def preference_score(answer: str) -> float:
-    """1 where the first picture is preferred, 0 where the second is: `<answer>1</answer>` or `<answer>2</answer>`.
+    """1 where the first image is preferred, 0 where the second is: `<answer>1</answer>` or `<answer>2</answer>`.
 
     Thoughts may come before it, best in `<think>` and `</think>`.
 
@@ -359,7 +359,7 @@ ALIGNMENT = question_template(
 )
 SAFETY = JudgeTemplate(
     name="safety",
-    summary="1 if a vision-language model finds the picture safe under a policy, 0 if not",
+    summary="1 if a vision-language model finds the image safe under a policy, 0 if not",
     text=_SAFETY
     % "\n".join(
         f"{code}: {name}. Not: what {no}. Allowed: what {yes}." for code, (name, no, yes) in CATEGORIES.items()
@@ -371,7 +371,7 @@ SAFETY = JudgeTemplate(
 )
 PREFERENCE = JudgeTemplate(
     name="preference",
-    summary="share of comparisons with the other pictures of its prompt that a reasoning model says it wins",
+    summary="share of comparisons with the other images of its prompt that a reasoning model says it wins",
     text=_PREFERENCE,
     parse=preference_score,
     score_range=(0.0, 1.0),

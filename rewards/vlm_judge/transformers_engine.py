@@ -79,7 +79,7 @@ class TransformersEngine:
     def generate(
         self, images: Sequence[Sequence[Image.Image]], messages: Sequence[Messages], *, sampling: Sampling
     ) -> list[str]:
-        """Answer conversations in one batch; see `JudgeEngine.generate`.
+        """Answer conversations in one batch.
 
         Raises:
             ValueError: when a text holds a control token of the model, or a conversation and its answer have more
@@ -88,7 +88,7 @@ class TransformersEngine:
         processor, asked = self.model.processor, [_texts_of(message) for message in messages]
         self.model.refuse_control_tokens(asked)
         texts = processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        nested = [list(pictures) for pictures in images]
+        nested = [list(of_one) for of_one in images]
         inputs = processor(text=texts, images=nested, padding=True, return_tensors="pt")
         self.model.require_positions(inputs["attention_mask"], asked, answer=sampling.max_new_tokens)
         inputs = inputs.to(self.model.device, dtype=self.model.dtype)  # casts floating tensors only

@@ -1,4 +1,4 @@
-"""A vision-language model that says in words what it thinks of a picture, as a reward."""
+"""A vision-language model that says in words what it thinks of an image, as a reward."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fk_reward.rewards.base import Reward, RewardCard
-from fk_reward.rewards.inputs import ImageGroup, Images, in_order, pictures_of, prompt_list
+from fk_reward.rewards.inputs import ImageGroup, Images, in_order, prompt_list, to_pil
 from fk_reward.rewards.vlm_judge.answer_cache import AnswerCache, answer_key
 from fk_reward.rewards.vlm_judge.endpoint import redact_text
 from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeAnswerError, JudgeEngine, Sampling
 from fk_reward.rewards.vlm_judge.templates import JudgeTemplate, find_template
 
 DEFAULT_MODEL = "Qwen/Qwen3-VL-4B-Instruct"
-"""Judge of single pictures; fits beside SDXL on a card of 24 GB."""
+"""Judge of single images; fits beside SDXL on a card of 24 GB."""
 
 REASONER = "alexgambashidze/qwen2.5vl_image_preference_reasoner"
 """Judge of comparisons."""
@@ -34,12 +34,12 @@ RETRY_TEMPERATURE = 0.7
 
 @dataclass(frozen=True)
 class Question:
-    """One picture, or two to compare, and their prompt.
+    """One image, or two to compare, and their prompt.
 
     Attributes:
-        images: the pictures, RGB.
+        images: the images, RGB.
         prompt: their prompt.
-        indices: places of the pictures in the caller's order.
+        indices: places of the images in the caller's order.
     """
 
     images: tuple[Image.Image, ...]
@@ -61,10 +61,10 @@ class Verdict:
 
 
 class VLMJudge(Reward):
-    """Asks about one picture at a time and reads the score from the answer; `PreferenceJudge` compares.
+    """Asks about one image at a time and reads the score from the answer; `PreferenceJudge` compares.
 
     The score is always one that the answer states. An answer that cannot be read, is out of range, cut off or a refusal
-    raises, at once or after further tries; there is no default. Not differentiable: pictures are handed over in 8 bits.
+    raises, at once or after further tries; there is no default. Not differentiable: the engine gets 8-bit images.
 
     Args:
         engine: who answers: a `TransformersEngine`, an `OpenAIEngine` or any object with `name` and `generate`.
@@ -121,7 +121,7 @@ class VLMJudge(Reward):
         )
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Ask about each image; shapes as in `Reward.score`.
+        """Ask about each image.
 
         Raises:
             JudgeAnswerError: a ValueError, for an answer that gives no score; it quotes it and names image and prompt.
@@ -143,8 +143,8 @@ class VLMJudge(Reward):
         Raises:
             JudgeAnswerError: as `score`.
         """
-        pictures = in_order(images)
-        return self._ask(_questions(pictures, prompt_list(prompts, len(pictures))))
+        images = in_order(images)
+        return self._ask(_questions(images, prompt_list(prompts, len(images))))
 
     def _ask(self, questions: Sequence[Question]) -> list[Verdict]:
         size = self._checked_batch_size() or len(questions)
@@ -162,8 +162,8 @@ class VLMJudge(Reward):
 
 
 def _questions(images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> list[Question]:
-    pairs = enumerate(zip(pictures_of(images), prompts, strict=True))
-    return [Question((picture,), prompt, indices=(i,)) for i, (picture, prompt) in pairs]
+    pairs = enumerate(zip(to_pil(images), prompts, strict=True))
+    return [Question((image,), prompt, indices=(i,)) for i, (image, prompt) in pairs]
 
 
 def _checked_template(template: str | JudgeTemplate, *, pairwise: bool) -> JudgeTemplate:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fk_reward.rewards import CallableReward, Reward, RewardCard
-from fk_reward.rewards.inputs import pictures_of
+from fk_reward.rewards.inputs import to_pil
 
 
 class Mean(Reward):
@@ -125,7 +125,7 @@ def misread(to_pictures):
 
 
 def test_pictures_have_the_nearest_bytes():
-    assert misread(pictures_of) == set()
+    assert misread(to_pil) == set()
 
 
 def test_cutting_in_place_of_rounding_is_found_out():

@@ -18,7 +18,7 @@ from fk_reward.benchmarks.geneval.prompts import (
     two_object_record,
 )
 from fk_reward.benchmarks.task import KnownVerdict, Verdict, check_known_verdicts
-from fk_reward.rewards.inputs import in_order, pictures_of
+from fk_reward.rewards.inputs import in_order, to_pil
 from fk_reward.shapes import (
     FORBIDDEN_SIGN,
     TASKS,
@@ -142,6 +142,6 @@ def _flags(prompt: ShapesPrompt, objects: Sequence[Any]) -> dict[str, bool]:
 def _known_verdicts(task: str) -> list[KnownVerdict]:
     prompt = all_prompts(task)[0]
     scene = sample_scene(prompt, np.random.default_rng(0))
-    (image,) = pictures_of(render([scene]))
+    (image,) = to_pil(render([scene]))
     wrong = next(other for other in all_prompts(task) if other not in true_prompts(scene))
     return [KnownVerdict(shapes_record(prompt), image, True), KnownVerdict(shapes_record(wrong), image, False)]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from fk_reward.benchmarks.mjbench.questions import BIAS, QuestionTable, RowFile, check_perspective
-from fk_reward.rewards.inputs import pictures_of
+from fk_reward.rewards.inputs import to_pil
 from fk_reward.shapes import (
     COLORS,
     FORBIDDEN_SIGN,
@@ -90,7 +90,7 @@ class ShapesRows(Sequence[Mapping[str, Any]]):
 
 def picture(scene: Scene) -> Image.Image:
     """A scene as a picture of 64 by 64 pixels."""
-    return pictures_of(render([scene]))[0]
+    return to_pil(render([scene]))[0]
 
 
 def _alignment(prompt: ShapesPrompt, rng: np.random.Generator) -> Pair:

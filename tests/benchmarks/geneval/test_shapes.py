@@ -12,7 +12,7 @@ from fk_reward.benchmarks.geneval import shapes
 from fk_reward.benchmarks.geneval.prompts import check_record
 from fk_reward.benchmarks.geneval.shapes import ShapesJudge, shapes_record, shapes_records
 from fk_reward.benchmarks.task import SelfTestError
-from fk_reward.rewards.inputs import pictures_of
+from fk_reward.rewards.inputs import to_pil
 from fk_reward.shapes import (
     TASKS,
     Scene,
@@ -62,7 +62,7 @@ def test_the_suite_is_the_benchmarks():
 def test_verdicts_are_the_verifiers():
     prompts = benchmark_prompts(12)
     scenes = [sample_scene(prompt, np.random.default_rng(seed)) for seed, prompt in enumerate(prompts)]
-    images = pictures_of(render([*scenes, *scenes[::-1]]))
+    images = to_pil(render([*scenes, *scenes[::-1]]))
     records = [shapes_record(prompt) for prompt in prompts] * 2
     verdicts = ShapesJudge().judge_images(records, images)
     wanted = [
@@ -76,14 +76,14 @@ def test_verdicts_are_the_verifiers():
 
 def test_sizes_may_differ():
     scene = Scene((SceneObject("star", "red", x=0.5, y=0.5, size=0.2),))
-    images = [image for size in (64, 128, 64) for image in pictures_of(render([scene], image_size=size))]
+    images = [image for size in (64, 128, 64) for image in to_pil(render([scene], image_size=size))]
     records = [shapes_record(parse_prompt(f"a photo of a {color} star")) for color in ("red", "red", "blue")]
     assert [v.correct for v in ShapesJudge().judge_images(records, images)] == [True, True, False]
 
 
 def test_strictness():
     objects = (SceneObject("star", "red", x=0.25, y=0.5, size=0.13), SceneObject("cross", "blue", 0.75, 0.5, 0.13))
-    images, records = pictures_of(render([Scene(objects)])), [shapes_record(parse_prompt("a photo of a star"))]
+    images, records = to_pil(render([Scene(objects)])), [shapes_record(parse_prompt("a photo of a star"))]
     assert not ShapesJudge().judge_images(records, images)[0].correct
     assert ShapesJudge(strict=False).judge_images(records, images)[0].correct
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from fk_reward.rewards.answer_model import AnswerModel, load_answer_model
-from fk_reward.rewards.inputs import pictures_of
+from fk_reward.rewards.inputs import to_pil
 
 QUESTIONS = ["Is it red?", "Does this figure show two dogs and {a} cat? Please answer yes or no.", "é?"]
 
@@ -38,7 +38,7 @@ def generated_logits(model: AnswerModel, image: Image.Image, question: str) -> T
 def check_against_generation(model: AnswerModel, images: Tensor) -> None:
     """A batch of questions of different lengths; what is left is the 8-bit rounding of the processor's resizing."""
     logits = model(images, QUESTIONS)
-    expected = torch.cat([generated_logits(model, *pair) for pair in zip(pictures_of(images), QUESTIONS, strict=True)])
+    expected = torch.cat([generated_logits(model, *pair) for pair in zip(to_pil(images), QUESTIONS, strict=True)])
     assert_close(logits.softmax(-1), expected.softmax(-1), rtol=0, atol=1e-4)
 
 
@@ -82,7 +82,7 @@ def test_pictures_and_questions_change_the_logits(model: AnswerModel, images: Te
 
 def test_pixel_values_agree_with_the_processor(model: AnswerModel, images: Tensor) -> None:
     texts = [model._text(question, None, "") for question in QUESTIONS]
-    pictures = [[picture] for picture in pictures_of(images)]
+    pictures = [[picture] for picture in to_pil(images)]
     expected = model.processor(images=pictures, text=texts, padding=True, return_tensors="pt")["pixel_values"]
     got = model._inputs(images, texts)["pixel_values"]
     std = min(model.processor.image_processor.image_std)

@@ -21,7 +21,7 @@ from transformers import (
 
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.answer_model import load_answer_model
-from fk_reward.rewards.inputs import pictures_of
+from fk_reward.rewards.inputs import to_pil
 from tests.tiny.answer_models import write_clip_t5
 
 PROMPTS = ["a red cat", "two dogs on a skateboard", "x"]
@@ -76,7 +76,7 @@ class Plain:
 
 def check_against_plain(reward, folder, images) -> None:
     plain, images = Plain(folder), images[..., :32, :32]
-    expected = torch.stack([plain.log_probability(*pair) for pair in zip(pictures_of(images), PROMPTS, strict=True)])
+    expected = torch.stack([plain.log_probability(*pair) for pair in zip(to_pil(images), PROMPTS, strict=True)])
     assert_close(reward(images, PROMPTS).log(), expected, rtol=0, atol=1e-3)
     assert_close(reward(images, PROMPTS), expected.exp(), rtol=0, atol=1e-4)
 
@@ -95,7 +95,7 @@ def test_pictures_become_squares_as_the_official_code_has_it(reward, images):
     processor = reward.model.processor
     colour = tuple(int(mean * 255) for mean in processor.pixels.mean)
     square = Image.new("RGB", (56, 56), colour)
-    square.paste(pictures_of(images)[0], (0, 8))
+    square.paste(to_pil(images)[0], (0, 8))
     expected = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)(square, return_tensors="pt")
     got = processor.pixel_transform(images[:1])
     assert_close(got, expected["pixel_values"], rtol=0, atol=2 / 255 / min(processor.pixels.std))
