@@ -1,4 +1,4 @@
-"""Ways to break a picture: what poor image models do to shapes, and what cameras do."""
+"""Ways to break an image: what poor image models and autoencoders do to shapes, and what cameras do."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 from train_clip import blurred
 
+from fk_reward.models import resolve_model
 from fk_reward.shapes import BACKGROUND
 from fk_reward.shapes.recognition import segments
 
 BACKGROUND_PAINT = torch.tensor(BACKGROUND)[:, None, None] / 255
 MIN_CHANGE = 0.035
-"""Least root mean square change of a broken picture, channels in [0, 1], for the damage to be seen."""
+"""Least root mean square change of a broken image, channels in [0, 1], for the damage to be seen."""
 
 
 def pixel_grid(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns and rows `(H, W)` of the pixels of a picture."""
+    """Columns and rows `(H, W)` of the pixels of an image."""
     height, width = image.shape[-2:]
     rows, columns = torch.meshgrid(torch.arange(height) * 1.0, torch.arange(width) * 1.0, indexing="ij")
     return columns, rows
 
 
 def random_mask(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pixels `(H, W)` bool of an object of the picture, with its soft edge; none where there is no object."""
+    """Pixels `(H, W)` bool of an object of the image, with its soft edge; none where there is no object."""
     found = segments(image)
     if not found:
         return torch.zeros(image.shape[-2:], dtype=torch.bool)
@@ -100,20 +102,48 @@ BREAKS: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
 
 
 def break_shape(image: Tensor, rng: np.random.Generator, kind: str) -> Tensor:
-    """Breaks a picture in one of the ways of `BREAKS` until it shows."""
+    """Breaks an image in one of the ways of `BREAKS` until it shows."""
     for _ in range(50):
         broken = BREAKS[kind](image, rng)
         if (broken - image).square().mean().sqrt() >= MIN_CHANGE:
             return broken
-    raise ValueError(f"A {kind} changes nothing of this picture: does it show any object?")
+    raise ValueError(f"A {kind} changes nothing of this image: does it show any object?")
 
 
 def out_of_focus(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Gaussian blur of `(B, 3, H, W)` pictures by 0.9 to 3 pixels."""
+    """Gaussian blur of `(B, 3, H, W)` images by 0.9 to 3 pixels."""
     return blurred(images, torch.from_numpy(rng.uniform(0.9, 3.0, len(images))).float())
 
 
 def noisy(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Gaussian noise of 0.05 to 0.25 on `(B, 3, H, W)` pictures."""
+    """Gaussian noise of 0.05 to 0.25 on `(B, 3, H, W)` images."""
     sigmas = torch.from_numpy(rng.uniform(0.05, 0.25, len(images))).float()[:, None, None, None]
     return (images + sigmas * torch.from_numpy(rng.standard_normal(images.shape)).float()).clamp(0, 1)
+
+
+CHUNK = 64
+
+
+def load_vae() -> AutoencoderKL:
+    """The autoencoder of `shapes-sd`, in float32."""
+    return AutoencoderKL.from_pretrained(resolve_model("shapes-sd"), subfolder="vae").float().eval()
+
+
+def _disturbed(latents: Tensor, rng: np.random.Generator) -> Tensor:
+    """Noise in half of the latents, of 0.35 to 1 of their standard deviation; the others are made coarse."""
+    batch = len(latents)
+    strength = torch.from_numpy(rng.uniform(0.35, 1.0, batch)).float()[:, None, None, None]
+    noise = torch.from_numpy(rng.standard_normal(latents.shape)).float()
+    coarse = F.interpolate(F.avg_pool2d(latents, 2), scale_factor=2, mode="bilinear")
+    is_coarse = torch.from_numpy(rng.random(batch) < 0.5)[:, None, None, None]
+    return torch.where(is_coarse, torch.lerp(latents, coarse, strength), latents + strength * noise)
+
+
+@torch.no_grad()
+def badly_decoded(images: Tensor, rng: np.random.Generator, vae: AutoencoderKL) -> Tensor:
+    """Encodes `(B, 3, 64, 64)` images in [0, 1], disturbs the latents and decodes them."""
+    parts = []
+    for part in images.split(CHUNK):
+        latents = vae.encode(part * 2 - 1).latent_dist.mean
+        parts.append(vae.decode(_disturbed(latents, rng)).sample / 2 + 0.5)
+    return torch.cat(parts).clamp(0, 1)

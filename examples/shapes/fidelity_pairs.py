@@ -1,4 +1,4 @@
-"""Pairs of a clean and a broken picture under one prompt: what a reward of fidelity must tell apart."""
+"""Pairs of a clean and a broken image under one prompt: what a reward of fidelity must tell apart."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from itertools import cycle, islice
 import numpy as np
 import torch
 from alignment_pairs import pick
-from artefacts import BREAKS, break_shape, noisy, out_of_focus
-from drawn_pictures import Draw, balanced
-from latent_artefacts import badly_decoded, load_vae
+from artefacts import BREAKS, badly_decoded, break_shape, load_vae, noisy, out_of_focus
 from preference_files import Pair
 from prompt_sides import prompts_of
-from scene_data import pictures
+from sample_images import Draw, balanced
+from scene_data import scene_images
 from torch import Tensor
 
 from fk_reward.shapes import TASKS, ShapesPrompt, detect, sample_scene
 
 Clean = tuple[ShapesPrompt, Tensor, Tensor]
-"""A prompt, a picture of it, and the picture to break: the same, or another one of the prompt."""
+"""A prompt, an image of it, and the image to break: the same, or another one of the prompt."""
 
 OTHER_SHARE = 0.25
-"""How often the broken picture shows another scene than the clean one."""
+"""How often the broken image shows another scene than the clean one."""
 
 
 def rendered(prompts: Sequence[ShapesPrompt], rng: np.random.Generator) -> list[Clean]:
     """Scenes of prompts."""
-    images = pictures([sample_scene(prompt, rng) for prompt in prompts for _ in range(2)]).unflatten(0, (-1, 2))
+    images = scene_images([sample_scene(prompt, rng) for prompt in prompts for _ in range(2)]).unflatten(0, (-1, 2))
     is_other = rng.random(len(prompts)) < OTHER_SHARE
     rows = zip(prompts, images, is_other, strict=True)
     return [(prompt, both[0], both[int(other)]) for prompt, both, other in rows]
 
 
 def drawn(number: int, draws: Sequence[Draw], rng: np.random.Generator) -> list[Clean]:
-    """Pictures that a model drew as it was told; fewer than `number` where there are not as many."""
+    """Images that a model drew as it was told; fewer than `number` where there are not as many."""
     found = []
     for draw in draws:
         right = draw.images[draw.correct, -1]
@@ -44,7 +43,7 @@ def drawn(number: int, draws: Sequence[Draw], rng: np.random.Generator) -> list[
     return balanced(draws, found)[:number]
 
 
-def clean_pictures(number: int, side: str, draws: Sequence[Draw], rng: np.random.Generator) -> list[Clean]:
+def clean_images(number: int, side: str, draws: Sequence[Draw], rng: np.random.Generator) -> list[Clean]:
     """Half of them drawn by a model, in random order."""
     clean = drawn(number // 2, draws, rng)
     tasks = islice(cycle(TASKS), number - len(clean))
@@ -53,7 +52,7 @@ def clean_pictures(number: int, side: str, draws: Sequence[Draw], rng: np.random
 
 
 Artefact = Callable[[Tensor, np.random.Generator], tuple[Tensor, list[str]]]
-"""Takes `(B, 3, 64, 64)` pictures in [0, 1]; returns them broken, and what was done to each."""
+"""Takes `(B, 3, 64, 64)` images in [0, 1]; returns them broken, and what was done to each."""
 
 
 def _broken_shapes(images: Tensor, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
@@ -84,12 +83,12 @@ def _damaged(clean: Sequence[Clean], artefact: Artefact, rng: np.random.Generato
 
 
 def malformed(draw: Draw) -> list[Tensor]:
-    """Pictures in which the verifier sees something that has no shape; even a poor model draws some that are fine."""
+    """Images in which the verifier sees something that has no shape; even a poor model draws some that are fine."""
     return [image for image in draw.images[:, -1] if any(seen.shape is None for seen in detect(image / 255))]
 
 
 def early_pairs(number: int, draws: Sequence[Draw], early: Sequence[Draw], rng: np.random.Generator) -> list[Pair]:
-    """Against malformed pictures of the same prompt by a model that has hardly been trained; none if there are none."""
+    """Against malformed images of the same prompt by a model that has hardly been trained; none if there are none."""
     order = [early[i] for i in rng.permutation(len(early))]
     found = balanced(order, [[(draw.prompt, image) for image in malformed(draw)] for draw in order])
     bad = list(islice(cycle(found), number))
@@ -106,10 +105,10 @@ def early_pairs(number: int, draws: Sequence[Draw], early: Sequence[Draw], rng: 
 def fidelity_pairs(
     number: int, side: str, draws: Sequence[Draw], early: Sequence[Draw], rng: np.random.Generator
 ) -> list[Pair]:
-    """All kinds alike; without pictures of an early model the other kinds share what would be theirs."""
+    """All kinds alike; without images of an early model the other kinds share what would be theirs."""
     kinds = artefacts()
     pairs = early_pairs(number // (len(kinds) + 1), draws, early, rng) if early else []
-    clean = clean_pictures(number - len(pairs), side, draws, rng)
+    clean = clean_images(number - len(pairs), side, draws, rng)
     for turn, artefact in enumerate(list(kinds.values())[: len(clean)]):
         pairs += _damaged(clean[turn :: len(kinds)], artefact, rng)
     return pairs

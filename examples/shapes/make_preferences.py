@@ -7,17 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
+import cyclopts
 import numpy as np
-import typer
-from alignment_pairs import caption_pairs, scene_pairs
-from drawn_pairs import prediction_pairs, sample_pairs
-from drawn_pictures import Draw, load_draws, on_side
+from alignment_pairs import caption_pairs, prediction_pairs, sample_pairs, scene_pairs
 from fidelity_pairs import fidelity_pairs
-from preference_files import LabelledPicture, Pair, write_labelled, write_pairs
+from preference_files import Labelled, Pair, write_labelled, write_pairs
 from prompt_sides import SIDES
 from safety_labels import safety_labels, unasked_sign_pairs
+from sample_images import Draw, load_draws, on_side
 
 ALIGNMENT = {"captions": 3500, "scenes": 2000, "samples": 3500, "predictions": 3000}
 """Training pairs by part; validation has 600 in the same proportions, and each part a held-out file of 600."""
@@ -46,7 +44,7 @@ class Maker:
         """A number of rows at this scale."""
         return max(1, round(number * self.scale))
 
-    def write(self, name: str, make: Callable[[np.random.Generator], Sequence[Pair | LabelledPicture]]) -> None:
+    def write(self, name: str, make: Callable[[np.random.Generator], Sequence[Pair | Labelled]]) -> None:
         """Makes one file and prints what is in it."""
         start, rng = time.perf_counter(), np.random.default_rng((self.seed, self.num_files))
         self.num_files += 1
@@ -90,26 +88,36 @@ class Maker:
         """Fidelity pairs of one side."""
         draws, early = self.draws[side], self.early[side]
         if not early:
-            print(f"fidelity/{side}: no pictures of an early model (--early-samples), the other kinds take their share")
+            print(f"fidelity/{side}: no images of an early model (--early-samples), the other kinds take their share")
         number = self.size(FIDELITY[side] * (self.fidelity if side == "train" else 1))
         self.write(f"fidelity/{side}", lambda rng: fidelity_pairs(number, side, draws, early, rng))
 
     def write_safety(self, side: str) -> None:
-        """Labelled pictures of one side."""
+        """Labelled images of one side."""
         number = self.size(SAFETY[side])
         self.write(f"safety/{side}", lambda rng: safety_labels(number, side, self.draws[side], rng))
 
 
 def main(
-    samples: Annotated[list[Path], typer.Option(help="Files of sample_pictures.py, of training and held-out prompts.")],
-    early_samples: Annotated[list[Path] | None, typer.Option(help="The same, of a model that hardly trained.")] = None,
+    samples: list[Path],
+    early_samples: list[Path] | None = None,
     output_dir: Path = Path("runs/preferences"),
     seed: int = 0,
-    scale: Annotated[float, typer.Option(help="Of all numbers of rows.")] = 1.0,
-    drawn: Annotated[float, typer.Option(help="Times as many training pairs of drawn pictures, for alignment.")] = 1.0,
-    fidelity: Annotated[float, typer.Option(help="Times as many training pairs for fidelity.")] = 1.0,
+    scale: float = 1.0,
+    drawn: float = 1.0,
+    fidelity: float = 1.0,
 ) -> None:
-    """Writes Parquet files for three dimensions: alignment, fidelity and safety."""
+    """Writes Parquet files for three dimensions: alignment, fidelity and safety.
+
+    Args:
+        samples: Files of sample_images.py, of training and held-out prompts.
+        early_samples: The same, of a model that hardly trained.
+        output_dir: Where to write.
+        seed: Of all files.
+        scale: Of all numbers of rows.
+        drawn: Times as many training pairs of drawn images, for alignment.
+        fidelity: Times as many training pairs for fidelity.
+    """
     start = time.perf_counter()
     draws, early = load_draws(samples), load_draws(early_samples or [])
     by_side = [{side: on_side(found, side) for side in SIDES} for found in (draws, early)]
@@ -124,4 +132,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -17,7 +17,7 @@ from fk_reward.shapes import ShapesPrompt
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two pictures `(3, H, W)` uint8, each under its prompt, the first the better one; `kind` says how it was made."""
+    """Two images `(3, H, W)` uint8, each under its prompt, the first the better one; `kind` says how it was made."""
 
     prompt: ShapesPrompt
     rejected_prompt: ShapesPrompt
@@ -27,8 +27,8 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledPicture:
-    """A picture `(3, H, W)` uint8 under a caption, and whether it is as it should be."""
+class Labelled:
+    """An image `(3, H, W)` uint8 under a caption, and whether it is as it should be."""
 
     prompt: ShapesPrompt
     image: Tensor
@@ -37,14 +37,14 @@ class LabelledPicture:
 
 
 def png(image: Tensor) -> bytes:
-    """A picture `(3, H, W)` uint8 as a PNG file."""
+    """An image `(3, H, W)` uint8 as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, "png")
     return buffer.getvalue()
 
 
 def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
-    """Writes pairs; `prompt` is a list of two, of the chosen and of the rejected picture, if they differ anywhere."""
+    """Writes pairs; `prompt` is a list of two, of the chosen and of the rejected image, if they differ anywhere."""
     prompts = [[pair.prompt.text, pair.rejected_prompt.text] for pair in pairs]
     two = any(first != second for first, second in prompts)
     columns = {
@@ -56,13 +56,13 @@ def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
     _write(columns, path)
 
 
-def write_labelled(pictures: Sequence[LabelledPicture], path: Path) -> None:
-    """Writes labelled pictures."""
+def write_labelled(rows: Sequence[Labelled], path: Path) -> None:
+    """Writes labelled images."""
     columns = {
-        "prompt": [picture.prompt.text for picture in pictures],
-        "image": [png(picture.image) for picture in pictures],
-        "label": [int(picture.label) for picture in pictures],
-        "kind": [picture.kind for picture in pictures],
+        "prompt": [row.prompt.text for row in rows],
+        "image": [png(row.image) for row in rows],
+        "label": [int(row.label) for row in rows],
+        "kind": [row.kind for row in rows],
     }
     _write(columns, path)
 

@@ -1,4 +1,4 @@
-"""Pictures with and without the forbidden sign, under captions that say nothing about which it is."""
+"""Images with and without the forbidden sign, under captions that say nothing about which it is."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from itertools import cycle, islice
 import numpy as np
 import torch
 from alignment_pairs import half_degraded, pick
-from drawn_pictures import STEPS, Draw, interleaved
-from preference_files import LabelledPicture, Pair
+from preference_files import Labelled, Pair
 from prompt_sides import prompts_of
-from scene_data import pictures
+from sample_images import STEPS, Draw, interleaved
+from scene_data import scene_images
 from torch import Tensor
 
 from fk_reward.shapes import (
@@ -39,10 +39,10 @@ NEAREST_COLOR_SHARE = 0.4
 
 CAPTIONS = ("true of the safe", "true of the unsafe", "asks for it", "silent on colours", "of another scene")
 DRAWN_SHARE = 0.4
-"""Largest share of pictures that a model drew."""
+"""Largest share of images that a model drew."""
 
 NUM_PREDICTIONS = 2
-"""Of each picture that a model drew, besides itself; not at the first of the steps."""
+"""Of each image that a model drew, besides itself; not at the first of the steps."""
 
 MAX_DRAWN_PAIRS = 6
 """Of one draw."""
@@ -50,17 +50,17 @@ MAX_DRAWN_PAIRS = 6
 
 @dataclass(frozen=True)
 class Twins:
-    """Two pictures that share a caption, one without and one with the forbidden sign."""
+    """Two images that share a caption, one without and one with the forbidden sign."""
 
     caption: ShapesPrompt
     safe: Tensor
     unsafe: Tensor
     kind: str
 
-    def labelled(self) -> list[LabelledPicture]:
+    def labelled(self) -> list[Labelled]:
         """The two with their labels."""
         both = ((self.safe, True), (self.unsafe, False))
-        return [LabelledPicture(prompt=self.caption, image=i, label=label, kind=self.kind) for i, label in both]
+        return [Labelled(prompt=self.caption, image=i, label=label, kind=self.kind) for i, label in both]
 
 
 def other_cross(rng: np.random.Generator) -> ObjectSpec:
@@ -105,14 +105,14 @@ def _caption(kind: str, side: str, safe: Scene, unsafe: Scene, rng: np.random.Ge
 
 
 def rendered_twins(number: int, side: str, rng: np.random.Generator, *, degrade: bool) -> list[Twins]:
-    """Scenes with as many objects in both pictures; the caption is chosen in ways that take turns."""
+    """Scenes with as many objects in both images; the caption is chosen in ways that take turns."""
     scenes, captions = [], []
     for kind in islice(cycle(CAPTIONS), number):
         num_objects = int(rng.choice(len(OBJECT_SHARES), p=OBJECT_SHARES)) + 1
         both = tuple(_scene(num_objects, rng, safe=safe) for safe in (True, False))
         scenes.append(both)
         captions.append(_caption(kind, side, *both, rng))
-    clean = [pictures(list(column)) for column in zip(*scenes, strict=True)]
+    clean = [scene_images(list(column)) for column in zip(*scenes, strict=True)]
     seen = half_degraded(clean, rng) if degrade else clean
     same = [torch.equal(*rows) for rows in zip(clean[0], seen[0], strict=True)]
     kinds = [f"rendered/{'clean' if unchanged else 'degraded'}" for unchanged in same]
@@ -120,18 +120,18 @@ def rendered_twins(number: int, side: str, rng: np.random.Generator, *, degrade:
 
 
 def _drawn_crosses(draw: Draw, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """Pictures `(S, 3, 64, 64)` of a draw without and with the sign at the end, each in random order."""
+    """Images `(S, 3, 64, 64)` of a draw without and with the sign at the end, each in random order."""
     shown = np.array([shows_forbidden_sign(image / 255) for image in draw.images[:, -1]])
     safe, unsafe = (rng.permutation(np.flatnonzero(shown == verdict)) for verdict in (False, True))
     return [draw.images[row] for row in safe], [draw.images[row] for row in unsafe]
 
 
 def drawn_twins(number: int, draws: Sequence[Draw], rng: np.random.Generator) -> list[Twins]:
-    """Pictures that were to show a cross, and predictions of them; the label is that of what became of them."""
+    """Images that were to show a cross, and predictions of them; the label is that of what became of them."""
     crosses = [draw for draw in draws if any(spec.shape == FORBIDDEN_SIGN.shape for spec in draw.prompt.objects)]
     found = [(draw.prompt, *_drawn_crosses(draw, rng)) for draw in crosses]
-    safe = interleaved([[(prompt, picture) for picture in without] for prompt, without, _ in found])
-    unsafe = interleaved([[(prompt, picture) for picture in shown] for prompt, _, shown in found])
+    safe = interleaved([[(prompt, image) for image in without] for prompt, without, _ in found])
+    unsafe = interleaved([[(prompt, image) for image in shown] for prompt, _, shown in found])
     twins = []
     for turn, (good, bad) in enumerate(zip(safe, unsafe, strict=False)):
         caption = (good, bad)[turn % 2][0]
@@ -141,11 +141,11 @@ def drawn_twins(number: int, draws: Sequence[Draw], rng: np.random.Generator) ->
     return twins[:number]
 
 
-def safety_labels(number: int, side: str, draws: Sequence[Draw], rng: np.random.Generator) -> list[LabelledPicture]:
-    """As many safe as unsafe pictures, those rendered for training half of them degraded."""
+def safety_labels(number: int, side: str, draws: Sequence[Draw], rng: np.random.Generator) -> list[Labelled]:
+    """As many safe as unsafe images, those rendered for training half of them degraded."""
     twins = drawn_twins(round(DRAWN_SHARE * number / 2), draws, rng)
     twins += rendered_twins(number // 2 - len(twins), side, rng, degrade=side != "heldout")
-    return [picture for pair in twins for picture in pair.labelled()]
+    return [image for pair in twins for image in pair.labelled()]
 
 
 def _recolored(scene: Scene, rng: np.random.Generator, *, safe: bool) -> Scene:
@@ -160,7 +160,7 @@ def _recolored(scene: Scene, rng: np.random.Generator, *, safe: bool) -> Scene:
 
 
 def unasked_sign_pairs(number: int, draws: Sequence[Draw], rng: np.random.Generator) -> list[Pair]:
-    """Held-out prompts that leave the colour of a cross open: a picture without the sign and one with it.
+    """Held-out prompts that leave the colour of a cross open: an image without the sign and one with it.
 
     Those that a model drew come first, those rendered fill up; half of these have the same objects in the same places.
     """
@@ -173,7 +173,7 @@ def unasked_sign_pairs(number: int, draws: Sequence[Draw], rng: np.random.Genera
     prompts = sign_prompts(number - len(pairs))
     scenes = [sample_scene(prompt, rng) for prompt in prompts]
     others = [scene if rng.random() < 0.5 else sample_scene(p, rng) for p, scene in zip(prompts, scenes, strict=True)]
-    safe = pictures([_recolored(scene, rng, safe=True) for scene in scenes])
-    unsafe = pictures([_recolored(scene, rng, safe=False) for scene in others])
+    safe = scene_images([_recolored(scene, rng, safe=True) for scene in scenes])
+    unsafe = scene_images([_recolored(scene, rng, safe=False) for scene in others])
     pairs += [(*row, "rendered") for row in zip(prompts, safe, unsafe, strict=True)]
     return [Pair(prompt=p, rejected_prompt=p, chosen=good, rejected=bad, kind=kind) for p, good, bad, kind in pairs]

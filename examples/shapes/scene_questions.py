@@ -10,7 +10,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from hard_negatives import hard_negatives
+from prompt_sides import hard_negatives
 
 from fk_reward.shapes import (
     COLORS,
@@ -161,7 +161,7 @@ def _containing(scene_specs: frozenset[ObjectSpec]) -> tuple[ShapesPrompt, ...]:
 
 
 def ask_whether_it_shows(scene: Scene, rng: np.random.Generator) -> Dialogue:
-    """Whether a caption is true of the picture and leaves nothing out; false ones miss it in one respect."""
+    """Whether a caption is true of the image and leaves nothing out; false ones miss it in one respect."""
     true = sorted((p for p in true_prompts(scene) if not is_heldout(p)), key=lambda prompt: prompt.text)
     if true and rng.random() < 0.5:
         return [(f"{CAPTION_QUESTION}{_pick(rng, true).text}?", "yes")]
@@ -203,7 +203,7 @@ def dialogue(scene: Scene, rng: np.random.Generator, *, length: int = 5, place_w
 def dialogue_about_drawn(
     scene: Scene, prompt: ShapesPrompt, rng: np.random.Generator, *, correct: bool, place_weight: float = 0.0
 ) -> Dialogue:
-    """Whether a picture that was drawn of a prompt shows it; and other questions, unless `scene` has no objects."""
+    """Whether an image that was drawn of a prompt shows it; and other questions, unless `scene` has no objects."""
     own = (f"{CAPTION_QUESTION}{prompt.text}?", _yes(correct))
     others = dialogue(scene, rng, place_weight=place_weight) if scene.objects else []
     return [own, *(pair for pair in others if pair[0] != own[0])]

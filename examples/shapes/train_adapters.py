@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import cyclopts
 import torch
-import typer
 
 from fk_reward.rewards.llava_reward.checkpoint import CONFIG_FILE
 from fk_reward.training.arguments import parse_arguments
@@ -58,7 +58,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     `only` names a kind and may be repeated. `shard` i/n leaves to this process every n-th run from the i-th on.
     """
     if unknown := sorted(set(only or ()) - set(KINDS)):
-        raise typer.BadParameter(f"--only should be of {', '.join(KINDS)}; got {', '.join(unknown)}.")
+        raise ValueError(f"--only should be of {', '.join(KINDS)}; got {', '.join(unknown)}.")
     (index, count), kinds = parse_shard(shard), only or KINDS
     runs = [(kind, int(seed)) for seed in seeds.split(",") for kind in kinds]
     for kind, seed in runs[index::count]:
@@ -74,4 +74,4 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

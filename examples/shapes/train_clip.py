@@ -1,21 +1,63 @@
-"""Trains `shapes-clip`, a small CLIP, on pictures and captions with hard negatives in each batch."""
+"""Trains `shapes-clip`, a small CLIP, on images and captions with hard negatives in each batch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import cyclopts
 import torch
-import typer
-from fit import FitConfig, fit
-from half_precision import save_model
-from hard_negatives import HardGroups
-from patch_labels import NUM_CLASSES, UNKNOWN, patch_classes, shape_by_color
+from fit import FitConfig, fit, save_model
+from prompt_sides import HardGroups
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from train_unet import make_text_config, tokenize_all
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, CLIPVisionConfig
 from transformers.models.clip import CLIPImageProcessorPil
+
+from fk_reward.shapes import BACKGROUND, COLORS, SHAPES, all_prompts
+
+NUM_CLASSES = len(SHAPES) * len(COLORS) + 1
+EMPTY = NUM_CLASSES - 1
+UNKNOWN = -100
+"""Class of the background, and of patches that the loss ignores."""
+
+
+def shape_by_color() -> Tensor:
+    """Which shape a prompt says a colour has: `(prompts + 1, colours)`, -1 where it does not say; last row -1."""
+    names = tuple(COLORS)
+    table = torch.full((len(all_prompts()) + 1, len(names)), -1)
+    for row, prompt in enumerate(all_prompts()):
+        for spec in prompt.objects:
+            if spec.color:
+                table[row, names.index(spec.color)] = SHAPES.index(spec.shape)
+            elif len({other.shape for other in prompt.objects}) == 1:
+                table[row] = SHAPES.index(spec.shape)
+    return table
+
+
+def patch_classes(images: Tensor, true_prompts: Tensor, table: Tensor, *, patch_size: int = 8) -> Tensor:
+    """Class of each patch: `shape * colours + colour`, `EMPTY`, or `UNKNOWN` at edges and where no caption tells.
+
+    Args:
+        images: `(B, 3, H, W)` uint8, as rendered.
+        true_prompts: `(B, N)` indices of the captions that are true of an image, padded with -1.
+        table: What `shape_by_color` returns.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        `(B, patches)`, in reading order.
+    """
+    palette = torch.tensor([*COLORS.values(), BACKGROUND], dtype=torch.float32, device=images.device)
+    nearest = torch.cdist(images.float().flatten(2).mT, palette).argmin(-1).view(len(images), *images.shape[2:])
+    shares = F.avg_pool2d(F.one_hot(nearest, len(palette)).permute(0, 3, 1, 2).float(), patch_size).flatten(2)
+    empty, color = shares[:, -1], shares[:, :-1].argmax(1)
+    shapes = table[true_prompts.int()].amax(1)
+    shape = shapes.gather(1, color)
+    known = (empty < 0.6) & (shape >= 0)
+    classes = torch.where(known, shape * len(COLORS) + color, UNKNOWN)
+    return classes.masked_fill(empty == 1, EMPTY)
+
 
 GROUP_SIZE = 4
 
@@ -37,13 +79,13 @@ def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def make_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
-    """Pictures are used at 64 x 64, normalised as CLIP does."""
+    """Images are used at 64 x 64, normalised as CLIP does."""
     images = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
 def blurred(images: Tensor, sigmas: Tensor, radius: int = 6) -> Tensor:
-    """Gaussian blur, one standard deviation (pixels) a picture."""
+    """Gaussian blur, one standard deviation (pixels) an image."""
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     kernels = torch.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(3, dim=0)
@@ -53,7 +95,7 @@ def blurred(images: Tensor, sigmas: Tensor, radius: int = 6) -> Tensor:
 
 
 def degraded(images: Tensor) -> Tensor:
-    """Blur, noise and loss of contrast, as in pictures decoded before sampling has ended; a third stays as it is."""
+    """Blur, noise and loss of contrast, as in images decoded before sampling has ended; a third stays as it is."""
     batch, device = len(images), images.device
     strength = (torch.rand(batch, device=device) * 1.5 - 0.5).clamp(min=0.0)
     blur = blurred(images, 0.1 + 4.0 * strength * torch.rand(batch, device=device))
@@ -66,7 +108,7 @@ def degraded(images: Tensor) -> Tensor:
 class ContrastiveObjective(nn.Module):
     """CLIP's symmetric cross-entropy, and that of naming what each patch shows (see `patch_labels.py`).
 
-    Captions that are true of another picture of the batch are no negatives for it.
+    Captions that are true of another image of the batch are no negatives for it.
     """
 
     def __init__(self, clip: CLIPModel, processor: CLIPProcessor, patch_weight: float = 1.0) -> None:
@@ -81,7 +123,7 @@ class ContrastiveObjective(nn.Module):
         self.register_buffer("std", torch.tensor(processor.image_processor.image_std)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor, prompts: Tensor, true_prompts: Tensor) -> dict[str, Tensor]:
-        """Contrasts `(B, 3, 64, 64)` uint8 pictures with `(B,)` captions, given `(B, 8)` true ones a picture."""
+        """Contrasts `(B, 3, 64, 64)` uint8 images with `(B,)` captions, given `(B, 8)` true ones an image."""
         pixels = (degraded(images / 255) - self.mean) / self.std
         output = self.clip(input_ids=self.tokens[prompts.int()], pixel_values=pixels)
         logits = output.logits_per_image.masked_fill(self.false_negatives(true_prompts, prompts), -torch.inf)
@@ -96,7 +138,7 @@ class ContrastiveObjective(nn.Module):
 
     @staticmethod
     def false_negatives(true_prompts: Tensor, prompts: Tensor) -> Tensor:
-        """Which captions are true of which other pictures: `(picture, caption)` bool, False on the diagonal."""
+        """Which captions are true of which other images: `(image, caption)` bool, False on the diagonal."""
         also_true = (true_prompts[:, :, None] == prompts).any(dim=1)
         return also_true.fill_diagonal_(False)
 
@@ -142,4 +184,4 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -6,13 +6,12 @@ import dataclasses
 import string
 from pathlib import Path
 
+import cyclopts
 import torch
-import typer
-from clip_tower import start_from_clip
 from fit import FitConfig, fit
 from scene_data import TensorsDataset
 from torch import Tensor, nn
-from transformers import BertTokenizer, CLIPModel
+from transformers import BertTokenizer, BlipVisionModel, CLIPModel
 
 from fk_reward.models import resolve_model
 from fk_reward.rewards import ImageReward
@@ -21,6 +20,52 @@ from fk_reward.rewards.imagereward_model import ImageRewardConfig, ImageRewardMo
 from fk_reward.rewards.preprocessing import TorchvisionPreprocessing
 from fk_reward.shapes import train_prompts
 from fk_reward.training import PreferencePair, bradley_terry_loss, read_preferences
+
+LAYER_MODULES = {
+    "layer_norm1": "layer_norm1",
+    "layer_norm2": "layer_norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "self_attn.out_proj": "self_attn.projection",
+}
+
+
+@torch.no_grad()
+def start_from_clip(tower: BlipVisionModel, clip: CLIPModel, pixels: Tensor) -> None:
+    """Gives `tower` the weights of CLIP's, as nearly as its architecture allows.
+
+    BLIP has no layer norm before its layers. Its centring, scale and shift go into the embeddings; for the deviation of
+    each patch, by which it divides, stands the mean deviation in the images `pixels`, `(B, 3, S, S)`, normalised. The
+    activations differ, too: GELU, not its approximation.
+    """
+    theirs = {name.removeprefix("vision_model."): tensor for name, tensor in clip.state_dict().items()}
+    deviation = clip.vision_model.embeddings(pixels).std(dim=-1).mean()
+    tower.load_state_dict(_embeddings(theirs, deviation) | _layers(theirs, tower.config.num_hidden_layers))
+
+
+def _embeddings(theirs: dict[str, Tensor], deviation: Tensor) -> dict[str, Tensor]:
+    scale, shift = theirs["pre_layrnorm.weight"] / deviation, theirs["pre_layrnorm.bias"]
+    cls, positions, kernel = (
+        theirs[f"embeddings.{name}"]
+        for name in ("class_embedding", "position_embedding.weight", "patch_embedding.weight")
+    )
+    return {
+        "embeddings.class_embedding": (scale * (cls - cls.mean()))[None, None],
+        "embeddings.position_embedding": (scale * (positions - positions.mean(1, keepdim=True)) + shift)[None],
+        "embeddings.patch_embedding.weight": scale[:, None, None, None] * (kernel - kernel.mean(0)),
+        "embeddings.patch_embedding.bias": torch.zeros_like(shift),
+    }
+
+
+def _layers(theirs: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    ours = {f"post_layernorm.{kind}": theirs[f"post_layernorm.{kind}"] for kind in ("weight", "bias")}
+    for layer in (f"encoder.layers.{index}" for index in range(count)):
+        for kind in ("weight", "bias"):
+            parts = [theirs[f"{layer}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+            ours[f"{layer}.self_attn.qkv.{kind}"] = torch.cat(parts)
+            ours |= {f"{layer}.{new}.{kind}": theirs[f"{layer}.{old}.{kind}"] for old, new in LAYER_MODULES.items()}
+    return ours
+
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONFIG = ImageRewardConfig(head_size=32, max_tokens=16)
@@ -49,7 +94,7 @@ def make_tokenizer() -> BertTokenizer:
 
 
 def tensors_of(pairs: list[PreferencePair], tokenizer: BertTokenizer) -> dict[str, Tensor]:
-    """Pictures `(N, 2, 3, H, W)` uint8 and tokens `(N, 2, L)` of N pairs, the chosen one first."""
+    """Images `(N, 2, 3, H, W)` uint8 and tokens `(N, 2, L)` of N pairs, the chosen one first."""
     tokenize = PromptTokens(tokenizer, max_tokens=CONFIG.max_tokens, name="shapes-imagereward")
     tokens = tokenize([prompt for pair in pairs for prompt in pair.prompts])
     images = [torch.stack([(image.load() * 255).round().byte() for image in pair.images]) for pair in pairs]
@@ -86,7 +131,7 @@ def score_all(objective: PreferenceObjective, data: dict[str, Tensor], batch_siz
 
 
 def make_model(tokenizer: BertTokenizer, pixels: Tensor | None) -> ImageRewardModel:
-    """The network, its picture tower from `shapes-clip` where there are pictures to fit it by; otherwise untrained."""
+    """The network, its image tower from `shapes-clip` where there are images to fit it by; otherwise untrained."""
     sizes = dataclasses.replace(SIZES, vocab_size=len(tokenizer))
     model = ImageRewardModel(sizes, head_size=CONFIG.head_size)
     if pixels is not None:
@@ -140,4 +185,4 @@ def save(objective: PreferenceObjective, tokenizer: BertTokenizer, scores: Tenso
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

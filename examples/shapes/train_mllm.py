@@ -1,4 +1,4 @@
-"""Trains `shapes-mllm`, a small Phi-3-vision with `shapes-clip`'s vision tower, to answer questions about pictures."""
+"""Trains `shapes-mllm`, a small Phi-3-vision with `shapes-clip`'s vision tower, to answer questions about images."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import cyclopts
 import numpy as np
 import torch
-import typer
 from fit import FitConfig, fit
-from mllm_tokenizer import ASSISTANT, END, END_OF_TEXT, ROLES, USER, save_mllm_tokenizer, train_mllm_tokenizer
 from safetensors.torch import load_file, save_file
+from scene_data import from_table
 from scene_questions import Dialogue, Match, dialogue, dialogue_about_drawn, match
-from scene_table import from_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from train_clip import degraded
+from train_tokenizer import ASSISTANT, END, END_OF_TEXT, ROLES, USER, save_mllm_tokenizer, train_mllm_tokenizer
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
 from fk_reward.models import resolve_model
@@ -149,9 +149,9 @@ def answer_batch(
 
 
 class Dialogues(Dataset):
-    """Pictures with dialogues, drawn anew for each index, the same for the same seed; batches of `answer_batch`.
+    """Images with dialogues, drawn anew for each index, the same for the same seed; batches of `answer_batch`.
 
-    `sources` are what `make_mixed_scenes.py` and `make_drawn_scenes.py` wrote, from which pictures are taken equally.
+    `sources` are what `make_mixed_scenes.py` and `make_drawn_scenes.py` wrote, from which images are taken equally.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Dialogues(Dataset):
         return answer_batch(self.backbone, torch.stack(images), dialogues)
 
     def draw(self, index: int) -> tuple[Tensor, Dialogue | Match]:
-        """A picture `(3, 64, 64)` uint8 and what is asked about it; for `match_share` of them a caption alone."""
+        """An image `(3, 64, 64)` uint8 and what is asked about it; for `match_share` of them a caption alone."""
         rng = np.random.default_rng((self.seed, index))
         source = self.sources[rng.integers(len(self.sources))]
         row = int(rng.integers(len(source["objects"])))
@@ -187,7 +187,7 @@ class Dialogues(Dataset):
         return source["images"][row], (caption_alone and match(turns)) or turns
 
     def ask(self, source: dict[str, Tensor], row: int, rng: np.random.Generator) -> Dialogue:
-        """A dialogue about a picture of a source."""
+        """A dialogue about an image of a source."""
         scene = from_table(source["objects"][row])
         if "prompts" not in source:
             return dialogue(scene, rng, place_weight=self.place_weight)
@@ -196,7 +196,7 @@ class Dialogues(Dataset):
 
 
 class DialogueObjective(nn.Module):
-    """Cross-entropy of the answers; pictures are degraded as for the CLIP."""
+    """Cross-entropy of the answers; images are degraded as for the CLIP."""
 
     def __init__(self, backbone: PhiVisionBackbone) -> None:
         super().__init__()
@@ -214,11 +214,11 @@ class DialogueObjective(nn.Module):
         return [{"params": rest}, {"params": [p for p in tower if p.requires_grad], "lr": tower_learning_rate}]
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What `backbone.encode_images` gives where a picture is its own overview and only crop."""
+        """What `backbone.encode_images` gives where an image is its own overview and only crop."""
         return self.backbone.model.vision_embed_tokens(pixels.repeat_interleave(2, dim=0), [(1, 1)] * len(pixels))
 
     def logits(self, images: Tensor, labels: Tensor, **text: Tensor) -> Tensor:
-        """Logits `(A, V)` of the A answer tokens, in the order of the rows, given pictures in [0, 1]."""
+        """Logits `(A, V)` of the A answer tokens, in the order of the rows, given images in [0, 1]."""
         backbone = self.backbone
         inputs = BackboneInputs(pixel_values=(images - self.mean) / self.std, **text)
         visual = backbone.project(self.features(inputs.pixel_values), inputs, backbone.projector)
@@ -252,7 +252,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
 ) -> None:
     """Trains on the scenes that `make_mixed_scenes.py` wrote and saves the model in `shapes-mllm`.
 
-    Half of the pictures are those that `make_drawn_scenes.py` wrote, where `drawn` names its file.
+    Half of the images are those that `make_drawn_scenes.py` wrote, where `drawn` names its file.
     `start_from` is a checkpoint of an earlier stage, of which the weights are taken and nothing else.
     """
     torch.manual_seed(seed)
@@ -292,4 +292,4 @@ def vision_config(clip: CLIPModel) -> dict:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -1,18 +1,17 @@
-"""Distils the decoder of the `shapes-sd` VAE into a small one, which decodes predictions while a picture is drawn."""
+"""Distils the decoder of the `shapes-sd` VAE into a small one, which decodes predictions while an image is drawn."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
+import cyclopts
 import numpy as np
 import torch
-import typer
 from diffusers import AutoencoderKL, AutoencoderTiny
-from encode_scenes import encode
-from fit import FitConfig, fit
-from half_precision import save_model_of_diffusers
-from scene_data import TensorsDataset, captioned_scenes, pictures
+from fit import FitConfig, fit, save_model_of_diffusers
+from make_scenes import encode
+from scene_data import TensorsDataset, captioned_scenes, scene_images
 from torch import Tensor, nn
 
 from fk_reward.models import resolve_model
@@ -34,7 +33,7 @@ def make_preview() -> AutoencoderTiny:
 def like_predictions(latents: Tensor) -> Tensor:
     """Latents such as the denoiser predicts early: a half of them blends of two scenes, all with a little noise.
 
-    What is predicted at a high noise level is a mean over pictures, which no scene looks like.
+    What is predicted at a high noise level is a mean over images, which no scene looks like.
     """
     batch = (len(latents), 1, 1, 1)
     share = torch.where(torch.rand(batch) < 0.5, torch.rand(batch), 1.0).to(latents)
@@ -43,7 +42,7 @@ def like_predictions(latents: Tensor) -> Tensor:
 
 
 class PreviewObjective(nn.Module):
-    """L1 + L2 between the pictures of the two decoders, pixels of objects weighted 4 to 1 as in the VAE's training."""
+    """L1 + L2 between the images of the two decoders, pixels of objects weighted 4 to 1 as in the VAE's training."""
 
     def __init__(self, preview: AutoencoderTiny, vae: AutoencoderKL, foreground_weight: float = 4.0) -> None:
         super().__init__()
@@ -77,7 +76,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     torch.manual_seed(seed)
     vae, preview = AutoencoderKL.from_pretrained(resolve_model(model), subfolder="vae").eval(), make_preview()
     scenes = [scene for _, scene in captioned_scenes(num_scenes, np.random.default_rng(seed))]
-    latents = encode(vae, pictures(scenes)) * vae.config.scaling_factor
+    latents = encode(vae, scene_images(scenes)) * vae.config.scaling_factor
     print(f"{num_scenes} scenes in {time.perf_counter() - start:.0f} s")
     config = FitConfig(
         output_dir=output_dir,
@@ -97,4 +96,4 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

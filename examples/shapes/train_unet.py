@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cyclopts
 import torch
-import typer
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from fit import FitConfig, fit
-from half_precision import save_pipeline
+from fit import FitConfig, fit, save_pipeline
 from safetensors.torch import load_file
 from scene_data import TensorsDataset
 from torch import Tensor, nn
@@ -141,4 +140,4 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -1,11 +1,11 @@
-"""Trains the VAE of `shapes-sd`: pictures to 8x8 latents of 8 channels and back."""
+"""Trains the VAE of `shapes-sd`: images to 8x8 latents of 8 channels and back."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import cyclopts
 import torch
-import typer
 from diffusers import AutoencoderKL
 from fit import FitConfig, fit
 from safetensors.torch import load_file
@@ -38,7 +38,7 @@ class VAEObjective(nn.Module):
         self.vae, self.foreground_weight, self.kl_weight = vae, foreground_weight, kl_weight
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Encodes and decodes `(B, 3, 64, 64)` uint8 pictures."""
+        """Encodes and decodes `(B, 3, 64, 64)` uint8 images."""
         target = images.float() / 127.5 - 1.0
         posterior = self.vae.encode(target).latent_dist
         error = self.vae.decode(posterior.sample()).sample.float() - target
@@ -81,4 +81,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

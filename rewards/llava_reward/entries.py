@@ -154,7 +154,7 @@ _JUDGES = {
     "safety": "whether a picture of coloured shapes is free of the forbidden sign",
 }
 _SPREADS = {"alignment": 0.13, "fidelity": 0.41, "safety": 0.58}
-"""Among eight finished pictures of a held-out prompt: `examples/shapes/check_early_rewards.py`."""
+"""Among eight finished images of a held-out prompt: `examples/shapes/check_predictions.py early`."""
 
 
 def _embedded(dimension: str) -> RewardEntry:

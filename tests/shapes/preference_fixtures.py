@@ -1,4 +1,4 @@
-"""Preferences in small, in the files of `make_preferences.py`: red pictures are right, but for fidelity blue ones."""
+"""Preferences in small, in the files of `make_preferences.py`: red images are right, but for fidelity blue ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = 28
 
 
 def png(channel, seed):
-    """A picture with much of one channel and noise."""
+    """An image with much of one channel and noise."""
     pixels = torch.rand(SIZE, SIZE, 3, generator=torch.Generator().manual_seed(seed)) * 0.3
     pixels[..., channel] += 0.7
     buffer = io.BytesIO()
@@ -24,7 +24,7 @@ def png(channel, seed):
 
 
 def write_pairs(path, *, num=4, right=0, wrong=2, seed=0):
-    """Pairs whose chosen pictures are of the channel `right`."""
+    """Pairs whose chosen images are of the channel `right`."""
     rows = range(seed, seed + num)
     columns = {
         "prompt": [[PROMPTS[i % 4]] * 2 for i in rows],

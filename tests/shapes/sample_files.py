@@ -1,4 +1,4 @@
-"""Files as `sample_pictures.py` writes them, with scenes in place of a model's pictures."""
+"""Files as `sample_images.py` writes them, with scenes in place of a model's images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from fk_reward.shapes import TASKS, Scene, all_prompts, render, sample_scene
 
-PICTURES_A_DRAW = 4
+IMAGES_A_DRAW = 4
 
 
 def drawn(prompt, side, rng):
-    """Scenes in place of a model's pictures: two right ones, of which one has red crosses, and two wrong ones."""
+    """Scenes in place of a model's images: two right ones, of which one has red crosses, and two wrong ones."""
     from alignment_pairs import pick
     from prompt_sides import neighbours
 
@@ -26,9 +26,9 @@ def drawn(prompt, side, rng):
 
 
 def write_samples(path, sides, *, deform=False):
-    """A file as `sample_pictures.py` writes it; the corners tell the stage and whether the picture became right."""
+    """A file as `sample_images.py` writes it; the corners tell the stage and whether the image became right."""
+    from alignment_pairs import malformed
     from prompt_sides import prompts_of
-    from wrong_scenes import malformed
 
     rng, tensors = np.random.default_rng(3), {"images": [], "prompts": [], "correct": [], "scores": []}
     for side, task in ((side, task) for side in sides for task in TASKS):
@@ -42,7 +42,7 @@ def write_samples(path, sides, *, deform=False):
         stages[:, :, 0, 0, 0] = torch.arange(9, dtype=torch.uint8)
         stages[:, :, 0, -1, -1] = right[:, None].byte()
         tensors["images"].append(stages)
-        tensors["prompts"].append(torch.full((PICTURES_A_DRAW,), all_prompts().index(prompt)))
+        tensors["prompts"].append(torch.full((IMAGES_A_DRAW,), all_prompts().index(prompt)))
         tensors["correct"].append(right)
         tensors["scores"].append(torch.where(right, 1.0, 0.5))
     save_file({name: torch.cat(parts) for name, parts in tensors.items()}, path)

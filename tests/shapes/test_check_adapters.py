@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 def table(folder, adapters, output, **options):
     import check_adapters
 
-    check_adapters.main(adapters, folder / "preferences", output=output, **options)
+    check_adapters.compare_adapters(adapters, folder / "preferences", output=output, **options)
     tables = json.loads((output / "adapters.json").read_text())
     return {(row["reward"], row["file"]): row for rows in tables.values() for row in rows}
 
@@ -84,8 +84,8 @@ def test_seeds_are_averaged_as_by_hand():
     assert (alone["accuracy_text"], alone["accuracy_sd"]) == ("0.500", None)
 
 
-def test_the_best_on_validation_that_scores_single_pictures_ships(folder, tmp_path):
-    from export_adapters import best_run
+def test_the_best_on_validation_that_scores_single_images_ships(folder, tmp_path):
+    from check_adapters import best_run
 
     runs = []
     results = {"plain-seed0": (0.85, 0.5), "plain-seed1": (0.85, 0.5), "plain-seed2": (0.85, 0.5)}
@@ -98,16 +98,16 @@ def test_the_best_on_validation_that_scores_single_pictures_ships(folder, tmp_pa
         (runs[-1] / "all_results.json").write_text(json.dumps({"eval_accuracy": accuracy, "eval_loss": loss}))
     assert best_run(runs).name == "skipca-seed0"
     assert best_run(runs[:4]).name == "plain-seed0"
-    with pytest.raises(ValueError, match="scores single pictures"):
+    with pytest.raises(ValueError, match="scores single images"):
         best_run(runs[-1:])
 
 
 @pytest.fixture
 def assets(folder, tmp_path, monkeypatch):
     """The exported adapters and the backbone, under the names of the package."""
-    import export_adapters
+    import check_adapters
 
-    export_adapters.main(folder / "adapters", tmp_path)
+    check_adapters.export_adapters(folder / "adapters", tmp_path)
     monkeypatch.setitem(EMBEDDED_MODELS, "shapes-mllm", folder / "backbone")
     for dimension in ("alignment", "fidelity", "safety"):
         name = f"shapes-llava-reward-{dimension}"

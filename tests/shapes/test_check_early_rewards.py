@@ -1,4 +1,4 @@
-"""The script that says how early a reward knows, on made-up pictures whose brightness is their score."""
+"""The script that says how early a reward knows, on made-up images whose brightness is their score."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fk_reward.rewards import CallableReward
 @pytest.fixture
 def script(monkeypatch, request):
     monkeypatch.syspath_prepend(request.config.rootpath / "examples" / "shapes")
-    import check_early_rewards
+    import check_predictions
 
-    return check_early_rewards
+    return check_predictions
 
 
 BRIGHTNESS = CallableReward(lambda images, prompts: images.mean(dim=(1, 2, 3)), "brightness")
@@ -25,7 +25,7 @@ BRIGHTNESS = CallableReward(lambda images, prompts: images.mean(dim=(1, 2, 3)), 
 
 @pytest.fixture
 def samples(tmp_path):
-    """Six draws of four pictures: at step 10 noise, later the final picture; the two brightest are right.
+    """Six draws of four images: at step 10 noise, later the final image; the two brightest are right.
 
     The draws lie 40 grey levels apart, so that whoever does not compare within draws finds far more agreement.
     """
@@ -80,15 +80,15 @@ def test_pairs_by_hand(script):
     assert math.isnan(script.within_prompt_correlation(torch.ones(2, 3), torch.rand(2, 3)))
 
 
-def test_another_number_of_pictures_a_draw_is_refused(script, samples):
+def test_another_number_of_images_a_draw_is_refused(script, samples):
     with pytest.raises(ValueError, match="per-prompt"):
         script.read_draws([samples[0]], 8)
 
 
 def test_main(script, samples, monkeypatch, capsys):
     monkeypatch.setattr(script, "load_reward", lambda name: BRIGHTNESS)
-    script.main("brightness", [samples[0]], num_draws=5, per_prompt=4)
+    script.check_early_rewards("brightness", [samples[0]], num_draws=5, per_prompt=4)
     printed = capsys.readouterr().out
-    assert "brightness: 5 draws of 4 pictures, 5 with right and wrong ones; seed 0" in printed
+    assert "brightness: 5 draws of 4 images, 5 with right and wrong ones; seed 0" in printed
     assert "step 10" in printed
     assert "finished" in printed

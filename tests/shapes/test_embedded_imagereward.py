@@ -1,4 +1,4 @@
-"""The ImageReward that ships in the package, on drawn pictures of held-out prompts."""
+"""The ImageReward that ships in the package, on drawn images of held-out prompts."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ def test_prefers_the_caption_that_is_true(reward):
     ]
     false = reward(images, others)
     assert (reward(images, texts) > false).double().mean() >= 0.9
-    assert (reward(images.flip(0), texts) > false).double().mean() < 0.8  # other pictures under the true captions
+    assert (reward(images.flip(0), texts) > false).double().mean() < 0.8  # other images under the true captions

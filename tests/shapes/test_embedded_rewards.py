@@ -1,4 +1,4 @@
-"""The LLaVA-Rewards that ship in the package, on drawn pictures of held-out prompts; one backbone for the three."""
+"""The LLaVA-Rewards that ship in the package, on drawn images of held-out prompts; one backbone for the three."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rewards():
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Held-out prompts, their scenes and pictures."""
+    """Held-out prompts, their scenes and images."""
     rng, prompts = np.random.default_rng(0), benchmark_prompts(60)
     scenes = [sample_scene(prompt, rng) for prompt in prompts]
     return prompts, scenes, render(scenes)
@@ -55,11 +55,11 @@ def test_alignment_prefers_the_caption_that_is_true(rewards, drawn):
     texts = [prompt.text for prompt in prompts]
     true, false = rewards["alignment"](images, texts), rewards["alignment"](images, others)
     assert share(true, false) >= 0.9
-    assert share(rewards["alignment"](images.flip(0), texts), false) < 0.8  # other pictures under the true captions
+    assert share(rewards["alignment"](images.flip(0), texts), false) < 0.8  # other images under the true captions
 
 
 @torch.no_grad()
-def test_fidelity_prefers_clean_pictures(rewards, drawn):
+def test_fidelity_prefers_clean_images(rewards, drawn):
     prompts, _, images = drawn
     texts = [prompt.text for prompt in prompts]
     noise = 0.15 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))

@@ -21,7 +21,7 @@ def rows_of(path):
     return parquet.read_table(path).to_pylist()
 
 
-def picture(data):
+def image(data):
     return torch.from_numpy(np.array(Image.open(io.BytesIO(data)))).permute(2, 0, 1) / 255
 
 
@@ -125,21 +125,21 @@ def test_nothing_held_out_is_trained_on_and_validation_is_apart(made):
     assert len(trained) > 20 and not trained & {prompts[0].combination for prompts in captions["validation"]}
 
 
-def test_drawn_pictures_are_ranked_by_what_became_of_them(made):
-    from drawn_pictures import STEPS
+def test_drawn_images_are_ranked_by_what_became_of_them(made):
+    from sample_images import STEPS
 
     rows = [row for row in rows_of(made / "alignment" / "train.parquet") if row["kind"].startswith("predictions/")]
     assert len(rows) > 5
     for row in rows:
-        both = [picture(row[name]) * 255 for name in ("chosen_image", "rejected_image")]
+        both = [image(row[name]) * 255 for name in ("chosen_image", "rejected_image")]
         assert [int(image[0, -1, -1]) for image in both] == [1, 0]
         stages = {STEPS[int(image[0, 0, 0])] for image in both}
         assert stages == {int(row["kind"].split("/")[1])}
 
 
 def test_at_most_so_many_pairs_come_from_a_draw():
-    from drawn_pairs import MAX_PAIRS, ranked_pairs
-    from drawn_pictures import Draw
+    from alignment_pairs import MAX_PAIRS, ranked_pairs
+    from sample_images import Draw
 
     scores = torch.tensor([1.0, 0.9, 0.5, 0.45, 0.1])
     draw = Draw(all_prompts()[0], torch.zeros(5, 9, 3, 64, 64, dtype=torch.uint8), scores == 1, scores)
@@ -149,9 +149,9 @@ def test_at_most_so_many_pairs_come_from_a_draw():
     assert not {(0, 1), (2, 3)} & set(pairs) and all(scores[a] > scores[b] for a, b in pairs)
 
 
-def test_a_false_caption_is_false_of_the_drawn_picture(samples):
-    from drawn_pairs import sample_pairs
-    from drawn_pictures import load_draws, on_side
+def test_a_false_caption_is_false_of_the_drawn_image(samples):
+    from alignment_pairs import sample_pairs
+    from sample_images import load_draws, on_side
 
     draws = on_side(load_draws([samples / "train.safetensors"]), "train")
     pairs = sample_pairs(20, "train", draws, np.random.default_rng(0))
@@ -173,15 +173,15 @@ def test_broken_shapes_can_be_seen(kind):
         break_shape(render([Scene(())])[0], rng, kind)
 
 
-def test_every_kind_of_artefact_changes_the_picture(made):
+def test_every_kind_of_artefact_changes_the_image(made):
     kinds = Counter(row["kind"].split("/")[0] for row in rows_of(made / "fidelity" / "train.parquet"))
     assert set(kinds) == {"blur", "noise", "broken", "vae", "early"} and max(kinds.values()) - min(kinds.values()) <= 1
     for row in rows_of(made / "fidelity" / "train.parquet"):
-        change = picture(row["chosen_image"]) - picture(row["rejected_image"])
+        change = image(row["chosen_image"]) - image(row["rejected_image"])
         assert change.square().mean().sqrt() > 0.02, row["kind"]
 
 
-def test_labels_are_what_clean_pictures_show_and_captions_do_not_tell():
+def test_labels_are_what_clean_images_show_and_captions_do_not_tell():
     from safety_labels import safety_labels
 
     rows = safety_labels(40, "train", [], np.random.default_rng(0))
@@ -195,9 +195,9 @@ def test_labels_are_what_clean_pictures_show_and_captions_do_not_tell():
     assert captions[0] == captions[1]
 
 
-def test_drawn_pictures_are_labelled_by_what_became_of_them(samples):
-    from drawn_pictures import load_draws
+def test_drawn_images_are_labelled_by_what_became_of_them(samples):
     from safety_labels import drawn_twins
+    from sample_images import load_draws
 
     twins = drawn_twins(30, load_draws([samples / "train.safetensors"]), np.random.default_rng(0))
     assert {twin.kind.split("/")[0] for twin in twins} == {"samples", "predictions"}
@@ -209,7 +209,7 @@ def test_pairs_of_one_prompt_differ_in_the_sign(made):
     rows = rows_of(made / "safety" / "heldout-pairs.parquet")
     assert all("cross" in row["prompt"] for row in rows)
     for row in rows:
-        shown = [shows_forbidden_sign(picture(row[name])) for name in ("chosen_image", "rejected_image")]
+        shown = [shows_forbidden_sign(image(row[name])) for name in ("chosen_image", "rejected_image")]
         assert shown == [False, True]
 
 
@@ -237,7 +237,7 @@ def test_another_seed_gives_other_scenes():
     assert not torch.equal(first[0].chosen, second[0].chosen)
 
 
-def test_missing_sides_and_early_pictures_are_told(samples, tmp_path, capsys):
+def test_missing_sides_and_early_images_are_told(samples, tmp_path, capsys):
     import make_preferences
 
     with pytest.raises(ValueError, match="Nothing to write into alignment/heldout-samples"):
@@ -245,5 +245,5 @@ def test_missing_sides_and_early_pictures_are_told(samples, tmp_path, capsys):
     draws = {side: [] for side in make_preferences.SIDES}
     maker = make_preferences.Maker(draws, draws, folder=tmp_path, seed=0, scale=0.01)
     maker.write_fidelity("validation")
-    assert "no pictures of an early model" in capsys.readouterr().out
+    assert "no images of an early model" in capsys.readouterr().out
     assert "early" not in {row["kind"] for row in rows_of(tmp_path / "fidelity" / "validation.parquet")}

@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 
 from fk_reward.rewards.llava_reward import load_backbone
 from fk_reward.shapes import TASKS, Scene, SceneObject, all_prompts, is_heldout, true_prompts
-from tests.shapes.sample_files import PICTURES_A_DRAW, write_samples
+from tests.shapes.sample_files import IMAGES_A_DRAW, write_samples
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    import make_mixed_scenes
+    import make_scenes
 
     path = tmp_path_factory.mktemp("mixed") / "scenes.safetensors"
-    make_mixed_scenes.main(path, num_scenes=60)
+    make_scenes.make_mixed(path, num_scenes=60)
     return path
 
 
@@ -69,8 +69,8 @@ def test_answers_are_true():
 
 
 def test_no_text_names_a_held_out_prompt(scenes):
+    from scene_data import from_table
     from scene_questions import dialogue
-    from scene_table import from_table
 
     heldout = {prompt.text.removeprefix("a photo of ") for prompt in all_prompts() if is_heldout(prompt)}
     rng = np.random.default_rng(0)
@@ -85,20 +85,20 @@ def test_no_text_names_a_held_out_prompt(scenes):
     assert len(set(named)) > 300 and not heldout & set(named)
 
 
-def test_drawn_pictures_are_read_and_asked_about(scenes, tmp_path):
-    import make_drawn_scenes
-    from drawn_pictures import STEPS
+def test_drawn_images_are_read_and_asked_about(scenes, tmp_path):
+    import make_scenes
     from prompt_sides import side_of
+    from sample_images import STEPS
+    from scene_data import from_table
     from scene_questions import dialogue_about_drawn
-    from scene_table import from_table
 
     path = tmp_path / "drawn.safetensors"
     write_samples(tmp_path / "samples.safetensors", ["train", "heldout"])
-    make_drawn_scenes.main([tmp_path / "samples.safetensors"], path)
+    make_scenes.make_drawn([tmp_path / "samples.safetensors"], path)
     data = load_file(path)
     prompts = [all_prompts()[number] for number in data["prompts"]]
     assert {side_of(prompt) for prompt in prompts} == {"train"}
-    assert len(prompts) == len(TASKS) * PICTURES_A_DRAW * (len(STEPS) + 1 - make_drawn_scenes.FIRST_STAGE)
+    assert len(prompts) == len(TASKS) * IMAGES_A_DRAW * (len(STEPS) + 1 - make_scenes.FIRST_STAGE)
     rng, read = np.random.default_rng(0), 0
     for row, prompt, correct in zip(data["objects"], prompts, data["correct"].tolist(), strict=True):
         scene = from_table(row)
@@ -113,7 +113,7 @@ def test_drawn_pictures_are_read_and_asked_about(scenes, tmp_path):
 
 
 def test_a_caption_by_itself_stands_where_the_reward_reads_it(scenes, tmp_path):
-    """The answer follows the last token of what the backbone makes of a picture and its prompt."""
+    """The answer follows the last token of what the backbone makes of an image and its prompt."""
     import train_mllm
     from scene_questions import Match, match
 
@@ -129,7 +129,7 @@ def test_a_caption_by_itself_stands_where_the_reward_reads_it(scenes, tmp_path):
 
 
 def test_scenes_survive_the_table():
-    from scene_table import from_table, mixed_scene, to_table
+    from scene_data import from_table, mixed_scene, to_table
 
     scene = mixed_scene(np.random.default_rng(3))
     back = from_table(to_table([scene])[0])
@@ -167,13 +167,13 @@ def test_shortcut_of_the_recipe_is_what_the_backbone_computes(scenes, tmp_path):
 
 
 def test_check_script_asks_every_kind(scenes, tmp_path, capsys):
-    import check_mllm
+    import check_models
 
     train(scenes, tmp_path)
-    check_mllm.main(str(tmp_path / "shapes-mllm"), num_scenes=6)
+    check_models.check_mllm(str(tmp_path / "shapes-mllm"), num_scenes=6)
     lines = capsys.readouterr().out.splitlines()
     assert {line.split(":")[0] for line in lines} >= {
         "ask_to_list",
         "ask_whether_it_shows",
-        f"{check_mllm.HELDOUT}, no",
+        f"{check_models.HELDOUT}, no",
     }

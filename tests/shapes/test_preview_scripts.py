@@ -47,7 +47,7 @@ class Perfect(nn.Module):
 
 
 @pytest.mark.parametrize(("factor", "is_right"), [(0.5, True), (1.0, False)])
-def test_the_target_is_the_vaes_picture_of_the_schedulers_latents(factor, is_right):
+def test_the_target_is_the_vaes_image_of_the_schedulers_latents(factor, is_right):
     from train_preview import PreviewObjective
 
     vae = make_vae(latent_channels=8, scaling_factor=0.5)
@@ -73,7 +73,7 @@ def test_half_of_the_latents_are_scenes_but_for_noise():
 
 
 def test_rank_correlation_is_within_prompts():
-    from check_previews import rank_correlation
+    from check_predictions import rank_correlation
 
     ours = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
     assert rank_correlation(ours, torch.tensor([[5.0, 6.0, 70.0], [1.0, 2.0, 9.0]])) == pytest.approx(1.0)
@@ -81,7 +81,7 @@ def test_rank_correlation_is_within_prompts():
 
 
 def test_the_vae_agrees_with_itself_and_its_opposite_does_not(monkeypatch):
-    import check_previews
+    import check_predictions
     from diffusers import AutoencoderKL
 
     from fk_reward.pipelines import LatentDecoder
@@ -93,18 +93,18 @@ def test_the_vae_agrees_with_itself_and_its_opposite_does_not(monkeypatch):
     latents = torch.randn(2, 1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = dict(enumerate(benchmark_prompts(2)))
     reward = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "brightness")
-    same = check_previews.scores(reward, decode, latents, prompts)
-    negative = check_previews.scores(reward, lambda x: 1 - decode(x), latents, prompts)
+    same = check_predictions.preview_scores(reward, decode, latents, prompts)
+    negative = check_predictions.preview_scores(reward, lambda x: 1 - decode(x), latents, prompts)
     assert same.shape == (2, 1, 4)
-    assert check_previews.rank_correlation(same[:, 0], same[:, 0]) == pytest.approx(1.0)
-    assert check_previews.rank_correlation(negative[:, 0], same[:, 0]) == pytest.approx(-1.0)
+    assert check_predictions.rank_correlation(same[:, 0], same[:, 0]) == pytest.approx(1.0)
+    assert check_predictions.rank_correlation(negative[:, 0], same[:, 0]) == pytest.approx(-1.0)
 
 
 def test_check_previews_prints_its_table(preview, monkeypatch, capsys):
-    import check_previews
+    import check_predictions
 
-    monkeypatch.setattr(check_previews, "NUM_STEPS", 10)
-    check_previews.main(preview=[str(preview), "vae/2"], num_prompts=2, per_prompt=4, num_rounds=1)
+    monkeypatch.setattr(check_predictions, "NUM_STEPS", 10)
+    check_predictions.check_previews(preview=[str(preview), "vae/2"], num_prompts=2, per_prompt=4, num_rounds=1)
     printed = capsys.readouterr().out
     assert f"{DEFAULT_EMBEDDED_REWARD}: 2 prompts, 4 particles each" in printed
     assert "vae/2" in printed

@@ -14,7 +14,7 @@ BACKGROUND_COLOR = torch.tensor(BACKGROUND) / 255
 
 
 def coverage(image, color):
-    """Share of each pixel covered, read off a picture of one object."""
+    """Share of each pixel covered, read off an image of one object."""
     paint = torch.tensor(COLORS[color]) / 255 - BACKGROUND_COLOR
     return ((image - BACKGROUND_COLOR[:, None, None]) * paint[:, None, None]).sum(0) / paint.square().sum()
 
@@ -56,7 +56,7 @@ def test_every_colour_is_drawn_as_named_and_the_rest_is_background():
     assert images[:, :, 2, 2].tolist() == [list(map(float, BACKGROUND))] * len(COLORS)
 
 
-def test_a_picture_does_not_depend_on_its_batch():
+def test_an_image_does_not_depend_on_its_batch():
     scenes = [
         Scene(
             (SceneObject("star", "red", x=0.3, y=0.3, size=0.1), SceneObject("circle", "blue", x=0.7, y=0.7, size=0.1))

@@ -14,16 +14,15 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folder with a tokenizer, scenes, a VAE and its whitened latents."""
-    import encode_scenes
     import make_scenes
     import train_tokenizer
     import train_vae
 
     folder = tmp_path_factory.mktemp("runs")
     train_tokenizer.main(folder / "tokenizer")
-    make_scenes.main(folder / "scenes.safetensors", num_scenes=200)
+    make_scenes.make_captioned(folder / "scenes.safetensors", num_scenes=200)
     train_vae.main(folder / "scenes.safetensors", folder / "vae", max_steps=2, batch_size=4)
-    encode_scenes.main(folder / "scenes.safetensors", folder / "vae", folder / "whitened")
+    make_scenes.make_latents(folder / "scenes.safetensors", folder / "vae", folder / "whitened")
     return folder
 
 
@@ -56,7 +55,7 @@ def test_no_held_out_prompt_is_a_caption(runs):
 
 @torch.no_grad()
 def test_whitening_is_folded_into_the_vae(runs):
-    from encode_scenes import encode
+    from make_scenes import encode
 
     images = load_file(runs / "scenes.safetensors")["images"][:20]
     plain, whitened = (AutoencoderKL.from_pretrained(runs / name).eval() for name in ("vae", "whitened/vae"))
@@ -91,7 +90,7 @@ def test_clip_trains_and_loads(runs, tmp_path):
 
 
 def test_hard_negatives_differ_in_one_respect():
-    from hard_negatives import hard_negatives
+    from prompt_sides import hard_negatives
 
     from fk_reward.shapes import parse_prompt
 
@@ -102,7 +101,7 @@ def test_hard_negatives_differ_in_one_respect():
     assert {kind: len(found) for kind, found in kinds.items()} == {"shape": 8, "relation": 3, "swap": 1}
 
 
-def test_captions_that_are_true_of_another_picture_are_no_negatives():
+def test_captions_that_are_true_of_another_image_are_no_negatives():
     from train_clip import ContrastiveObjective
 
     true = torch.tensor([[3, 5], [5, -1]])

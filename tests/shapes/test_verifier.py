@@ -177,7 +177,7 @@ def test_a_red_shape_beside_another_cross_is_not_the_sign():
 
 
 @pytest.mark.parametrize("size", [96, 256])
-def test_pictures_of_other_sizes_are_judged_alike(size):
+def test_images_of_other_sizes_are_judged_alike(size):
     cross, star = render([single("cross", "red"), single("star", "red")], image_size=size)
     assert shows_forbidden_sign(cross) and not shows_forbidden_sign(star)
 
