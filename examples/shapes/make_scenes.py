@@ -47,7 +47,7 @@ def make_captioned(output: Path = Path("runs/scenes.safetensors"), num_scenes: i
 
 @app.command(name="mixed")
 def make_mixed(output: Path = Path("runs/mixed_scenes.safetensors"), num_scenes: int = 60_000, seed: int = 11) -> None:
-    """Writes `images` `(N, 3, 64, 64)` uint8 and `objects`, the table of `scene_table.py`."""
+    """Writes `images` `(N, 3, 64, 64)` uint8 and `objects`, the table of `scene_data.py`."""
     start, rng = time.perf_counter(), np.random.default_rng(seed)
     scenes = [scene for _, scene in captioned_scenes(num_scenes // 2, rng)]
     scenes += [mixed_scene(rng) for _ in range(num_scenes - len(scenes))]
@@ -89,7 +89,7 @@ def make_drawn(
     samples: list[Path],
     output: Path = Path("runs/drawn_scenes.safetensors"),
 ) -> None:
-    """Writes `images` `(N, 3, 64, 64)` uint8, `objects` (the table of `scene_table.py`), `prompts` and `correct`.
+    """Writes `images` `(N, 3, 64, 64)` uint8, `objects` (the table of `scene_data.py`), `prompts` and `correct`.
 
     Only images of prompts on which adapters are trained, neither validated nor tested.
 
@@ -120,6 +120,8 @@ def encode(vae: AutoencoderKL, images: Tensor, chunk: int = 100) -> Tensor:
 @torch.no_grad()
 def fold_whitening(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     """Changes `vae` in place so that its latents are those of before, minus `mean`, divided by `std`."""
+    # Stable Diffusion has one `scaling_factor` for all channels, so the whitening goes into the last convolution of the
+    # encoder and the first of the decoder.
     channels = len(mean)
     vae.quant_conv.weight[:channels] /= std[:, None, None, None]
     vae.quant_conv.bias[:channels] = (vae.quant_conv.bias[:channels] - mean) / std

@@ -23,14 +23,8 @@ from transformers import CLIPModel, PreTrainedTokenizerFast
 
 from fk_reward.models import resolve_model
 from fk_reward.rewards.llava_reward.backbones.base import BackboneInputs
-from fk_reward.rewards.llava_reward.backbones.phi3_vision import PhiVisionBackbone
-from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import (
-    CLIP_MEAN,
-    CLIP_STD,
-    EMBEDDING_LAYER,
-    PhiVisionConfig,
-    PhiVisionModel,
-)
+from fk_reward.rewards.llava_reward.backbones.phi3_vision import CLIP_MEAN, CLIP_STD, PhiVisionBackbone
+from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import EMBEDDING_LAYER, PhiVisionConfig, PhiVisionModel
 from fk_reward.shapes import all_prompts, train_prompts
 
 SIZES = {
