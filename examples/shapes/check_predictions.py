@@ -15,8 +15,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from fk_reward import FKSteeringPipeline
-from fk_reward.benchmarks.report import Column, show_table
 from fk_reward.benchmarks.drawing import indifferent_reward, particle_generators
+from fk_reward.benchmarks.report import Column, show_table
 from fk_reward.benchmarks.speed_measure import timed_on
 from fk_reward.benchmarks.statistics import clustered_bootstrap
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
