@@ -96,13 +96,13 @@ class CompiledEpilogue:
     """The statements after the loop of one `__call__`, compiled.
 
     Attributes:
-        rest: code of a function of `(step_result, *names)`; returns what the call returns.
+        body: code of a function of `(step_result, *names)`; returns what the call returns.
         sample: code of a function of `(*names)`; returns the sample that the step gets.
         names: local variables that both read.
         returns: fields of the call's output, where its source names them.
     """
 
-    rest: CodeType
+    body: CodeType
     sample: CodeType
     names: tuple[str, ...]
     returns: tuple[str, ...]
@@ -172,7 +172,7 @@ class Epilogue:
         values: dict[str, Any] = {"self": _stand_in(self.pipe, decode), "output_type": output_type, "return_dict": True}
         with _unchanged(autoencoders(self.pipe).values(), _sample_of(result).device):
             try:
-                return FunctionType(self.code.rest, self.module)(result, *self._arguments(values))
+                return FunctionType(self.code.body, self.module)(result, *self._arguments(values))
             except torch.OutOfMemoryError:
                 raise
             except (TypeError, ValueError, AttributeError, KeyError, IndexError, NameError, RuntimeError) as error:
@@ -356,7 +356,7 @@ def _compiled(code: CodeType, statement: ast.stmt, after: list[ast.stmt]) -> Com
     names = tuple(sorted({node.id for node in nodes if isinstance(node, ast.Name) and node.id in local}))
     returned = [node.value for node in nodes if isinstance(node, ast.Return) and isinstance(node.value, ast.Call)]
     return CompiledEpilogue(
-        rest=_function((_RESULT, *names), [replaced, *after], code.co_filename),
+        body=_function((_RESULT, *names), [replaced, *after], code.co_filename),
         sample=_function(names, [ast.Return(sample[0])], code.co_filename),
         names=names,
         returns=tuple(dict.fromkeys(keyword.arg for call in returned for keyword in call.keywords if keyword.arg)),

@@ -57,7 +57,7 @@ class RunningCall:
         self._sizes = tuple(sizes)
         self._decodes = decodes
         self._preview = preview
-        self._rest: Epilogue | None = None
+        self._epilogue: Epilogue | None = None
         self._signature: inspect.Signature | None = None  # of the step, read once: at every step it would be felt
         self._shape: tuple[int, ...] = ()
         self._dtype = torch.float32
@@ -85,7 +85,7 @@ class RunningCall:
 
     def close(self) -> None:
         """Free the variables of the call."""
-        self._rest, self._result, self._decoded = None, None, []
+        self._epilogue, self._result, self._decoded = None, None, []
 
     def images(self, sample: Tensor, *, decode: DecodeHook | None = None) -> Tensor:
         """The images `(B, 3, H, W)` in [0, 1] of a predicted clean sample `(B, ...)`, as the pipeline would decode it.
@@ -93,9 +93,9 @@ class RunningCall:
         Raises:
             CannotDecodeError: when the epilogue cannot run.
         """
-        if self._rest is None:
+        if self._epilogue is None:
             raise CannotDecodeError("its loop over the steps is not running")
-        return self._run(self._rest, StepResult.of(sample.to(self._dtype)), decode)
+        return self._run(self._epilogue, StepResult.of(sample.to(self._dtype)), decode)
 
     def finished(self, returned: Any, *, predicted: Tensor | None = None) -> Tensor:
         """The finished images `(B, 3, H, W)` float32 in [0, 1], whatever the call returned them as.
@@ -111,13 +111,13 @@ class RunningCall:
         """
         is_latent = self.output_type == "latent" or predicted is not None
         returned = returned if predicted is None else predicted
-        if self._rest is None:
+        if self._epilogue is None:
             # a copy, as a function may write to it
             return self._preview(returned.clone()) if is_latent and self._preview is not None else as_tensor(returned)
         if predicted is not None:
             return self.images(predicted)
         if is_latent:
-            return self._run(self._rest, self._last_of(self._rest, returned), None)
+            return self._run(self._epilogue, self._last_of(self._epilogue, returned), None)
         # the call has just decoded these latents: its epilogue runs once more on the outputs of the autoencoder
         outputs = iter(self._decoded)
         self._decoded = []  # so that each is freed once it has been used
@@ -126,24 +126,24 @@ class RunningCall:
             output = next(outputs, None)
             return autoencoder.decode(latents, *args, **kwargs) if output is None else output  # type: ignore[operator]
 
-        return self._run(self._rest, self._result, replay)
+        return self._run(self._epilogue, self._result, replay)
 
-    def _last_of(self, rest: Epilogue, latents: Any) -> Any:
+    def _last_of(self, epilogue: Epilogue, latents: Any) -> Any:
         """The result of the step that these latents come from.
 
         A `callback_on_step_end` may have changed them after the last step, which no result of a step shows.
         """
         changed = isinstance(latents, Tensor) and tuple(latents.shape) == self._shape
         for result in (self._result, *([StepResult.of(latents.clone())] if changed else [])):
-            again = first_field(rest.returned(result, output_type="latent"))
+            again = first_field(epilogue.returned(result, output_type="latent"))
             if isinstance(again, Tensor) and torch.equal(again, latents):
                 return result
         return self._result
 
-    def _run(self, rest: Epilogue, result: Any, decode: DecodeHook | None) -> Tensor:
+    def _run(self, epilogue: Epilogue, result: Any, decode: DecodeHook | None) -> Tensor:
         self._is_ours = True
         try:
-            return rest.images(result, decode=decode)
+            return epilogue.images(result, decode=decode)
         finally:
             self._is_ours = False
 
@@ -162,7 +162,7 @@ class RunningCall:
             self._is_checked = True
         self._decoded.clear()
         with contextlib.suppress(CannotDecodeError):  # `_check` has raised already where it matters
-            self._rest = Epilogue.of(inspect.currentframe())
+            self._epilogue = Epilogue.of(inspect.currentframe())
         if self._signature is None:
             self._signature = inspect.signature(step)
         sample = self._signature.bind(*args, **kwargs).arguments["sample"]
@@ -179,13 +179,13 @@ class RunningCall:
         """
         frame = inspect.currentframe()
         try:
-            rest = Epilogue.of(frame)
-            self._check_scheduler(rest.pipe)
-            sample = rest.sample()
+            epilogue = Epilogue.of(frame)
+            self._check_scheduler(epilogue.pipe)
+            sample = epilogue.sample()
             self._shape = tuple(sample.shape)
             refuse_later_stages(frame)
             for rows in dict.fromkeys((len(sample), *self._sizes)):
-                rest.check(sample[:rows])
+                epilogue.check(sample[:rows])
         except NoLoopError:
             raise
         except CannotDecodeError as error:

@@ -38,7 +38,7 @@ class PipelineProxy:
     _pipe: Any
 
     def __init_subclass__(cls) -> None:
-        cls._own = cls._own | frozenset(vars(cls).get("__annotations__", {}))
+        cls._own = cls._own | frozenset(inspect.get_annotations(cls))
 
     def __getattr__(self, name: str) -> Any:
         # Before __init__ has run (copy, pickle) there is nothing to read through to; and the wrapped pipeline's
@@ -74,9 +74,10 @@ class PipelineProxy:
         """The wrapped pipeline's config.
 
         Raises:
-            TypeError: when one of Diffusers' `from_pipe` asks for it, as the first thing that they do: the pipeline
-                that they make would not be steered, or they would fail on the class of this one.
+            TypeError: when one of Diffusers' `from_pipe` reads it: the pipeline that it makes would not be steered.
         """
+        # `from_pipe` reads the config before anything else that a pipeline and this class have in common, and its own
+        # error would name neither the mistake nor the remedy
         frame = inspect.currentframe()
         caller = None if frame is None else frame.f_back
         if caller is not None and caller.f_code.co_name == "from_pipe":
@@ -123,7 +124,7 @@ class PipelineProxy:
 
 
 _AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
-"""Names of the decoder of latents in the pipelines of Diffusers; one without any draws pixels."""
+"""Attributes of pipelines that decode latents; a pipeline without any of them draws pixels."""
 
 _NEVER_STEPPING = {"StableDiffusionParadigmsPipeline": "StableDiffusionPipeline"}
 """Pipelines that solve all steps in parallel and never call `scheduler.step`, with the one to wrap in their place."""
@@ -195,7 +196,7 @@ def has_latents(pipe: Any) -> bool:
 def set_scheduler(pipe: Any, scheduler: Any) -> None:
     """Write a pipeline's scheduler, also in the stages that step with it.
 
-    A combined pipeline hands its scheduler to its stages when it is built, and keeps others (of a prior) beside it.
+    A combined pipeline passes its scheduler to its stages when it is built, and keeps others (of a prior) beside it.
 
     Args:
         pipe: the pipeline.
