@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler
 from PIL import Image
 
-from fk_reward import FKSteeringConfig, FKSteeringPipeline, SteeringTrace
-from fk_reward.pipelines import stochastic_scheduler
+from fk_reward import BatchSizes, FKSteeringConfig, FKSteeringPipeline, SteeringTrace
+from fk_reward.pipelines import SOLVERS, ReducedResolution, stochastic_scheduler
+from fk_reward.pipelines.fk_steering_pipeline import OPTIONS
 from tests import tiny
 from tests.pipelines.calls import STEPS, BrightnessReward, constant, generator, steered
 
@@ -303,6 +304,30 @@ def test_from_pretrained_replaces_a_deterministic_scheduler_and_says_so(tmp_path
     chosen = LCMScheduler.from_config(stock.scheduler.config)
     wrapped = FKSteeringPipeline.from_pretrained(folder, reward=BrightnessReward(), scheduler=chosen)
     assert wrapped.scheduler is chosen
+
+
+def test_from_pretrained_takes_the_options_of_the_class_and_leaves_the_others_to_diffusers(monkeypatch):
+    seen = {}
+
+    def load(source, **arguments):
+        seen.update(arguments)
+        return tiny.make_sd()
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", load)
+    options = {
+        "steering": FKSteeringConfig(num_particles=2),
+        "preview": "vae/2",
+        "solver": "ddim-50",
+        "batch_sizes": BatchSizes(decode_batch_size=1),
+        "spread": True,
+        "reward_device": "cpu",
+    }
+    pipe = FKSteeringPipeline.from_pretrained("sdxl", reward=BrightnessReward(), variant="fp16", **options)
+    assert seen == {"variant": "fp16"}
+    assert {*options, "reward"} <= {*OPTIONS}
+    assert (pipe.steering.num_particles, pipe.solver, pipe.spread) == (2, SOLVERS["ddim-50"], True)
+    assert (pipe.preview, pipe.batch_sizes.decode_batch_size) == (ReducedResolution(2), 1)
+    assert pipe.reward_device == torch.device("cpu")
 
 
 def test_from_pretrained_of_a_folder_that_is_not_there(tmp_path):
