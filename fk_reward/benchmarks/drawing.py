@@ -354,7 +354,12 @@ def load_pipe(settings: RunSettings, *, device: str, dtype: torch.dtype) -> FKSt
 
 
 def make_manifest(
-    settings: RunSettings, *, task: Task[Mapping[str, Any]], model: Mapping[str, Any], reward: Reward | None
+    settings: RunSettings,
+    *,
+    task: Task[Mapping[str, Any]],
+    model: Mapping[str, Any],
+    reward: Reward | None,
+    preview: str | None = None,
 ) -> dict[str, Any]:
     """What the images of a run depend on, as JSON.
 
@@ -363,6 +368,7 @@ def make_manifest(
         task: whose prompts are drawn.
         model: of `describe_model`.
         reward: the one that steers.
+        preview: of `describe_preview`.
     """
     weights = None if reward is None else weights_digest([reward])
     versions = {name: metadata.version(name) for name in PACKAGES}
@@ -370,6 +376,7 @@ def make_manifest(
         "settings": settings.to_dict(),
         "suite": {"name": task.name, "num_prompts": len(task.samples), "digest": records_digest(task.samples)},
         "model": dict(model),
+        "preview": preview,
         "reward": {"name": settings.reward, "weights": weights},
         "versions": {"fk_reward": __version__, **versions},
     }
@@ -377,7 +384,6 @@ def make_manifest(
 
 def describe_model(pipe: FKSteeringPipeline) -> dict[str, Any]:
     """Classes, weights, precision and place of a pipeline; its commit on the hub where it comes from there."""
-    preview = {} if pipe.preview is None else {"preview": weights_digest([pipe.preview])}
     return {
         "pipeline": type(pipe.pipe).__name__,
         "scheduler": type(pipe.scheduler).__name__,
@@ -386,8 +392,12 @@ def describe_model(pipe: FKSteeringPipeline) -> dict[str, Any]:
         "weights": weights_digest([dict(pipe.components)]),
         "dtype": str(pipe.dtype),
         "device": pipe.device.type,
-        **preview,
     }
+
+
+def describe_preview(pipe: FKSteeringPipeline) -> str | None:
+    """Digest of the weights that decode at the scoring steps; None for the pipeline's own."""
+    return None if pipe.preview is None else weights_digest([pipe.preview])
 
 
 def hub_commit(pipe: FKSteeringPipeline) -> str | None:

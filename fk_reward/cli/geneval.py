@@ -12,7 +12,7 @@ import typer
 from fk_reward.cli import sampler_options, trajectory_options
 from fk_reward.devices import resolve_device, resolve_dtype
 from fk_reward.output_folder import NAMED_PATH
-from fk_reward.value_checks import parse_integers
+from fk_reward.value_checks import parse_integers, parse_shard
 
 
 def geneval(  # noqa: PLR0913 (one parameter for each option)
@@ -83,6 +83,13 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
     decode_batch_size: Annotated[str | None, typer.Option(help="Latents decoded at once.")] = None,
     reward_batch_size: Annotated[str | None, typer.Option(help="Images that the reward sees at once.")] = None,
     num_shown: Annotated[int, typer.Option(help="Prompts with images in the HTML page.", min=1)] = 60,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="i/n: with --stage generate, this process takes every n-th prompt.",
+            show_default="as accelerate launched it",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
 ) -> None:
@@ -118,7 +125,8 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
         about={"command": redact_text(" ".join(["fk-reward", *sys.argv[1:]]))},
     )
     place = resolve_device(device)
-    report = run_request(request, device=place, dtype=resolve_dtype(dtype, place))
+    part = None if shard is None else parse_shard(shard)
+    report = run_request(request, device=place, dtype=resolve_dtype(dtype, place), shard=part)
     if report is not None:
         show_report(report)
 

@@ -17,6 +17,7 @@ from fk_reward.benchmarks.drawing import (
     RunSettings,
     check_method,
     describe_model,
+    describe_preview,
     load_pipe,
     make_manifest,
     make_search,
@@ -218,13 +219,17 @@ class GenEvalRequest:
             raise ValueError(f"--stage should be one of {', '.join(STAGES)}, got {unknown[0]!r}.")
 
 
-def run_request(request: GenEvalRequest, *, device: str, dtype: torch.dtype) -> Report | None:
+def run_request(
+    request: GenEvalRequest, *, device: str, dtype: torch.dtype, shard: tuple[int, int] | None = None
+) -> Report | None:
     """Run through the stages; the first of several processes shows how far it is and writes the report.
 
     Args:
         request: what to do.
         device: of all models.
         dtype: of the text-to-image model.
+        shard: index and number of processes that share the work by hand; None for those of `accelerate launch`. Only
+            for the stage `generate`: the others need all images.
 
     Returns:
         The report, where this process has written one.
@@ -233,7 +238,9 @@ def run_request(request: GenEvalRequest, *, device: str, dtype: torch.dtype) -> 
         ValueError: settings, folders or images that do not fit.
         OSError: missing folders, files or models.
     """
-    share = find_share(None, device)
+    if shard is not None and request.stages != ("generate",):
+        raise ValueError("--shard shares the stage generate: add --stage generate, and judge when all parts are done.")
+    share = find_share(shard, device)
     console = open_console(quiet=not share.leads)
     if "generate" not in request.stages and not request.out.is_dir():
         raise NotADirectoryError(f"There is no folder {request.out}.")
@@ -272,14 +279,19 @@ def bind_runs(
         task: whose prompts are drawn.
         device: of the model and the rewards.
         dtype: of the model.
+
+    Raises:
+        ValueError: a reward of which lower is better.
     """
     pipe = load_pipe(runs[0], device=device, dtype=dtype)
     rewards = {name: load_reward(name).to(device) for name in dict.fromkeys(run.reward for run in runs) if name}
-    model = describe_model(pipe)
+    for reward in rewards.values():
+        pipe.reward = reward  # refuses one that cannot steer, before anything is drawn
+    model, preview = describe_model(pipe), describe_preview(pipe)
     methods = []
     for settings in runs:
         reward = rewards.get(settings.reward or "")
-        manifest = make_manifest(settings, task=task, model=model, reward=reward)
+        manifest = make_manifest(settings, task=task, model=model, reward=reward, preview=preview)
         methods.append(ImageSearch(pipe, settings, reward=reward, manifest=manifest))
     return methods
 

@@ -15,13 +15,20 @@ import torch
 from diffusers import DDPMScheduler
 from typer.testing import CliRunner
 
-from fk_reward.benchmarks.drawing import ImageSearch, load_pipe
+from fk_reward import FKSteeringPipeline
+from fk_reward.benchmarks.drawing import ImageSearch, describe_preview, load_pipe
+from fk_reward.benchmarks.geneval import runs as runs_module
 from fk_reward.benchmarks.geneval.prompts import color_record, single_object_record
 from fk_reward.benchmarks.geneval.runs import PRESETS, find_preset, plan_runs
+from fk_reward.benchmarks.geneval.suites import SUITES, SuiteOptions
 from fk_reward.cli import app
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD
+from fk_reward.rewards import CallableReward
+from fk_reward.shapes import is_heldout, parse_prompt
 from tests.benchmarks.geneval.tiny_judge import write_clip, write_mask2former
 from tests.benchmarks.image_stage import SETTINGS, tree
 from tests.repository.layout import ROOT
+from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
 """accelerate's way to start several processes, which then find themselves on the CPU."""
@@ -168,6 +175,14 @@ def test_another_suite_over_a_run_is_refused(finished, model, tmp_path):
         ((), "Name a reward"),
         (("--suite", "shapes", "-k", "1"), "unsteered has one particle"),
         (("--suite", "shapes", "--device", "tpu"), "--device should be one of"),
+        (("--suite", "shapes", "--potential", "min"), "potential should be one of"),
+        (("--suite", "shapes", "--reward-scale", "much"), "reward_scale should be a number or auto"),
+        (("--suite", "shapes", "-k", "0"), "should be positive whole numbers separated by commas"),
+        (("--suite", "shapes", "--solver", "x"), "Unknown solver 'x'"),
+        (("--suite", "shapes", "-k", "2", "--final-particles", "3"), "at most num_particles = 2"),
+        (("--suite", "shapes", "--shard", "2/2"), "shard should be i/n"),
+        (("--suite", "shapes", "--shard", "0/2"), "add --stage generate"),
+        (("--suite", "shapes", "--solver", "ddim-50", "--scheduler", "ddim"), "leave out scheduler"),
     ],
 )
 def test_wrong_options_are_refused_before_any_work(tmp_path, arguments, message):
@@ -227,6 +242,105 @@ def test_the_official_suite_with_tiny_models(model, tmp_path):
     assert result.exit_code == 0, result.output
     assert len((tmp_path / "out" / "unsteered" / "results.jsonl").read_text().splitlines()) == 2
     assert "self-test skipped" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_solver_and_preview_are_part_of_a_runs_identity(model, tmp_path):
+    options = ["--suite", "shapes", "--model", model, "--num-prompts", 1, "--num-samples", 1, "--device", "cpu"]
+    options += ["--method", "fk", "-k", 2, "--reward", "shapes-verifier", "--stage", "generate", "--out", tmp_path]
+    result = run(*options, "--solver", "lcm-4", "--preview", "vae/2")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "fk-2-shapes-verifier" / "manifest.json").read_text())
+    settings = manifest["settings"]
+    assert (settings["solver"], settings["num_steps"], settings["preview"]) == ("lcm-4", 4, "vae/2")
+    assert manifest["model"]["scheduler"] == "LCMScheduler"
+    assert "preview 'vae/2' -> None" in refused(*options, "--solver", "lcm-4")
+    assert "model.scheduler 'LCMScheduler' -> 'TCDScheduler'" in refused(
+        *options, "--solver", "tcd-4", "--preview", "vae/2"
+    )
+
+
+def test_a_preview_of_other_weights_is_another_preview(tiny_sd):
+    pipe = FKSteeringPipeline(tiny_sd(), reward=lambda images, prompts: images.mean(dim=(1, 2, 3)))
+    preview = make_tiny_autoencoder()
+    pipe.preview = preview
+    first = describe_preview(pipe)
+    assert describe_preview(pipe) == first
+    with torch.no_grad():
+        next(preview.decoder.parameters()).add_(1e-3)
+    assert describe_preview(pipe) != first
+
+
+def test_what_a_solver_sets_and_what_is_typed():
+    def plan(**typed):
+        (run,) = plan_runs("shapes", methods=["unsteered"], typed=typed)
+        return run.solver, run.num_steps, run.guidance_scale
+
+    assert plan() == (None, 50, 3.0)
+    assert plan(solver="ddim-100") == ("ddim-100", 100, 3.0)
+    assert plan(solver="lcm-4") == ("lcm-4", 4, None), "the solver's own, which the pipeline knows"
+    assert plan(solver="lcm-4", num_steps=6, guidance_scale=2.0) == ("lcm-4", 6, 2.0)
+
+
+def test_the_default_reward_of_shapes_is_the_embedded_one():
+    assert {run.reward for run in plan_runs("shapes", typed={})} == {None, DEFAULT_EMBEDDED_REWARD}
+
+
+def test_a_reward_may_be_repeated_and_its_text_may_hold_commas():
+    text = "min(clipscore, 0.5*imagereward)"
+    runs = plan_runs("official", methods=["fk"], typed={"rewards": (text, "clipscore")})
+    assert [run.reward for run in runs] == [text, "clipscore"]
+
+
+def test_settings_of_no_search_are_refused():
+    with pytest.raises(ValueError, match="num_bananas is no setting of best-of-n, fk"):
+        plan_runs("shapes", typed={"num_bananas": 3})
+
+
+def test_a_reward_of_which_lower_is_better_is_refused_before_anything_is_drawn(model, tmp_path, monkeypatch):
+    errors = CallableReward(lambda images, prompts: images.mean(dim=(1, 2, 3)), "errors")
+    errors.card = replace(errors.card, higher_is_better=False)
+    monkeypatch.setattr(runs_module, "load_reward", lambda name: errors)
+    options = ["--suite", "shapes", "--model", model, "--num-prompts", 1, "--device", "cpu", "--out", tmp_path / "out"]
+    assert "lower is better" in refused(*options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("final_particles", [1, 2])
+def test_a_population_that_shrinks_costs_less(model, tmp_path, final_particles):
+    options = ["--suite", "shapes", "--model", model, "--num-prompts", 1, "--num-samples", 1, "--device", "cpu"]
+    options += ["--reward", "shapes-verifier", "-k", 6, "--steps", 4, "--method", "best-of-n", "--method", "fk"]
+    rows = {}
+    for name, more in (("all", ()), ("few", ("--final-particles", final_particles))):
+        result = run("--out", tmp_path / name, *options, *more)
+        assert result.exit_code == 0, result.output
+        found = json.loads((tmp_path / name / "report.json").read_text())["runs"]
+        rows[name] = {row["method"]: row["cost"]["model_rows"] for row in found}
+    assert rows["few"]["fk"] < rows["all"]["fk"] == rows["few"]["best-of-n"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "heldout", "sign"),
+    [
+        ("shapes", True, False),
+        ("shapes-sign", True, True),
+        ("shapes-validation", False, False),
+        ("shapes-sign-validation", False, True),
+    ],
+)
+def test_settings_are_chosen_by_other_prompts_than_results_are_made_with(suite, heldout, sign):
+    prompts = [parse_prompt(record["prompt"]) for record in SUITES[suite].task(SuiteOptions(num_prompts=12)).samples]
+    assert {is_heldout(prompt) for prompt in prompts} == {heldout}
+    if sign:
+        assert all("cross" in p.text and not any(spec.color for spec in p.objects) for p in prompts)
+
+
+def test_shards_by_hand_make_what_one_process_makes(finished, options, tmp_path):
+    for shard in ("1/2", "0/2"):
+        result = run("--out", tmp_path / "two", *options, "--stage", "generate", "--shard", shard)
+        assert result.exit_code == 0, result.output
+        assert not (tmp_path / "two" / "report.json").exists(), "a shard does not report"
+    assert run("--out", tmp_path / "two", *options).exit_code == 0
+    assert without_seconds(tmp_path / "two") == without_seconds(finished)
 
 
 @pytest.mark.slow
