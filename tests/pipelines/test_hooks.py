@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import FirstBlockCacheConfig
-from diffusers.hooks import HookRegistry
+from diffusers.hooks import HookRegistry, apply_group_offloading
 from diffusers.hooks import ModelHook as DiffusersHook
 from torch import nn
 
@@ -211,6 +211,18 @@ def test_caches_and_offloading_in_either_order_give_the_same_images(offload, cac
     images, trace, num_calls = steered_flux(offload=offload)
     assert torch.equal(images, cached_images)
     assert trace.num_model_calls == num_calls == STEPS
+
+
+def test_group_offload_gives_the_same_images():
+    call = {"num_particles": 2, "num_inference_steps": STEPS, "output_type": "pt", "particle_batch_size": 1}
+    expected = steered(make_flux())("a red circle", generator=generator(), **call)
+    pipe, cpu = make_flux(), torch.device("cpu")
+    apply_group_offloading(pipe.transformer, cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
+    hooks = list(pipe.transformer._diffusers_hook.hooks)
+    out = steered(pipe)("a red circle", generator=generator(), **call)
+    assert torch.equal(out.images, expected.images)
+    assert out.trace.num_model_calls == STEPS
+    assert list(pipe.transformer._diffusers_hook.hooks) == hooks
 
 
 def test_the_denoiser_of_a_steered_pipeline_whose_hook_removes_itself():
