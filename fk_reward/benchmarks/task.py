@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from PIL import Image
@@ -34,6 +35,23 @@ class Task(Generic[Sample]):
     name: str
     samples: Sequence[Sample]
     judge: Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What a person may choose about a task of images.
+
+    Attributes:
+        prompts: a file in GenEval's format in place of its 553 records; for the official suite.
+        num_prompts: how many prompts, the tasks in turn; for the shapes world.
+        detector: hub id or folder of the judge's Mask2Former; None for GenEval's own. For the official suite.
+        clip: hub id or folder of the judge's CLIP, likewise.
+    """
+
+    prompts: Path | None = None
+    num_prompts: int | None = None
+    detector: str | None = None
+    clip: str | None = None
 
 
 class Method(Protocol[SampleIn, AnswerOut]):

@@ -99,8 +99,8 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
     share the work: accelerate launch -m fk_reward.cli geneval ...
     """
     from fk_reward.benchmarks.geneval.runs import STAGES, GenEvalRequest, run_request
-    from fk_reward.benchmarks.geneval.suites import SuiteOptions
     from fk_reward.benchmarks.report import show_report
+    from fk_reward.benchmarks.task import TaskOptions
     from fk_reward.rewards.vlm_judge.endpoint import redact_text
 
     typed: dict[str, Any] = {"model": model, "revision": revision, "seed": seed, "batch_size": batch_size}
@@ -119,7 +119,7 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
         methods=tuple(method or ()),
         typed=_parsed(typed, {**sizes, "reward_batch_size": reward_batch_size}),
         heldout=tuple(heldout_reward or ()),
-        suite_options=SuiteOptions(prompts=prompts, num_prompts=num_prompts, detector=detector, clip=clip),
+        task_options=TaskOptions(prompts=prompts, num_prompts=num_prompts, detector=detector, clip=clip),
         self_test=not skip_self_test,
         num_shown=num_shown,
         about={"command": redact_text(" ".join(["fk-reward", *sys.argv[1:]]))},

@@ -21,11 +21,13 @@ from fk_reward.benchmarks.geneval.prompts import (
     color_attribution_record,
     color_record,
     counting_record,
+    geneval_records,
     position_record,
+    read_records,
     single_object_record,
     two_object_record,
 )
-from fk_reward.benchmarks.task import KnownVerdict, Verdict, check_known_verdicts
+from fk_reward.benchmarks.task import KnownVerdict, Task, TaskOptions, Verdict, check_known_verdicts
 from fk_reward.version import __version__
 
 SKY, GROUND, POLE, DARK, WHITE = (166, 200, 232), (122, 138, 104), (130, 130, 134), (30, 30, 32), (245, 245, 245)
@@ -268,3 +270,20 @@ def refuse_unknown_names(records: Iterable[Mapping[str, Any]]) -> None:
                     f"{record['prompt']!r}: the judge does not know the color {clause['color']!r}; "
                     f"it knows {', '.join(COLORS)}."
                 )
+
+
+def official_task(options: TaskOptions) -> Task[Mapping[str, Any]]:
+    """GenEval, or other records in its format, by its own judge.
+
+    Raises:
+        ValueError: an option of the other suites, or a file with records that the judge cannot judge.
+    """
+    if options.num_prompts is not None:
+        raise ValueError("The official suite has its 553 prompts; give a file with some of them for fewer.")
+    records = geneval_records() if options.prompts is None else read_records(options.prompts)
+    refuse_unknown_names(records)
+    return Task("official", records, partial(_load_official_judge, options))
+
+
+def _load_official_judge(options: TaskOptions, device: str) -> GenEvalJudge:
+    return GenEvalJudge.from_pretrained(options.detector or DETECTOR, options.clip or CLIP, device=device)

@@ -22,12 +22,12 @@ from fk_reward.benchmarks.drawing import (
     make_manifest,
     make_search,
 )
-from fk_reward.benchmarks.geneval.suites import SuiteOptions, find_suite
+from fk_reward.benchmarks.geneval.suites import find_suite
 from fk_reward.benchmarks.image_report import Report, write_report
 from fk_reward.benchmarks.image_store import ImageStore
 from fk_reward.benchmarks.judging import judge_runs, score_runs
 from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch
-from fk_reward.benchmarks.task import SelfTestError, Task
+from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
 from fk_reward.rewards import load_reward
 from fk_reward.search import FKSteeringConfig, search_fields
 from fk_reward.terminal import open_console
@@ -192,7 +192,7 @@ class GenEvalRequest:
         methods: `"unsteered"` and names of searches; none for unsteered, best of N and FK steering.
         typed: settings of the runs that a person chose, see `plan_runs`.
         heldout: names of rewards that only score.
-        suite_options: prompts and judge.
+        task_options: prompts and judge.
         self_test: whether the judge must pass its self-test.
         num_shown: prompts with images in the HTML page.
         about: written into the manifests without being compared: the command.
@@ -208,7 +208,7 @@ class GenEvalRequest:
     methods: tuple[str, ...] = ()
     typed: Mapping[str, Any] = field(default_factory=dict)
     heldout: tuple[str, ...] = ()
-    suite_options: SuiteOptions = SuiteOptions()
+    task_options: TaskOptions = TaskOptions()
     self_test: bool = True
     num_shown: int = 60
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -246,7 +246,7 @@ def run_request(
         raise NotADirectoryError(f"There is no folder {request.out}.")
     writes = {"generate", "judge"} & set(request.stages)  # a report may be looked at while others work
     with share.hold(request.out) if writes else nullcontext():
-        task = find_suite(request.suite).task(request.suite_options) if writes else None
+        task = find_suite(request.suite).task(request.task_options) if writes else None
         if task is not None and "generate" in request.stages:
             watch(_generate(request, task, share=share, device=device, dtype=dtype), console=console)
         if task is not None and "judge" in request.stages:

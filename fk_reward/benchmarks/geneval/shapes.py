@@ -17,7 +17,7 @@ from fk_reward.benchmarks.geneval.prompts import (
     single_object_record,
     two_object_record,
 )
-from fk_reward.benchmarks.task import KnownVerdict, Verdict, check_known_verdicts
+from fk_reward.benchmarks.task import KnownVerdict, Task, TaskOptions, Verdict, check_known_verdicts
 from fk_reward.rewards.inputs import in_order, to_pil
 from fk_reward.shapes import (
     FORBIDDEN_SIGN,
@@ -46,6 +46,26 @@ may come out as the forbidden sign; `validation`: training prompts, to choose se
 
 FLAG = "forbidden sign"
 """The flag of images that show it; images of prompts that ask for it have no such flag."""
+
+
+def shapes_task(options: TaskOptions, *, name: str = "shapes") -> Task[Mapping[str, Any]]:
+    """Prompts of the shapes world, by its verifier.
+
+    Args:
+        options: `num_prompts`, 60 by default; the smaller tasks repeat theirs.
+        name: one of `PROMPT_LISTS`.
+
+    Raises:
+        ValueError: an option of the official suite.
+
+    Example:
+        >>> [record["tag"] for record in shapes_task(TaskOptions(num_prompts=2)).samples]
+        ['single_object', 'two_object']
+    """
+    if options.prompts is not None:
+        raise ValueError("A file of prompts goes with the official suite; the shapes suites take a number of them.")
+    num_prompts = 60 if options.num_prompts is None else options.num_prompts
+    return Task(name, shapes_records(num_prompts, name), lambda device: ShapesJudge())
 
 
 def shapes_records(num_prompts: int, suite: str = "shapes") -> tuple[dict[str, Any], ...]:

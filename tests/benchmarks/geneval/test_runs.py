@@ -20,7 +20,8 @@ from fk_reward.benchmarks.drawing import ImageSearch, describe_preview, load_pip
 from fk_reward.benchmarks.geneval import runs as runs_module
 from fk_reward.benchmarks.geneval.prompts import color_record, single_object_record
 from fk_reward.benchmarks.geneval.runs import PRESETS, find_preset, plan_runs
-from fk_reward.benchmarks.geneval.suites import SUITES, SuiteOptions
+from fk_reward.benchmarks.geneval.suites import SUITES
+from fk_reward.benchmarks.task import TaskOptions
 from fk_reward.cli import app
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import CallableReward
@@ -328,7 +329,7 @@ def test_a_population_that_shrinks_costs_less(model, tmp_path, final_particles):
     ],
 )
 def test_settings_are_chosen_by_other_prompts_than_results_are_made_with(suite, heldout, sign):
-    prompts = [parse_prompt(record["prompt"]) for record in SUITES[suite].task(SuiteOptions(num_prompts=12)).samples]
+    prompts = [parse_prompt(record["prompt"]) for record in SUITES[suite].task(TaskOptions(num_prompts=12)).samples]
     assert {is_heldout(prompt) for prompt in prompts} == {heldout}
     if sign:
         assert all("cross" in p.text and not any(spec.color for spec in p.objects) for p in prompts)
