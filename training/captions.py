@@ -52,7 +52,7 @@ NOT_OBJECTS: frozenset[str] = frozenset(
     "photograph close-up background foreground style scene view side middle center top bottom front back "
     "person people animal animals object objects thing things shape shapes kind lot group pair".split()
 )
-"""Nouns that name the picture, a part of it, or too much to exclude anything."""
+"""Nouns that name the image, a part of it, or too much to exclude anything."""
 
 IRREGULAR_PLURALS: frozenset[str] = frozenset(["people", "men", "women", "children", "sheep", "fish", "mice", "geese"])
 

@@ -1,4 +1,4 @@
-"""Which checkpoint of an interrupted training to go on from, and whether there is anything left to do."""
+"""Which checkpoint an interrupted training continues from, and whether anything is left to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATE_FILE = "trainer_state.json"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _SHARDED = ("optimizer_*", "global_step*", "pytorch_model_fsdp*")
-"""What FSDP and DeepSpeed write in place of `optimizer.pt`; they check their files themselves."""
+"""What FSDP and DeepSpeed write instead of `optimizer.pt`; they check their files themselves."""
 
 
 def find_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
@@ -36,9 +36,9 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def last_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint that is whole: a killed process leaves one that is not, and disks lose what they hold.
+    """The newest complete checkpoint: a killed process leaves one that is not.
 
-    Newer ones that are damaged are told in a warning, with what is wrong with them.
+    Damaged newer ones are named in a warning, each with what is wrong with it.
 
     Args:
         folder: `output_dir` of a training.
@@ -72,7 +72,7 @@ def last_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def checkpoint_problems(checkpoint: Path) -> list[str]:
-    """What is missing or damaged of all that a training needs to go on as if nothing had happened.
+    """What is missing or damaged of the files from which a training continues bit for bit.
 
     Weights and their configuration are read, and so is the Trainer's state; of the states of optimizer, schedule and
     random numbers the checksums are compared that `torch.save` writes.

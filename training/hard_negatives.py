@@ -167,7 +167,7 @@ def _count_family(word: Word) -> str:
 
 
 def _is_object(phrase: Phrase) -> bool:
-    """Whether the noun is a single word that names a thing in the picture."""
+    """Whether the noun is a single word that names a thing in the image."""
     noun = phrase.rest[0].lower
     return len(phrase.rest) == 1 and noun.isalpha() and len(noun) > 1 and noun not in NOT_OBJECTS | GROUPS.keys()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,8 +24,9 @@ from fk_reward.training.checkpoints import (
     last_complete_checkpoint,
 )
 from fk_reward.training.dataset import PreferenceDataset, collate_preferences, split_by_prompt
-from fk_reward.training.preference_data import LabelledImage, PreferencePair, RowProblem, report_problems
+from fk_reward.training.preference_data import PreferenceItem, report_problems
 from fk_reward.training.reading import read_preferences
+from fk_reward.training.rows import RowProblem
 from fk_reward.training.trainable import TrainableReward, new_dimension
 from fk_reward.training.trainer import LlavaRewardTrainer
 
@@ -46,11 +48,12 @@ def make_trainer(reward: RewardArguments, training: LlavaRewardTrainingArguments
         ValueError: for settings that do not go together, and data that cannot be used.
     """
     _checkpoint_to_resume(reward, training)
-    train, validation = load_datasets(reward, seed=training.seed)
+    items, validation_items = _read_data(reward, seed=training.seed)  # first: a backbone takes longer to load
     model = make_model(reward, seed=training.seed)
     backbone, skip = model.network.backbone, reward.skip_bad_rows
-    train = _readable(train, backbone, skip_bad_rows=skip)
-    validation = None if validation is None else _readable(validation, backbone, skip_bad_rows=skip)
+    train, validation = PreferenceDataset(_readable(items, backbone, skip_bad_rows=skip)), None
+    if validation_items is not None:
+        validation = PreferenceDataset(_readable(validation_items, backbone, skip_bad_rows=skip))
     model.objective.check_data(is_labelled=train.is_labelled)
     patience = reward.early_stopping_patience
     return LlavaRewardTrainer(
@@ -85,29 +88,6 @@ def make_model(reward: RewardArguments, *, seed: int) -> TrainableReward:
         seed=seed,
     )
     return TrainableReward(network, key, projector=reward.train_projector)
-
-
-def load_datasets(reward: RewardArguments, *, seed: int) -> tuple[PreferenceDataset, PreferenceDataset | None]:
-    """Read and check the data; all of it, before anything is trained.
-
-    Args:
-        reward: where the data are.
-        seed: of the split, where there is no file for validation.
-
-    Returns:
-        Training and validation data; None without a validation file and with a fraction of 0.
-
-    Raises:
-        OSError: when a file is missing.
-        ValueError: for rows that cannot be used; it says which.
-    """
-    items = _read(reward.train_data, reward)
-    if reward.validation_data is not None:
-        return PreferenceDataset(items), PreferenceDataset(_read(reward.validation_data, reward))
-    if reward.validation_fraction == 0:
-        return PreferenceDataset(items), None
-    train, validation = split_by_prompt(items, fraction=reward.validation_fraction, seed=seed)
-    return PreferenceDataset(train), PreferenceDataset(validation)
 
 
 def run_training(
@@ -149,27 +129,41 @@ def _train(trainer: LlavaRewardTrainer, checkpoint: Path | None) -> dict[str, fl
     metrics = {} if trainer.eval_dataset is None else trainer.evaluate()
     trainer.save_metrics("eval", metrics)
     trainer.save_model()
-    trainer.save_state()  # last: it says that the training is finished
+    trainer.save_state()  # last: this file marks the training as finished
     return metrics
 
 
-def _readable(data: PreferenceDataset, backbone: Backbone, *, skip_bad_rows: bool) -> PreferenceDataset:
-    """Refuse, or leave out, rows that this backbone cannot read: they would end the training in its middle."""
-    reasons = [_prompt_problem(item, backbone) for item in data.items]
-    places = [item.origin or f"row {number}" for number, item in enumerate(data.items, start=1)]
+def _read_data(
+    reward: RewardArguments, *, seed: int
+) -> tuple[Sequence[PreferenceItem], Sequence[PreferenceItem] | None]:
+    """Training and validation data; the latter is None without a validation file and with a fraction of 0."""
+    items = _read(reward.train_data, reward)
+    if reward.validation_data is not None:
+        return items, _read(reward.validation_data, reward)
+    if reward.validation_fraction == 0:
+        return items, None
+    return split_by_prompt(items, fraction=reward.validation_fraction, seed=seed)
+
+
+def _read(path: str, reward: RewardArguments) -> Sequence[PreferenceItem]:
+    return read_preferences(
+        path, image_root=reward.image_root, dimension=reward.dimension, skip_bad_rows=reward.skip_bad_rows
+    )
+
+
+def _readable(items: Sequence[PreferenceItem], backbone: Backbone, *, skip_bad_rows: bool) -> list[PreferenceItem]:
+    """Refuse, or leave out, rows that this backbone cannot read, which would end the training in its middle."""
+    reasons = [_prompt_problem(item, backbone) for item in items]
+    places = [item.origin or f"row {number}" for number, item in enumerate(items, start=1)]
     problems = [RowProblem(place, reason) for place, reason in zip(places, reasons, strict=True) if reason]
-    report_problems(problems, len(data.items), skip_bad_rows=skip_bad_rows)
-    if not problems:
-        return data
-    return PreferenceDataset([item for item, reason in zip(data.items, reasons, strict=True) if reason is None])
+    report_problems(problems, len(items), skip_bad_rows=skip_bad_rows)
+    return [item for item, reason in zip(items, reasons, strict=True) if reason is None]
 
 
-def _prompt_problem(item: PreferencePair | LabelledImage, backbone: Backbone) -> str | None:
-    """What the backbone says of a row whose prompt is long, or has a letter with which control tokens begin.
-
-    The others are not tried, which takes an image: a token is at least a byte, and images leave the prompt a quarter of
-    the positions.
-    """
+def _prompt_problem(item: PreferenceItem, backbone: Backbone) -> str | None:
+    """Why the backbone cannot read the prompts of an item, or None."""
+    # Only suspicious prompts are tried, since that takes an image: those with a character that begins a control token,
+    # and long ones. A token is at least a byte, and images leave the prompt at least a quarter of the positions.
     positions = num_positions(backbone.language_model.config)
     if not any(len(text.encode()) > positions // 4 or _CONTROL.search(text) for text in item.prompts):
         return None
@@ -179,12 +173,6 @@ def _prompt_problem(item: PreferencePair | LabelledImage, backbone: Backbone) ->
     except ValueError as error:
         return str(error)
     return None
-
-
-def _read(path: str, reward: RewardArguments) -> list[PreferencePair] | list[LabelledImage]:
-    return read_preferences(
-        path, image_root=reward.image_root, dimension=reward.dimension, skip_bad_rows=reward.skip_bad_rows
-    )
 
 
 def _load_backbone(reward: RewardArguments) -> Backbone:
@@ -214,6 +202,6 @@ def _checkpoint_to_resume(reward: RewardArguments, training: LlavaRewardTraining
         return last_complete_checkpoint(folder)
     if found := find_checkpoints(folder):
         raise FileExistsError(
-            f"{found[0]} is there already: add --resume to go on from it, or name another output_dir."
+            f"{found[0]} is there already: add --resume to continue from it, or name another output_dir."
         )
     return None

@@ -1,4 +1,4 @@
-"""Draws a random scene for a prompt, and tells which prompts a scene satisfies."""
+"""Draws a random scene for a prompt, and finds the prompts that a scene satisfies."""
 
 from __future__ import annotations
 

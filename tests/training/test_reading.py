@@ -22,6 +22,8 @@ from fk_reward.training import (
     read_preferences,
 )
 from fk_reward.training.hard_negatives import read_captions
+from fk_reward.training.reading import FORMATS, RowFormat
+from fk_reward.training.rows import finite_number, first_of
 from tests.tiny.image_files import file_bytes, noise, write_images
 
 
@@ -433,3 +435,32 @@ def test_two_captions_as_an_array():
 def test_keys_of_several_types_are_told():
     loaded = load_preferences([PAIR_ROW, {3: 1, "x": 2, None: 3}], skip_bad_rows=True)
     assert "none of pairs" in loaded.problems[0].reason
+
+
+def test_a_format_is_a_reader_and_a_line(monkeypatch):
+    def read(row, place):
+        first = finite_number(row.get("label_0"), "label_0")
+        if first == 0.5:
+            raise ValueError("label_0 is 0.5: neither image is preferred")
+        chosen, rejected = ("jpg_0", "jpg_1") if first > 0.5 else ("jpg_1", "jpg_0")
+        return PreferencePair(
+            prompt=first_of(row, "caption"),
+            chosen=ImageSource.of(row[chosen], root=place.root),
+            rejected=ImageSource.of(row[rejected], root=place.root),
+            origin=place.origin,
+        )
+
+    rows = [{"caption": "a cat", "jpg_0": IMAGES[0], "jpg_1": IMAGES[1], "label_0": label} for label in (1, 0, 0.5)]
+    with pytest.raises(PreferenceDataError, match="none of pairs, rated images, labelled images"):
+        load_preferences(rows)
+    monkeypatch.setitem(FORMATS, "Pick-a-Pic", RowFormat(frozenset({"jpg_0", "jpg_1"}), read))
+    loaded = load_preferences(rows, skip_bad_rows=True)
+    assert [simple(item)[1] for item in loaded.items] == [(digest(0), digest(1)), (digest(1), digest(0))]
+    assert [str(problem) for problem in loaded.problems] == ["row:3: label_0 is 0.5: neither image is preferred"]
+
+
+def test_a_damaged_parquet_file_is_named(image_folder):
+    pytest.importorskip("pyarrow")
+    (image_folder / "data").write_bytes(b"PAR1....PAR1")
+    with pytest.raises(ValueError, match="data is a damaged Parquet file: "):
+        read_preferences(image_folder / "data")
