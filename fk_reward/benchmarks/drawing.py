@@ -258,16 +258,16 @@ class ImageSearch:
 
     def _call(self, prompt: str, index: int, samples: Sequence[int]) -> FKSteeringOutput:
         settings = self.settings
-        guidance = {} if settings.guidance_scale is None else {"guidance_scale": settings.guidance_scale}
+        arguments: dict[str, Any] = {"steering": settings.search, "num_inference_steps": settings.num_steps}
+        if settings.guidance_scale is not None:  # else the solver's, or the pipeline's
+            arguments["guidance_scale"] = settings.guidance_scale
         size = settings.search.num_particles
         generators = [particle_generators(settings.seed + sample, [index], size) for sample in samples]
         return self.pipe(
             [prompt] * len(samples),
-            steering=settings.search,
             generator=[generator for group in generators for generator in group],
             num_images_per_prompt=num_finished(settings.search) if settings.diversity else 1,
-            num_inference_steps=settings.num_steps,
-            **guidance,
+            **arguments,
         )
 
     def _cost(self, output: FKSteeringOutput) -> Cost:
@@ -289,7 +289,7 @@ class ImageSearch:
                 figure["reward_spread"] = float(rewards.std())
             if self.settings.diversity and len(rewards) > 1:
                 images = output.images[group * len(rewards) : (group + 1) * len(rewards)]
-                figure["distance"] = mean_pairwise_distance(in_order(images))
+                figure["distance"] = mean_pairwise_distance(torch.stack([*in_order(images)]))
             figures.append(figure)
         return figures
 

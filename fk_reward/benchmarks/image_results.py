@@ -285,7 +285,7 @@ def _flag_ratio(run: RunResult, baseline: RunResult | None, name: str) -> Ends |
     both = [place for place in ours if place in theirs]
     if not both:
         return None
-    values = ([found[place].value for place in both] for found in (ours, theirs))
+    first, second = ([found[place].value for place in both] for found in (ours, theirs))
     prompts, tasks = ([getattr(ours[place], field) for place in both] for field in ("prompt", "task"))
-    ratio = clustered_ratio(*values, prompts, strata=tasks)
+    ratio = clustered_ratio(first, second, prompts, strata=tasks)
     return None if ratio is None else dict(vars(ratio))

@@ -29,7 +29,7 @@ from fk_reward.benchmarks.judging import judge_runs, score_runs
 from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch
 from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
 from fk_reward.rewards import load_reward
-from fk_reward.search import FKSteeringConfig, search_fields
+from fk_reward.search import FKSteeringConfig, SearchConfig, search_fields
 from fk_reward.terminal import open_console
 
 if TYPE_CHECKING:
@@ -125,26 +125,34 @@ def plan_runs(
     """
     for method in methods:
         check_method(method)
-    steering = {} if preset is None else preset.steering.to_dict()
-    options = {"rewards": (), "num_particles": (steering.pop("num_particles", None),), "batch_size": ROWS}
-    options |= {**find_suite(suite).defaults, **_preset_options(preset), **_solver_options(typed), **typed}
-    settings = steering | {name: options.pop(name) for name in tuple(options) if name not in _RUN_OPTIONS}
+    options, settings = _options(suite, preset, typed)
     rewards, sizes, rows = (options.pop(name) for name in ("rewards", "num_particles", "batch_size"))
     searches = [method for method in dict.fromkeys((*METHODS, *methods)) if method in methods and method != UNSTEERED]
     _refuse_unused(settings, searches)
     if searches and not rewards:
         raise ValueError(f"Name a reward (--reward) for {', '.join(searches)}.")
-    plain = make_search(UNSTEERED)
-    runs = [RunSettings(suite=suite, method=UNSTEERED, search=plain, batch_size=rows, **options)]
+    plain = RunSettings(suite=suite, method=UNSTEERED, search=make_search(UNSTEERED), batch_size=rows, **options)
+    runs = [plain]
     for size in sorted(sizes, key=lambda size: size or 0):
         size_of = {} if size is None else {"num_particles": size}
         configs = {method: make_search(method, **settings, **size_of) for method in searches}
-        for name in rewards:
-            for method, search in configs.items():
-                batch_size = max(rows, search.population(1).max_particles)
-                own = {"method": method, "search": search, "reward": name, "batch_size": batch_size}
-                runs.append(replace(runs[0], **own))
+        runs += [_steered(plain, *item, reward=name) for name in rewards for item in configs.items()]
     return runs if UNSTEERED in methods else runs[1:]
+
+
+def _options(suite: str, preset: Preset | None, typed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was typed over a preset over the suite's defaults: of the runs, and of the searches."""
+    steering = {} if preset is None else preset.steering.to_dict()
+    options: dict[str, Any] = {"rewards": (), "num_particles": (steering.pop("num_particles", None),)}
+    options |= {"batch_size": ROWS, **find_suite(suite).defaults, **_preset_options(preset)}
+    options |= {**_solver_options(typed), **typed}
+    settings = steering | {name: options.pop(name) for name in tuple(options) if name not in _RUN_OPTIONS}
+    return options, settings
+
+
+def _steered(plain: RunSettings, method: str, search: SearchConfig, *, reward: str) -> RunSettings:
+    batch_size = max(plain.batch_size, search.population(1).max_particles)
+    return replace(plain, method=method, search=search, reward=reward, batch_size=batch_size)
 
 
 _RUN_OPTIONS = {*(field.name for field in fields(RunSettings)), "rewards", "num_particles"}
@@ -285,8 +293,8 @@ def bind_runs(
     """
     pipe = load_pipe(runs[0], device=device, dtype=dtype)
     rewards = {name: load_reward(name).to(device) for name in dict.fromkeys(run.reward for run in runs) if name}
-    for reward in rewards.values():
-        pipe.reward = reward  # refuses one that cannot steer, before anything is drawn
+    for steers in rewards.values():
+        pipe.reward = steers  # refuses one that cannot steer, before anything is drawn
     model, preview = describe_model(pipe), describe_preview(pipe)
     methods = []
     for settings in runs:
