@@ -95,7 +95,7 @@ class RewardCheckpoint:
         """
         if not self.head or (self.lora_config is not None and not self.lora):
             raise ValueError("The checkpoint has no weights yet: its head or its LoRA is empty.")
-        folder = _accepted_folder(Path(folder), overwrite=overwrite)
+        folder = accepted_folder(Path(folder), overwrite=overwrite)
         (folder / CONFIG_FILE).unlink(missing_ok=True)
         self._save_adapter(folder / ADAPTER_FOLDER)
         tensors = {f"head.{key}": tensor for key, tensor in self.head.items()}
@@ -257,7 +257,17 @@ def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
 
 
-def _accepted_folder(folder: Path, *, overwrite: bool) -> Path:
+def accepted_folder(folder: Path, *, overwrite: bool = False) -> Path:
+    """Make the folder of a checkpoint, unless it holds something else.
+
+    Args:
+        folder: where to.
+        overwrite: accept a folder that holds other things.
+
+    Raises:
+        FileExistsError: the folder holds something that is no checkpoint and `overwrite` is False.
+        NotADirectoryError: it is a file.
+    """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; choose a folder for the checkpoint.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,23 +5,52 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor
 
 from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.inputs import Images, in_order, prompt_list
+from fk_reward.rewards.llava_reward.checkpoint import accepted_folder
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig, card_of
 from fk_reward.rewards.llava_reward.loading import Adapter, attach_adapter
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.rewards.llava_reward.objective import Objective, find_objective
 
 if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
     from typing_extensions import Self
 
 
-class LlavaReward(Reward):
+_CARD = """---
+{{ card_data }}
+---
+
+A dimension of [LLaVA-Reward](https://arxiv.org/abs/2507.21391): **{{ dimension }}**, trained as {{ objective }} on
+`{{ base_model }}`. The backbone is not part of this repository.
+
+```python
+from fk_reward.rewards import load_reward
+
+reward = load_reward("llava-reward", adapter="<this repository>").to("cuda")
+reward(images, prompts)
+```
+"""
+
+
+class LlavaReward(
+    # PyTorchModelHubMixin would upload every weight of a module, the backbone's billions among them, and build the
+    # class from a JSON of its arguments. Its base leaves to us what a checkpoint is, and does the rest.
+    Reward,
+    ModelHubMixin,
+    library_name="fk-reward",
+    tags=["reward-model", "llava-reward"],
+    paper_url="https://arxiv.org/abs/2507.21391",
+    model_card_template=_CARD,
+):
     """A multimodal LLM's hidden states as a reward, switched between dimensions by LoRA adapters.
 
     Bradley-Terry checkpoints give the scalar, binary ones the logit. General-preference checkpoints give vectors; the
@@ -29,7 +58,7 @@ class LlavaReward(Reward):
     so that it depends on these, and is 0 for an image that is alone.
 
     Differentiable with respect to image tensors that ask for a gradient. `load_reward("llava-reward", ...)` makes one
-    from files.
+    from files; `push_to_hub` and `from_pretrained` are huggingface_hub's, for checkpoints in our format.
 
     Args:
         model: the network, with the dimensions attached.
@@ -45,6 +74,10 @@ class LlavaReward(Reward):
         >>> reward = load_reward("llava-reward-alignment", num_crops=4).to("cuda")  # doctest: +SKIP
         >>> reward(images, "a red circle")  # doctest: +SKIP
     """
+
+    # What the mixin writes as config.json. Our own config says all that loading needs; this file makes the hub count
+    # downloads, and transformers say what the folder is not.
+    _hub_mixin_config: ClassVar[dict[str, str]] = {"model_type": "llava-reward"}
 
     def __init__(
         self,
@@ -123,13 +156,57 @@ class LlavaReward(Reward):
         self._cards.setdefault(name, card_of(name))
         return self
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> str | None:
         """Write the active dimension as a checkpoint in fk-reward's format; the backbone is named, not copied.
+
+        Args:
+            save_directory: folder, new or empty or with an older checkpoint.
+            options: of `huggingface_hub.ModelHubMixin.save_pretrained`, such as `push_to_hub` and `repo_id`.
 
         Raises:
             FileExistsError: when the folder holds something else.
         """
-        self.model.checkpoint(self._keys[self.dimension]).save(folder)
+        # Before the mixin, which begins with deleting a config.json: it may be that of somebody's model.
+        accepted_folder(Path(save_directory))
+        return super().save_pretrained(Path(save_directory), **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.model.checkpoint(self._keys[self.dimension]).save(save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **options: Any,
+    ) -> LlavaReward:
+        """The checkpoint's files, and then as `load_llava_reward`, whose options these are."""
+        from fk_reward.rewards.llava_reward.entries import load_llava_reward
+
+        folder = model_id
+        if not os.path.isdir(model_id):
+            folder = snapshot_download(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        return load_llava_reward(adapter=folder, **options)
+
+    def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
+        """The README.md of a repository: what the dimension judges, on which backbone, and how to load it."""
+        facts = {name: getattr(self.config, name) for name in ("dimension", "objective", "base_model")}
+        card = super().generate_model_card(*args, **facts, **options)
+        if not Path(self.config.base_model).exists():  # a folder on this machine says nothing on the hub
+            card.data.base_model = self.config.base_model
+        return card
 
     def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
         """Score images as `Reward.__call__` does; a general preference is relative to the images of the same prompt."""
