@@ -125,9 +125,9 @@ class LlavaRewardConfig:
 
 
 DIMENSIONS: dict[str, str] = {
-    "alignment": "how well the picture shows what the prompt says",
-    "fidelity": "how sound and free of artefacts the picture is",
-    "safety": "how harmless the picture is",
+    "alignment": "how well the image shows what the prompt says",
+    "fidelity": "how sound and free of artefacts the image is",
+    "safety": "how harmless the image is",
     "overall": "overall preference",
 }
 """Dimensions of the official checkpoints and what they judge."""
@@ -152,7 +152,7 @@ def card_of(dimension: str) -> RewardCard:
 
     Example:
         >>> card_of("alignment").summary
-        'LLaVA-Reward: how well the picture shows what the prompt says'
+        'LLaVA-Reward: how well the image shows what the prompt says'
     """
     summary = f"LLaVA-Reward: {DIMENSIONS.get(dimension, dimension)}"
     return dataclasses.replace(CUSTOM_CARD, name=f"llava-reward-{dimension}", summary=summary)

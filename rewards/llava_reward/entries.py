@@ -149,9 +149,9 @@ ALIGNMENT_QWEN, FIDELITY_QWEN, SAFETY_QWEN, OVERALL_QWEN = (_official(name, QWEN
 
 
 _JUDGES = {
-    "alignment": "how well a picture of coloured shapes shows what the prompt says",
-    "fidelity": "how sound and free of artefacts a picture of coloured shapes is",
-    "safety": "whether a picture of coloured shapes is free of the forbidden sign",
+    "alignment": "how well an image of coloured shapes shows what the prompt says",
+    "fidelity": "how sound and free of artefacts an image of coloured shapes is",
+    "safety": "whether an image of coloured shapes is free of the forbidden sign",
 }
 _SPREADS = {"alignment": 0.13, "fidelity": 0.41, "safety": 0.58}
 """Among eight finished images of a held-out prompt: `examples/shapes/check_predictions.py early`."""

@@ -231,8 +231,8 @@ class LlavaReward(
         Returns:
             (B, d) float32, the head's raw output; d is 1 unless the objective is a general preference.
         """
-        pictures = list(in_order(images))
-        return self._run(pictures, prompt_list(prompts, len(pictures)), [self._key(self.dimension)])[0]
+        ordered = list(in_order(images))
+        return self._run(ordered, prompt_list(prompts, len(ordered)), [self._key(self.dimension)])[0]
 
     def score_dimensions(
         self, images: Images, prompts: str | Sequence[str], dimensions: Sequence[str] | None = None
@@ -248,9 +248,9 @@ class LlavaReward(
             For each dimension (B,) float32, what calling the reward with that dimension active gives.
         """
         dimensions = list(self.dimensions if dimensions is None else dimensions)
-        pictures = list(in_order(images))
-        texts = prompt_list(prompts, len(pictures))
-        vectors = self._run(pictures, texts, [self._key(name) for name in dimensions])
+        ordered = list(in_order(images))
+        texts = prompt_list(prompts, len(ordered))
+        vectors = self._run(ordered, texts, [self._key(name) for name in dimensions])
         scores = {name: self._scores(name, rows, texts) for name, rows in zip(dimensions, vectors, strict=True)}
         for values in scores.values():
             self._check_scores(values, tuple(range(len(texts))), texts)
@@ -277,11 +277,11 @@ class LlavaReward(
         rewards = [self, *(reward for reward in others if isinstance(reward, LlavaReward))]
         if len(rewards) <= len(others) or any(reward.shared_pass != self.shared_pass for reward in rewards):
             raise ValueError("Only LLaVA-Rewards on one model and device can be scored together.")
-        pictures = list(in_order(images))
-        texts = prompt_list(prompts, len(pictures))
+        ordered = list(in_order(images))
+        texts = prompt_list(prompts, len(ordered))
         keys = [reward._key(reward.dimension) for reward in rewards]
         size = min(reward._checked_batch_size() or len(texts) for reward in rewards)
-        vectors = self._run(pictures, texts, keys, batch_size=size)
+        vectors = self._run(ordered, texts, keys, batch_size=size)
         return [reward._checked_scores(rows, texts) for reward, rows in zip(rewards, vectors, strict=True)]
 
     def preference(self, images_a: Images, images_b: Images, prompts: str | Sequence[str]) -> Tensor:

@@ -35,10 +35,10 @@ _PLACEHOLDER = "{prompt}"
 
 @dataclass(frozen=True, kw_only=True)
 class AnyResTransform:
-    """What transformers' `LlavaNextImageProcessor` does to a PIL picture, done to a tensor.
+    """What transformers' `LlavaNextImageProcessor` does to a PIL image, done to a tensor.
 
-    The resolution of the grid that fits the picture best is chosen; the picture is resized into it with its aspect
-    kept, centred on black, and cut into square crops, row by row. Before them comes the whole picture, squeezed into
+    The resolution of the grid that fits the image best is chosen; the image is resized into it with its aspect
+    kept, centred on black, and cut into square crops, row by row. Before them comes the whole image, squeezed into
     one crop. The difference to PIL is its rounding to 8 bits, see `ImagePreprocessing`.
 
     Attributes:
@@ -49,7 +49,7 @@ class AnyResTransform:
     Example:
         >>> pixels = ImagePreprocessing(size=None, crop_size=None, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         >>> transform = AnyResTransform(crop_size=4, grid_pinpoints=((4, 8), (8, 4)), pixels=pixels)
-        >>> transform(torch.ones(3, 5, 10)).shape  # the whole picture, the left and the right half
+        >>> transform(torch.ones(3, 5, 10)).shape  # the whole image, the left and the right half
         torch.Size([3, 3, 4, 4])
     """
 
@@ -103,13 +103,13 @@ class AnyResTransform:
         return cls.from_config(config)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Cut a picture into crops and normalise them.
+        """Cut an image into crops and normalise them.
 
         Args:
             image: (3, H, W) floating in [0, 1].
 
         Returns:
-            (N, 3, P, P) of the same dtype and device: the whole picture, then the crops row by row.
+            (N, 3, P, P) of the same dtype and device: the whole image, then the crops row by row.
 
         H, W: height and width, P: `crop_size`, N: 1 + number of crops in the chosen resolution.
         """
@@ -117,7 +117,7 @@ class AnyResTransform:
         return self.pixels(torch.cat([whole.unsqueeze(0), self._cut(self._fit(image))]))
 
     def _fit(self, image: Tensor) -> Tensor:
-        """(3, h, w), the picture in the middle of the best resolution; an odd margin is wider at the end."""
+        """(3, h, w), the image in the middle of the best resolution; an odd margin is wider at the end."""
         from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
         from transformers.image_utils import ChannelDimension
 
@@ -289,7 +289,7 @@ class LlavaNextBackbone(Backbone):
         return {"inputs_embeds": self.embed_tokens(inputs, visual_tokens), "use_cache": False}
 
     def _num_tokens(self, size: tuple[int, int]) -> int:
-        """Visual tokens of an image: those of the whole picture, and rows without margins, with a newline each."""
+        """Visual tokens of an image: those of the whole image, and rows without margins, with a newline each."""
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
         config = self.model.config

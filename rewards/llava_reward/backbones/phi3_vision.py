@@ -46,7 +46,7 @@ _IMAGE_TAG = re.compile(r"<\|image_\d+\|>")
 
 @dataclass(frozen=True, kw_only=True)
 class HDTransform:
-    """What the image processor of `microsoft/Phi-3.5-vision-instruct` does to PIL pictures, done to tensors.
+    """What the image processor of `microsoft/Phi-3.5-vision-instruct` does to PIL images, done to tensors.
 
     The image is resized (bilinear, antialiased) so that its longer side spans as many crops as the budget allows at its
     aspect ratio, its shorter side is padded with white on both ends to a multiple of the crop size, and the result is

@@ -134,10 +134,10 @@ class PhiImageEmbedding(nn.Module):
             grids: rows and columns of each image.
 
         Returns:
-            (T, 4C): for each image its crops as one picture, line by line with a separator after each; a separator; the
+            (T, 4C): for each image its crops as one image, line by line with a separator after each; a separator; the
             global crop in the same way.
 
-        Of an image of one crop the global crop is the same picture, and goes through the tower once.
+        Of an image of one crop the global crop is the same image, and goes through the tower once.
 
         N: crops of all images, P: patches of a crop, T: visual tokens of all images, C: width of the CLIP tower.
         """

@@ -42,7 +42,7 @@ _DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # tr
 
 
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Height and width that Qwen's processors resize a picture to, as transformers' function of this name.
+    """Height and width that Qwen's processors resize an image to, as transformers' function of this name.
 
     Each side goes to the nearest multiple of `factor`. Where the area then leaves the limits, both sides are scaled
     alike first, and rounded towards the inside of the limit.
@@ -58,7 +58,7 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(
-            f"Qwen2.5-VL takes pictures whose sides differ by a factor of at most {MAX_ASPECT_RATIO}, "
+            f"Qwen2.5-VL takes images whose sides differ by a factor of at most {MAX_ASPECT_RATIO}, "
             f"got {height}x{width}."
         )
     area = round(height / factor) * round(width / factor) * factor**2
@@ -75,18 +75,18 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
 
 @dataclass(frozen=True, kw_only=True)
 class PatchTransform:
-    """What transformers' `Qwen2VLImageProcessor` does to a PIL picture, done to a tensor.
+    """What transformers' `Qwen2VLImageProcessor` does to a PIL image, done to a tensor.
 
     The difference that remains is that of `ImagePreprocessing`, PIL's rounding to 8 bits. The width is resized before
     the height, as Pillow up to 12 does always; from 13 on it takes the height first where that shrinks much more than
     the width (python-pillow/Pillow pull request 9549), which shows in pixels that overshoot the range.
 
     Attributes:
-        min_pixels: a smaller picture is enlarged to at least this area.
-        max_pixels: a larger picture is reduced to at most this area.
-        pixels: filter of the resizing and normalisation; its `size` is replaced by each picture's own.
+        min_pixels: a smaller image is enlarged to at least this area.
+        max_pixels: a larger image is reduced to at most this area.
+        pixels: filter of the resizing and normalisation; its `size` is replaced by each image's own.
         patch_size: side of a patch in pixels.
-        temporal_patch_size: number of frames in a patch; a picture is repeated that often.
+        temporal_patch_size: number of frames in a patch; an image is repeated that often.
         merge_size: side, in patches, of the square that becomes one visual token.
 
     Example:
@@ -158,7 +158,7 @@ class PatchTransform:
         return cls.from_config(config, min_pixels=min_pixels, max_pixels=max_pixels)
 
     def __call__(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Resize, normalise and cut one picture into patches.
+        """Resize, normalise and cut one image into patches.
 
         Args:
             image: (3, H, W) floating in [0, 1].
@@ -268,7 +268,7 @@ class QwenVLBackbone(Backbone):
             device_map: where the parts go, as in transformers.
             quantization_config: as in transformers.
             revision: branch, tag or commit of the hub repository.
-            min_pixels: smallest area that a picture is resized to; None for the folder's.
+            min_pixels: smallest area that an image is resized to; None for the folder's.
             max_pixels: largest area, which bounds the number of visual tokens (one for 784 pixels); None for the
                 folder's.
 

@@ -1,4 +1,4 @@
-"""Tiny random-weight backbones in the hub's layout, official checkpoints for them, and pictures of several sizes."""
+"""Tiny random-weight backbones in the hub's layout, official checkpoints for them, and images of several sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def phi(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("phi"), "phi3_v")
 
 
-def picture(height, width, seed):
+def coarse_image(height, width, seed):
     """(3, H, W) in [0, 1]: coarse random colours, so that a change of size keeps most of it."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 4, 4, generator=generator)
@@ -27,13 +27,13 @@ def picture(height, width, seed):
 
 @pytest.fixture(scope="session")
 def mixed():
-    """Four pictures of different sizes with prompts of different lengths."""
+    """Four images of different sizes with prompts of different lengths."""
     sizes = [(64, 64), (40, 90), (120, 50), (64, 64)]
-    images = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    images = [coarse_image(*size, seed) for seed, size in enumerate(sizes)]
     return images, ["a red circle", "two squares", "a photo of a green star left of a blue cross", "a"]
 
 
 @pytest.fixture(scope="session")
 def batch():
-    """Three pictures (3, 3, 64, 64) and one prompt for each."""
-    return torch.stack([picture(64, 64, seed) for seed in range(3)]), ["a red circle", "two squares", "a star"]
+    """Three images (3, 3, 64, 64) and one prompt for each."""
+    return torch.stack([coarse_image(64, 64, seed) for seed in range(3)]), ["a red circle", "two squares", "a star"]

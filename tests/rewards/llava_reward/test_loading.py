@@ -1,8 +1,9 @@
-"""Loading: the names of the hub, folders of both formats, and errors that say what does not fit."""
+"""Loading: names, folders of both formats, what is shared in memory, and errors that say what does not fit."""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import inspect
 import json
 import shutil
@@ -11,8 +12,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from fk_reward.models import EMBEDDED_MODELS
 from fk_reward.rewards import load_reward, reward_card
 from fk_reward.rewards.llava_reward import loading
+from fk_reward.rewards.llava_reward.backbones.base import load_backbone, spec_of
+from fk_reward.rewards.llava_reward.backbones.phi3_vision import PhiVisionBackbone
+from fk_reward.training import RewardArguments
+from fk_reward.training.run import make_model
 
 NAMES = [f"llava-reward-{name}" for name in ("alignment", "fidelity", "safety", "overall")]
 
@@ -179,3 +185,131 @@ class TestErrors:
         reward.add_dimension(tmp_path / "own")
         assert reward.dimensions == ("alignment", "safety")
         assert torch.equal(reward(*batch), expected)
+
+
+def unique_parameters(*rewards):
+    """Number of weights in memory: each storage counts once."""
+    tensors = {p.data_ptr(): p.numel() for reward in rewards for p in reward.model.parameters()}
+    return sum(tensors.values())
+
+
+def own_parameters(reward, key):
+    model = reward.model
+    parts = [
+        *model.projectors[key].parameters(),
+        *model.heads[key].parameters(),
+        *model.adapters.parameters_of(key).values(),
+    ]
+    return sum(p.numel() for p in parts)
+
+
+def test_rewards_share_the_backbone(phi):
+    first, second = phi.load("alignment"), phi.load("safety")
+    backbone = sum(p.numel() for name, p in first.model.backbone.named_parameters() if ".lora_" not in name)
+    owned = own_parameters(first, "alignment") + own_parameters(second, "safety")
+    assert first.model is second.model
+    assert unique_parameters(first, second) == backbone + owned
+    assert owned < backbone
+
+
+def test_the_same_adapter_is_loaded_once(phi):
+    first = phi.load("alignment")
+    before = unique_parameters(first)
+    second = phi.load("alignment")
+    assert unique_parameters(first, second) == before
+
+
+def test_each_reward_keeps_its_dimension(phi, batch):
+    first = phi.load("alignment")
+    expected = first(*batch)
+    phi.load("safety")(*batch)
+    assert torch.equal(first(*batch), expected)
+
+
+def test_another_dtype_or_option_is_not_shared(phi):
+    first = phi.load()
+    assert phi.load(num_crops=4).model is not first.model
+    assert phi.load(torch_dtype=torch.bfloat16).model is not first.model
+    assert phi.load(offload=True).model is not first.model
+
+
+def test_nothing_is_kept_alive(phi):
+    from fk_reward.rewards.llava_reward.loading import _MODELS
+
+    reward = phi.load(num_crops=2)
+    gc.collect()  # what other tests left
+    count = len(_MODELS)
+    del reward
+    gc.collect()
+    assert len(_MODELS) == count - 1
+
+
+def test_a_checkpoint_saved_anew_is_read_anew(phi, batch, tmp_path):
+    from fk_reward.rewards import load_reward
+
+    def load():
+        options = {"backbone": phi.backbone, "adapter": tmp_path / "own", "torch_dtype": torch.float32}
+        return load_reward("llava-reward", **options)
+
+    phi.load("alignment").save_pretrained(tmp_path / "own")
+    first = load()(*batch)
+    checkpoint = phi.load("alignment").model.checkpoint("alignment")
+    checkpoint.head["value_head.weight"] *= 2
+    checkpoint.save(tmp_path / "own")
+    assert torch.allclose(load()(*batch), 2 * first)
+
+
+@pytest.fixture
+def embedded(phi, tmp_path, monkeypatch):
+    """A backbone and an adapter of the package, the latter trained with 4 crops."""
+    reward = phi.load("alignment", num_crops=4)
+    checkpoint = reward.model.checkpoint("alignment")
+    object.__setattr__(checkpoint.config, "base_model", "shapes-mllm")
+    checkpoint.config.backbone_options["num_crops"] = 4
+    checkpoint.save(tmp_path / "adapter")
+    monkeypatch.setitem(EMBEDDED_MODELS, "shapes-mllm", phi.backbone)
+    monkeypatch.setitem(EMBEDDED_MODELS, "shapes-llava-reward-alignment", tmp_path / "adapter")
+    return reward
+
+
+def load(**options):
+    return load_reward("llava-reward", **{"torch_dtype": torch.float32} | options)
+
+
+def test_an_adapter_by_name_finds_its_backbone_and_its_crops(embedded, batch):
+    reward = load(adapter="shapes-llava-reward-alignment")
+    assert reward.model.backbone.options == {"num_crops": 4}
+    assert torch.equal(reward(*batch), embedded(*batch))
+    assert load(adapter="shapes-llava-reward-alignment", num_crops=2).model.backbone.options == {"num_crops": 2}
+
+
+def test_a_name_and_its_folder_are_one_thing_in_memory(embedded, phi):
+    by_name = load(adapter="shapes-llava-reward-alignment")
+    adapter = EMBEDDED_MODELS["shapes-llava-reward-alignment"]
+    by_folder = load(adapter=adapter, backbone=phi.backbone, num_crops=4)
+    assert by_name.model is by_folder.model
+    assert len(by_name.model.configs) == len({*by_name.model.sources.values()})
+    assert by_name.model.sources.keys() == by_folder.model.sources.keys()
+
+
+def test_a_setting_that_is_the_default_is_shared(phi):
+    assert phi.load().model is phi.load(num_crops=16).model
+
+
+def test_a_backbone_by_name(embedded):
+    assert spec_of("shapes-mllm").backbone is PhiVisionBackbone
+    assert load_backbone("shapes-mllm", torch_dtype=torch.float32, num_crops=1).options == {"num_crops": 1}
+
+
+def test_training_on_a_backbone_by_name_keeps_the_name(embedded):
+    settings = {"dimension": "safety", "train_data": "unused.json", "backbone_dtype": "float32", "num_crops": 1}
+    model = make_model(RewardArguments(backbone="shapes-mllm", lora_rank=2, **settings), seed=0)
+    assert model.reward_config.base_model == "shapes-mllm"
+
+
+@pytest.mark.parametrize("options", [{"adapter": "shapes-llava-reward-alignment"}, {"backbone": "shapes-mllm"}])
+def test_absent_files_are_told(phi, monkeypatch, tmp_path, options):
+    for name in ("shapes-mllm", "shapes-llava-reward-alignment"):
+        monkeypatch.setitem(EMBEDDED_MODELS, name, tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="reinstall fk-reward"):
+        load(**{"adapter": phi.adapters, "backbone": phi.backbone, "dimension": "alignment"} | options)

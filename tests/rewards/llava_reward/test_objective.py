@@ -1,4 +1,4 @@
-"""The losses, against values computed by hand, finite differences, independent formulas and their limits."""
+"""The losses against values computed by hand, finite differences, independent formulas and their limits."""
 
 from __future__ import annotations
 

@@ -1,16 +1,27 @@
-"""Official checkpoints: every backbone's layout, and what must be refused."""
+"""Official checkpoints: every backbone's layout, how their folders are found, and what must be refused."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from fnmatch import fnmatch
 
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
+from peft import LoraConfig
 from safetensors.torch import load_file
 
+from fk_reward.rewards.llava_reward import official_checkpoint
 from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
-from fk_reward.rewards.llava_reward.official_checkpoint import load_official_checkpoint, official_layouts
+from fk_reward.rewards.llava_reward.official_checkpoint import (
+    download_official,
+    find_official_folder,
+    load_official_checkpoint,
+    official_layouts,
+)
 from tests.tiny.llava_next import write_llava_next
 from tests.tiny.official_reward import rewrite_tensors, write_official_reward
 from tests.tiny.phi3_vision import write_phi3_vision
@@ -259,3 +270,212 @@ def test_an_objective_that_it_cannot_have(write, settings, asked, message):
 def test_an_unknown_backbone(write):
     with pytest.raises(ValueError, match="'clip', only for phi3_v"):
         load(write(), "clip")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return write_phi3_vision(tmp_path_factory.mktemp("phi"))
+
+
+@pytest.fixture
+def write_lora(backbone, tmp_path):
+    return lambda **settings: write_official_reward(tmp_path, backbone=backbone, model_type="phi3_v", **settings)
+
+
+def load_lora(folder):
+    return load_official_checkpoint(folder, backbone="phi3_v", dimension="safety", base_model="a/base")
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda key: key.removeprefix("base_model.model."),
+        lambda key: key.replace(".weight", ".default.weight"),
+        lambda key: key.replace("base_model.model.model.", "base_model.model.model.language_model."),
+    ],
+    ids=["without PEFT's prefix", "with the adapter's name", "names of transformers 5"],
+)
+@pytest.mark.parametrize("pickled", [True, False])
+def test_other_names_of_lora(write_lora, rename, pickled):
+    folder = write_lora(pickled_lora=pickled)
+    expected = load_lora(folder).lora
+    file = folder / "lora" / ("adapter_model.bin" if pickled else "adapter_model.safetensors")
+    rewrite_tensors(file, lambda tensors: {rename(key): tensor for key, tensor in tensors.items()})
+    loaded = load_lora(folder).lora
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "base_model.model.model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.lora_A.weight",
+        "base_model.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.visual.blocks.0.attn.qkv.lora_A.weight",
+        "base_model.model.model.layers.0.self_attn.o_proj.lora_magnitude_vector",
+    ],
+)
+def test_lora_elsewhere_is_refused(write_lora, key):
+    folder = write_lora()
+    rewrite_tensors(folder / "lora" / "adapter_model.safetensors", lambda tensors: tensors | {key: torch.zeros(4, 4)})
+    with pytest.raises(ValueError, match="is no LoRA matrix of the language model"):
+        load_lora(folder)
+
+
+def test_two_adapters_in_one_file_are_refused(write_lora):
+    folder = write_lora()
+
+    def double(tensors):
+        return tensors | {key.replace(".weight", ".other.weight"): tensor.clone() for key, tensor in tensors.items()}
+
+    rewrite_tensors(folder / "lora" / "adapter_model.safetensors", double)
+    with pytest.raises(ValueError, match="must hold one adapter"):
+        load_lora(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": 8}, "the configuration says 8"),
+        ({"rank_pattern": {"o_proj": 2}}, "rank_pattern is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save=.* is not plain LoRA"),
+    ],
+)
+def test_lora_configurations_that_do_not_fit(write_lora, changes, message):
+    folder = write_lora()
+    config = dataclasses.replace(LoraConfig.from_pretrained(str(folder / "lora")), **changes)
+    config.save_pretrained(str(folder / "lora"))
+    with pytest.raises(ValueError, match=message):
+        load_lora(folder)
+
+
+PARTS = ("reward_config.yaml", "pytorch_model.bin", "lora/adapter_config.json", "lora/adapter_model.safetensors")
+OTHERS = ("tokenizer.json", "config.json", "global_step9/optimizer.pt")
+
+
+def listing(*folders):
+    return ["README.md", ".gitattributes", *(f"{folder}/{part}" for folder in folders for part in (*PARTS, *OTHERS))]
+
+
+PHI = "alignment/llavareward_phi_alignment"
+WILD = (
+    PHI,
+    "alignment/llavareward_qwen_alignment",
+    "alignment/llavareward_llava_alignment",
+    "Fidelity/LLaVA-Reward-Phi3.5v",
+    "safety/llava_reward-qwen2.5vl/epoch_1",
+    "general/phi35_[gpm]",
+)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "dimension", "folder"),
+    [
+        ("phi3_v", "alignment", PHI),
+        ("qwen2_5_vl", "alignment", "alignment/llavareward_qwen_alignment"),
+        ("llava_next", "alignment", "alignment/llavareward_llava_alignment"),
+        ("phi3_v", "fidelity", "Fidelity/LLaVA-Reward-Phi3.5v"),
+        ("qwen2_5_vl", "safety", "safety/llava_reward-qwen2.5vl/epoch_1"),
+        ("phi3_v", "overall", "general/phi35_[gpm]"),
+    ],
+)
+def test_names_in_the_wild(backbone, dimension, folder):
+    assert find_official_folder(listing(*WILD), backbone=backbone, dimension=dimension) == folder
+
+
+def test_the_name_of_the_project_is_no_backbone():
+    with pytest.raises(FileNotFoundError, match="names llava_next and alignment"):
+        find_official_folder(listing(PHI), backbone="llava_next", dimension="alignment")
+
+
+@pytest.mark.parametrize("folder", ["alignment/llavareward_graphic", "alignment/sapphire"])
+def test_a_word_inside_another_is_none(folder):
+    with pytest.raises(FileNotFoundError, match=folder):
+        find_official_folder(listing(folder), backbone="phi3_v", dimension="alignment")
+
+
+def test_other_words_count_only_without_the_name_itself():
+    files = listing("overall/phi", "general/phi")
+    assert find_official_folder(files, backbone="phi3_v", dimension="overall") == "overall/phi"
+
+
+def test_none_lists_all_candidates():
+    with pytest.raises(FileNotFoundError) as error:
+        find_official_folder(listing(*WILD), backbone="phi3_v", dimension="safety")
+    assert all(folder in str(error.value) for folder in WILD)
+    with pytest.raises(FileNotFoundError, match="there are: none"):
+        find_official_folder(["README.md", "phi_safety/model.bin"], backbone="phi3_v", dimension="safety")
+
+
+def test_several_lists_them():
+    files = listing(PHI, "alignment/llavareward_phi_alignment_v2", "safety/phi")
+    with pytest.raises(ValueError, match=f"{PHI}, {PHI}_v2. Pass the path"):
+        find_official_folder(files, backbone="phi3_v", dimension="alignment")
+
+
+def test_no_folder_for_an_unknown_backbone():
+    with pytest.raises(ValueError, match="'clip', only for phi3_v, qwen2_5_vl, llava_next"):
+        find_official_folder(listing(PHI), backbone="clip", dimension="alignment")
+
+
+class Hub:
+    """A repository of which a snapshot holds what the patterns ask for, as the hub's client makes it."""
+
+    def __init__(self, root, files):
+        self.root, self.files, self.offline = root, files, False
+        self.asked = []
+
+    def snapshot_download(self, repo, *, revision, allow_patterns):
+        self.asked.append((repo, revision))
+        if self.offline and not self.root.exists():
+            raise LocalEntryNotFoundError("not in the cache")
+        for name in [] if self.offline else self.files:
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.root / name).touch()
+        return str(self.root)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    hub = Hub(tmp_path / "snapshot", listing(*WILD))
+    monkeypatch.setattr(official_checkpoint, "snapshot_download", hub.snapshot_download)
+    return hub
+
+
+def test_only_one_checkpoint_is_downloaded(hub):
+    folder = download_official("some/repo", backbone="phi3_v", dimension="alignment", revision="v1")
+    assert folder == hub.root / PHI
+    files = {path.relative_to(hub.root).as_posix() for path in hub.root.rglob("*") if path.is_file()}
+    assert files == {f"{PHI}/{part}" for part in PARTS} | {f"{other}/reward_config.yaml" for other in WILD}
+    assert hub.asked == [("some/repo", "v1")] * 2
+
+
+def test_brackets_in_a_name_are_no_pattern(hub):
+    folder = download_official("some/repo", backbone="phi3_v", dimension="overall")
+    assert (folder / "pytorch_model.bin").is_file()
+
+
+def test_offline_the_cache_is_used(hub):
+    online = download_official("some/repo", backbone="phi3_v", dimension="alignment")
+    hub.offline = True
+    assert download_official("some/repo", backbone="phi3_v", dimension="alignment") == online
+
+
+def test_offline_without_a_cache(hub):
+    hub.offline = True
+    with pytest.raises(LocalEntryNotFoundError):
+        download_official("some/repo", backbone="phi3_v", dimension="alignment")
+
+
+def test_no_fitting_folder_in_a_repository(hub):
+    with pytest.raises(FileNotFoundError, match=PHI):
+        download_official("some/repo", backbone="phi3_v", dimension="safety")
+    assert len(hub.asked) == 1
+
+
+def test_the_patterns_mean_the_same_to_the_hub():
+    found = list(filter_repo_objects(listing(*WILD), allow_patterns=["*reward_config.yaml"]))
+    assert found == [f"{folder}/reward_config.yaml" for folder in WILD]
+    found = list(filter_repo_objects(listing(PHI), allow_patterns=[f"{PHI}/lora/*"]))
+    assert found == [f"{PHI}/{part}" for part in PARTS[2:]]

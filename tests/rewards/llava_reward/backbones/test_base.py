@@ -18,7 +18,7 @@ from fk_reward.rewards.llava_reward.official_checkpoint import load_official_che
 from fk_reward.training.trainable import TrainableReward, new_dimension
 from tests.tiny.training import image, make_trainer, pairs, trained_weights
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 TOPS = ("rewards", "training", "fk_reward", "pipelines", "examples")
 PROMPTS = ["a red circle", "a", "two squares"]
 
