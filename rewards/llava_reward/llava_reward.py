@@ -19,6 +19,7 @@ from fk_reward.rewards.llava_reward.config import LlavaRewardConfig, card_of
 from fk_reward.rewards.llava_reward.loading import Adapter, attach_adapter
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.rewards.llava_reward.objective import Objective, find_objective
+from fk_reward.rewards.registry import load_reward
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -185,9 +186,7 @@ class LlavaReward(
         token: str | bool | None,
         **options: Any,
     ) -> LlavaReward:
-        """The checkpoint's files, and then as `load_llava_reward`, whose options these are."""
-        from fk_reward.rewards.llava_reward.entries import load_llava_reward
-
+        """Fetch the checkpoint's files and load them; options are those of `load_llava_reward`."""
         folder = model_id
         if not os.path.isdir(model_id):
             folder = snapshot_download(
@@ -198,7 +197,7 @@ class LlavaReward(
                 local_files_only=local_files_only,
                 token=token,
             )
-        return load_llava_reward(adapter=folder, **options)
+        return load_reward("llava-reward", adapter=folder, **options)
 
     def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
         """The README.md of a repository: what the dimension judges, on which backbone, and how to load it."""
