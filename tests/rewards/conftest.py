@@ -1,4 +1,4 @@
-"""A tiny random CLIP in the layout of the official repositories, and two pictures that every reward can tell apart."""
+"""Tiny random models in the layouts of the official repositories, and images that every reward can tell apart."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from fk_reward.rewards import load_reward
 from tests.tiny.aesthetic import mlp_tensors, write_head
 from tests.tiny.answer_models import write_llava
 from tests.tiny.blip_itm import write_blip_itm
@@ -97,3 +98,33 @@ def pictures():
 def prompts():
     """What `pictures` show."""
     return ["a photo of a red circle", "a photo of a blue square"]
+
+
+@pytest.fixture(scope="session")
+def imagereward_folder(tmp_path_factory):
+    """Folder with `ImageReward.pt` and the folder `tokenizer`."""
+    return write_imagereward(tmp_path_factory.mktemp("imagereward"))
+
+
+@pytest.fixture(scope="session")
+def imagereward(imagereward_folder):
+    return load_reward(
+        "imagereward", weights=imagereward_folder / "ImageReward.pt", tokenizer=imagereward_folder / "tokenizer"
+    )
+
+
+@pytest.fixture(scope="session")
+def itm_folder(tmp_path_factory):
+    return str(write_blip_itm(tmp_path_factory.mktemp("blip-itm")))
+
+
+@pytest.fixture(scope="session")
+def smooth():
+    """(4, 3, 48, 65) smooth random colours, so that PIL's rounding is all that differs."""
+    coarse = torch.rand(4, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(coarse, (48, 65), mode="bilinear")
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return ["a red circle", "blue square", "a red circle", "a photo of two green stars"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
-from fk_reward.rewards import REWARDS, CallableReward, Reward, RewardCard, reward_card
-from tests.tiny.registered_rewards import build
+from fk_reward.rewards import REWARDS, CallableReward, Reward, RewardCard, load_reward, reward_card
+from tests.tiny.registered_rewards import OPTIONS, build
 
 EXEMPT = {  # name -> checks that do not hold, and are not meant to
     "aesthetic": {"prompts_matter"},  # marks the picture alone
@@ -225,3 +228,178 @@ def test_an_honest_reward_passes(check, images, prompts):
 def test_a_broken_reward_is_noticed(saboteur, check, images, prompts):
     with pytest.raises((AssertionError, ValueError)):
         check(saboteur(), images.clone(), prompts)
+
+
+PROMPT = "a photo of a red circle"
+BOUNDS = {  # what the definition of the score cannot leave; the typical range of the card is only a description
+    "blip-itm": (0, 1),
+    "clipscore": (-1, 1),
+    "hpsv2": (-1, 1),
+    "hpsv2.1": (-1, 1),
+    "llava-score": (0, 1),
+    "q-align": (0, 1),
+    "shapes-clipscore": (-1, 1),
+    "shapes-verifier": (0, 1),
+    "vlm-judge": (1, 10),
+    "vlm-judge-alignment": (0, 1),
+    "vlm-judge-preference": (0, 1),
+    "vlm-judge-safety": (0, 1),
+    "vqascore": (0, 1),
+}
+WRONG_MODELS = {  # name -> options with files of another model in the place of its own
+    "aesthetic": lambda tiny: {"model": tiny.blip_itm},
+    "blip-itm": lambda tiny: {"model": tiny.clip},
+    "clipscore": lambda tiny: {"model": tiny.blip_itm},
+    "hpsv2": lambda tiny: {"weights": tiny.imagereward / "ImageReward.pt"},
+    "hpsv2.1": lambda tiny: {"weights": tiny.imagereward / "ImageReward.pt"},
+    "imagereward": lambda tiny: {"weights": tiny.hps},
+    "llava-score": lambda tiny: {"model": tiny.clip},
+    "pickscore": lambda tiny: {"model": tiny.blip_itm},
+    "q-align": lambda tiny: {"model": tiny.clip},
+    "vqascore": lambda tiny: {"model": tiny.clip},
+    **{name: lambda tiny: {"backbone": tiny.clip} for name in OPTIONS if name.startswith("llava-reward")},
+    **{name: lambda tiny: {"engine": None, "model": tiny.clip} for name in OPTIONS if name.startswith("vlm-judge")},
+}
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_alpha():
+    picture = Image.new("RGBA", (40, 30), (220, 40, 40, 128))
+    picture.putpixel((3, 4), (0, 0, 0, 0))
+    return picture
+
+
+WHITE = Image.new("RGBA", (40, 30), (255, 255, 255, 255))
+ODD_PICTURES = {  # picture -> what it must score like; None where there is nothing to compare it with
+    "one pixel": (noise(3, 1, 1), None),
+    "one pixel, PIL": (Image.new("RGB", (1, 1), (200, 30, 30)), None),
+    "one row": (noise(3, 1, 64), None),
+    "one column": (noise(3, 64, 1), None),
+    "grey": (Image.new("L", (40, 30), 99), Image.new("RGB", (40, 30), (99, 99, 99))),
+    "transparent": (with_alpha(), Image.alpha_composite(WHITE, with_alpha()).convert("RGB")),
+    "uint8": ((noise(3, 30, 40) * 255).to(torch.uint8), (noise(3, 30, 40) * 255).to(torch.uint8) / 255),
+}
+
+
+@pytest.mark.parametrize(("picture", "same"), ODD_PICTURES.values(), ids=ODD_PICTURES)
+def test_odd_pictures(reward, picture, same):
+    score = reward(picture, PROMPT)
+    assert score.shape == (1,)
+    assert score.isfinite().all()
+    if same is not None:
+        assert_close(score, reward(same, PROMPT), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "message"),
+    [
+        (noise(2, 3, 32, 32), [], "0 prompts"),
+        (noise(2, 3, 32, 32), [PROMPT], "1 prompt"),
+        (noise(2, 3, 32, 32), [PROMPT] * 3, "3 prompts"),
+        ([], [], "no images|at least one"),
+        (noise(0, 3, 32, 32), PROMPT, "no images|at least one"),
+    ],
+)
+def test_unequal_and_empty_lists_raise(reward, images, prompts, message):
+    with pytest.raises(ValueError, match=message):
+        reward(images, prompts)
+
+
+def test_an_empty_prompt_has_a_score_or_raises_clearly(reward):
+    if reward.card.name == "shapes-verifier":
+        with pytest.raises(ValueError, match="not a sentence of the shapes world"):
+            reward(noise(1, 3, 64, 64), "")
+    else:
+        assert reward(noise(1, 3, 64, 64), "").isfinite().all()
+
+
+def test_scores_stay_within_what_the_definition_allows(reward, request):
+    low, high = BOUNDS.get(request.node.callspec.params["reward"], (-torch.inf, torch.inf))
+    scores = torch.cat([reward(noise(4, 3, 48, 48, seed=seed), PROMPT) for seed in range(2)])
+    scores = torch.cat([scores, reward(torch.zeros(1, 3, 48, 48), PROMPT), reward(torch.ones(1, 3, 48, 48), PROMPT)])
+    assert (scores >= low - 1e-6).all()
+    assert (scores <= high + 1e-6).all()
+
+
+READERS = (
+    "torch.load",
+    "safetensors.safe_open",
+    "safetensors.torch.load_file",
+    "huggingface_hub.hf_hub_download",
+    "transformers.PreTrainedModel.from_pretrained",
+    "transformers.PreTrainedTokenizerBase.from_pretrained",
+)
+
+
+def test_calls_read_no_files(reward, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a file is read anew")
+
+    for reader in READERS:
+        monkeypatch.setattr(reader, refuse)
+    assert reward(noise(2, 3, 64, 64), PROMPT).isfinite().all()
+    assert reward(noise(2, 3, 64, 64), PROMPT).isfinite().all()
+
+
+def test_bounds_are_those_of_registered_rewards():
+    assert set(BOUNDS) <= set(REWARDS)
+    for name, (low, high) in BOUNDS.items():
+        assert low <= reward_card(name).typical_range[0] < reward_card(name).typical_range[1] <= high
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_half_weights_give_float32_scores_near_those_of_full_ones(name, tiny_files, pictures, prompts):
+    full = build(name, tiny_files)
+    if full.device is None:
+        pytest.skip(f"{name} has no weights here")
+    expected = full(pictures, prompts)
+    half = build(name, tiny_files, torch_dtype=torch.bfloat16)
+    scores = half(pictures, prompts)
+    assert scores.dtype == torch.float32
+    assert torch.bfloat16 in {weight.dtype for module in half._held_modules() for weight in module.parameters()}
+    assert_close(scores, expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_all_that_a_reward_holds_moves(name, tiny_files):
+    reward = build(name, tiny_files, **({"torch_dtype": torch.float64} if takes_dtype(name) else {}))  # shared by none
+    if reward.device is None:
+        pytest.skip(f"{name} has no weights here")
+    assert reward.to("meta") is reward
+    held = [tensor for module in reward._held_modules() for tensor in (*module.parameters(), *module.buffers())]
+    loose = [value for value in vars(reward).values() if isinstance(value, torch.Tensor)]
+    assert {tensor.device.type for tensor in held + loose} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", REWARDS)
+def test_scores_on_a_gpu(name, tiny_files, pictures, prompts):
+    expected = build(name, tiny_files)(pictures, prompts)
+    moved = build(name, tiny_files).to("cuda")
+    scores = moved(pictures, prompts)
+    assert scores.device.type == "cpu", "that of the images"
+    assert_close(scores, expected, rtol=1e-3, atol=1e-3)
+
+
+def takes_dtype(name):
+    return "torch_dtype" in inspect.signature(load_entry(name).build).parameters and not name.startswith("vlm-judge")
+
+
+def load_entry(name):
+    module, attribute = REWARDS[name].split(":")
+    return getattr(__import__(module, fromlist=[attribute]), attribute)
+
+
+def test_every_reward_with_files_is_tried_with_wrong_ones():
+    assert set(WRONG_MODELS) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", WRONG_MODELS)
+def test_files_of_another_model_raise(name, tiny_files):
+    options = OPTIONS[name](name, tiny_files) | WRONG_MODELS[name](tiny_files)
+    with pytest.raises(ValueError) as error:
+        load_reward(name, **options)
+    assert len(str(error.value)) < 1500, "short enough to be read"

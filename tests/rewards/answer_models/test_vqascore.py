@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from fk_reward.rewards import load_reward, reward_card
 from fk_reward.rewards.answer_model import AnswerModel
 from fk_reward.rewards.vqascore import LLAVA_QUESTION, LLAVA_SYSTEM, VQAScore, answer_probability
-from tests.rewards.vqascore.test_answer_model import generated_logits
+from tests.rewards.answer_models.test_answer_model import generated_logits
 
 PROMPTS = ["a red cat", "two dogs on a skateboard", "{prompt}"]
 

@@ -12,7 +12,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from fk_reward.rewards import BlipITM, load_reward, reward_card
 from fk_reward.rewards.blip_itm import match_scores
-from tests.rewards.blip.reference import to_pil
+from tests.tiny.imagereward_reference import to_pil
 
 GOLDEN = {"straight": [0.939218, 0.587849], "swapped": [0.941608, 0.586023]}
 

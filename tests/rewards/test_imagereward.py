@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from transformers import BertTokenizer
 
 from fk_reward.rewards import ImageReward, load_reward, reward_card
-from tests.rewards.blip.reference import CLIP_MEAN, CLIP_STD, Reference, pil_pixels, to_pil
 from tests.tiny.imagereward import IMAGE_SIZE, random_state_dict
+from tests.tiny.imagereward_reference import CLIP_MEAN, CLIP_STD, Reference, pil_pixels, to_pil
 
 GOLDEN = {"straight": [-0.082426, -0.37794], "swapped": [-0.040784, -0.415291]}
 
