@@ -47,7 +47,7 @@ def last_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
         The folder `checkpoint-<step>`, or None when there is none at all.
 
     Raises:
-        ValueError: when there are checkpoints, but none of them is whole; it says what is wrong with each.
+        ValueError: when there are checkpoints, but none of them is complete; the message says what is wrong with each.
 
     Example:
         >>> last_complete_checkpoint("nowhere") is None
@@ -59,14 +59,14 @@ def last_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
         if not problems:
             if damaged:
                 logger.warning(
-                    "Going on from %s, since newer checkpoints are damaged. %s", checkpoint, " ".join(damaged)
+                    "Continuing from %s, since newer checkpoints are damaged. %s", checkpoint, " ".join(damaged)
                 )
             return checkpoint
         damaged.append(f"{checkpoint}: {'; '.join(problems)}.")
     if damaged:
         raise ValueError(
-            f"No checkpoint in {folder} is whole. {' '.join(damaged)} Put back a copy of one, or remove them to begin "
-            "anew."
+            f"No checkpoint in {folder} is complete. {' '.join(damaged)} Restore a copy of one, or remove them to "
+            "start again."
         )
     return None
 
@@ -81,26 +81,26 @@ def checkpoint_problems(checkpoint: Path) -> list[str]:
         checkpoint: a folder `checkpoint-<step>`.
 
     Returns:
-        A phrase for each problem; empty for a whole checkpoint.
+        A phrase for each problem; empty for a complete checkpoint.
 
     Example:
         >>> checkpoint_problems(Path("nowhere"))
-        ['it is no folder']
+        ['it is not a folder']
     """
     if not checkpoint.is_dir():
-        return ["it is no folder"]
+        return ["it is not a folder"]
     return [*_weight_problems(checkpoint), *_state_problems(checkpoint), *_archive_problems(checkpoint)]
 
 
 def finished_metrics(
     folder: str | os.PathLike[str], *, planned_steps: int, patience: int | None
 ) -> dict[str, float] | None:
-    """What a finished training measured last, by its files; None where it is not finished, or was of another length.
+    """What a finished training measured last, from its files; None if it is not finished, or had another length.
 
     Args:
         folder: `output_dir` of the training.
         planned_steps: its length.
-        patience: of early stopping, as it is asked for now; None for no early stopping.
+        patience: of early stopping now; None for no early stopping.
 
     Returns:
         The `eval_...` measures of `all_results.json`, none without a validation set.
@@ -110,7 +110,7 @@ def finished_metrics(
     if state is None or results is None or state.get("max_steps") != planned_steps or _weight_problems(folder):
         return None
     if state.get("global_step", 0) < planned_steps and _patience_of(state) != patience:
-        return None  # stopped early, but today it would not, or not there
+        return None  # stopped early, and with these settings it would not have, or not there
     return {name: value for name, value in results.items() if name.startswith("eval_")}
 
 

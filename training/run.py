@@ -196,7 +196,7 @@ def _checkpoint_to_resume(reward: RewardArguments, training: LlavaRewardTraining
     if training.resume_from_checkpoint is not None:
         named = Path(training.resume_from_checkpoint)
         if problems := checkpoint_problems(named):
-            raise ValueError(f"--resume_from_checkpoint {named} is not whole: {'; '.join(problems)}.")
+            raise ValueError(f"--resume_from_checkpoint {named} is not complete: {'; '.join(problems)}.")
         return named
     if reward.resume:
         return last_complete_checkpoint(folder)

@@ -104,6 +104,7 @@ class TrainableReward(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Put the language model into training mode, and nothing else of the backbone."""
         super().train(mode)
+        # The rest is frozen: dropout there would only blur what the trained weights see.
         self.network.backbone.eval()
         self.network.backbone.language_model.train(mode)
         return self
@@ -170,7 +171,7 @@ def new_dimension(
         if lora_rank
         else None
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # a trainer seeds the global generator on its own
         torch.manual_seed(seed)
         network.attach(config.dimension, RewardCheckpoint(config, lora_config, lora={}, projector={}, head={}))
     return config.dimension
@@ -196,7 +197,7 @@ def full_size_share(model_type: str, *, lora_rank: int = 128, cross_attention: b
     with torch.device("meta"):
         network = LlavaRewardModel(random_backbone(model_type, full_size=True))
         config = LlavaRewardConfig(
-            dimension="counted", backbone=model_type, base_model=model_type, cross_attention=cross_attention
+            dimension="any", backbone=model_type, base_model=model_type, cross_attention=cross_attention
         )
         key = new_dimension(network, config, lora_rank=lora_rank)
     return trainable_share(TrainableReward(network, key))

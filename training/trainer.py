@@ -93,7 +93,7 @@ class LlavaRewardTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str | os.PathLike):
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, STATE_FILE)))
             if state.global_step >= self.planned_steps:
-                return self._end_at(str(resume_from_checkpoint), state)
+                return self._finish_at(str(resume_from_checkpoint), state)
         return super().train(resume_from_checkpoint, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
 
     @property
@@ -104,7 +104,7 @@ class LlavaRewardTrainer(Trainer):
         updates = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
         return math.ceil(self.args.num_train_epochs * max(updates, 1))
 
-    def _end_at(self, checkpoint: str, state: TrainerState) -> TrainOutput:
+    def _finish_at(self, checkpoint: str, state: TrainerState) -> TrainOutput:
         """What the end of a training does, without the training."""
         logger.info("%s has all %d steps: nothing is trained.", checkpoint, self.planned_steps)
         self.reward.restore(load_own_checkpoint(checkpoint))

@@ -160,10 +160,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(two, caplog, damage, name)
     assert caplog.text == ""
     damage(two / "checkpoint-3", name)
     assert last_complete_checkpoint(two) == two / "checkpoint-2"
-    for part in (f"Going on from {two / 'checkpoint-2'}", str(two / "checkpoint-3"), Path(name).name):
+    for part in (f"Continuing from {two / 'checkpoint-2'}", str(two / "checkpoint-3"), Path(name).name):
         assert part in caplog.text
     damage(two / "checkpoint-2", name)
-    with pytest.raises(ValueError, match=r"No checkpoint in .* is whole.*checkpoint-3: .*checkpoint-2: "):
+    with pytest.raises(ValueError, match=r"No checkpoint in .* is complete.*checkpoint-3: .*checkpoint-2: "):
         last_complete_checkpoint(two)
 
 
