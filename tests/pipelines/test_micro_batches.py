@@ -251,7 +251,7 @@ def test_finished_latents_that_only_the_preview_can_decode_get_batches(monkeypat
     def no_loop(frame):
         raise NoLoopError("no loop")
 
-    monkeypatch.setattr("fk_reward.pipelines.running_call.RestOfCall.of", no_loop)
+    monkeypatch.setattr("fk_reward.pipelines.running_call.Epilogue.of", no_loop)
     wrapped = steered(tiny.make_sd())
     wrapped.preview = decode
     wrapped(PROMPTS, num_inference_steps=3, num_resamples=0, output_type="latent", decode_batch_size=5)
