@@ -63,6 +63,21 @@ def real_number(name: str, value: object, *, low: float = -math.inf, high: float
     return number
 
 
+def boolean(name: str, value: object) -> None:
+    """Raise for what is neither True nor False.
+
+    Raises:
+        TypeError: for anything else.
+
+    Example:
+        >>> boolean("abstain", 1)
+        Traceback (most recent call last):
+        TypeError: abstain should be True or False, got 1.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be True or False, got {value!r}.")
+
+
 def parse_integers(name: str, text: str) -> tuple[int, ...]:
     """Positive whole numbers separated by commas, ascending, each once.
 

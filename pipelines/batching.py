@@ -198,14 +198,28 @@ class BatchLayout:
             stop: behind the last one.
             name: of the argument, by which `POSITIONS` are known.
         """
+        return self._of_blocks(value, lambda blocks: blocks[:, start:stop], name)
+
+    def resize(self, value: Any, num_particles: int) -> Any:
+        """An argument for another number of particles: the first ones, or all of them and again from the first.
+
+        Example:
+            >>> BatchLayout(1, 2).resize(torch.tensor([5, 6]), 3)
+            tensor([5, 6, 5])
+        """
+        places = [place % self.num_particles for place in range(num_particles)]
+        return self._of_blocks(value, lambda blocks: blocks[:, places], "")
+
+    def _of_blocks(self, value: Any, pick: Callable[[Tensor], Tensor], name: str) -> Any:
+        """An argument with what is picked of each of its tensors `(num_blocks, num_particles, ...)`."""
         if isinstance(value, Tensor):
             if not self._has_rows(value, name):
                 return value
-            return value.unflatten(0, (self.num_blocks, self.num_particles))[:, start:stop].flatten(0, 1)
+            return pick(value.unflatten(0, (self.num_blocks, self.num_particles))).flatten(0, 1)
         if isinstance(value, Mapping):
-            return {key: self.take(item, start, stop, name=key) for key, item in value.items()}
+            return {key: self._of_blocks(item, pick, key) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self.take(item, start, stop, name=name) for item in value)
+            return type(value)(self._of_blocks(item, pick, name) for item in value)
         return value
 
     def join(self, parts: Sequence[Any]) -> Any:

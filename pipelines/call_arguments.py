@@ -18,7 +18,9 @@ from torch import Generator, Tensor
 from fk_reward.pipelines.batching import BatchSizes, batch_size_fields
 from fk_reward.pipelines.wrapped_pipeline import has_latents
 from fk_reward.sampling.stochasticity import require_stochastic, takes_argument
-from fk_reward.search.feynman_kac import FKSteeringConfig, config_fields
+from fk_reward.search.base import SearchConfig, num_finished
+from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search.registry import load_search, search_fields
 from fk_reward.text import did_you_mean, require_text
 from fk_reward.value_checks import real_number, whole_number
 
@@ -31,7 +33,7 @@ class SteeredCall:
 
     Attributes:
         prompts: G texts that the reward reads.
-        config: settings of the sampler.
+        config: settings of the search.
         batch_sizes: how much runs at once.
         arguments: of the wrapped pipeline's call.
         step_defaults: arguments for `scheduler.step` that the wrapped pipeline does not pass.
@@ -40,7 +42,7 @@ class SteeredCall:
     """
 
     prompts: list[str]
-    config: FKSteeringConfig
+    config: SearchConfig
     batch_sizes: BatchSizes
     arguments: dict[str, Any]
     step_defaults: dict[str, Any]
@@ -69,39 +71,68 @@ def split_arguments(
     pipe: Any,
     arguments: Mapping[str, Any],
     *,
-    steering: FKSteeringConfig,
+    search: SearchConfig,
     batch_sizes: BatchSizes,
     attributes: Sequence[str] = (),
-) -> tuple[FKSteeringConfig, BatchSizes, dict[str, Any]]:
+) -> tuple[SearchConfig, BatchSizes, dict[str, Any]]:
     """Settings with the fields given as keywords replaced, and the arguments of the wrapped pipeline.
 
     Args:
         pipe: the wrapped pipeline.
         arguments: of the steered call.
-        steering: settings that the keywords change.
+        search: settings that the keywords change.
         batch_sizes: settings that the keywords change.
         attributes: names of what is written as an attribute, and not passed to a call.
 
     Raises:
         TypeError: for a name that is neither; the message suggests close ones.
     """
-    check_kind("steering", steering, FKSteeringConfig)
-    fields = {name: value for name, value in arguments.items() if name in config_fields()}
+    settings = search_fields(search)
+    fields = {name: value for name, value in arguments.items() if name in settings}
     sizes = {name: value for name, value in arguments.items() if name in batch_size_fields()}
     rest = {name: value for name, value in arguments.items() if name not in fields and name not in sizes}
     parameters = inspect.signature(pipe.__call__).parameters
     known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name != "self"]
     for name in rest:
         if name not in known:
-            hint = did_you_mean(name, [*known, *config_fields(), *batch_size_fields()], show=str)
+            hint = did_you_mean(name, [*known, *settings, *batch_size_fields()], show=str)
             if name in attributes:
                 hint = f" It belongs to the pipeline: pipe.{name} = ... sets it for all calls."
             raise TypeError(
-                f"{name!r} is an argument neither of {type(pipe).__name__} nor of FKSteeringConfig or BatchSizes.{hint}"
+                f"{name!r} is an argument neither of {type(pipe).__name__} nor of {type(search).__name__} or "
+                f"BatchSizes.{hint}"
             )
     if "num_images_per_prompt" not in known:
         raise TypeError(f"{type(pipe).__name__} takes no num_images_per_prompt, so its particles cannot be batched.")
-    return replace(steering, **fields), replace(batch_sizes, **sizes), rest
+    return load_search(search, **fields), replace(batch_sizes, **sizes), rest
+
+
+def chosen_search(
+    search: str | SearchConfig | None, steering: FKSteeringConfig | None, default: SearchConfig
+) -> SearchConfig:
+    """The search of a call or of a pipeline.
+
+    Args:
+        search: a name of `SEARCHES`, or a config.
+        steering: the older word for an `FKSteeringConfig`.
+        default: where neither is given.
+
+    Raises:
+        TypeError: for both at once, and for what is no search.
+        ValueError: for an unknown name; the message lists the known ones.
+
+    Example:
+        >>> chosen_search("fk", None, FKSteeringConfig()).num_particles
+        4
+    """
+    if search is not None and steering is not None:
+        raise TypeError(
+            "Pass search or steering, not both: steering is the older word for search=FKSteeringConfig(...)."
+        )
+    if steering is not None:
+        check_kind("steering", steering, FKSteeringConfig)
+        return steering
+    return default if search is None else load_search(search)
 
 
 def takes_prompt(pipe: Any) -> bool:
@@ -147,7 +178,7 @@ def _require_text(arguments: Mapping[str, Any]) -> None:
             require_text([text for text in texts if isinstance(text, str)], name)
 
 
-def check_output(pipe: Any, output_type: str, num_images_per_prompt: int, config: FKSteeringConfig) -> None:
+def check_output(pipe: Any, output_type: str, num_images_per_prompt: int, config: SearchConfig) -> None:
     """Raise for an output type that the pipeline does not have, or for more images than particles."""
     check_output_type(output_type)
     if output_type == "latent" and not has_latents(pipe):
@@ -155,8 +186,8 @@ def check_output(pipe: Any, output_type: str, num_images_per_prompt: int, config
     # Diffusers makes no tensors of depths, and its 16-bit PIL images need a Pillow of before 12
     if output_type in ("pt", "pil") and isinstance(getattr(pipe, "image_processor", None), VaeImageProcessorLDM3D):
         raise ValueError(f"{type(pipe).__name__} cannot return its depths as {output_type!r}. Ask for 'np'.")
-    name = "num_particles" if config.final_particles is None else "final_particles"
-    finished = getattr(config, name)
+    finished = num_finished(config)
+    name = "num_particles" if finished == config.num_particles else _finishing_field(config)
     whole_number("num_images_per_prompt", num_images_per_prompt, minimum=1)
     if num_images_per_prompt > finished:
         raise ValueError(
@@ -165,25 +196,33 @@ def check_output(pipe: Any, output_type: str, num_images_per_prompt: int, config
         )
 
 
-def complete_eta(pipe: Any, config: FKSteeringConfig, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Set `eta=1.0` where the scheduler takes it and the caller gave none; refuse deterministic settings early.
+def _finishing_field(config: SearchConfig) -> str:
+    """The setting that says how many particles are finished, for a message."""
+    return "final_particles" if isinstance(config, FKSteeringConfig) else f"the end of {type(config).__name__}"
+
+
+def complete_eta(pipe: Any, config: SearchConfig, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Set the search's own eta where the scheduler takes one and the caller gave none; refuse what does not go early.
 
     Returns:
         Defaults for `scheduler.step`, for pipelines that do not hand `eta` on.
 
     Raises:
-        ValueError: for a deterministic scheduler, an explicit `eta=0.0` among them. Unless nothing is resampled.
+        ValueError: for a deterministic scheduler, an explicit `eta=0.0` among them, where particles are copied.
     """
-    scheduler = pipe.scheduler
+    scheduler, copies = pipe.scheduler, config.population().copies
     if not takes_argument(scheduler, "eta"):
-        if config.resamples:
+        if copies:
             require_stochastic(scheduler)
         if arguments.get("eta") is not None:
             logger.warning("eta=%s has no effect: %s takes none.", arguments["eta"], type(scheduler).__name__)
         return {}
     eta = arguments.get("eta")
-    eta = 1.0 if eta is None else eta
-    if config.resamples:
+    eta = config.default_eta if eta is None else eta
+    if eta is None:
+        arguments.pop("eta", None)
+        return {}
+    if copies:
         require_stochastic(scheduler, eta=eta)
     if "eta" in inspect.signature(pipe.__call__).parameters:
         arguments["eta"] = eta

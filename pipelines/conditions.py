@@ -17,7 +17,7 @@ from fk_reward.pipelines.epilogue import CannotDecodeError, Epilogue
 from fk_reward.pipelines.hooks import find_denoisers, wrap_forward
 from fk_reward.pipelines.wrapped_pipeline import PROMPTS_TOGETHER
 from fk_reward.sampling.row_state import Take, map_tensors
-from fk_reward.smc.particle_filter import ParticleFilter
+from fk_reward.search.base import Population
 
 _OF_THE_SAMPLE = re.compile(
     r"(hidden_states|sample|x|z|latent.*|noisy.*|.*residual.*|.*block_samples.*|"
@@ -43,12 +43,12 @@ class Conditions:
         pipe: the wrapped pipeline.
         num_groups: number of prompts, G.
         num_particles: of a prompt in this process at the beginning, K.
-        shrinks: whether fewer particles are left in the course of the call.
+        resizes: whether the number of particles changes in the course of the call.
     """
 
-    def __init__(self, pipe: Any, *, num_groups: int, num_particles: int, shrinks: bool = False) -> None:
+    def __init__(self, pipe: Any, *, num_groups: int, num_particles: int, resizes: bool = False) -> None:
         self._pipe = pipe
-        self._shrinks = shrinks
+        self._resizes = resizes
         self._num_groups = num_groups
         self._num_particles = num_particles
         self._own: dict[int, set[str]] = {}  # names of arguments that differ, by denoiser
@@ -96,10 +96,10 @@ class Conditions:
     def _look(self, denoiser: nn.Module, given: Mapping[str, Any], num_rows: int) -> None:
         """Find out which conditions follow their particles, at the first call of a denoiser."""
         joined = _Joined.find(given)
-        if joined is not None and self._shrinks:
+        if joined is not None and self._resizes:
             raise ValueError(
                 f"{type(self._pipe).__name__} joins an image of each particle that it began with to the samples: leave "
-                "final_particles out."
+                "final_particles out, and take no other search that changes the number of particles."
             )
         beside = {} if joined is None else {_JOINED: joined.apart(given)[1]}
         self._own[id(denoiser)] = self._differing({**given, **beside}, num_rows)
@@ -208,16 +208,16 @@ def _all_equal(particles: Tensor) -> bool:
 
 
 @contextmanager
-def fit_conditions(pipe: Any, particle_filter: ParticleFilter) -> Iterator[None]:
-    """Cut the conditions of each call of the denoiser to the size of its sample, inside the block.
+def fit_conditions(pipe: Any, population: Population) -> Iterator[None]:
+    """Bring the conditions of each call of the denoiser to the size of its sample, inside the block.
 
-    A pipeline prepares text embeddings, time ids and the like once, for K particles of each prompt. When only K' are
-    left, the samples have fewer rows. The conditions of a prompt are the same for all of its particles, so that any
-    K' of their rows will do.
+    A pipeline prepares text embeddings, time ids and the like once, for K particles of each prompt. When there are K'
+    of them, the samples have fewer rows, or more. The conditions of a prompt are the same for all of its particles, so
+    that any K' of their rows will do, and some of them twice.
 
     Args:
         pipe: the wrapped pipeline.
-        particle_filter: of the call; K' is its `num_particles`.
+        population: of the call; K' is its `num_particles`.
 
     Raises:
         ValueError: for a pipeline whose denoiser is not known.
@@ -225,18 +225,19 @@ def fit_conditions(pipe: Any, particle_filter: ParticleFilter) -> Iterator[None]
     denoisers = find_denoisers(pipe)
     if not denoisers:
         raise ValueError(
-            f"{type(pipe).__name__} has no unet and no transformer, whose conditions final_particles cuts: drop it."
+            f"{type(pipe).__name__} has no unet and no transformer, so that the number of particles cannot change: "
+            "leave final_particles out."
         )
-    first = particle_filter.num_particles
+    first = population.num_particles
 
-    def call_with_those_left(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        left = particle_filter.num_particles
-        if left == first:
+    def call_resized(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        number = population.num_particles
+        if number == first:
             return call(*args, **kwargs)
-        layout = BatchLayout(batch_rows(args, kwargs) // left, first)
-        return call(*layout.take(args, 0, left), **layout.take(kwargs, 0, left))
+        layout = BatchLayout(batch_rows(args, kwargs) // number, first)
+        return call(*layout.resize(args, number), **layout.resize(kwargs, number))
 
     with ExitStack() as stack:
         for denoiser in denoisers:
-            stack.enter_context(wrap_forward(denoiser, call_with_those_left))
+            stack.enter_context(wrap_forward(denoiser, call_resized))
         yield

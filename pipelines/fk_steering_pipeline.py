@@ -19,6 +19,7 @@ from fk_reward.pipelines.call_arguments import (
     check_kind,
     check_output,
     check_rows,
+    chosen_search,
     complete_eta,
     resolve_prompts,
     split_arguments,
@@ -36,8 +37,9 @@ from fk_reward.pipelines.wrapped_pipeline import PipelineProxy, check_pipeline, 
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.trace import Provenance
-from fk_reward.search.feynman_kac import FKSteeringConfig, config_fields
-from fk_reward.smc.particle_filter import ParticleFilter
+from fk_reward.search.base import Population, SearchConfig, can_move, num_finished
+from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search.registry import load_search, search_fields, settings_of
 
 
 class FKSteeringPipeline(PipelineProxy):
@@ -55,7 +57,9 @@ class FKSteeringPipeline(PipelineProxy):
     Args:
         pipe: a pipeline in memory, whose scheduler is kept: a deterministic one is refused when the pipeline is called.
         reward: name or composition of names, `Reward`, or a function `(images, prompts) -> (B,) tensor`.
-        steering: default settings of the calls.
+        search: how the calls search: a name of `fk_reward.search.SEARCHES` (`"fk"`, the default, `"best-of-n"`,
+            `"pruning"`, `"beam"`), or a config.
+        steering: the older word for `search=FKSteeringConfig(...)`.
         preview: a cheaper decoder for the scoring steps: `"auto"`, `"taesd"` or another name of `PREVIEWS`, `"vae/2"`
             for half the resolution, a hub id or a folder of an `AutoencoderTiny`, one in memory, or a function from
             predicted latents to images `(B, 3, H, W)` in [0, 1], which also serves pipelines whose latents are not
@@ -81,7 +85,7 @@ class FKSteeringPipeline(PipelineProxy):
     """
 
     _reward: Reward
-    _steering: FKSteeringConfig
+    _search: SearchConfig
     _preview: Preview | None
     _batch_sizes: BatchSizes
     _spread: bool
@@ -95,6 +99,7 @@ class FKSteeringPipeline(PipelineProxy):
         pipe: DiffusionPipeline,
         *,
         reward: str | Reward | Callable[[Tensor, list[str]], Tensor],
+        search: str | SearchConfig | None = None,
         steering: FKSteeringConfig | None = None,
         preview: str | Path | Preview | None = None,
         solver: str | Solver | None = None,
@@ -106,7 +111,7 @@ class FKSteeringPipeline(PipelineProxy):
         self._preview = None  # read when the pipeline is written
         self.pipe = pipe
         self.reward = reward
-        self.steering = FKSteeringConfig() if steering is None else steering
+        self._search = chosen_search(search, steering, FKSteeringConfig())
         self.batch_sizes = BatchSizes() if batch_sizes is None else batch_sizes
         self.spread = spread
         self.preview = preview
@@ -159,14 +164,23 @@ class FKSteeringPipeline(PipelineProxy):
         self._reward_device = device
 
     @property
-    def steering(self) -> FKSteeringConfig:
-        """Default settings of the calls."""
-        return self._steering
+    def search(self) -> SearchConfig:
+        """Search of the calls that name none; the name of one can be written as well."""
+        return self._search
+
+    @search.setter
+    def search(self, value: str | SearchConfig) -> None:
+        self._search = load_search(value)
+
+    @property
+    def steering(self) -> Any:
+        """The older word for `search`; only an `FKSteeringConfig` can be written."""
+        return self._search
 
     @steering.setter
     def steering(self, value: FKSteeringConfig) -> None:
         check_kind("steering", value, FKSteeringConfig)
-        self._steering = value
+        self._search = value
 
     @property
     def batch_sizes(self) -> BatchSizes:
@@ -236,7 +250,7 @@ class FKSteeringPipeline(PipelineProxy):
         Args:
             name_or_path: hub id, folder, embedded model (`"shapes-sd"`) or alias (`"sd-2.1"`, `"sdxl"`).
             reward: name or composition of names, `Reward`, or a function.
-            **arguments: options of this class (`steering`, `preview`, `solver`, `batch_sizes`, `spread`,
+            **arguments: options of this class (`search`, `preview`, `solver`, `batch_sizes`, `spread`,
                 `reward_device`); the others go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`,
                 `scheduler`, ...).
         """
@@ -270,6 +284,7 @@ class FKSteeringPipeline(PipelineProxy):
         self,
         prompt: str | list[str] | None = None,
         *,
+        search: str | SearchConfig | None = None,
         num_images_per_prompt: int = 1,
         steering: FKSteeringConfig | None = None,
         reward_prompts: str | Sequence[str] | None = None,
@@ -281,28 +296,30 @@ class FKSteeringPipeline(PipelineProxy):
 
         Args:
             prompt: one prompt or a list; prompts never exchange particles.
-            num_images_per_prompt: n, how many of the K particles are returned, at most K.
-            steering: settings of this call, in place of the pipeline's.
+            search: how to search, in place of the pipeline's `search`: a name of `fk_reward.search.SEARCHES`, or a
+                config.
+            num_images_per_prompt: n, how many of the finished particles are returned.
+            steering: the older word for `search=FKSteeringConfig(...)`.
             reward_prompts: texts that the reward reads, where they should differ from `prompt` or where only
                 `prompt_embeds` are given.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict: False for a tuple (images, rewards, trace, nsfw flags).
-            **arguments: fields of `FKSteeringConfig` (`num_particles=8`) and of `BatchSizes`
+            **arguments: fields of the search's config (`num_particles=8`) and of `BatchSizes`
                 (`particle_batch_size=4`), and arguments of the wrapped pipeline's call;
                 `generator` takes one generator, or a list of one for each of the G * K particles. `eta` is 1.0 unless
-                given.
+                given, for a search that copies particles.
 
         Raises:
             TypeError: for an unknown argument.
-            ValueError: for a deterministic scheduler, more images than particles, an image or a reward that is not
-                finite, ...
+            ValueError: for a deterministic scheduler under a search that copies, more images than particles, an image
+                or a reward that is not finite, ...
         """
         with call_link(spread=self.spread) as link:
             check_kind("return_dict", return_dict, bool)
             call = self._parse(
                 prompt,
                 arguments,
-                steering=self.steering if steering is None else steering,
+                search=chosen_search(search, steering, self.search),
                 reward_prompts=reward_prompts,
                 num_images_per_prompt=num_images_per_prompt,
                 output_type=output_type,
@@ -321,14 +338,14 @@ class FKSteeringPipeline(PipelineProxy):
         prompt: Any,
         arguments: dict[str, Any],
         *,
-        steering: FKSteeringConfig,
+        search: SearchConfig,
         reward_prompts: Any,
         num_images_per_prompt: int,
         output_type: str,
     ) -> SteeredCall:
         """Sort and check the arguments of a call, before anything is spent on it."""
         config, sizes, arguments = split_arguments(
-            self.pipe, arguments, steering=steering, batch_sizes=self.batch_sizes, attributes=(*OPTIONS, "scheduler")
+            self.pipe, arguments, search=search, batch_sizes=self.batch_sizes, attributes=(*OPTIONS, "scheduler")
         )
         of_solver = {} if self.solver is None else self.solver.arguments(self.pipe)
         arguments |= {name: value for name, value in of_solver.items() if arguments.get(name) is None}
@@ -349,14 +366,14 @@ class FKSteeringPipeline(PipelineProxy):
 
     def _prepare(self, call: SteeredCall, link: ProcessLink | None) -> SteeredRun:
         """Everything that runs a call, on this process's share of its particles."""
-        exchange = find_exchange(call.config, len(call.prompts), link=link, reward=self.reward)
-        particle_filter = self._particle_filter(call)
+        population = self._population(call)
+        exchange = find_exchange(population, link=link, reward=self.reward)
         batches = MicroBatches(
             call.batch_sizes,
-            num_particles=lambda: len(call.prompts) * exchange.share(particle_filter.num_particles),
+            num_particles=lambda: len(call.prompts) * exchange.share(population.num_particles),
             found=self._found_sizes,
         )
-        watched, decode = self._decoding(call, batches, num_own=exchange.num_own)
+        watched, decode = self._decoding(call, batches, population)
         provenance = describe_call(
             self.pipe,
             call.arguments,
@@ -369,7 +386,8 @@ class FKSteeringPipeline(PipelineProxy):
         return SteeredRun(
             reward=self.reward,
             prompts=call.prompts,
-            particle_filter=particle_filter,
+            config=call.config,
+            population=population,
             decode=decode,
             batches=batches,
             exchange=exchange,
@@ -380,11 +398,11 @@ class FKSteeringPipeline(PipelineProxy):
             provenance=provenance,
         )
 
-    def _particle_filter(self, call: SteeredCall) -> ParticleFilter:
+    def _population(self, call: SteeredCall) -> Population:
         generator, num_groups = call.arguments.get("generator"), len(call.prompts)
         device = "cpu" if generator is not None else self.pipe._execution_device  # which walks through all modules
         generators = resampling_generators(generator, num_groups, device=device)
-        return ParticleFilter(call.config, num_groups, generators, spread=self.reward.card.spread)
+        return call.config.population(num_groups, generators, spread=self.reward.card.spread)
 
     def _identity(self, call: SteeredCall, provenance: Provenance) -> dict[str, Any]:
         """What has to be the same in all processes that share a call."""
@@ -392,7 +410,8 @@ class FKSteeringPipeline(PipelineProxy):
             provenance,
             call.arguments,
             prompts=call.prompts,
-            steering=call.config.to_dict(),
+            search=type(call.config).__name__,
+            steering=settings_of(call.config),
             reward=self.reward.card.name,
             preview=type(self.preview).__name__,
             model=str(self.pipe.config.get("_name_or_path")),
@@ -400,18 +419,21 @@ class FKSteeringPipeline(PipelineProxy):
             num_images_per_prompt=call.num_images_per_prompt,
         )
 
-    def _decoding(self, call: SteeredCall, batches: MicroBatches, *, num_own: int) -> tuple[RunningCall, DecodeFn]:
+    def _decoding(
+        self, call: SteeredCall, batches: MicroBatches, population: Population
+    ) -> tuple[RunningCall, DecodeFn]:
         """The watch over the wrapped pipeline's call, whose end decodes, and the decoder of the scoring steps."""
         decode = self._decoder(call.arguments)
         of_user = None if isinstance(decode, LatentDecoder) else batches.decoder(decode)
-        sizes = [len(call.prompts) * (call.config.final_particles or num_own)]
+        # a batch that grows cannot be tried out before it has grown
+        sizes = [len(call.prompts) * min(num_finished(call.config), population.num_particles)]
         if self.reward_device is not None and call.batch_sizes.decode_batch_size is not None:
             sizes.append(1)  # decoded a few at a time, each batch through the whole end of the call
         watched = RunningCall(
             self.pipe,
             output_type=call.output_type,
             sizes=sizes,
-            decodes=call.config.resamples,
+            decodes=can_move(population),
             preview=of_user,
         )
         return watched, of_user or self._decoder(call.arguments, call=watched, batched=batches.decoder)
@@ -421,13 +443,15 @@ class FKSteeringPipeline(PipelineProxy):
         return preview_decoder(self.preview, self.pipe, height=height, width=width, **options)
 
     def _settings(self) -> dict[str, tuple[str, ...]]:
-        return {"steering": config_fields(), "batch_sizes": batch_size_fields()}
+        word = "steering" if isinstance(self.search, FKSteeringConfig) else "search"
+        return {word: tuple(search_fields(self.search)), "batch_sizes": batch_size_fields()}
 
     def __repr__(self) -> str:
+        word = "steering" if isinstance(self.search, FKSteeringConfig) else "search"
         replaced = "" if self._replaced_scheduler is None else f" (in place of {self._replaced_scheduler})"
         return (
             f"FKSteeringPipeline({type(self.pipe).__name__}, scheduler={type(self.scheduler).__name__}{replaced}, "
-            f"reward={self.reward.card.name!r}, steering={self.steering})"
+            f"reward={self.reward.card.name!r}, {word}={self.search})"
         )
 
 

@@ -79,14 +79,15 @@ def finish(run: SteeredRun, out: Any, *, num_images_per_prompt: int) -> FKSteeri
         flags = run.exchange.gather(flags)
         rewards = _without_flagged(rewards, flags.to(rewards.device), run)
     run.finish(rewards)
-    selected = run.particle_filter.select(num_images_per_prompt)
-    offsets = run.particle_filter.num_particles * torch.arange(len(selected))[:, None]
+    selected = run.population.select(num_images_per_prompt)
+    offsets = run.population.num_particles * torch.arange(len(selected))[:, None]
     indices = (selected + offsets).flatten()
     images = _taken(_gathered(returned, run.exchange), indices)
-    nothing_allowed = run.particle_filter.abstained.repeat_interleave(num_images_per_prompt)
+    returned_rewards = rewards.detach().to("cpu", torch.float32)[indices].view(selected.shape)
+    nothing_allowed = returned_rewards.isneginf().all(1).repeat_interleave(num_images_per_prompt)
     return FKSteeringOutput(
         images=_black(images, nothing_allowed.tolist()),
-        rewards=rewards.detach().to("cpu", torch.float32)[indices].view(selected.shape),
+        rewards=returned_rewards,
         trace=run.trace(selected),
         nsfw_content_detected=None if flags is None else flags[indices].tolist(),
     )
@@ -100,7 +101,7 @@ def _flags(out: Any) -> Tensor | None:
 
 def _without_flagged(rewards: Tensor, flags: Tensor, run: SteeredRun) -> Tensor:
     """Rewards with -inf for flagged images; where all of a prompt are, they keep theirs, and a warning says so."""
-    grouped = flags.view(run.particle_filter.num_groups, -1)
+    grouped = flags.view(run.population.num_groups, -1)
     if not grouped.any():
         return rewards
     for group in grouped.all(1).nonzero().flatten().tolist():

@@ -15,7 +15,7 @@ from fk_reward.rewards import Reward
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.trace import Provenance
-from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search.base import Population, can_resize
 
 
 def call_link(*, spread: bool) -> AbstractContextManager[ProcessLink | None]:
@@ -37,21 +37,20 @@ def shared_store() -> Any:
     return distributed_c10d._get_default_store()  # PyTorch has no public name for it
 
 
-def find_exchange(
-    config: FKSteeringConfig, num_groups: int, *, link: ProcessLink | None, reward: Reward
-) -> ParticleExchange:
+def find_exchange(population: Population, *, link: ProcessLink | None, reward: Reward) -> ParticleExchange:
     """The place of this process: the only one, or one of those that `accelerate launch` started.
 
     Raises:
         ValueError: for particles that cannot be shared evenly, for settings that leave fewer and fewer of them, and for
             a reward that compares them with one another.
     """
-    sizes: dict[str, Any] = {"num_groups": num_groups, "num_particles": config.num_particles}
+    sizes: dict[str, Any] = {"num_groups": population.num_groups, "num_particles": population.num_particles}
     if link is None:
         return ParticleExchange(**sizes)
-    if config.final_particles is not None:
+    if can_resize(population):
         raise ValueError(
-            "final_particles does not go with spread=True: the particles are shared out evenly. Leave one."
+            "final_particles does not go with spread=True, nor does any other search that changes the number of "
+            "particles: they are shared out evenly. Leave one."
         )
     if reward.compares_images:
         raise ValueError(

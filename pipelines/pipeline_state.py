@@ -36,7 +36,7 @@ _REFUSED = {
 
 
 @contextmanager
-def kept_rows(pipe: Any, *, shrinks: bool = False) -> Iterator[list[RowState]]:
+def kept_rows(pipe: Any, *, resizes: bool = False) -> Iterator[list[RowState]]:
     """Find what the pipeline keeps for each particle, for one call whose particles are copied.
 
     Caches are empty at the beginning: what an interrupted call has left would be another batch's. After an error they
@@ -44,7 +44,7 @@ def kept_rows(pipe: Any, *, shrinks: bool = False) -> Iterator[list[RowState]]:
 
     Args:
         pipe: the wrapped pipeline.
-        shrinks: whether fewer particles are left in the course of the call.
+        resizes: whether the number of particles changes in the course of the call.
 
     Yields:
         What `steer` is to gather.
@@ -55,12 +55,12 @@ def kept_rows(pipe: Any, *, shrinks: bool = False) -> Iterator[list[RowState]]:
     reason = next((_REFUSED[cls.__name__] for cls in type(pipe).__mro__ if cls.__name__ in _REFUSED), None)
     if reason is not None:
         raise ValueError(f"{type(pipe).__name__} {reason}, which cannot follow the copies: use num_resamples=0.")
-    if shrinks and "mask_image" in inspect.signature(pipe.__call__).parameters:
+    if resizes and "mask_image" in inspect.signature(pipe.__call__).parameters:
         raise ValueError(
             f"{type(pipe).__name__} keeps mask and image for every particle that it began with: leave final_particles "
             "out."
         )
-    caches, guiders = CacheStates(pipe, shrinks=shrinks), GuiderStates(pipe)
+    caches, guiders = CacheStates(pipe, resizes=resizes), GuiderStates(pipe)
     noise = KnownRegionNoise()
     caches.reset()
     with ExitStack() as stack:
@@ -82,17 +82,17 @@ class CacheStates:
 
     Args:
         pipe: the wrapped pipeline.
-        shrinks: whether fewer particles are left in the course of the call.
+        resizes: whether the number of particles changes in the course of the call.
 
     Raises:
         ValueError: for a hook with state that is not known here.
     """
 
-    def __init__(self, pipe: Any, *, shrinks: bool) -> None:
+    def __init__(self, pipe: Any, *, resizes: bool) -> None:
         modules = [value for value in vars(pipe).values() if isinstance(value, nn.Module)]
         self._registries = [registry for module in modules for registry in _registries(module)]
         self._hooks = _stateful(self._registries)
-        self._shrinks = shrinks
+        self._resizes = resizes
         for hook in self._hooks:
             kinds = _state_types(hook)
             unknown = [kind.__name__ for kind in kinds if not _is_known(kind)]
@@ -102,7 +102,7 @@ class CacheStates:
                     f"({', '.join(unknown) or 'of an unknown kind'}) that cannot follow the copies of a particle: "
                     "disable this cache, or resample nothing (num_resamples=0)."
                 )
-            if shrinks and any(kind.__name__ == "TextKVCacheBlockState" for kind in kinds):
+            if resizes and any(kind.__name__ == "TextKVCacheBlockState" for kind in kinds):
                 raise ValueError(
                     "TextKVCache knows a prompt by the address of its embeddings, which change when fewer particles "
                     "are left: disable this cache, or leave final_particles out."
@@ -134,7 +134,7 @@ class CacheStates:
             return _by_particle(tensor, take, num_rows) if inner else _by_block(tensor, take, num_rows)
 
         vars(state).update({name: map_tensors(gathered, value) for name, value in vars(state).items()})
-        if self._shrinks:
+        if self._resizes:
             _scale_sizes(state, len(take(torch.empty(num_rows, 0))) / num_rows)
 
 

@@ -24,11 +24,14 @@ from fk_reward.pipelines.pipeline_state import kept_rows
 from fk_reward.pipelines.running_call import RunningCall
 from fk_reward.rewards import NonFiniteScoreError, Reward
 from fk_reward.sampling.particle_exchange import ParticleExchange
+from fk_reward.sampling.records import SteeringRecord, SteeringRecords, recorded_weights
 from fk_reward.sampling.row_state import RowState
-from fk_reward.sampling.steering import SteeringRecord, SteeringRecords, steer
+from fk_reward.sampling.steering import steer
 from fk_reward.sampling.trace import Provenance, SteeringTrace, TraceStep
 from fk_reward.sampling.x0_prediction import scheduler_name
-from fk_reward.smc.particle_filter import ParticleFilter
+from fk_reward.search.base import Population, SearchConfig, can_move, can_resize
+from fk_reward.search.feynman_kac import FKPopulation
+from fk_reward.search.registry import search_name, settings_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,7 +48,8 @@ class SteeredRun:
     Attributes:
         reward: the reward.
         prompts: G texts that the reward reads.
-        particle_filter: the particle filter of this call.
+        config: settings of the search.
+        population: who goes on, in this call.
         decode: latents to images in [0, 1].
         batches: how much the reward gets at once.
         exchange: where the particles are; images and scores of this class are those of this process's own.
@@ -62,7 +66,8 @@ class SteeredRun:
 
     reward: Reward
     prompts: list[str]
-    particle_filter: ParticleFilter
+    config: SearchConfig
+    population: Population
     decode: DecodeFn
     batches: MicroBatches
     exchange: ParticleExchange
@@ -76,7 +81,10 @@ class SteeredRun:
     predicted: Tensor | None = None
     _steps: list[TraceStep] = field(default_factory=list)
     _measured: dict[str, Any] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "scored"), 0))
+    _counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "scored", "sample_steps"), 0)
+    )
+    _log_ratio: Tensor | None = None
     _bar: Any = None
     _announced_steps: int | None = None
     _started: float = field(default_factory=time.perf_counter)
@@ -93,7 +101,7 @@ class SteeredRun:
             stack.enter_context(self.watch(pipe))
             kept = stack.enter_context(self._kept_rows(pipe))
             hooks["row_states"] = [*kept, stack.enter_context(self._conditions(pipe))]
-            records = stack.enter_context(steer(pipe.scheduler, self.particle_filter, self.score, **hooks))
+            records = stack.enter_context(steer(pipe.scheduler, self.population, self.score, **hooks))
             # after `steer`, outside its step: the call goes on with what `steer` made of the sample
             stack.enter_context(self.call.watching())
             out = pipe(**self.arguments)
@@ -101,21 +109,19 @@ class SteeredRun:
         return out
 
     def _kept_rows(self, pipe: Any) -> AbstractContextManager[list[RowState]]:
-        config = self.particle_filter.config
-        if not config.resamples:
+        if not can_move(self.population):
             return nullcontext([])
-        shrinks = config.final_particles is not None
-        return kept_rows(pipe, shrinks=shrinks)
+        return kept_rows(pipe, resizes=can_resize(self.population))
 
     def _conditions(self, pipe: Any) -> AbstractContextManager[Conditions]:
-        shrinks = self.particle_filter.config.final_particles is not None
         sizes = {"num_groups": len(self.prompts), "num_particles": self._num_own}
-        return Conditions(pipe, **sizes, shrinks=shrinks).following()
+        return Conditions(pipe, **sizes, resizes=can_resize(self.population)).following()
 
     def _close(self, pipe: Any, records: SteeringRecords) -> None:
         self.notes += records.notes
-        self.num_steps = records.num_steps
-        if self.particle_filter.config.resamples and records.num_steps == 0:
+        self.num_steps, self._log_ratio = records.num_steps, records.log_ratio
+        self._counts["sample_steps"] = records.sample_steps
+        if can_move(self.population) and records.num_steps == 0:
             raise RuntimeError(
                 f"{type(pipe).__name__} never called the step of its scheduler ({type(pipe.scheduler).__name__}), so "
                 "that nothing was steered: it uses another scheduler, or a copy, or strength leaves no step to make."
@@ -189,7 +195,7 @@ class SteeredRun:
             self._counts["decoded"] += len(images)
             return self.score_images(images if flags is None else images * ~flags.to(images.device).view(-1, 1, 1, 1))
 
-        return self.exchange.gather_scores(score, torch.empty(self.particle_filter.num_groups * self._num_own))
+        return self.exchange.gather_scores(score, torch.empty(self.population.num_groups * self._num_own))
 
     def _note_noise(self, *, is_latent: bool) -> None:
         returned = "latents" if is_latent else "images"
@@ -208,26 +214,29 @@ class SteeredRun:
             self._bar.set_postfix(reward=f"{best:.3f}", ess=f"{ess:.1f}", refresh=False)
 
     def finish(self, rewards: Tensor) -> None:
-        """Apply the terminal correction with the rewards `(G * K,)` of the finished images and close the record."""
-        self.particle_filter.weigh(rewards, final=True, step=self.num_steps)
+        """Give the population the rewards `(G * K,)` of the finished images and close the record."""
+        self.population.finish(rewards, step=self.num_steps, log_ratio=self._log_ratio)
+        grouped = self._grouped(rewards)
+        log_weights, ess = recorded_weights(self.population.record(), grouped, final=True)
         self._steps.append(
             TraceStep(
                 step=self.num_steps,
                 timestep=0.0,
-                rewards=self._grouped(rewards),
-                log_weights=self.particle_filter.log_weights.clone(),
-                ess=self.particle_filter.ess,
+                rewards=grouped,
+                log_weights=log_weights,
+                ess=ess,
                 ancestors=None,
                 final=True,
                 **self._measures(),
             )
         )
-        self._note_effect()
+        if isinstance(self.population, FKPopulation):
+            self._note_effect(self.population)
 
-    def _note_effect(self) -> None:
-        """Note which prompts were not resampled, and warn where none was."""
-        config, scales = self.particle_filter.config, self.particle_filter.reward_scale
-        note = resampling_effect(config, self._steps, reward_scale=scales, stopped=self.particle_filter.stopped)
+    def _note_effect(self, population: FKPopulation) -> None:
+        """Say in the notes which prompts were not resampled, and aloud where none was."""
+        config, scales = population.config, population.reward_scale
+        note = resampling_effect(config, self._steps, reward_scale=scales, stopped=population.stopped)
         if note is None:
             return
         self.notes.append(note)
@@ -237,21 +246,24 @@ class SteeredRun:
     def trace(self, selected: Tensor) -> SteeringTrace:
         """The trace of the finished run; `selected` is `(G, n)`. Counts are those of all processes together."""
         counts = {name: count * self.exchange.num_processes for name, count in self._counts.items()}
+        recorded = self.population.record()
         return SteeringTrace(
             prompts=tuple(self.prompts),
-            config=self.particle_filter.config.to_dict(),
+            search=search_name(self.config),
+            config=settings_of(self.config),
             reward_name=self.reward.card.name,
-            reward_scale=self.particle_filter.reward_scale.clone(),
+            reward_scale=recorded.get("reward_scale"),
             steps=tuple(self._steps),
-            log_evidence=self.particle_filter.log_evidence.clone(),
+            log_evidence=recorded.get("log_evidence"),
             selected=selected,
             num_steps=self._steps[-1].step,
             num_model_calls=counts["calls"],
             num_model_rows=counts["rows"],
+            sample_steps=counts["sample_steps"],
             num_decode_calls=counts["decoded"],
             num_reward_calls=counts["scored"],
             seconds=time.perf_counter() - self._started,
-            notes=(*getattr(self.particle_filter, "notes", ()), *self.notes),
+            notes=(*self.population.notes, *self.notes),
             provenance=self.provenance,
         )
 
@@ -260,12 +272,12 @@ class SteeredRun:
         """Count the denoiser's calls and catch the progress bar of the wrapped pipeline, for one call.
 
         A call counts once with all its rows, whether or not it is split into micro-batches further inside. Where the
-        population shrinks, the calls are cut to those that are left.
+        population shrinks or grows, the calls are brought to its size.
         """
         denoiser = main_denoiser(pipe)
         with ExitStack() as stack:
-            if self.particle_filter.config.final_particles is not None:
-                stack.enter_context(fit_conditions(pipe, self.particle_filter))
+            if can_resize(self.population):
+                stack.enter_context(fit_conditions(pipe, self.population))
             if denoiser is not None:
                 stack.enter_context(wrap_forward(denoiser, self._count_call))
             # Diffusers never clears it: it would be the number of an earlier call until this one sets its own
@@ -288,12 +300,12 @@ class SteeredRun:
     @property
     def _num_own(self) -> int:
         """Particles of a prompt that this process holds at the moment."""
-        return self.exchange.share(self.particle_filter.num_particles)
+        return self.exchange.share(self.population.num_particles)
 
     def _measures(self) -> dict[str, Any]:
         """What was measured of the last scores, of all processes; not before all of them have scores."""
         parts, thumbnails = self._measured["reward_parts"], self.exchange.gather(self._measured["thumbnails"])
-        sizes = (self.particle_filter.num_groups, -1)
+        sizes = (self.population.num_groups, -1)
         return {
             **self._measured,
             "thumbnails": thumbnails.unflatten(0, sizes),
@@ -302,7 +314,7 @@ class SteeredRun:
 
     def _grouped(self, scores: Tensor) -> Tensor:
         """(G * K,) to (G, K) float32 on the CPU."""
-        return scores.detach().to("cpu", torch.float32).view(self.particle_filter.num_groups, -1)
+        return scores.detach().to("cpu", torch.float32).view(self.population.num_groups, -1)
 
     def _name(self, index: int) -> str:
         group, particle = divmod(index, self._num_own)

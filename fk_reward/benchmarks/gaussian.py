@@ -18,8 +18,7 @@ from fk_reward.benchmarks.report import Column, show_table, write_json
 from fk_reward.benchmarks.statistics import log_log_slope, mean_and_error, root_mean_square
 from fk_reward.output_folder import NAMED_PATH, hold_folder
 from fk_reward.sampling.steering import steer
-from fk_reward.search.feynman_kac import FKSteeringConfig
-from fk_reward.smc.particle_filter import ParticleFilter
+from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
 from fk_reward.smc.potentials import POTENTIALS
 from fk_reward.smc.resampling import RESAMPLERS
 from fk_reward.value_checks import parse_integers
@@ -54,7 +53,7 @@ def estimate_tilt(
     *,
     num_runs: int,
     seed: int = 0,
-    filter_type: type[ParticleFilter] = ParticleFilter,
+    filter_type: type[FKPopulation] = FKPopulation,
 ) -> GaussianEstimates:
     """Run the whole sampler, `steer` on a Diffusers scheduler, and read the estimates off the weighted particles.
 
@@ -87,7 +86,7 @@ def estimate_tilt(
     return _read_off(particle_filter, sample)
 
 
-def _read_off(particle_filter: ParticleFilter, sample: Tensor) -> GaussianEstimates:
+def _read_off(particle_filter: FKPopulation, sample: Tensor) -> GaussianEstimates:
     weights = particle_filter.weights
     x = sample.double().view_as(weights)
     mean = (weights * x).sum(1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
+
+from fk_reward.search.base import Population
 
 Take: TypeAlias = Callable[[Tensor], Tensor]
-"""Rows `(B, ...)` to the rows of the ancestors `(B', ...)`, with B' smaller where the population shrinks."""
+"""Rows `(B, ...)` to the rows of the ancestors `(B', ...)`; B' is smaller or larger where the population is."""
 
 
 class RowState(Protocol):
@@ -75,3 +79,121 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         changed = any(new is not old for new, old in zip(items, value, strict=True))
         return type(value)(items) if changed else value
     return value
+
+
+class GeneratorRows:
+    """Generators of a loop that has one for each particle, as the population changes.
+
+    Where particles are copied, a generator belongs to a slot of its prompt, so that copies draw different noise; slots
+    beyond those that the loop began with get generators derived from theirs. Where nobody is copied, a generator goes
+    with its particle, which then ends as it would have ended alone.
+
+    Args:
+        num_groups: G.
+        num_particles: K at the beginning, in this process.
+        copies: whether particles are copied.
+
+    Example:
+        >>> rows = GeneratorRows(1, 3, copies=False)
+        >>> rows.gather(torch.tensor([2, 0]), 2)
+        >>> rows.of(["a", "b", "c"])
+        ['c', 'a']
+    """
+
+    def __init__(self, num_groups: int, num_particles: int, *, copies: bool) -> None:
+        self._num_groups, self._first, self._copies = num_groups, num_particles, copies
+        self._num_now = num_particles
+        self._rows = torch.arange(num_groups * num_particles)
+        self._derived: dict[int, Generator] = {}
+
+    def gather(self, ancestors: Tensor, num_particles: int) -> None:
+        """Follow the ancestors `(B',)`, after which a prompt has so many particles."""
+        self._num_now = num_particles
+        if not self._copies:
+            self._rows = self._rows[ancestors]
+
+    def of(self, generators: Any) -> Any:
+        """Those of the particles now; whatever is no list with one for each first particle stays as it is."""
+        if not isinstance(generators, list | tuple) or len(generators) != self._num_groups * self._first:
+            return generators
+        if not self._copies:
+            return [generators[row] for row in self._rows.tolist()]
+        slots = [(group, slot) for group in range(self._num_groups) for slot in range(self._num_now)]
+        return [self._of_slot(generators, group, slot) for group, slot in slots]
+
+    def _of_slot(self, generators: Sequence[Generator], group: int, slot: int) -> Generator:
+        if slot < self._first:
+            return generators[group * self._first + slot]
+        place = group * 2**20 + slot
+        if place not in self._derived:
+            parent = generators[group * self._first + slot % self._first]
+            digest = hashlib.sha256(f"{parent.initial_seed()}/{slot}".encode()).digest()
+            seed = int.from_bytes(digest[:8], "little") >> 1
+            self._derived[place] = Generator(parent.device).manual_seed(seed)
+        return self._derived[place]
+
+
+def check_ancestors(ancestors: Tensor | None, population: Population, num_before: int) -> None:
+    """Check what a population answered.
+
+    Args:
+        ancestors: `(G * K',)` flat indices, or None where everybody stays.
+        population: that gave them.
+        num_before: K, particles of a prompt before.
+
+    Raises:
+        TypeError: for anything but a tensor of int64.
+        ValueError: for another shape, more than `max_particles`, an ancestor that does not exist or is of another
+            prompt, one that repeats where `copies` is False, or a `num_particles` that does not fit.
+
+    Example:
+        >>> from fk_reward.search import PlainPopulation
+        >>> check_ancestors(torch.tensor([0, 4]), PlainPopulation(2), 2)
+        Traceback (most recent call last):
+        ValueError: PlainPopulation: particle 1 of prompt 0 should go on from one of the particles 0 to 1 of its ...
+    """
+    name, num_groups = type(population).__name__, population.num_groups
+    if ancestors is None:
+        num_after = num_before
+    else:
+        num_after = _check_form(ancestors, name, num_groups)
+    if population.num_particles != num_after:
+        raise ValueError(
+            f"{name} says that a prompt has {population.num_particles} particles after this step, and its ancestors "
+            f"leave {num_after}."
+        )
+    if num_after > population.max_particles:
+        raise ValueError(
+            f"{name} grows to {num_after} particles of a prompt, and its max_particles is {population.max_particles}."
+        )
+    if ancestors is not None:
+        _check_values(ancestors.view(num_groups, -1), num_before, name, copies=population.copies)
+
+
+def _check_form(ancestors: Any, name: str, num_groups: int) -> int:
+    """K', particles of a prompt that go on."""
+    if not isinstance(ancestors, Tensor) or ancestors.dtype != torch.int64:
+        got = ancestors.dtype if isinstance(ancestors, Tensor) else type(ancestors).__name__
+        raise TypeError(f"{name}: ancestors should be a tensor of int64, or None, got {got}.")
+    if ancestors.ndim != 1 or len(ancestors) == 0 or len(ancestors) % num_groups:
+        raise ValueError(
+            f"{name}: ancestors should be of shape (G * K',) with as many for each of {num_groups} prompts, got "
+            f"{tuple(ancestors.shape)}."
+        )
+    return len(ancestors) // num_groups
+
+
+def _check_values(grouped: Tensor, num_before: int, name: str, *, copies: bool) -> None:
+    firsts = num_before * torch.arange(len(grouped))[:, None]
+    outside = ((grouped < firsts) | (grouped >= firsts + num_before)).nonzero()
+    if len(outside):
+        group, place = outside[0].tolist()
+        first = group * num_before
+        raise ValueError(
+            f"{name}: particle {place} of prompt {group} should go on from one of the particles {first} to "
+            f"{first + num_before - 1} of its prompt, got {int(grouped[group, place])}."
+        )
+    repeated = (grouped.sort(dim=1).values.diff(dim=1) == 0).any(1).nonzero().flatten().tolist()
+    if repeated and not copies:
+        row = grouped[repeated[0]].tolist()
+        raise ValueError(f"{name} copies particles of prompt {repeated[0]}, and says copies=False: ancestors {row}.")

@@ -1,25 +1,26 @@
-"""`steer`: run a particle filter inside anyone's sampling loop by intercepting `scheduler.step`."""
+"""`steer`: run a search inside anyone's sampling loop by intercepting `scheduler.step`."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fk_reward.sampling.particle_exchange import ParticleExchange
-from fk_reward.sampling.row_state import RowState, SchedulerHistory
+from fk_reward.sampling.records import SteeringRecord, SteeringRecords, StepRecord, recorded_weights, timestep_number
+from fk_reward.sampling.row_state import GeneratorRows, RowState, SchedulerHistory, check_ancestors
 from fk_reward.sampling.step_checks import CopiesCheck, FiniteWatch, bounded_variance, check_reported_x0
 from fk_reward.sampling.stochasticity import adds_noise_now, require_matching_steps, require_stochastic, step_signature
-from fk_reward.sampling.x0_prediction import predict_x0, scheduler_name
-from fk_reward.search.feynman_kac import FKSteeringConfig
-from fk_reward.smc.particle_filter import ParticleFilter
+from fk_reward.sampling.transitions import Denoise, Prediction, RepeatableStep, Score, StepState, Transition
+from fk_reward.sampling.x0_prediction import predict_x0, predicts_x0
+from fk_reward.search.base import Population, can_move, can_resize
 
 logger = logging.getLogger(__name__)
 
@@ -33,116 +34,48 @@ _HANDED_HISTORY = "old_pred_original_sample"
 
 
 @dataclass(frozen=True)
-class SteeringRecord:
-    """What happened at one scoring step.
+class _Options:
+    """What `steer` takes beside scheduler, population and score."""
 
-    Attributes:
-        step: 0-based index of the scheduler step before which the particles were scored.
-        timestep: the scheduler's timestep.
-        rewards: `(G, K)` float32, of the predicted clean samples, before resampling.
-        log_weights: `(G, K)` float64, un-normalised, after weighing and before resampling.
-        ess: `(G,)` float64, effective sample size before resampling, in [1, K].
-        ancestors: `(G, K')` int64, indices within the group, where K' particles go on; None where no group was
-            resampled.
-
-    Notation used for tensor shapes:
-        - G: number of groups (prompts)
-        - K: number of particles of a group
-    """
-
-    step: int
-    timestep: float
-    rewards: Tensor
-    log_weights: Tensor
-    ess: Tensor
-    ancestors: Tensor | None
-
-
-class SteeringRecords(list[SteeringRecord]):
-    """The records of a run in the order of time, and how far it came.
-
-    Attributes:
-        num_steps: steps that have run.
-        expected_steps: steps that should run, for which the scoring steps were placed; None where that is not known.
-        notes: sentences about this run that a user should know; each was a warning, too.
-    """
-
-    def __init__(self, scheduler: Any) -> None:
-        super().__init__()
-        self._scheduler = scheduler
-        self._last: _Step | None = None
-        self.num_steps = 0
-        self.expected_steps: int | None = None
-        self.notes: list[str] = []
-
-    @property
-    def holds_noise(self) -> bool:
-        """Whether the run ended before the scheduler's last timestep, so that the samples are not clean yet."""
-        if self._last is None or scheduler_name(self._scheduler) is None:
-            return self.num_steps < (self.expected_steps or 0)
-        index = getattr(self._scheduler, "step_index", None)  # of the next step
-        if index is not None:
-            return index < len(self._scheduler.timesteps)
-        return _number(self._last.timestep) != _number(self._scheduler.timesteps[-1])
-
-    def last_x0_pred(self) -> Tensor:
-        """`(B, C, ...)`, the predicted clean sample of the last step that ran, before its move.
-
-        Raises:
-            RuntimeError: when no step ran.
-        """
-        if self._last is None:
-            raise RuntimeError("No step has run, so that there is no prediction.")
-        return self._last.x0_pred(self._scheduler)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What a step got."""
-
-    state: dict[str, Any]  # of the scheduler, before the step
-    model_output: Tensor
-    timestep: Any
-    sample: Tensor
-
-    def x0_pred(self, scheduler: Any) -> Tensor:
-        """Computed when it is asked for: only the last step of a run that ends early needs it."""
-        after = dict(vars(scheduler))
-        vars(scheduler).update(self.state)
-        try:
-            return predict_x0(scheduler, self.model_output, self.timestep, self.sample)
-        finally:
-            vars(scheduler).update(after)
+    step_defaults: Mapping[str, Any] = field(default_factory=dict)
+    callback: Callable[[SteeringRecord], None] | None = None
+    num_steps: NumSteps = None
+    transition: Transition | None = None
+    prediction: Prediction | None = None
+    denoise: Denoise | None = None
 
 
 @contextmanager
 def steer(  # noqa: PLR0913 (one parameter for each option)
     scheduler: Any,
-    particle_filter: ParticleFilter,
-    score: Callable[[Tensor], Tensor],
+    population: Population,
+    score: Score,
     *,
     step_defaults: dict[str, Any] | None = None,
     callback: Callable[[SteeringRecord], None] | None = None,
     exchange: ParticleExchange | None = None,
     num_steps: NumSteps = None,
     row_states: Sequence[RowState] = (),
+    transition: Transition | None = None,
+    prediction: Prediction | None = None,
+    denoise: Denoise | None = None,
 ) -> Iterator[SteeringRecords]:
     """Steer every call of `scheduler.step` in the body of the `with` statement.
 
-    At each scoring step (`FKSteeringConfig.scoring_steps`) the predicted clean samples are scored, the log-weights
-    updated and, if the effective sample size asks for it, ancestors drawn. `sample`, `model_output` and the
-    scheduler's own history of past predictions are gathered by the ancestors, then the scheduler makes its move:
-    copies of a particle get independent noise at once. The terminal correction is the caller's:
-    `particle_filter.weigh(final_rewards, final=True)`. With `final_particles` the batch becomes smaller on the way:
-    what `scheduler.step` returns has fewer rows than it got, and the loop has to cope with that.
+    At each scoring step of the population the predicted clean samples are scored, and the population says who goes on.
+    `sample`, `model_output` and the scheduler's own history of past predictions are gathered by the ancestors, then the
+    scheduler makes its move: copies of a particle get independent noise at once. The end is the caller's:
+    `population.finish(final_rewards)`. Where the population shrinks or grows, what `scheduler.step` returns has another
+    number of rows than it got, and the loop has to cope with that.
 
     The scheduler gets an instance attribute `step` of the same signature, which is removed at the end, also after an
     error.
 
     Args:
-        scheduler: a Diffusers scheduler with stochastic transitions. Unless resampling is off (one particle,
-            `num_resamples=0` or `reward_scale=0`), a deterministic one is refused at its first step.
-        particle_filter: a fresh `ParticleFilter`; the batch of the loop must hold its G * K particles, group-major.
+        scheduler: a Diffusers scheduler. For a population that copies particles its transitions must be stochastic: a
+            deterministic one is refused at its first step.
+        population: a fresh one, such as `FKSteeringConfig().population()`; the batch of the loop must hold its G * K
+            particles, group-major.
         score: `x0_pred` `(G * K, C, ...)` to rewards `(G * K,)`.
         step_defaults: arguments for `step` that are filled in where the loop passes none, for instance `{"eta": 1.0}`.
         callback: called with each record as soon as it exists.
@@ -151,26 +84,30 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
         num_steps: how many steps the loop will run, or a function that knows it at the first step. None, also from the
             function, for a loop from its first timestep to the end of `scheduler.timesteps`.
         row_states: what else keeps a row for each particle between steps; it is gathered by the ancestors, too.
+        transition: how a particle moves; None for what the scheduler does.
+        prediction: what `score` gets; None for the predicted clean sample of this one step.
+        denoise: the model as a function, for a `prediction` that asks it.
 
     Yields:
         The list of records, which grows during the run.
 
     Raises:
         RuntimeError: when the scheduler is being steered already; at the end, when the loop ran fewer steps than
-            expected and more particles than `final_particles` are left.
-        ValueError: at the first step, for a deterministic scheduler, a batch of the wrong size or a length that cannot
-            be known; for `final_particles` with particles in several processes or on a trajectory without a scoring
-            step; when copies of a particle stay equal, and where a subclass of a supported scheduler reports another
-            predicted clean sample than it would.
+            expected and a population that should have shrunk has not.
+        TypeError: for what is no population.
+        ValueError: at the first step, for a deterministic scheduler under a search that copies, a batch of the wrong
+            size or a length that cannot be known; for a population that changes its size with particles in several
+            processes; for ancestors that do not exist; when copies of a particle stay equal, and where a subclass of a
+            supported scheduler reports another predicted clean sample than it would.
 
     Example:
         >>> from diffusers import DDIMScheduler
         >>> from fk_reward import FKSteeringConfig
         >>> scheduler = DDIMScheduler(clip_sample=False)
         >>> scheduler.set_timesteps(5)
-        >>> particle_filter = ParticleFilter(FKSteeringConfig(num_particles=4, num_resamples=1))
+        >>> population = FKSteeringConfig(num_particles=4, num_resamples=1).population()
         >>> sample = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-        >>> with steer(scheduler, particle_filter, lambda x0: x0.mean(dim=(1, 2, 3))) as records:
+        >>> with steer(scheduler, population, lambda x0: x0.mean(dim=(1, 2, 3))) as records:
         ...     for t in scheduler.timesteps:
         ...         noise_pred = torch.zeros_like(sample)
         ...         sample = scheduler.step(noise_pred, t, sample, eta=1.0, generator=torch.Generator()).prev_sample
@@ -179,14 +116,16 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
     """
     if "step" in vars(scheduler):
         raise RuntimeError(f"This {type(scheduler).__name__} is being steered already; leave the other steer() first.")
+    _check_population(population)
     if exchange is None:
-        exchange = ParticleExchange(num_groups=particle_filter.num_groups, num_particles=particle_filter.num_particles)
-    if exchange.num_processes > 1 and particle_filter.config.final_particles is not None:
+        exchange = ParticleExchange(num_groups=population.num_groups, num_particles=population.num_particles)
+    if exchange.num_processes > 1 and can_resize(population):
         raise ValueError(
-            "final_particles does not go with a prompt's particles in several processes: they are shared out evenly."
+            "A search that changes the number of particles (final_particles, cuts, proposals) does not go with a "
+            "prompt's particles in several processes: they are shared out evenly."
         )
-    interceptor = _StepInterceptor(scheduler, particle_filter, score, step_defaults or {}, callback, exchange)
-    interceptor.num_steps = num_steps
+    options = _Options(step_defaults or {}, callback, num_steps, transition, prediction, denoise)
+    interceptor = _StepInterceptor(scheduler, population, score, options=options, exchange=exchange)
     interceptor.row_states = [SchedulerHistory(scheduler), *row_states]
 
     @functools.wraps(scheduler.step)
@@ -203,47 +142,61 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
         del scheduler.step
 
 
+def _check_population(population: Any) -> None:
+    needed = (
+        "num_groups",
+        "num_particles",
+        "max_particles",
+        "copies",
+        "needs_scores",
+        "notes",
+        "begin",
+        "scoring_steps",
+    )
+    missing = [
+        name for name in (*needed, "forecast", "advance", "finish", "select", "record") if not hasattr(population, name)
+    ]
+    if missing:
+        kind = type(population).__name__
+        hint = " Make it of a config: FKSteeringConfig(...).population()." if kind == "ParticleFilter" else ""
+        raise TypeError(f"{kind} is no Population: it has no {', '.join(missing)}.{hint}")
+
+
 class _StepInterceptor:
     """State of one run: counts the steps, scores and resamples, then lets the scheduler move."""
 
     def __init__(
-        self,
-        scheduler: Any,
-        particle_filter: ParticleFilter,
-        score: Callable[[Tensor], Tensor],
-        step_defaults: dict[str, Any],
-        callback: Callable[[SteeringRecord], None] | None,
-        exchange: ParticleExchange,
+        self, scheduler: Any, population: Population, score: Score, *, options: _Options, exchange: ParticleExchange
     ) -> None:
         self.records = SteeringRecords(scheduler)
-        self.num_steps: NumSteps = None
         self.row_states: list[RowState] = []
         self._scheduler = scheduler
-        self._filter = particle_filter
+        self._population = population
         self._score = score
-        self._step_defaults = step_defaults
-        self._callback = callback
+        self._options = options
         self._exchange = exchange
+        self._moves = can_move(population)
         self._original_step = scheduler.step
         self.signature = step_signature(scheduler)
         self._roles = _roles(self.signature)
         self._num_done = 0
-        self._pending: list[tuple[int, int]] = []
+        self._pending: list[int] = []
+        self._generators = GeneratorRows(population.num_groups, exchange.num_own, copies=population.copies)
         self._copies = CopiesCheck(scheduler)
         self._x0_pred: Tensor | None = None
         self._finite = FiniteWatch(scheduler)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.signature.bind(*args, **kwargs)
-        for name, value in self._step_defaults.items():
+        for name, value in self._options.step_defaults.items():
             if name in self.signature.parameters and bound.arguments.get(name) is None:
                 bound.arguments[name] = value
         if self._num_done == 0:
             self._begin(bound.arguments)
-        num_survivors = self._due()
-        if num_survivors is not None:
-            self._weigh_and_resample(bound.arguments, num_survivors)
-        self._thin_generators(bound.arguments)
+        if self._is_due():
+            self._score_and_advance(bound.arguments)
+        if "generator" in bound.arguments:
+            bound.arguments["generator"] = self._generators.of(bound.arguments["generator"])
         return self._move(bound)
 
     def _move(self, bound: inspect.BoundArguments) -> Any:
@@ -251,15 +204,16 @@ class _StepInterceptor:
         state, stochastic = dict(vars(self._scheduler)), adds_noise_now(self._scheduler)
         output = self._call_original(bound)
         if len(self._roles) == _NUM_ROLES:
-            self.records._last = _Step(state, *self._inputs(bound.arguments))
+            self.records.last_step = StepRecord(state, *self._inputs(bound.arguments))
         if self._x0_pred is not None:
             self._tell(check_reported_x0(self._scheduler, output, self._x0_pred))
             self._x0_pred = None
-        if stochastic:
+        if stochastic and self._population.copies:
             generator = bound.arguments.get("generator")
             self._tell(self._copies.check(output[0], step=self._num_done, generator=generator))
         self._num_done += 1
         self.records.num_steps = self._num_done
+        self.records.sample_steps += len(output[0])
         return output
 
     def _call_original(self, bound: inspect.BoundArguments) -> Any:
@@ -269,9 +223,33 @@ class _StepInterceptor:
         self._finite.see("start", sample, step=self._num_done)
         self._finite.see("denoiser", model_output, step=self._num_done)
         with bounded_variance(self._scheduler, bound.arguments.get("eta")):
-            output = self._handed_on(bound)
+            output = self._handed_on(bound) if self._options.transition is None else self._transitioned(bound)
         self._finite.see("scheduler", output[0], step=self._num_done)
         return output
+
+    def _transitioned(self, bound: inspect.BoundArguments) -> Any:
+        """Let the transition move the particles, with the scheduler's step at its disposal."""
+        transition = self._options.transition
+        if transition is None:
+            return self._handed_on(bound)
+        state, (model_role, _, sample_role) = self._state(bound.arguments), self._roles
+
+        def step(model_output: Tensor, sample: Tensor) -> Any:
+            bound.arguments[model_role], bound.arguments[sample_role] = model_output, sample
+            return self._handed_on(bound)
+
+        move = RepeatableStep(self._scheduler, step, state)
+        moved = transition(state, move, self._score)
+        if moved.log_ratio is not None:
+            log_ratio = self._exchange.gather(moved.log_ratio.detach().to(torch.float64).cpu())
+            before = self.records.log_ratio
+            self.records.log_ratio = log_ratio if before is None else before + log_ratio
+        return move.output(moved, getattr(transition, "__name__", type(transition).__name__))
+
+    def _state(self, arguments: dict[str, Any]) -> StepState:
+        model_output, timestep, sample = self._inputs(arguments)
+        steps = self.records.expected_steps
+        return StepState(self._num_done, steps, timestep, sample, model_output, self._scheduler)
 
     def _handed_on(self, bound: inspect.BoundArguments) -> Any:
         if self._roles != list(self.signature.parameters)[:_NUM_ROLES]:  # CogVideoX puts its history between them
@@ -291,22 +269,21 @@ class _StepInterceptor:
             ValueError: when something became NaN or infinite on the way.
         """
         self._finite.check()
-        expected, ran, left = self.records.expected_steps, self._num_done, self._filter.num_particles
+        expected, ran, left = self.records.expected_steps, self._num_done, self._population.num_particles
         if expected is None:
             return
-        final = self._filter.config.final_particles
-        if final is not None and left > final:
+        finished = self._population.forecast(expected).finished if self._moves else left
+        if left > finished:
             raise RuntimeError(
-                f"The loop ended after {ran} of {expected} steps with {left} particles of a prompt, and "
-                f"final_particles={final} asks for {final}: it was interrupted, or num_steps is wrong."
+                f"The loop ended after {ran} of {expected} steps with {left} particles of a prompt, and the search "
+                f"(final_particles, or its cuts) asks for {finished}: it was interrupted, or num_steps is wrong."
             )
         if ran < expected:
-            missed = [step for step, _ in self._pending]
             self._tell(
                 f"The loop ended after {ran} of {expected} steps"
-                + (f", before its scoring steps {missed}." if missed else ".")
+                + (f", before its scoring steps {self._pending}." if self._pending else ".")
             )
-        elif ran > expected and self._filter.config.resamples:
+        elif ran > expected and self._moves:
             self._tell(f"The loop ran {ran} steps, and the scoring steps were placed for {expected}: pass num_steps.")
 
     def _inputs(self, arguments: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
@@ -320,67 +297,80 @@ class _StepInterceptor:
             logger.warning(sentence)
             self.records.notes.append(sentence)
 
-    def _due(self) -> int | None:
-        """How many particles go on when they are scored before this step; None where they are not.
+    def _is_due(self) -> bool:
+        """Whether the particles are scored before this step.
 
-        Of several scoring steps that had to wait for noise only the last one counts.
+        Copies have to wait for a step with noise; of several scoring steps that waited, one is made.
         """
-        if not adds_noise_now(self._scheduler) or self._filter.stopped.all():
-            return None
-        due = [num_survivors for step, num_survivors in self._pending if step <= self._num_done]
+        waits = self._population.copies and not adds_noise_now(self._scheduler)
+        if not self._pending or waits or not self._population.needs_scores:
+            return False
+        due = [step for step in self._pending if step <= self._num_done]
         self._pending = self._pending[len(due) :]
-        return due[-1] if due else None
-
-    def _thin_generators(self, arguments: dict[str, Any]) -> None:
-        """Leave the generators of the slots that still exist, where the loop has one for each."""
-        generators = arguments.get("generator")
-        num_first, num_left = self._filter.config.num_particles, self._filter.num_particles
-        if num_left < num_first and isinstance(generators, list | tuple) and len(generators) > 1:
-            firsts = range(0, len(generators), num_first)
-            arguments["generator"] = [generators[first + slot] for first in firsts for slot in range(num_left)]
+        return bool(due)
 
     def _begin(self, arguments: dict[str, Any]) -> None:
-        config = self._filter.config
-        if not config.resamples:
-            self.records.expected_steps = self.num_steps() if callable(self.num_steps) else self.num_steps
+        if not self._moves:
+            given = self._options.num_steps
+            self.records.expected_steps = given() if callable(given) else given
             return
-        require_stochastic(self._scheduler, eta=arguments.get("eta"))
-        require_matching_steps(self._scheduler)
-        num_groups, num_own = self._exchange.num_groups, self._exchange.num_own
+        if self._population.copies:
+            require_stochastic(self._scheduler, eta=arguments.get("eta"))
+            require_matching_steps(self._scheduler)
+        _require_prediction(self._scheduler, self._population, self._options.prediction)
         _, timestep, sample = self._inputs(arguments)
-        batch_size = len(sample)
-        if batch_size != num_groups * num_own:
+        num_groups, num_own = self._exchange.num_groups, self._exchange.num_own
+        if len(sample) != num_groups * num_own:
             raise ValueError(
                 f"The batch should hold {num_groups} prompts x {num_own} particles = {num_groups * num_own} samples, "
-                f"got {batch_size}."
+                f"got {len(sample)}."
             )
-        num_steps = _length_of_run(self._scheduler, timestep, given=self.num_steps)
+        num_steps = _length_of_run(self._scheduler, timestep, given=self._options.num_steps)
         self.records.expected_steps = num_steps
-        steps = config.scoring_steps(num_steps)
-        _check_effect(config, num_steps)
-        self._pending = list(zip(steps, config.population_sizes(len(steps)), strict=True))
+        warning = self._population.begin(num_steps)
+        if warning is not None:
+            logger.warning(warning)
+        self._pending = sorted(self._population.scoring_steps(num_steps))
 
-    def _weigh_and_resample(self, arguments: dict[str, Any], num_survivors: int) -> None:
+    def _score_and_advance(self, arguments: dict[str, Any]) -> None:
         model_output, timestep, sample = self._inputs(arguments)
-        x0_pred = predict_x0(self._scheduler, model_output, timestep, sample)
+        x0_pred = self._predicted(arguments)
         for place, tensor in (("start", sample), ("denoiser", model_output), ("prediction", x0_pred)):
             self._finite.see(place, tensor, step=self._num_done)
         self._finite.check()  # before the decoder and the reward get to see it
         rewards = self._scored(x0_pred)
-        self._filter.weigh(rewards, step=self._num_done)
-        log_weights, ess = self._filter.log_weights.clone(), self._filter.ess
-        ancestors = self._filter.resample(num_survivors)
+        num_before = self._population.num_particles
+        ancestors = self._advanced(rewards)
+        check_ancestors(ancestors, self._population, num_before)
         if ancestors is not None:
-            take = functools.partial(self._exchange.take, ancestors=ancestors)
-            arguments[self._roles[0]], arguments[self._roles[2]] = take(model_output), take(sample)
-            x0_pred = take(x0_pred)
-            if arguments.get(_HANDED_HISTORY) is not None:
-                arguments[_HANDED_HISTORY] = take(arguments[_HANDED_HISTORY])
-            for row_state in self.row_states:
-                row_state.gather(take, len(sample))
+            self._gather(arguments, ancestors)
+            x0_pred = self._exchange.take(x0_pred, ancestors)
+        self._x0_pred = x0_pred if self._options.prediction is None else None
+        self._record(float(timestep), rewards.detach().to("cpu", torch.float32).view(-1, num_before), ancestors)
+
+    def _predicted(self, arguments: dict[str, Any]) -> Tensor:
+        if self._options.prediction is not None:
+            return self._options.prediction(self._state(arguments), self._options.denoise)
+        model_output, timestep, sample = self._inputs(arguments)
+        return predict_x0(self._scheduler, model_output, timestep, sample)
+
+    def _advanced(self, rewards: Tensor) -> Tensor | None:
+        # the log-ratio belongs to the particles of now: it is weighed before anybody is copied
+        log_ratio, self.records.log_ratio = self.records.log_ratio, None
+        return self._population.advance(rewards, step=self._num_done, log_ratio=log_ratio)
+
+    def _gather(self, arguments: dict[str, Any], ancestors: Tensor) -> None:
+        """Let everything that has a row for each particle be that of the ancestors."""
+        model_output, _, sample = self._inputs(arguments)
+        take = functools.partial(self._exchange.take, ancestors=ancestors)
+        arguments[self._roles[0]], arguments[self._roles[2]] = take(model_output), take(sample)
+        if arguments.get(_HANDED_HISTORY) is not None:
+            arguments[_HANDED_HISTORY] = take(arguments[_HANDED_HISTORY])
+        for row_state in self.row_states:
+            row_state.gather(take, len(sample))
+        self._generators.gather(ancestors, self._exchange.share(self._population.num_particles))
+        if self._population.copies:
             self._copies.begin(self._exchange.own(ancestors))
-        self._x0_pred = x0_pred
-        self._record(float(timestep), rewards, (log_weights, ess), ancestors)
 
     def _scored(self, x0_pred: Tensor) -> Tensor:
         try:
@@ -389,21 +379,20 @@ class _StepInterceptor:
         except ValueError as error:
             raise ValueError(f"At step {self._num_done}: {error}") from error
 
-    def _record(
-        self, timestep: float, rewards: Tensor, weights: tuple[Tensor, Tensor], ancestors: Tensor | None
-    ) -> None:
-        num_groups, num_particles = weights[0].shape
+    def _record(self, timestep: float, rewards: Tensor, ancestors: Tensor | None) -> None:
+        num_groups, num_particles = rewards.shape
+        log_weights, ess = recorded_weights(self._population.record(), rewards)
         record = SteeringRecord(
             step=self._num_done,
             timestep=timestep,
-            rewards=rewards.detach().to("cpu", torch.float32).view(num_groups, num_particles),
-            log_weights=weights[0],
-            ess=weights[1],
+            rewards=rewards,
+            log_weights=log_weights,
+            ess=ess,
             ancestors=None if ancestors is None else ancestors.view(num_groups, -1) % num_particles,
         )
         self.records.append(record)
-        if self._callback is not None:
-            self._callback(record)
+        if self._options.callback is not None:
+            self._options.callback(record)
 
 
 def _roles(signature: inspect.Signature) -> list[str]:
@@ -412,23 +401,13 @@ def _roles(signature: inspect.Signature) -> list[str]:
     return usual if set(usual) <= set(names) else names[:_NUM_ROLES]
 
 
-def _check_effect(config: FKSteeringConfig, num_steps: int) -> None:
-    """Warn where settings that ask for resampling cannot resample anything; refuse a funnel that cannot shrink."""
-    if not config.scoring_steps(num_steps):
-        if config.final_particles is not None:
-            raise ValueError(f"final_particles needs a scoring step, and a trajectory of {num_steps} step has none.")
-        logger.warning(
-            "A trajectory of %d step has no scoring step, so nothing will be resampled: this is best of %d.",
-            num_steps,
-            config.num_particles,
-        )
-    elif config.ess_threshold * config.num_particles <= 1.0 and config.final_particles is None:
-        logger.warning(
-            "The ESS of %d particles is never below %g of them, so nothing will be resampled: this is best of %d. "
-            "Raise ess_threshold (1.0 resamples at every scoring step) or num_particles.",
-            config.num_particles,
-            config.ess_threshold,
-            config.num_particles,
+def _require_prediction(scheduler: Any, population: Population, prediction: Prediction | None) -> None:
+    """Refuse a scheduler of which nobody here knows what it predicts, before anything is drawn."""
+    if prediction is None and not predicts_x0(scheduler):
+        raise ValueError(
+            f"{type(population).__name__} scores predicted clean samples, which the step of "
+            f"{type(scheduler).__name__} does not tell: use another scheduler, such as DDIMScheduler or "
+            "DPMSolverMultistepScheduler, or a search that scores finished images only (best-of-n)."
         )
 
 
@@ -445,16 +424,11 @@ def _length_of_run(scheduler: Any, timestep: Any, *, given: NumSteps) -> int:
     if (begin := getattr(scheduler, "begin_index", None)) is not None:
         return len(scheduler.timesteps) - begin
     numbers = torch.as_tensor(scheduler.timesteps).tolist()
-    places = [place for place, number in enumerate(numbers) if number == _number(timestep)]
+    places = [place for place, number in enumerate(numbers) if number == timestep_number(timestep)]
     if places[:1] == [0] or len(places) == 1:
         return len(numbers) - places[0]
     where = "is not among" if not places else "stands more than once among"
     raise ValueError(
-        f"How many steps will run cannot be known: the first timestep, {_number(timestep):g}, {where} the "
+        f"How many steps will run cannot be known: the first timestep, {timestep_number(timestep):g}, {where} the "
         f"{len(numbers)} of scheduler.timesteps. Pass num_steps to steer()."
     )
-
-
-def _number(timestep: Any) -> float:
-    """A timestep as a number; some loops pass one for each row."""
-    return float(torch.as_tensor(timestep).flatten()[0])

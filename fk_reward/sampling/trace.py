@@ -1,7 +1,7 @@
 """What happened in a steered run: rewards, weights and ancestors of every particle at every scoring step.
 
 Letters of shapes: G prompts, K particles a prompt, S recorded steps (the last holds the finished images),
-n returned images a prompt. K falls from step to step where `final_particles` says so.
+n returned images a prompt. K changes from step to step where the search drops or copies particles.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class TraceStep:
         rewards: (G, K) float32, reward of the predicted (or finished) image, before resampling.
         log_weights: (G, K) float64, un-normalised log-weights after weighing, before resampling.
         ess: (G,) float64 in [1, K], the effective sample size of these weights; 0 where every image is forbidden.
-        ancestors: (G, K') int64, the slot within its prompt from which each of the K' <= K particles that go on
-            continues; None where nothing was resampled.
+        ancestors: (G, K') int64, the slot within its prompt from which each of the K' particles that go on continues;
+            None where everybody stayed in place.
         decode_seconds: wall clock spent in decoding the predicted images.
         reward_seconds: wall clock spent in the reward.
         thumbnails: (G, K, 3, h, w) uint8, the predicted images before resampling, or None.
@@ -93,8 +93,6 @@ class TraceStep:
             raise ValueError(f"ess: expected values in [1, {num_particles}], got {self.ess.tolist()}.")
         if self.ancestors is not None:
             check_indices("ancestors", self.ancestors, num_particles)
-            if self.num_left > num_particles:
-                raise ValueError(f"ancestors: expected at most {num_particles} of a prompt, got {self.num_left}.")
             if self.final:
                 raise ValueError("ancestors: the finished images are not resampled; the final entry takes None.")
 
@@ -146,18 +144,44 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a run has cost, over all prompts and processes.
+
+    Attributes:
+        sample_steps: one sample through one step of the scheduler counts one, guidance or not; None where it was not
+            recorded.
+        denoiser_rows: rows of the batches of the denoiser; guidance makes two of each sample.
+        decodes: images decoded.
+        reward_calls: images scored.
+        seconds: wall clock of the whole call.
+
+    Example:
+        >>> Cost(sample_steps=200, denoiser_rows=400, decodes=20, reward_calls=20, seconds=3.5).decodes
+        20
+    """
+
+    sample_steps: int | None
+    denoiser_rows: int
+    decodes: int
+    reward_calls: int
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class SteeringTrace:
     """The whole run. It can be saved, read back exactly, and drawn.
 
     Attributes:
         prompts: the G prompts.
-        config: `FKSteeringConfig.to_dict()` of the run.
+        config: settings of the search.
         reward_name: name on the reward's card.
-        reward_scale: (G,) float64, the lambda that was used (found by bisection if the config says "auto").
+        reward_scale: (G,) float64, the lambda that was used (found by bisection if the config says "auto"); None for a
+            search without weights.
         steps: S records in the order of time; the last one, and only it, holds the finished images.
         log_evidence: (G,) float64, log of the estimated normalising constant E[exp(lambda r)]; no estimate where the
-            config says `reward_scale="auto"`, and -inf where every finished image is forbidden.
+            config says `reward_scale="auto"`, and -inf where every finished image is forbidden; None for a search
+            without weights.
         selected: (G, n) int64, slots of the returned images, best first.
         num_steps: steps of the scheduler.
         num_model_calls: calls of the denoiser; one that is split into micro-batches counts once.
@@ -167,6 +191,8 @@ class SteeringTrace:
         seconds: wall clock of the whole call.
         notes: sentences about this run that its reader must know, such as what was never resampled.
         provenance: what ran; None in files of before it was recorded.
+        search: name of the search.
+        sample_steps: one sample through one step of the scheduler counts one; None in files of before it was recorded.
 
     Raises:
         TypeError: a tensor of another dtype.
@@ -191,9 +217,9 @@ class SteeringTrace:
     prompts: tuple[str, ...]
     config: dict[str, Any]
     reward_name: str
-    reward_scale: Tensor
+    reward_scale: Tensor | None
     steps: tuple[TraceStep, ...]
-    log_evidence: Tensor
+    log_evidence: Tensor | None
     selected: Tensor
     num_steps: int
     num_model_calls: int
@@ -203,10 +229,13 @@ class SteeringTrace:
     seconds: float
     notes: tuple[str, ...] = ()
     provenance: Provenance | None = None
+    search: str = "fk"
+    sample_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Validate that the records fit together."""
-        check_tensors({name: getattr(self, name) for name in TRACE_DTYPES}, TRACE_DTYPES, forbidden=("log_evidence",))
+        tensors = {name: getattr(self, name) for name in TRACE_DTYPES if getattr(self, name) is not None}
+        check_tensors(tensors, TRACE_DTYPES, forbidden=("log_evidence",))
         self._check_order()
         sizes = (self.steps[0].num_particles, *(step.num_left for step in self.steps[:-1]))
         for step, size in zip(self.steps, sizes, strict=True):
@@ -216,7 +245,8 @@ class SteeringTrace:
                     f"reward_parts: step {step.step} has other parts than the last, {[*step.reward_parts]}."
                 )
         for name, shape in (("reward_scale", ()), ("log_evidence", ()), ("selected", (-1,))):
-            check_shape(name, getattr(self, name), (len(self.prompts), *shape))
+            if name in tensors:
+                check_shape(name, tensors[name], (len(self.prompts), *shape))
         check_indices("selected", self.selected, self.num_particles)
 
     def _check_order(self) -> None:
@@ -231,6 +261,17 @@ class SteeringTrace:
     def num_particles(self) -> int:
         """K at the end: how many images were finished for each prompt."""
         return self.steps[-1].num_particles
+
+    @property
+    def cost(self) -> Cost:
+        """What the run has cost."""
+        return Cost(
+            sample_steps=self.sample_steps,
+            denoiser_rows=self.num_model_rows,
+            decodes=self.num_decode_calls,
+            reward_calls=self.num_reward_calls,
+            seconds=self.seconds,
+        )
 
     @property
     def best_so_far(self) -> Tensor:

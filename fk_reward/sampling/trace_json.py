@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = "fk_reward.SteeringTrace"
 VERSION = 1
-_LATER_FIELDS: dict[str, Any] = {"notes": [], "provenance": None}
+_LATER_FIELDS: dict[str, Any] = {"notes": [], "provenance": None, "search": "fk", "sample_steps": None}
 """Fields that files of this version may lack: written before there were any."""
 
 
@@ -85,7 +85,7 @@ def loads(text_or_path: str | Path, records: Mapping[str, type]) -> dict[str, An
     _check_names(record, records["trace"])
     return {
         **record,
-        **_tensors(record, TRACE_DTYPES),
+        **_tensors(record, {name: dtype for name, dtype in TRACE_DTYPES.items() if record[name] is not None}),
         "prompts": tuple(record["prompts"]),
         "notes": tuple(record["notes"]),
         "steps": [_step(step, records["step"]) for step in record["steps"]],

@@ -6,11 +6,13 @@ equals the `pred_original_sample` of the schedulers that report it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 PredictX0 = Callable[[Any, Tensor, Any, Tensor], Tensor]
 """Scheduler, model output, timestep and sample, to the predicted clean sample, of the shape of the sample."""
@@ -40,14 +42,65 @@ def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tens
         >>> predict_x0(scheduler, torch.ones(1, 3, 2, 2), 10, torch.zeros(1, 3, 2, 2)).mean()
         tensor(1.)
     """
-    name = scheduler_name(scheduler)
-    if name is None:
-        raise ValueError(f"{type(scheduler).__name__} cannot be steered; supported are {sorted(X0_PREDICTIONS)}.")
-    return X0_PREDICTIONS[name](scheduler, _without_variance(scheduler, model_output, sample), timestep, sample)
+    predict = _of_class(scheduler, X0_PREDICTIONS | DETERMINISTIC_X0_PREDICTIONS)
+    if predict is None:
+        known = sorted(X0_PREDICTIONS | DETERMINISTIC_X0_PREDICTIONS)
+        raise ValueError(f"{type(scheduler).__name__} cannot be steered; supported are {known}.")
+    return predict(scheduler, _without_variance(scheduler, model_output, sample), timestep, sample)
+
+
+def predicts_x0(scheduler: Any) -> bool:
+    """Whether the predicted clean sample of its steps is known here.
+
+    Example:
+        >>> from diffusers import EulerDiscreteScheduler, IPNDMScheduler
+        >>> predicts_x0(EulerDiscreteScheduler()), predicts_x0(IPNDMScheduler())
+        (True, False)
+    """
+    return _of_class(scheduler, X0_PREDICTIONS | DETERMINISTIC_X0_PREDICTIONS) is not None
+
+
+def _of_class(scheduler: Any, table: Mapping[str, T]) -> T | None:
+    return next((table[c.__name__] for c in type(scheduler).__mro__ if c.__name__ in table), None)
+
+
+def signal_share(scheduler: Any, timestep: Any) -> float:
+    """Share of the signal in the samples before a step, alpha² / (alpha² + sigma²).
+
+    Args:
+        scheduler: one whose predicted clean sample is known.
+        timestep: as it is given to `step`.
+
+    Returns:
+        From 0, pure noise, to 1, clean. Alpha-bar where the schedule preserves the variance.
+
+    Raises:
+        ValueError: for a scheduler that is not known here.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> scheduler = DDIMScheduler()
+        >>> round(signal_share(scheduler, 500) / float(scheduler.alphas_cumprod[500]), 6)
+        1.0
+    """
+    predict = _of_class(scheduler, X0_PREDICTIONS | DETERMINISTIC_X0_PREDICTIONS)
+    if predict is None:
+        raise ValueError(f"The noise levels of {type(scheduler).__name__} are not known.")
+    if predict is _from_alpha_bar:
+        return float(scheduler.alphas_cumprod[timestep])
+    sigma = scheduler.sigmas[_step_index(scheduler, timestep)]
+    if predict is _from_two_stage_sigma:
+        sigma = _two_stage_sigma(scheduler, timestep)
+    alpha = torch.ones(())
+    if predict in (_from_dpm_solver, _from_unipc, _from_deis):
+        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
+    elif predict is _from_flow:
+        alpha = 1 - sigma
+    return float(alpha**2 / (alpha**2 + sigma**2))
 
 
 def scheduler_name(scheduler: Any) -> str | None:
-    """Name of the supported Diffusers class that this scheduler is or derives from; None where there is none.
+    """Name of the class of `X0_PREDICTIONS` that this scheduler is or derives from; None where there is none.
 
     Example:
         >>> from diffusers import DDIMScheduler, PNDMScheduler
@@ -100,11 +153,16 @@ def _from_sigma(scheduler: Any, model_output: Tensor, timestep: Any, sample: Ten
 
 
 def _from_two_stage_sigma(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
-    """As `_from_sigma` for KDPM2 ancestral, whose second stage stands at an interpolated sigma."""
+    """As `_from_sigma` for KDPM2, whose second stage stands at an interpolated sigma."""
+    return _from_noise_level(scheduler, model_output, sample, _two_stage_sigma(scheduler, timestep))
+
+
+def _two_stage_sigma(scheduler: Any, timestep: Any) -> Tensor:
     index = _step_index(scheduler, timestep)
-    first_stage = scheduler.state_in_first_order
-    sigma = scheduler.sigmas[index] if first_stage else scheduler.sigmas_interpol[index - 1]
-    return _from_noise_level(scheduler, model_output, sample, sigma)
+    if scheduler.state_in_first_order:
+        return scheduler.sigmas[index]
+    # the ancestral sampler stores the interpolated sigma of a step one place earlier than the deterministic one
+    return scheduler.sigmas_interpol[index - 1 if "Ancestral" in type(scheduler).__name__ else index]
 
 
 def _from_noise_level(scheduler: Any, model_output: Tensor, sample: Tensor, sigma: Tensor) -> Tensor:
@@ -118,18 +176,33 @@ def _from_noise_level(scheduler: Any, model_output: Tensor, sample: Tensor, sigm
 
 def _from_dpm_solver(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
     """DPM-Solver family: its own conversion gives x0 in the "++" variants, the noise in the others."""
-    index = _step_index(scheduler, timestep)
-    converted = scheduler.convert_model_output(model_output, sample=sample)
-    if scheduler.config.algorithm_type.endswith("++"):
-        return converted
-    alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index])
-    return (sample - sigma * converted) / alpha
+    is_x0 = scheduler.config.algorithm_type.endswith("++")
+    return _converted(scheduler, model_output, timestep, sample, is_x0=is_x0)
 
 
 def _from_flow(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
     """Flow matching, `sample = (1 - sigma) * x0 + sigma * noise`, velocity `noise - x0`: Esser et al. (2024)."""
     sigma = scheduler.sigmas[_step_index(scheduler, timestep)]
     return sample.to(torch.float32) - sigma * model_output
+
+
+def _from_unipc(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+    """UniPC: its own conversion gives x0, or the noise with `predict_x0=False`."""
+    return _converted(scheduler, model_output, timestep, sample, is_x0=bool(scheduler.config.predict_x0))
+
+
+def _from_deis(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+    """DEIS: its own conversion gives the noise."""
+    return _converted(scheduler, model_output, timestep, sample, is_x0=False)
+
+
+def _converted(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor, *, is_x0: bool) -> Tensor:
+    index = _step_index(scheduler, timestep)
+    converted: Tensor = scheduler.convert_model_output(model_output, sample=sample)
+    if is_x0:
+        return converted
+    alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index])
+    return (sample - sigma * converted) / alpha
 
 
 def _step_index(scheduler: Any, timestep: Any) -> int:
@@ -158,4 +231,16 @@ X0_PREDICTIONS: dict[str, PredictX0] = {
     "LCMScheduler": _from_alpha_bar,
     "TCDScheduler": _from_alpha_bar,
 }
-"""Supported schedulers by class name."""
+"""Schedulers that can be stochastic, by class name."""
+
+DETERMINISTIC_X0_PREDICTIONS: dict[str, PredictX0] = {
+    "DEISMultistepScheduler": _from_deis,
+    "EulerDiscreteScheduler": _from_sigma,
+    "FlowMatchHeunDiscreteScheduler": _from_flow,
+    "HeunDiscreteScheduler": _from_sigma,
+    "KDPM2DiscreteScheduler": _from_two_stage_sigma,
+    "LMSDiscreteScheduler": _from_sigma,
+    "PNDMScheduler": _from_alpha_bar,
+    "UniPCMultistepScheduler": _from_unipc,
+}
+"""Schedulers that never add noise, for searches that copy nobody, by class name."""

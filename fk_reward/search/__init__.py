@@ -8,22 +8,31 @@ from fk_reward import lazy
 
 if typing.TYPE_CHECKING:
     from fk_reward.search.base import Forecast, PlainPopulation, Population, Rollout, Scored, SearchConfig
+    from fk_reward.search.beam import BeamSearch
+    from fk_reward.search.best_of_n import BestOfN
     from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
+    from fk_reward.search.pruning import Pruning
     from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
 
 _MODULES = {
     **dict.fromkeys(("Forecast", "PlainPopulation", "Population", "Rollout", "Scored", "SearchConfig"), "base"),
     **dict.fromkeys(("SEARCHES", "SearchLoadError", "load_search", "search_class", "search_fields"), "registry"),
+    "BeamSearch": "beam",
+    "BestOfN": "best_of_n",
+    "Pruning": "pruning",
     **dict.fromkeys(("FKPopulation", "FKSteeringConfig"), "feynman_kac"),
 }
 
 __all__ = [
     "SEARCHES",
+    "BeamSearch",
+    "BestOfN",
     "FKPopulation",
     "FKSteeringConfig",
     "Forecast",
     "PlainPopulation",
     "Population",
+    "Pruning",
     "Rollout",
     "Scored",
     "SearchConfig",

@@ -186,7 +186,7 @@ class PlainPopulation(Population):
         self.num_groups = whole_number("num_groups", num_groups, minimum=1)
         self.num_particles = num_particles
         self.max_particles = num_particles if max_particles is None else max_particles
-        self._first = num_particles
+        self.first_particles = num_particles  # as `num_particles` changes on the way
         self._abstain = abstain
         self._sizes: Mapping[int, int] = {}
         self._final: Tensor | None = None
@@ -212,17 +212,30 @@ class PlainPopulation(Population):
 
     def forecast(self, num_steps: int) -> Forecast:
         """By `sizes`."""
-        return Forecast.of(num_steps, self._first, self.sizes(num_steps))
+        return Forecast.of(num_steps, self.first_particles, self.sizes(num_steps))
 
     def size_after(self, step: int) -> int:
         """K' of the last scoring step that is due at this step; several can be where one had to wait for noise."""
         due = [mark for mark in sorted(self._sizes) if mark <= step]
         return self._sizes[due[-1]] if due else self.num_particles
 
-    def advance(self, rewards: Tensor, *, step: int, log_ratio: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
+    def advance(self, rewards: Tensor, *, step: int, log_ratio: Tensor | None = None) -> Tensor | None:
         """Nobody moves."""
         self.grouped(rewards, step=step)
+        self.refuse_ratio(log_ratio)
         return None
+
+    def refuse_ratio(self, log_ratio: Tensor | None) -> None:
+        """Raise for moves that need weights to be corrected by.
+
+        Raises:
+            ValueError: where there is a log-ratio.
+        """
+        if log_ratio is not None:
+            raise ValueError(
+                f"{type(self).__name__} has no weights, so that a transition with a log-ratio cannot be corrected: use "
+                "a search with weights, such as FKSteeringConfig."
+            )
 
     def grouped(self, rewards: Tensor, *, step: int | None = None) -> Tensor:
         """Rewards `(G * K,)` as `(G, K)` float64 on the CPU.
@@ -232,19 +245,24 @@ class PlainPopulation(Population):
         """
         return grouped_rewards(rewards, self.num_groups, self.num_particles, step=step)
 
+    def best(self, grouped: Tensor, number: int) -> Tensor:
+        """`(G, number)` int64, the places of the highest rewards of each row, ascending; of equal ones the first."""
+        return grouped.argsort(dim=1, descending=True, stable=True)[:, :number].sort(dim=1).values
+
     def moved(self, ancestors: Tensor) -> Tensor:
         """Flat ancestors `(G * K',)` of indices within each prompt `(G, K')`; the population has this size now."""
         flat = (ancestors + self.num_particles * torch.arange(self.num_groups)[:, None]).flatten()
         self.num_particles = ancestors.shape[1]
         return flat
 
-    def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> None:  # noqa: ARG002
+    def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> None:
         """Keep the rewards for `select`.
 
         Raises:
             ValueError: where all of a prompt are `-inf`, unless `abstain`.
         """
         self._final = self.grouped(rewards, step=step)
+        self.refuse_ratio(log_ratio)
         forbidden = require_allowed(self._final, abstain=self._abstain)
         if forbidden is not None:
             self._notes.append(forbidden)

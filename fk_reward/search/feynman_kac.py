@@ -17,7 +17,7 @@ from fk_reward.smc.particle_filter import ParticleFilter
 from fk_reward.smc.potentials import POTENTIALS
 from fk_reward.smc.resampling import RESAMPLERS
 from fk_reward.smc.reward_scale import AUTO
-from fk_reward.value_checks import real_number, whole_number
+from fk_reward.value_checks import boolean, real_number, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +98,7 @@ class FKSteeringConfig:
         _check_choice("potential", self.potential, tuple(POTENTIALS))
         _check_choice("resampling", self.resampling, tuple(RESAMPLERS))
         _check_choice("selection", self.selection, SELECTIONS)
-        if not isinstance(self.abstain, bool):
-            raise TypeError(f"abstain should be True or False, got {self.abstain!r}.")
+        boolean("abstain", self.abstain)
         numbers: dict[str, Any] = {
             "num_particles": self._whole("num_particles", minimum=1),
             "num_resamples": self._whole("num_resamples", minimum=0),

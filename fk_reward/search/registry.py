@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, fields, is_dataclass, replace
+from dataclasses import Field, asdict, fields, is_dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -17,8 +17,11 @@ ENTRY_POINT_GROUP = "fk_reward.searches"
 """Entry-point group in which other packages register a search: a config class, or a config as a preset."""
 
 BUILT_IN: dict[str, str] = {
+    "beam": "fk_reward.search.beam:BeamSearch",
+    "best-of-n": "fk_reward.search.best_of_n:BestOfN",
     "fk": "fk_reward.search.feynman_kac:FKSteeringConfig",
     "fk-paper": "fk_reward.search.feynman_kac:PAPER",
+    "pruning": "fk_reward.search.pruning:Pruning",
 }
 """Name -> "module:attribute" of a config class, or of a config that is a preset."""
 
@@ -128,6 +131,19 @@ def search_name(config: SearchConfig) -> str:
         if entry_point.value == f"{kind.__module__}:{kind.__qualname__}":
             return name
     return kind.__name__
+
+
+def settings_of(config: SearchConfig) -> dict[str, Any]:
+    """The settings of a config as plain data, for the trace: its own `to_dict`, or its fields.
+
+    Example:
+        >>> from fk_reward.search import Pruning
+        >>> settings_of(Pruning())["keep"]
+        [7, 4]
+    """
+    own = getattr(config, "to_dict", None)
+    values: dict[str, Any] = own() if callable(own) else asdict(config)  # type: ignore[call-overload]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:

@@ -130,12 +130,13 @@ def test_best_of_n_is_n_plain_images_on_any_scheduler(name):
 
 def test_unknown_steps_run_where_nothing_is_resampled():
     """Signatures that are not known here: the loop of best of N passes them on."""
-    from fk_reward import FKSteeringConfig, ParticleFilter, steer
+    from fk_reward import FKSteeringConfig, steer
+    from fk_reward.search import FKPopulation
 
     scheduler = DDPMWuerstchenScheduler()
     scheduler.set_timesteps(3)
     sample = torch.zeros(2, 1, 2, 2)
-    with steer(scheduler, ParticleFilter(FKSteeringConfig(num_particles=2, num_resamples=0)), lambda x0: x0.sum()):
+    with steer(scheduler, FKPopulation(FKSteeringConfig(num_particles=2, num_resamples=0)), lambda x0: x0.sum()):
         for timestep in scheduler.timesteps[:-1]:
             sample = scheduler.step(sample, timestep.expand(2), sample).prev_sample
     assert sample.isfinite().all()

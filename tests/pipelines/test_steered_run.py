@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from fk_reward import FKSteeringConfig, FKSteeringPipeline, ParticleFilter, Reward, RewardCard, steer
+from fk_reward import FKSteeringConfig, FKSteeringPipeline, Reward, RewardCard, steer
 from fk_reward.pipelines.steered_run import worker
 from fk_reward.rewards import CallableReward, load_reward
+from fk_reward.search import FKPopulation
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
 
@@ -312,7 +313,7 @@ def test_a_writing_score_of_steer(prediction_type):
     def end(score):
         scheduler = DDIMScheduler(clip_sample=False, prediction_type=prediction_type)
         scheduler.set_timesteps(5)
-        particle_filter = ParticleFilter(FKSteeringConfig(num_particles=4, num_resamples=2, ess_threshold=1.0))
+        particle_filter = FKPopulation(FKSteeringConfig(num_particles=4, num_resamples=2, ess_threshold=1.0))
         sample = torch.randn(4, 1, 2, 2, generator=generator(3))
         with steer(scheduler, particle_filter, score):
             for t in scheduler.timesteps:

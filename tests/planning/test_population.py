@@ -8,7 +8,8 @@ from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fk_reward import FKSteeringConfig, ParticleFilter, steer
+from fk_reward import FKSteeringConfig, steer
+from fk_reward.search import FKPopulation
 from fk_reward.search.base import Forecast, forecast
 
 
@@ -24,7 +25,7 @@ def run(config, num_steps):
         scorings.append(len(x0_pred))
         return x0_pred.mean(dim=(1, 2, 3))
 
-    with steer(scheduler, ParticleFilter(config), score):
+    with steer(scheduler, FKPopulation(config), score):
         for timestep in scheduler.timesteps:
             steps.append(len(sample))
             noise = torch.zeros_like(sample)

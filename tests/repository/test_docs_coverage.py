@@ -19,6 +19,7 @@ DOCUMENTED_PACKAGES = (
     "fk_reward.rewards",
     "fk_reward.rewards.llava_reward",
     "fk_reward.rewards.vlm_judge",
+    "fk_reward.search",
     "fk_reward.training",
 )
 SOURCE_PATH = r"`((?:fk_reward|pipelines|rewards|training|tests|scripts|examples)/[\w/]+(?:\.py|/))`"
@@ -28,6 +29,7 @@ TABLES = (
     "fk_reward.rewards.registry:REWARDS",
     "fk_reward.pipelines.decoding:PREVIEWS",
     "fk_reward.pipelines.schedulers:SOLVERS",
+    "fk_reward.search:SEARCHES",
 )
 
 

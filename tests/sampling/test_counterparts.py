@@ -20,7 +20,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from fk_reward import FKSteeringConfig, ParticleFilter, steer
+from fk_reward import FKSteeringConfig, steer
 from fk_reward.pipelines import FlowMatchSDEScheduler, Solver, stochastic_scheduler
 from fk_reward.sampling.stochasticity import (
     NOT_STEERABLE,
@@ -29,6 +29,7 @@ from fk_reward.sampling.stochasticity import (
     require_matching_steps,
     require_stochastic,
 )
+from fk_reward.search import FKPopulation
 from scripts.scheduler_table import ACCEPTED, DISTILLED
 
 ARGUMENTS = {
@@ -199,7 +200,7 @@ def test_steps_that_ddim_does_not_reach_are_refused_before_the_first():
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(600)
     sample = torch.zeros(4, 1, 2, 2)
-    particle_filter = ParticleFilter(FKSteeringConfig(num_particles=4))
+    particle_filter = FKPopulation(FKSteeringConfig(num_particles=4))
     with (
         steer(scheduler, particle_filter, lambda x0: x0.mean((1, 2, 3))),
         pytest.raises(ValueError, match="Use 500 steps"),

@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler
 
-from fk_reward import FKSteeringConfig, ParticleFilter, steer
+from fk_reward import FKSteeringConfig, steer
 from fk_reward.sampling.stochasticity import require_stochastic
+from fk_reward.search import FKPopulation
 
 ZERO_SNR = {
     "prediction_type": "v_prediction",
@@ -44,7 +45,7 @@ def test_every_number_of_steps_is_finite_and_stock_where_stock_is(settings):
     for num_steps in range(1, 100):
         scheduler.set_timesteps(num_steps)
         stock = first_step(scheduler, 1.0)
-        with steer(scheduler, ParticleFilter(PLAIN), score):
+        with steer(scheduler, FKPopulation(PLAIN), score):
             steered = first_step(scheduler, 1.0)
         assert steered.isfinite().all()
         if stock.isfinite().all():
@@ -65,7 +66,7 @@ def test_a_variance_that_is_rounded_up():
     for num_steps in range(2, 100):
         scheduler.set_timesteps(num_steps)
         assert first_step(scheduler, 1.0).isnan().all()
-        with steer(scheduler, ParticleFilter(PLAIN), score):
+        with steer(scheduler, FKPopulation(PLAIN), score):
             steered = first_step(scheduler, 1.0)
         exact = DDIMScheduler(**ZERO_SNR)
         exact.set_timesteps(num_steps)
@@ -80,7 +81,7 @@ def test_less_noise_is_left_alone(eta):
     scheduler = DDIMScheduler(**ZERO_SNR)
     for num_steps in range(1, 100):
         scheduler.set_timesteps(num_steps)
-        with steer(scheduler, ParticleFilter(PLAIN), score):
+        with steer(scheduler, FKPopulation(PLAIN), score):
             steered = first_step(scheduler, eta)
         assert torch.equal(steered, first_step(scheduler, eta))
 
@@ -90,7 +91,7 @@ def test_a_whole_steered_run_is_finite(num_steps):
     scheduler = DDIMScheduler(**ZERO_SNR)
     scheduler.set_timesteps(num_steps)
     sample = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    with steer(scheduler, ParticleFilter(SCORED), score) as records:
+    with steer(scheduler, FKPopulation(SCORED), score) as records:
         for timestep in scheduler.timesteps:
             sample = scheduler.step(torch.tanh(sample), timestep, sample, eta=1.0).prev_sample
     assert len(records) == 2
@@ -102,7 +103,7 @@ def broken_loop(place, config, *, scheduler=None):
     scheduler = scheduler or EulerAncestralDiscreteScheduler()
     scheduler.set_timesteps(6)
     sample = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    with steer(scheduler, ParticleFilter(config), score):
+    with steer(scheduler, FKPopulation(config), score):
         for index, timestep in enumerate(scheduler.timesteps):
             output = torch.tanh(sample)
             if index == 1 and place == "denoiser":
@@ -134,7 +135,7 @@ def test_a_prediction_that_divides_by_zero_is_named():
     scheduler.alphas_cumprod[scheduler.timesteps[1]] = 0.0
     sample = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     config = FKSteeringConfig(num_particles=2, num_resamples=1, resample_start=0.25)
-    with steer(scheduler, ParticleFilter(config), score), pytest.raises(ValueError, match="clean sample at step 1"):
+    with steer(scheduler, FKPopulation(config), score), pytest.raises(ValueError, match="clean sample at step 1"):
         for timestep in scheduler.timesteps:
             sample = scheduler.step(torch.tanh(sample), timestep, sample).prev_sample
 

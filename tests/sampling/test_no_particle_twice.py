@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from fk_reward import FKSteeringConfig, ParticleFilter, steer
+from fk_reward import FKSteeringConfig, steer
 from fk_reward.pipelines import SOLVERS
+from fk_reward.search import FKPopulation
 from tests import tiny
 from tests.pipelines.calls import steered
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
@@ -35,7 +36,7 @@ def run(scheduler, arguments, config=ALL_STEPS, *, dtype=torch.float32):
         check_all_differ(x0_pred)
         return x0_pred.float().mean(dim=(1, 2, 3))
 
-    with steer(scheduler, ParticleFilter(config), score) as records:
+    with steer(scheduler, FKPopulation(config), score) as records:
         for timestep in scheduler.timesteps:
             output = toy_model(scaled_input(scheduler, sample, timestep), timestep)
             sample = scheduler.step(output, timestep, sample, generator=generator, **arguments).prev_sample

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from fk_reward import FKSteeringConfig, ParticleFilter, steer
+from fk_reward import FKSteeringConfig, steer
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.process_link import ProcessFailure, ProcessLink
+from fk_reward.search import FKPopulation
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
 
 GROUPS, PARTICLES, PROCESSES = 2, 4, 2
@@ -58,7 +59,7 @@ def steered_loop(case, exchange, *, score_fn=score):
     sample = exchange.own(initial_sample(scheduler, GROUPS * PARTICLES))
     slots = exchange.own(torch.arange(GROUPS * PARTICLES)).tolist()
     generators = [torch.Generator().manual_seed(100 + slot) for slot in slots]
-    particle_filter = ParticleFilter(CONFIG, GROUPS, torch.Generator().manual_seed(5))
+    particle_filter = FKPopulation(CONFIG, GROUPS, torch.Generator().manual_seed(5))
     with steer(scheduler, particle_filter, score_fn, exchange=exchange) as records:
         for timestep in scheduler.timesteps:
             output = toy_model(scaled_input(scheduler, sample, timestep), timestep)

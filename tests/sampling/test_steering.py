@@ -20,10 +20,11 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from fk_reward import FKSteeringConfig, ParticleFilter, steer
+from fk_reward import FKSteeringConfig, steer
 from fk_reward.pipelines import FlowMatchSDEScheduler
 from fk_reward.sampling.row_state import SchedulerHistory
 from fk_reward.sampling.stochasticity import require_stochastic
+from fk_reward.search import FKPopulation
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
 
 NUM_PARTICLES = 4
@@ -71,7 +72,7 @@ def one_by_one_loop(name, kind, ancestors_by_step):
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_equals_particles_run_one_by_one(name, kind):
     scheduler, arguments = make_scheduler(name, kind)
-    particle_filter = ParticleFilter(EVERY_STEP, generator=torch.Generator().manual_seed(5))
+    particle_filter = FKPopulation(EVERY_STEP, generator=torch.Generator().manual_seed(5))
     sample, records = steered_loop(scheduler, arguments, particle_filter)
     resampled = {r.step: r.ancestors[0].tolist() for r in records if r.ancestors is not None}
     moved = [step for step, chosen in resampled.items() if chosen != list(range(NUM_PARTICLES))]
@@ -97,9 +98,9 @@ def cogvideox_loop(particle_filter, ancestors_by_step=None):
 
 
 def test_a_history_that_the_loop_hands_over_is_gathered():
-    sample, resampled = cogvideox_loop(ParticleFilter(EVERY_STEP, generator=torch.Generator().manual_seed(5)))
+    sample, resampled = cogvideox_loop(FKPopulation(EVERY_STEP, generator=torch.Generator().manual_seed(5)))
     assert max(step for step, chosen in resampled.items() if chosen != list(range(NUM_PARTICLES))) > 0
-    by_hand, _ = cogvideox_loop(ParticleFilter(replace(EVERY_STEP, num_resamples=0)), resampled)
+    by_hand, _ = cogvideox_loop(FKPopulation(replace(EVERY_STEP, num_resamples=0)), resampled)
     torch.testing.assert_close(sample, by_hand, rtol=1e-5, atol=1e-5)
 
 
@@ -120,7 +121,7 @@ def test_a_history_that_is_not_gathered_fails_the_same_check(name, monkeypatch):
 def test_rewards_that_are_equal_change_nothing(name, kind):
     scheduler, arguments = make_scheduler(name, kind)
     steered, _ = steered_loop(
-        scheduler, arguments, ParticleFilter(EVERY_STEP), score_fn=lambda x0_pred: torch.ones(len(x0_pred))
+        scheduler, arguments, FKPopulation(EVERY_STEP), score_fn=lambda x0_pred: torch.ones(len(x0_pred))
     )
     scheduler, arguments = make_scheduler(name, kind)
     sample, slots = initial_sample(scheduler, NUM_PARTICLES), generators()
@@ -133,7 +134,7 @@ def test_rewards_that_are_equal_change_nothing(name, kind):
 def test_records_are_what_the_filter_saw():
     scheduler, arguments = make_scheduler("ddim", "epsilon")
     seen = []
-    particle_filter = ParticleFilter(CONFIG)
+    particle_filter = FKPopulation(CONFIG)
     with steer(scheduler, particle_filter, score, callback=seen.append) as records:
         sample = initial_sample(scheduler, NUM_PARTICLES)
         for timestep in scheduler.timesteps:
@@ -147,7 +148,7 @@ def test_records_are_what_the_filter_saw():
 
 def test_kdpm2_is_scored_where_its_step_adds_noise():
     scheduler, arguments = make_scheduler("kdpm2-ancestral", "epsilon")
-    _, records = steered_loop(scheduler, arguments, ParticleFilter(CONFIG))
+    _, records = steered_loop(scheduler, arguments, FKPopulation(CONFIG))
     assert records
     assert all(record.step % 2 == 1 for record in records)  # the second stage of each pair
 
@@ -157,7 +158,7 @@ def test_a_funnel_arrives_where_scoring_steps_wait_for_the_same_noise():
     scheduler, arguments = make_scheduler("kdpm2-ancestral", "epsilon", num_steps=4)
     config = replace(CONFIG, final_particles=1)
     assert config.scoring_steps(len(scheduler.timesteps)) == (1, 3, 4, 5)
-    particle_filter = ParticleFilter(config)
+    particle_filter = FKPopulation(config)
     sample, records = steered_loop(scheduler, arguments, particle_filter)
     assert [record.step for record in records] == [1, 3, 5]
     assert len(sample) == particle_filter.num_particles == 1
@@ -166,7 +167,7 @@ def test_a_funnel_arrives_where_scoring_steps_wait_for_the_same_noise():
 def test_signature_is_kept_and_step_is_restored():
     scheduler, _ = make_scheduler("ddim", "epsilon")
     before, attributes = inspect.signature(scheduler.step), set(vars(scheduler))
-    with steer(scheduler, ParticleFilter(CONFIG), score):
+    with steer(scheduler, FKPopulation(CONFIG), score):
         assert inspect.signature(scheduler.step) == before
         assert "step" in vars(scheduler)
     assert set(vars(scheduler)) == attributes
@@ -180,14 +181,14 @@ def test_step_is_restored_after_an_error():
         raise KeyError("no such reward")
 
     with pytest.raises(KeyError, match="no such reward"):
-        steered_loop(scheduler, arguments, ParticleFilter(CONFIG), score_fn=broken)
+        steered_loop(scheduler, arguments, FKPopulation(CONFIG), score_fn=broken)
     assert "step" not in vars(scheduler)
 
 
 def test_steering_twice_at_once_is_refused():
     scheduler, _ = make_scheduler("ddim", "epsilon")
-    with steer(scheduler, ParticleFilter(CONFIG), score), pytest.raises(RuntimeError, match="steered already"):
-        with steer(scheduler, ParticleFilter(CONFIG), score):
+    with steer(scheduler, FKPopulation(CONFIG), score), pytest.raises(RuntimeError, match="steered already"):
+        with steer(scheduler, FKPopulation(CONFIG), score):
             pass
 
 
@@ -215,7 +216,7 @@ DETERMINISTIC = [
 def test_deterministic_settings_are_refused_with_the_remedy(scheduler, arguments, remedy):
     scheduler.set_timesteps(5)
     sample = torch.zeros(NUM_PARTICLES, 3, 4, 4)
-    with steer(scheduler, ParticleFilter(CONFIG), score), pytest.raises(ValueError, match=remedy):
+    with steer(scheduler, FKPopulation(CONFIG), score), pytest.raises(ValueError, match=remedy):
         scheduler.step(sample, scheduler.timesteps[0], sample, **arguments)
 
 
@@ -224,7 +225,7 @@ def test_a_deterministic_scheduler_may_run_where_nothing_is_resampled():
     scheduler.set_timesteps(5)
     sample = torch.zeros(NUM_PARTICLES, 3, 4, 4)
     config = FKSteeringConfig(num_particles=NUM_PARTICLES, num_resamples=0)
-    with steer(scheduler, ParticleFilter(config), score) as records:
+    with steer(scheduler, FKPopulation(config), score) as records:
         scheduler.step(sample, scheduler.timesteps[0], sample)
     assert records == []
 
@@ -232,7 +233,7 @@ def test_a_deterministic_scheduler_may_run_where_nothing_is_resampled():
 def test_batch_of_the_wrong_size_is_refused():
     scheduler, arguments = make_scheduler("ddim", "epsilon")
     sample = torch.zeros(3, 3, 4, 4)
-    with steer(scheduler, ParticleFilter(CONFIG), score), pytest.raises(ValueError, match="4 samples, got 3"):
+    with steer(scheduler, FKPopulation(CONFIG), score), pytest.raises(ValueError, match="4 samples, got 3"):
         scheduler.step(sample, scheduler.timesteps[0], sample, **arguments)
 
 
@@ -243,7 +244,7 @@ def test_a_reward_that_is_nan_names_particle_and_step():
         return torch.tensor([0.0, 0.0, torch.nan, 0.0])
 
     with pytest.raises(ValueError, match="prompt 0, particle 2 at step 2 is nan"):
-        steered_loop(scheduler, arguments, ParticleFilter(CONFIG), score_fn=broken)
+        steered_loop(scheduler, arguments, FKPopulation(CONFIG), score_fn=broken)
 
 
 def test_step_defaults_fill_only_what_is_missing():
@@ -251,12 +252,12 @@ def test_step_defaults_fill_only_what_is_missing():
     sample = torch.ones(NUM_PARTICLES, 3, 4, 4)
     timestep = scheduler.timesteps[0]
     defaults = {"eta": 1.0, "generator": torch.Generator().manual_seed(1)}
-    with steer(scheduler, ParticleFilter(CONFIG), score, step_defaults=defaults):
+    with steer(scheduler, FKPopulation(CONFIG), score, step_defaults=defaults):
         filled = scheduler.step(sample, timestep, sample).prev_sample
     expected = scheduler.step(sample, timestep, sample, eta=1.0, generator=torch.Generator().manual_seed(1)).prev_sample
     assert torch.equal(filled, expected)
     with (
-        steer(scheduler, ParticleFilter(CONFIG), score, step_defaults=defaults),
+        steer(scheduler, FKPopulation(CONFIG), score, step_defaults=defaults),
         pytest.raises(ValueError, match="eta=0.0"),
     ):
         scheduler.step(sample, timestep, sample, eta=0.0)
@@ -271,7 +272,7 @@ def test_step_defaults_fill_only_what_is_missing():
 )
 def test_custom_timesteps_and_sigmas(scheduler, custom):
     scheduler.set_timesteps(**custom)
-    _, records = steered_loop(scheduler, {}, ParticleFilter(CONFIG))
+    _, records = steered_loop(scheduler, {}, FKPopulation(CONFIG))
     assert [record.step for record in records] == [1, 2, 3]
 
 
@@ -279,7 +280,7 @@ def test_a_trajectory_that_begins_late_counts_its_own_steps():
     scheduler = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
     scheduler.set_timesteps(20)
     scheduler.set_begin_index(10)
-    particle_filter = ParticleFilter(CONFIG)
+    particle_filter = FKPopulation(CONFIG)
     sample = initial_sample(scheduler, NUM_PARTICLES)
     with steer(scheduler, particle_filter, score) as records:
         for timestep in scheduler.timesteps[10:]:

@@ -14,9 +14,10 @@ from diffusers import (
     TCDScheduler,
 )
 
-from fk_reward import FKSteeringConfig, ParticleFilter, steer
+from fk_reward import FKSteeringConfig, steer
 from fk_reward.sampling.flow_match_sde import FlowMatchSDEScheduler
 from fk_reward.sampling.steering import CopiesCheck
+from fk_reward.search import FKPopulation
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
 from tests.sampling.test_steering import EVERY_STEP, generators
 
@@ -90,7 +91,7 @@ class Rests(DDIMScheduler):
 def run(scheduler, *, config=CONFIG, num_steps=12, as_tuple=False, **arguments):
     scheduler.set_timesteps(num_steps)
     sample, slots = initial_sample(scheduler, 4), generators()
-    with steer(scheduler, ParticleFilter(config), lambda x0_pred: x0_pred.mean(dim=(1, 2, 3))) as records:
+    with steer(scheduler, FKPopulation(config), lambda x0_pred: x0_pred.mean(dim=(1, 2, 3))) as records:
         for t in scheduler.timesteps:
             output = toy_model(scaled_input(scheduler, sample, t), t)
             sample = scheduler.step(output, t, sample, generator=slots, return_dict=not as_tuple, **arguments)[0]
@@ -120,7 +121,7 @@ def test_equal_generators_are_said_to_be_the_reason(caplog):
     scheduler, latents = DDIMScheduler(clip_sample=False), initial_sample(DDIMScheduler(), 4)
     scheduler.set_timesteps(12)
     slots = [torch.Generator().manual_seed(0) for _ in range(4)]
-    with steer(scheduler, ParticleFilter(CONFIG), lambda x0_pred: x0_pred.mean(dim=(1, 2, 3))) as records:
+    with steer(scheduler, FKPopulation(CONFIG), lambda x0_pred: x0_pred.mean(dim=(1, 2, 3))) as records:
         for t in scheduler.timesteps:
             latents = scheduler.step(toy_model(latents, t), t, latents, eta=1.0, generator=slots).prev_sample
     assert "Generators of several particles are in the same state" in caplog.text
@@ -187,7 +188,7 @@ def test_a_step_that_cannot_be_checked_is_told_of_once(base, config, arguments, 
 def test_every_supported_scheduler_passes_its_own_check(name, kind, dtype, as_tuple, caplog):
     scheduler, arguments = make_scheduler(name, kind)
     sample = initial_sample(scheduler, 4).to(dtype)
-    with steer(scheduler, ParticleFilter(CONFIG), lambda x0_pred: x0_pred.float().mean(dim=(1, 2, 3))) as records:
+    with steer(scheduler, FKPopulation(CONFIG), lambda x0_pred: x0_pred.float().mean(dim=(1, 2, 3))) as records:
         for t in scheduler.timesteps:
             output = toy_model(scaled_input(scheduler, sample, t), t)
             sample = scheduler.step(output, t, sample, generator=generators(), return_dict=not as_tuple, **arguments)[0]
@@ -207,7 +208,7 @@ def test_nobody_looks_at_the_device_between_scoring_steps(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "tolist", look)
     scheduler, arguments = make_scheduler("euler-ancestral", "epsilon")
     sample = initial_sample(scheduler, 4)
-    with steer(scheduler, ParticleFilter(CONFIG), lambda x0_pred: x0_pred.mean(dim=(1, 2, 3))) as records:
+    with steer(scheduler, FKPopulation(CONFIG), lambda x0_pred: x0_pred.mean(dim=(1, 2, 3))) as records:
         for here[0], t in enumerate(scheduler.timesteps):
             output = toy_model(scaled_input(scheduler, sample, t), t)
             sample = scheduler.step(output, t, sample, generator=generators(), **arguments).prev_sample

@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from fk_reward import FKSteeringConfig, ParticleFilter
+from fk_reward import FKSteeringConfig
 from fk_reward.benchmarks.gaussian import QUANTITIES, estimate_tilt
 from fk_reward.benchmarks.gaussian_problem import GaussianProblem
 from fk_reward.benchmarks.statistics import log_log_slope, root_mean_square
+from fk_reward.search import FKPopulation
 from fk_reward.smc.resampling import RESAMPLERS, systematic
 
 PROBLEM = GaussianProblem()
@@ -19,7 +20,7 @@ STOP_REWARD = -0.8
 TOLERANCE = {"mean": 0.03, "variance": 0.05, "log_evidence": 0.05}
 
 
-def errors(*, num_particles=4000, num_runs=6, problem=PROBLEM, filter_type=ParticleFilter, seed=0, **settings):
+def errors(*, num_particles=4000, num_runs=6, problem=PROBLEM, filter_type=FKPopulation, seed=0, **settings):
     """Average of the runs minus the exact value, for each quantity."""
     config = FKSteeringConfig(
         **{"potential": "difference", "reward_scale": REWARD_SCALE, "num_particles": num_particles} | settings
@@ -125,7 +126,7 @@ def test_the_end_of_the_scoring_comes_between_the_first_and_the_last_step():
     config = FKSteeringConfig(num_particles=4000, reward_scale=REWARD_SCALE, stop_reward=STOP_REWARD)
     seen = []
 
-    class Watched(ParticleFilter):
+    class Watched(FKPopulation):
         def weigh(self, rewards, *, final=False, step=None):
             super().weigh(rewards, final=final, step=step)
             seen.append((step, bool(self.stopped.any())))
@@ -136,7 +137,7 @@ def test_the_end_of_the_scoring_comes_between_the_first_and_the_last_step():
     assert [stopped for _, stopped in seen[: len(steps)]] == [False] * (len(steps) - 1) + [True]
 
 
-class KeepsTheFirst(ParticleFilter):
+class KeepsTheFirst(FKPopulation):
     """Saboteur: the population shrinks by leaving out the last particles, whatever their weights."""
 
     def resample(self, num_left=None):
@@ -144,7 +145,7 @@ class KeepsTheFirst(ParticleFilter):
         return super().resample(num_left)
 
 
-class KeepsTheBest(ParticleFilter):
+class KeepsTheBest(FKPopulation):
     """Saboteur: the population shrinks to the best, which is no draw by weight."""
 
     def resample(self, num_left=None):
@@ -152,7 +153,7 @@ class KeepsTheBest(ParticleFilter):
         return super().resample(num_left)
 
 
-class DropsWeights(ParticleFilter):
+class DropsWeights(FKPopulation):
     """Saboteur, the public FK code's adaptive mode: weights are forgotten at a step that does not resample."""
 
     def resample(self, num_left=None):
@@ -161,14 +162,14 @@ class DropsWeights(ParticleFilter):
         return ancestors
 
 
-class NoTerminalCorrection(ParticleFilter):
+class NoTerminalCorrection(FKPopulation):
     """Saboteur: the final reward is treated as one more scoring step."""
 
     def weigh(self, rewards, *, final=False, step=None):
         super().weigh(rewards, step=step)
 
 
-class LosesTheAncestry(ParticleFilter):
+class LosesTheAncestry(FKPopulation):
     """Saboteur: the path statistics stay where they are when the particles move."""
 
     def resample(self, num_left=None):

@@ -1,0 +1,53 @@
+"""Best of N: whole trajectories, of which the best finished images are returned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import Generator
+
+from fk_reward.search.base import PlainPopulation
+from fk_reward.value_checks import boolean, whole_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN:
+    """Draw N images as the pipeline would, and return the best of them.
+
+    Nothing is scored on the way and nobody is copied, so that any scheduler will do: the images are those of the
+    wrapped pipeline with `num_images_per_prompt=N`, bit for bit. The baseline of every other search.
+
+    Attributes:
+        num_particles: N, images of one prompt. At least 1.
+        abstain: return black images for a prompt of which every finished image is forbidden (a reward of -inf); False
+            raises an error instead.
+
+    Example:
+        >>> BestOfN(num_particles=8).population().forecast(50).num_scored
+        8
+    """
+
+    default_eta: ClassVar[float | None] = None
+
+    num_particles: int = 4
+    abstain: bool = False
+
+    def __post_init__(self) -> None:
+        vars(self)["num_particles"] = whole_number("num_particles", self.num_particles, minimum=1)
+        boolean("abstain", self.abstain)
+
+    def population(
+        self,
+        num_groups: int = 1,
+        generators: Generator | Sequence[Generator] | None = None,  # noqa: ARG002 (nothing is random)
+        *,
+        spread: float | None = None,  # noqa: ARG002
+    ) -> PlainPopulation:
+        """N particles that stay where they are."""
+        return PlainPopulation(self.num_particles, num_groups, abstain=self.abstain)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary of all fields."""
+        return asdict(self)
