@@ -193,11 +193,17 @@ class _StepInterceptor:
                 bound.arguments[name] = value
         if self._num_done == 0:
             self._begin(bound.arguments)
+        self._count(bound.arguments)
         if self._is_due():
             self._score_and_advance(bound.arguments)
         if "generator" in bound.arguments:
             bound.arguments["generator"] = self._generators.of(bound.arguments["generator"])
         return self._move(bound)
+
+    def _count(self, arguments: dict[str, Any]) -> None:
+        """Count what the denoiser has just worked on, which is more than goes on where particles are dropped here."""
+        samples = arguments.get(self._roles[-1])
+        self.records.sample_steps += len(samples) if isinstance(samples, Tensor) and samples.ndim else 0
 
     def _move(self, bound: inspect.BoundArguments) -> Any:
         """Let the scheduler make its step, and look at what it did."""
@@ -213,7 +219,6 @@ class _StepInterceptor:
             self._tell(self._copies.check(output[0], step=self._num_done, generator=generator))
         self._num_done += 1
         self.records.num_steps = self._num_done
-        self.records.sample_steps += len(output[0])
         return output
 
     def _call_original(self, bound: inspect.BoundArguments) -> Any:
