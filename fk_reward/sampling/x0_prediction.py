@@ -153,7 +153,7 @@ def _from_sigma(scheduler: Any, model_output: Tensor, timestep: Any, sample: Ten
 
 
 def _from_two_stage_sigma(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
-    """As `_from_sigma` for KDPM2, whose second stage stands at an interpolated sigma."""
+    """As `_from_sigma` for KDPM2 ancestral, whose second stage stands at an interpolated sigma."""
     return _from_noise_level(scheduler, model_output, sample, _two_stage_sigma(scheduler, timestep))
 
 
@@ -161,8 +161,7 @@ def _two_stage_sigma(scheduler: Any, timestep: Any) -> Tensor:
     index = _step_index(scheduler, timestep)
     if scheduler.state_in_first_order:
         return scheduler.sigmas[index]
-    # the ancestral sampler stores the interpolated sigma of a step one place earlier than the deterministic one
-    return scheduler.sigmas_interpol[index - 1 if "Ancestral" in type(scheduler).__name__ else index]
+    return scheduler.sigmas_interpol[index - 1]
 
 
 def _from_noise_level(scheduler: Any, model_output: Tensor, sample: Tensor, sigma: Tensor) -> Tensor:
@@ -238,7 +237,6 @@ DETERMINISTIC_X0_PREDICTIONS: dict[str, PredictX0] = {
     "EulerDiscreteScheduler": _from_sigma,
     "FlowMatchHeunDiscreteScheduler": _from_flow,
     "HeunDiscreteScheduler": _from_sigma,
-    "KDPM2DiscreteScheduler": _from_two_stage_sigma,
     "LMSDiscreteScheduler": _from_sigma,
     "PNDMScheduler": _from_alpha_bar,
     "UniPCMultistepScheduler": _from_unipc,

@@ -72,6 +72,8 @@ class FKSteeringConfig:
             neither weighed nor resampled again before the end, and where this holds for all prompts nothing is scored
             until then. The stopping rule looks at the past only and the terminal correction is still made, so that
             the target stays the same. None for no such rule; not together with `final_particles`.
+        abstain: return black images for a prompt of which every finished image is forbidden (a reward of -inf); False
+            raises an error instead.
 
     Example:
         >>> FKSteeringConfig(num_particles=8).scoring_steps(100)

@@ -1,10 +1,30 @@
 """x0_pred against what the schedulers report, and against the exact inverse of the noising process."""
 
+import itertools
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    IPNDMScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
-from fk_reward.sampling.x0_prediction import X0_PREDICTIONS, predict_x0, scheduler_name
+from fk_reward.sampling.x0_prediction import (
+    DETERMINISTIC_X0_PREDICTIONS,
+    X0_PREDICTIONS,
+    predict_x0,
+    predicts_x0,
+    scheduler_name,
+    signal_share,
+)
 from tests.sampling.scheduler_cases import CASES, FAMILIES, initial_sample, make_scheduler, scaled_input, toy_model
 
 REPORTING = [case for case in CASES if case.values[0].split("-")[0] in ("ddim", "ddpm", "euler", "kdpm2", "lcm", "tcd")]
@@ -120,7 +140,72 @@ def test_every_supported_scheduler_is_tested():
 
 def test_unsupported_scheduler_and_prediction_type_raise():
     sample = torch.zeros(1, 3, 4, 4)
-    with pytest.raises(ValueError, match="PNDMScheduler cannot be steered.*DDIMScheduler"):
-        predict_x0(PNDMScheduler(), sample, 1, sample)
+    with pytest.raises(ValueError, match="IPNDMScheduler cannot be steered.*DDIMScheduler"):
+        predict_x0(IPNDMScheduler(), sample, 1, sample)
     with pytest.raises(ValueError, match="prediction_type 'nonsense'"):
         predict_x0(DDIMScheduler(prediction_type="nonsense"), sample, 1, sample)
+
+
+DETERMINISTIC = [
+    (DEISMultistepScheduler, {}),
+    (EulerDiscreteScheduler, {}),
+    (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
+    (FlowMatchHeunDiscreteScheduler, {"shift": 3.0}),
+    (HeunDiscreteScheduler, {}),
+    (LMSDiscreteScheduler, {}),
+    (PNDMScheduler, {"skip_prk_steps": True}),
+    (UniPCMultistepScheduler, {}),
+    (UniPCMultistepScheduler, {"predict_x0": False}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), DETERMINISTIC, ids=lambda value: getattr(value, "__name__", None))
+def test_deterministic_schedulers_predict_the_clean_sample_of_an_exact_model(kind, settings):
+    """A model that knows the one clean sample there is; its output is made of the scheduler's own `add_noise`."""
+    scheduler = kind(**settings)
+    scheduler.set_timesteps(8)
+    clean, flow = torch.full((2, 1, 4, 4), 0.4), "FlowMatch" in kind.__name__
+    alpha, sigma = own_level(scheduler, 0)
+    sample = alpha * clean + sigma * torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for index, timestep in enumerate(scheduler.timesteps):
+        alpha, sigma = own_level(scheduler, index)
+        noise = (sample - alpha * clean) / sigma
+        model_output = noise - clean if flow else noise
+        torch.testing.assert_close(predict_x0(scheduler, model_output, timestep, sample), clean, rtol=0, atol=2e-3)
+        assert signal_share(scheduler, timestep) == pytest.approx(alpha**2 / (alpha**2 + sigma**2), rel=1e-4)
+        sample = scheduler.step(model_output, timestep, sample).prev_sample
+
+
+def own_level(scheduler, index):
+    """(alpha, sigma) before a step, read from the public tables of the scheduler."""
+    if isinstance(scheduler, PNDMScheduler):
+        alpha_bar = float(scheduler.alphas_cumprod[scheduler.timesteps[index]])
+        return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    sigma = float(scheduler.sigmas[index])
+    if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
+        return 1 - sigma, sigma
+    if isinstance(scheduler, (UniPCMultistepScheduler, DEISMultistepScheduler)):
+        alpha = 1 / (1 + sigma**2) ** 0.5
+        return alpha, sigma * alpha
+    return 1.0, sigma
+
+
+def test_every_deterministic_scheduler_is_tested():
+    assert {kind.__name__ for kind, _ in DETERMINISTIC} == set(DETERMINISTIC_X0_PREDICTIONS)
+    assert not set(DETERMINISTIC_X0_PREDICTIONS) & set(X0_PREDICTIONS)
+    assert predicts_x0(EulerDiscreteScheduler()) and not predicts_x0(IPNDMScheduler())
+    assert scheduler_name(EulerDiscreteScheduler()) is None  # it adds no noise
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_share_of_the_signal_rises_from_noise_to_clean(name, kind):
+    scheduler, arguments = make_scheduler(name, kind)
+    sample, shares = initial_sample(scheduler, 2), []
+    for timestep in scheduler.timesteps:
+        shares.append(signal_share(scheduler, timestep))
+        output = toy_model(scaled_input(scheduler, sample, timestep), timestep)
+        sample = scheduler.step(output, timestep, sample, **arguments).prev_sample
+    assert all(0 <= share <= 1 for share in shares)
+    assert all(later >= share - 1e-6 for share, later in itertools.pairwise(shares))
+    assert shares[0] < 0.05
+    assert shares[-1] > 0.5

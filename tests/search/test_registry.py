@@ -1,0 +1,198 @@
+"""The table of searches: the package's own, those of others, and a search that is written outside the package."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fk_reward import FKSteeringConfig, FKSteeringPipeline
+from fk_reward.search import (
+    SEARCHES,
+    BestOfN,
+    Pruning,
+    SearchConfig,
+    SearchLoadError,
+    load_search,
+    search_class,
+    search_fields,
+)
+from fk_reward.search.registry import search_name, settings_of
+from tests import tiny
+from tests.repository.layout import ROOT
+
+
+def redness(images, prompts):
+    return images[:, 0].float().mean(dim=(1, 2))
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install a distribution with these entry points, for one test."""
+
+    def install(entry_points, name="searches-of-others"):
+        folder = tmp_path / f"{name.replace('-', '_')}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = [f"{key} = {value}" for key, value in entry_points.items()]
+        (folder / "entry_points.txt").write_text("[fk_reward.searches]\n" + "\n".join(lines) + "\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        importlib.invalidate_caches()
+
+    return install
+
+
+@pytest.mark.parametrize("name", sorted(SEARCHES))
+def test_every_search_makes_a_population(name):
+    config = load_search(name)
+    assert isinstance(config, SearchConfig)
+    population = config.population(2)
+    assert population.num_groups == 2
+    assert population.num_particles == config.num_particles <= population.max_particles
+    forecast = population.forecast(20)
+    assert len(forecast.steps) == 20
+    assert len(forecast.scorings) == len(population.scoring_steps(20))
+    assert max(forecast.steps) <= population.max_particles
+    assert all(field in type(config).__doc__ for field in search_fields(name)), "every field is documented"
+    assert settings_of(config)["num_particles"] == config.num_particles
+
+
+def test_a_name_a_config_and_a_preset():
+    assert load_search("fk", num_particles=3) == FKSteeringConfig(num_particles=3)
+    assert load_search("fk-paper") == FKSteeringConfig()
+    assert load_search(Pruning(), keep=(3, 2)).keep == (3, 2)
+    assert (search_class("fk-paper"), search_class("best-of-n")) == (FKSteeringConfig, BestOfN)
+    assert list(search_fields("best-of-n")) == ["num_particles", "abstain"]
+    assert (search_name(BestOfN()), search_name(FKSteeringConfig(num_particles=2))) == ("best-of-n", "fk")
+
+
+@pytest.mark.parametrize(
+    ("search", "settings", "error", "message"),
+    [
+        ("best-of-m", {}, ValueError, "Unknown search 'best-of-m'. Did you mean 'best-of-n'.*beam, best-of-n, fk"),
+        ("fk", {"num_particle": 2}, TypeError, "'num_particle' is no setting of FKSteeringConfig. Did you mean 'num_p"),
+        (BestOfN, {}, TypeError, r"got the class BestOfN: write BestOfN\(...\)"),
+        (3, {}, TypeError, "search should be a name .* or a config such as Pruning"),
+        (object(), {}, TypeError, "got object"),
+    ],
+)
+def test_what_is_no_search(search, settings, error, message):
+    with pytest.raises(error, match=message):
+        load_search(search, **settings)
+
+
+def test_a_broken_registration_breaks_only_itself(installed):
+    installed({"broken": "no_such_module:Search", "number": "math:pi", "other": "fk_reward.search.pruning:Pruning"})
+    assert {"broken", "number", "other", "fk"} <= set(SEARCHES)
+    with pytest.raises(SearchLoadError, match="'broken' of package 'searches-of-others' .* cannot be imported"):
+        load_search("broken")
+    with pytest.raises(SearchLoadError, match="'number' .* should be a dataclass with a method `population`"):
+        load_search("number")
+    assert load_search("other") == Pruning()
+
+
+def test_a_name_of_the_package_wins(installed, caplog):
+    installed({"fk": "fk_reward.search.pruning:Pruning"})
+    assert load_search("fk") == FKSteeringConfig()
+    assert "Two searches are called 'fk'" in caplog.text
+
+
+def test_a_search_written_outside_the_package_runs_by_its_name(installed, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.delitem(sys.modules, "custom_search", raising=False)
+    installed({"tournament": "custom_search:Tournament"})
+    pipe = FKSteeringPipeline(tiny.make_sd(), reward=redness, search="tournament")
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(["a star", "a square"], num_particles=5, num_inference_steps=5, num_images_per_prompt=2)
+    assert [step.num_particles for step in out.trace.steps] == [5, 3, 2]
+    assert (out.trace.search, out.trace.config["num_particles"]) == ("tournament", 5)
+    assert out.trace.steps[0].ancestors.shape == (2, 3)
+
+
+class TestPipeline:
+    """`pipe(prompt, search=...)`."""
+
+    @pytest.fixture
+    def pipe(self):
+        pipe = FKSteeringPipeline(tiny.make_sd(), reward=redness)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def test_both_words_together_raise(self, pipe):
+        with pytest.raises(TypeError, match="Pass search or steering, not both"):
+            pipe("a star", search="fk", steering=FKSteeringConfig())
+        with pytest.raises(TypeError, match="Pass search or steering, not both"):
+            FKSteeringPipeline(pipe.pipe, reward=redness, search="fk", steering=FKSteeringConfig())
+
+    def test_an_unknown_keyword_is_told_with_the_settings_of_this_search(self, pipe):
+        with pytest.raises(TypeError, match="neither of StableDiffusionPipeline nor of Pruning or BatchSizes.*keep"):
+            pipe("a star", search="pruning", keeps=(1,))
+        with pytest.raises(TypeError, match="neither of StableDiffusionPipeline nor of BestOfN"):
+            pipe("a star", search="best-of-n", reward_scale=3.0)
+
+    def test_an_unknown_search_raises_before_anything_runs(self, pipe):
+        with pytest.raises(ValueError, match="Unknown search 'prune'. Did you mean 'pruning'"):
+            pipe("a star", search="prune")
+
+    def test_more_images_than_are_finished(self, pipe):
+        with pytest.raises(ValueError, match=r"\[1, the end of Pruning = 2\], got 3"):
+            pipe("a star", search="pruning", num_particles=4, keep=(3, 2), num_images_per_prompt=3)
+
+    def test_the_default_may_be_any_search(self, pipe):
+        pipe.search = Pruning(num_particles=3, keep=(2,), at=(0.5,))
+        assert pipe.steering is pipe.search
+        assert "search=Pruning" in repr(pipe)
+        out = pipe("a star", keep=(1,), num_inference_steps=4)
+        assert [step.num_particles for step in out.trace.steps] == [3, 1]
+        with pytest.raises(AttributeError, match="pipe.search"):
+            pipe.keep = (1,)
+        pipe.search = "fk"
+        assert pipe.search == FKSteeringConfig()
+        with pytest.raises(ValueError, match="Unknown search"):
+            pipe.search = "none"
+
+    def test_a_call_with_a_name_does_not_take_the_settings_of_the_pipeline(self, pipe):
+        pipe.search = FKSteeringConfig(num_particles=2, abstain=True)
+        out = pipe("a star", search="best-of-n", num_inference_steps=2)
+        assert (out.trace.num_particles, out.trace.config["abstain"]) == (4, False)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A search whose population answers what a test wants."""
+
+    answer: object
+    num_particles: int = 2
+    default_eta = None
+
+    def population(self, num_groups=1, generators=None, *, spread=None):
+        from fk_reward.search import PlainPopulation
+
+        answer = self.answer
+
+        class BrokenPopulation(PlainPopulation):
+            def sizes(self, num_steps):
+                return {1: 2}
+
+            def advance(self, rewards, *, step, log_ratio=None):
+                return answer
+
+        return BrokenPopulation(self.num_particles, num_groups)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (torch.tensor([0, 2]), "particle 1 of prompt 0 should go on from one of the particles 0 to 1"),
+        (torch.tensor([-1, 1]), "got -1"),
+        (torch.tensor([0, 0]), "copies particles of prompt 0, and says copies=False"),
+        (torch.tensor([0, 1, 0]), "leave 3"),
+        (torch.tensor([[0, 1]]), "of shape"),
+    ],
+)
+def test_saboteurs_are_refused_by_name_in_a_pipeline(answer, message):
+    pipe = FKSteeringPipeline(tiny.make_sd(), reward=redness)
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match=f"BrokenPopulation.*{message}"):
+        pipe("a star", search=Broken(answer), num_inference_steps=3)
