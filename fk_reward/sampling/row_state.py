@@ -177,7 +177,7 @@ def _check_form(ancestors: Any, name: str, num_groups: int) -> int:
         raise TypeError(f"{name}: ancestors should be a tensor of int64, or None, got {got}.")
     if ancestors.ndim != 1 or len(ancestors) == 0 or len(ancestors) % num_groups:
         raise ValueError(
-            f"{name}: ancestors should be of shape (G * K',) with as many for each of {num_groups} prompts, got "
+            f"{name}: ancestors should be of shape (G * K') with as many for each of {num_groups} prompts, got "
             f"{tuple(ancestors.shape)}."
         )
     return len(ancestors) // num_groups

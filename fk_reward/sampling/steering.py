@@ -350,7 +350,9 @@ class _StepInterceptor:
         if ancestors is not None:
             self._gather(arguments, ancestors)
             x0_pred = self._exchange.take(x0_pred, ancestors)
-        self._x0_pred = x0_pred if self._options.prediction is None else None
+        # a transition may make its step from other samples, a prediction may say something else than the scheduler
+        is_plain = self._options.prediction is None and self._options.transition is None
+        self._x0_pred = x0_pred if is_plain else None
         self._record(float(timestep), rewards.detach().to("cpu", torch.float32).view(-1, num_before), ancestors)
 
     def _predicted(self, arguments: dict[str, Any]) -> Tensor:

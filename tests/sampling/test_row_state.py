@@ -1,0 +1,95 @@
+"""What has a row for each particle follows it; answers of a population that do not fit are refused by name."""
+
+import pytest
+import torch
+
+from fk_reward.sampling.row_state import GeneratorRows, SchedulerHistory, check_ancestors
+from fk_reward.search import PlainPopulation
+
+
+class Copying(PlainPopulation):
+    """A population that may copy and grow to four."""
+
+    copies = True
+
+    def __init__(self, num_now, num_groups=1, max_particles=4):
+        super().__init__(num_now, num_groups, max_particles=max_particles)
+
+
+def test_history_grows_and_shrinks():
+    class Scheduler:
+        pass
+
+    scheduler = Scheduler()
+    scheduler.ets, scheduler.sigmas, scheduler.last = [torch.arange(4.0).view(2, 2)], torch.zeros(2), (torch.eye(2), 3)
+    SchedulerHistory(scheduler).gather(lambda rows: rows[[0, 0, 1]], 2)
+    assert [len(scheduler.ets[0]), len(scheduler.sigmas), len(scheduler.last[0])] == [3, 2, 3]
+    SchedulerHistory(scheduler).gather(lambda rows: rows[[2]], 3)
+    assert scheduler.ets[0].tolist() == [[2.0, 3.0]]
+
+
+def generators(number):
+    return [torch.Generator().manual_seed(seed) for seed in range(number)]
+
+
+def test_generators_go_with_particles_that_are_not_copied():
+    rows, given = GeneratorRows(2, 3, copies=False), generators(6)
+    rows.gather(torch.tensor([0, 2, 4, 5]), 2)
+    assert rows.of(given) == [given[0], given[2], given[4], given[5]]
+    rows.gather(torch.tensor([1, 2]), 1)
+    assert rows.of(given) == [given[2], given[4]]
+
+
+def test_generators_of_slots_stay_where_particles_are_copied():
+    rows, given = GeneratorRows(2, 2, copies=True), generators(4)
+    rows.gather(torch.tensor([1, 3]), 1)
+    assert rows.of(given) == [given[0], given[2]]
+    rows.gather(torch.tensor([0, 0, 0, 1, 1, 1]), 3)
+    first = rows.of(given)
+    assert (first[:2], first[3:5]) == (given[:2], given[2:])
+    assert rows.of(given)[2] is first[2]  # goes on, and is not begun again at every step
+    states = {generator.initial_seed() for generator in first}
+    assert len(states) == 6
+    again = GeneratorRows(2, 2, copies=True)
+    again.gather(torch.tensor([0, 0, 0, 1, 1, 1]), 3)
+    assert [g.initial_seed() for g in again.of(generators(4))] == [g.initial_seed() for g in first]
+
+
+@pytest.mark.parametrize("generator", [None, torch.Generator(), [torch.Generator()]])
+def test_one_generator_stays_as_it_is(generator):
+    rows = GeneratorRows(1, 2, copies=False)
+    rows.gather(torch.tensor([1]), 1)
+    assert rows.of(generator) is generator
+
+
+@pytest.mark.parametrize(
+    ("ancestors", "population", "error", "message"),
+    [
+        ([0, 1], Copying(2), TypeError, "Copying: ancestors should be a tensor of int64, or None, got list"),
+        (torch.tensor([0.0, 1.0]), Copying(2), TypeError, "got torch.float32"),
+        (torch.tensor([[0, 1]]), Copying(2), ValueError, r"of shape \(G \* K'\)"),
+        (torch.tensor([], dtype=torch.int64), Copying(2), ValueError, "of shape"),
+        (torch.tensor([0, 1, 2]), Copying(2, 2), ValueError, "as many for each of 2"),
+        (torch.tensor([0, 2]), Copying(2), ValueError, "one of the particles 0 to 1 of its prompt, got 2"),
+        (
+            torch.tensor([0, 1, 1, 2]),
+            Copying(2, 2),
+            ValueError,
+            "particle 0 of prompt 1 .* 2 to 3 of its prompt, got 1",
+        ),
+        (torch.tensor([0, -1]), Copying(2), ValueError, "got -1"),
+        (torch.tensor([0, 1, 0]), Copying(2), ValueError, "has 2 particles after this step, and its ancestors leave 3"),
+        (None, Copying(3), ValueError, "has 3 particles after this step, and its ancestors leave 2"),
+        (torch.tensor([0, 0, 0, 1, 1]), Copying(5), ValueError, "grows to 5 particles .* max_particles is 4"),
+        (torch.tensor([1, 1]), PlainPopulation(2), ValueError, "copies particles of prompt 0, and says copies=False"),
+    ],
+)
+def test_saboteurs(ancestors, population, error, message):
+    with pytest.raises(error, match=message):
+        check_ancestors(ancestors, population, 2)
+
+
+def test_what_fits():
+    check_ancestors(None, Copying(2), 2)
+    check_ancestors(torch.tensor([0, 0, 1, 3, 3, 2]), Copying(3, 2), 2)
+    check_ancestors(torch.tensor([1]), PlainPopulation(1), 2)
