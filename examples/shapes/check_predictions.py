@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from sample_images import NUM_STEPS, PREDICTIONS, STEPS
 from scipy.stats import spearmanr
 from torch import Tensor
+from torch.utils.benchmark import timer
 
 from fk_reward import FKSteeringPipeline
 from fk_reward.benchmarks.drawing import indifferent_reward, particle_generators
 from fk_reward.benchmarks.report import Column, show_table
-from fk_reward.benchmarks.speed_measure import timed_on
 from fk_reward.benchmarks.statistics import clustered_bootstrap
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.pipelines.decoding import LatentDecoder, load_preview, preview_decoder
@@ -186,13 +186,18 @@ def rank_correlation(ours: Tensor, theirs: Tensor) -> float:
 @torch.no_grad()
 def relative_times(decoders: Mapping[str, DecodeFn], latents: Tensor, num_rounds: int) -> dict[str, float]:
     """Median over the rounds of a decode's time over the VAE's in the same round; all warm up first."""
-    timed = timed_on(latents.device)
     rounds = []
     for i in range(-1, num_rounds):
         names = list(decoders) if i % 2 else list(decoders)[::-1]
-        seconds = {name: timed(lambda name=name: decoders[name](latents)) for name in names}
+        seconds = {name: _seconds(decoders[name], latents) for name in names}
         rounds.append({name: spent / seconds[VAE] for name, spent in seconds.items()})
     return {name: statistics.median(times[name] for times in rounds[1:]) for name in decoders}
+
+
+def _seconds(decoder: DecodeFn, latents: Tensor) -> float:
+    started = timer()
+    decoder(latents)
+    return timer() - started
 
 
 @app.command(name="previews")

@@ -9,13 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 BENCHMARKS: dict[str, str] = {
-    "gaussian": "fk_reward.benchmarks.gaussian",
-    "overhead": "fk_reward.benchmarks.overhead",
-    "steering-speed": "fk_reward.benchmarks.steering_speed",
     "shapes": "fk_reward.benchmarks.shapes",
-    "shapes-cost": "fk_reward.benchmarks.shapes_cost",
-    "reward-speed": "fk_reward.benchmarks.reward_speed",
-    "rewards": "fk_reward.benchmarks.reward_costs",
     "preferences": "fk_reward.cli.preferences",
 }
 """Name of the command -> module."""

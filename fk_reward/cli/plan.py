@@ -121,29 +121,29 @@ def _in_gigabytes(phase: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sentences(result: Plan) -> list[str]:
-    from fk_reward.planning.sizes import gigabytes
+    from fk_reward.planning.memory import gigabytes
 
     limit = "" if result.memory is None else f" of {gigabytes(result.memory)}"
     work = sum(result.flops.values()) / 1e12
     time = "give --tflops for the time" if result.seconds is None else f"about {result.seconds:.3g} s, an estimate"
     return [
         f"Peak of PyTorch's allocator: {gigabytes(result.peak)}. Needed on the GPU: {gigabytes(result.needed)}{limit}.",
-        f"An image (best of K): {work:,.1f} TFLOP, {_pictures(result)} decoded and scored; {time}.",
+        f"An image (best of K): {work:,.1f} TFLOP, {_images(result)} decoded and scored; {time}.",
     ]
 
 
-def _pictures(result: Plan) -> str:
+def _images(result: Plan) -> str:
     """How many are decoded, and by what."""
-    course = result.population
-    if result.preview is None or not course.scorings:
-        return f"{course.num_scored} pictures"
-    return f"{sum(course.scorings)} previews and {course.finished} finished pictures"
+    forecast = result.population
+    if result.preview is None or not forecast.scorings:
+        return f"{forecast.num_scored} images"
+    return f"{sum(forecast.scorings)} previews and {forecast.finished} finished images"
 
 
 def _check_sentences(checked: Check | None) -> list[str]:
     if checked is None:
         return []
-    from fk_reward.planning.sizes import gigabytes
+    from fk_reward.planning.memory import gigabytes
 
     return [
         f"Measured: {gigabytes(checked.measured)} at the peak (predicted {100 * checked.error:+.1f} %), "

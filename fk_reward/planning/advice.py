@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fk_reward.planning.memory import PhaseNeed, Settings
-from fk_reward.planning.sizes import gigabytes
+from fk_reward.planning.memory import PhaseNeed, Settings, gigabytes
 from fk_reward.planning.throughput import estimated_seconds
 
 STOP_ADVICE = "With stop_reward this is the most that a call takes: scoring ends with the first prediction so good."
@@ -17,9 +16,9 @@ _WORTH_SAYING = 0.01  # share of what is saved
 _SMALLER_REWARD = "a smaller reward, or fewer crops where it has them (num_crops=4 of LLaVA-Reward on Phi-3.5-vision)"
 _SMALLER = {
     "text": "a model with smaller text encoders",
-    "denoise": "smaller pictures (height, width), or a smaller model",
-    "decode": "smaller pictures (height, width), or decoding in tiles (pipe.vae.enable_tiling())",
-    "preview": "smaller pictures (height, width), or a smaller preview",
+    "denoise": "smaller images (height, width), or a smaller model",
+    "decode": "smaller images (height, width), or decoding in tiles (pipe.vae.enable_tiling())",
+    "preview": "smaller images (height, width), or a smaller preview",
     "reward": _SMALLER_REWARD,
     "preview reward": _SMALLER_REWARD,
 }
@@ -91,7 +90,7 @@ def _too_large(needs: Sequence[PhaseNeed], memory: int, dtype: torch.dtype) -> t
     over = [need for need in needs if need.needed > memory]
     most = max(need.needed for need in needs)
     sentences = [
-        f"It does not fit: one picture at a time, with everything offloaded that can be, {gigabytes(most)} are needed.",
+        f"It does not fit: one image at a time, with everything offloaded that can be, {gigabytes(most)} are needed.",
         *(f"Of these {need.phase} needs {gigabytes(need.needed)}: take {_SMALLER[need.phase]}." for need in over),
     ]
     if dtype == torch.float32:

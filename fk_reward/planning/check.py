@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from fk_reward.benchmarks.random_weights import sized_preview, steered_pipeline
-from fk_reward.benchmarks.speed_measure import peak_memory
 from fk_reward.pipelines import FKSteeringPipeline
 from fk_reward.pipelines.schedulers import resolve_solver
 from fk_reward.planning.costs import PROMPT
+from fk_reward.planning.planned_models import sized_preview, steered_pipeline
 from fk_reward.planning.planner import Plan
 
 _NUM_STEPS = 4
@@ -64,7 +64,7 @@ def check_plan(plan: Plan) -> Check:
     if not plan.fits:
         raise ValueError("A plan that does not fit cannot be checked; give it more memory.")
     pipe = _pipeline(plan)
-    arguments = plan.picture.arguments() | plan.settings.keywords(plan.num_particles)
+    arguments = plan.image.arguments() | plan.settings.keywords(plan.num_particles)
 
     def run() -> None:
         pipe(PROMPT, steering=plan.steering, num_inference_steps=_NUM_STEPS, **arguments)
@@ -78,6 +78,25 @@ def check_plan(plan: Plan) -> Check:
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - started) * plan.steps / _NUM_STEPS
     return Check(predicted=plan.peak, measured=measured or 0, seconds=seconds)
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
+    """Execute a run; the most bytes that PyTorch's allocator held in it, the weights included.
+
+    Returns:
+        None on anything but CUDA, where nothing counts them.
+
+    Example:
+        >>> peak_memory(lambda: None, torch.device("cpu")) is None
+        True
+    """
+    if device.type != "cuda":
+        run()
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
 
 
 def _pipeline(plan: Plan) -> FKSteeringPipeline:

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fk_reward.benchmarks.hollow import HollowTensors
 from fk_reward.pipelines.call_arguments import complete_eta
 from fk_reward.pipelines.decoding import Preview, preview_decoder
-from fk_reward.planning.fused_attention import FusedAttention, flop_counter
-from fk_reward.planning.live_bytes import LiveBytes
-from fk_reward.planning.subjects import Subjects, tensors_of
+from fk_reward.planning.meta_device import FusedAttention, LiveBytes, MetaTensors, flop_counter
+from fk_reward.planning.planned_models import PlannedModels, tensors_of
 from fk_reward.rewards import Reward
 from fk_reward.search.feynman_kac import FKSteeringConfig
 
@@ -32,15 +30,15 @@ end with noise left, and is then scored by its prediction), the predicted clean 
 
 @dataclass(frozen=True)
 class BatchCosts:
-    """Costs of a batch of n pictures.
+    """Costs of a batch of n images.
 
     Attributes:
         activations: bytes above the weights, at most, in each of `PHASES`: the text encoders, a step of the denoiser,
-            the decoding of n pictures by the preview, their reward, the decoding of n pictures by the autoencoder, and
+            the decoding of n images by the preview, their reward, the decoding of n images by the autoencoder, and
             their reward. Of `denoise` without `kept`. Without the two of the preview where there is none.
         kept: bytes that stay from step to step: embeddings, latents, what the scheduler remembers.
         flops: floating-point operations of the same phases; of `denoise` for one step.
-        image_bytes: of n decoded pictures.
+        image_bytes: of n decoded images.
         preview_bytes: of n decoded previews, 0 where there are none.
     """
 
@@ -52,7 +50,7 @@ class BatchCosts:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageRequest:
     """What is drawn.
 
     Attributes:
@@ -71,25 +69,25 @@ class Picture:
 
 
 @torch.no_grad()
-def batch_costs(subjects: Subjects, picture: Picture, *, batch_size: int) -> BatchCosts:
-    """Run each phase on a batch of n pictures of one prompt.
+def batch_costs(models: PlannedModels, image: ImageRequest, *, batch_size: int) -> BatchCosts:
+    """Run each phase on a batch of n images of one prompt.
 
-    On the meta device nothing is computed. On real tensors the same bytes are counted, and real work is done.
+    On the meta device nothing is computed. On real tensors the same bytes are costs, and real work is done.
 
     Args:
-        subjects: the pipeline and the reward, on the meta device or not.
-        picture: what is drawn.
+        models: the pipeline and the reward, on the meta device or not.
+        image: what is drawn.
         batch_size: n.
     """
-    generation = _Generation(subjects, picture)
+    generation = _Generation(models, image)
     latents = generation.run(batch_size)
-    decode, images = _decoded(subjects, picture, latents, preview=None)
-    reward = _scored(subjects, images)
+    decode, images = _decoded(models, image, latents, preview=None)
+    reward = _scored(models, images)
     watches = {"text": generation.text, "denoise": generation.denoise, "decode": decode, "reward": reward}
     preview_bytes = 0
-    if subjects.preview is not None:
-        watches["preview"], previews = _decoded(subjects, picture, latents, preview=subjects.preview)
-        watches["preview reward"] = reward if previews.shape == images.shape else _scored(subjects, previews)
+    if models.preview is not None:
+        watches["preview"], previews = _decoded(models, image, latents, preview=models.preview)
+        watches["preview reward"] = reward if previews.shape == images.shape else _scored(models, previews)
         preview_bytes = previews.nbytes
     return BatchCosts(
         activations={phase: watch.peak for phase, watch in watches.items()},
@@ -101,21 +99,21 @@ def batch_costs(subjects: Subjects, picture: Picture, *, batch_size: int) -> Bat
 
 
 def _decoded(
-    subjects: Subjects, picture: Picture, latents: Tensor, *, preview: Preview | None
+    models: PlannedModels, image: ImageRequest, latents: Tensor, *, preview: Preview | None
 ) -> tuple[_Watch, Tensor]:
-    """Costs of decoding, and the pictures; by the pipeline's autoencoder without a preview."""
-    decoder = preview_decoder(preview, subjects.pipe, height=picture.height, width=picture.width)
-    vae = getattr(subjects.pipe, "vae", None)
+    """Costs of decoding, and the images; by the pipeline's autoencoder without a preview."""
+    decoder = preview_decoder(preview, models.pipe, height=image.height, width=image.width)
+    vae = getattr(models.pipe, "vae", None)
     held = [] if vae is None else tensors_of(vae)
-    with _watched(held + subjects.preview_weights()) as watch:
+    with _watched(held + models.preview_weights()) as watch:
         images = decoder(latents)
     return watch, images
 
 
-def _scored(subjects: Subjects, images: Tensor) -> _Watch:
+def _scored(models: PlannedModels, images: Tensor) -> _Watch:
     """Costs of the reward, of its parts one after the other."""
     peak, flops = 0, 0
-    for reward in subjects.rewards:
+    for reward in models.rewards:
         reward.batch_size = len(images)
         held = [tensor for module in reward._held_modules() for tensor in tensors_of(module)]
         with _watched(held) as watch:
@@ -125,7 +123,7 @@ def _scored(subjects: Subjects, images: Tensor) -> _Watch:
 
 
 def _readable(images: Tensor, reward: Reward) -> Tensor:
-    """Grey pictures for a reward without weights, which is a rule that looks at numbers."""
+    """Grey images for a reward without weights, which is a rule that looks at numbers."""
     return torch.full(images.shape, 0.5) if reward.device is None and images.is_meta else images
 
 
@@ -139,7 +137,7 @@ class _Watch:
 def _watched(held: list[Tensor]) -> Iterator[_Watch]:
     """Measure the body of the `with` statement."""
     watch = _Watch()
-    with flop_counter() as counter, LiveBytes(held) as tracker, HollowTensors(), FusedAttention():
+    with flop_counter() as counter, LiveBytes(held) as tracker, MetaTensors(), FusedAttention():
         yield watch
     watch.peak, watch.flops = tracker.peak, counter.get_total_flops()
 
@@ -150,19 +148,19 @@ class _Generation:
     There are so many steps that the scheduler remembers, in the last one, all that it ever does.
     """
 
-    def __init__(self, subjects: Subjects, picture: Picture) -> None:
+    def __init__(self, models: PlannedModels, image: ImageRequest) -> None:
         self.text, self.denoise = _Watch(), _Watch()
         self.kept = 0
-        self._subjects, self._picture = subjects, picture
-        self._num_steps = 1 + subjects.pipe.scheduler.config.get("solver_order", 1)
+        self._subjects, self._image = models, image
+        self._num_steps = 1 + models.pipe.scheduler.config.get("solver_order", 1)
 
     def run(self, batch_size: int) -> Tensor:
-        """Generate latents of n pictures of one prompt."""
+        """Generate latents of n images of one prompt."""
         pipe = self._subjects.pipe
-        arguments: dict[str, Any] = self._picture.arguments() | {"num_inference_steps": self._num_steps}
+        arguments: dict[str, Any] = self._image.arguments() | {"num_inference_steps": self._num_steps}
         complete_eta(pipe, FKSteeringConfig(num_resamples=0), arguments)
         pipe.set_progress_bar_config(disable=True)
-        with flop_counter() as counter, LiveBytes() as tracker, HollowTensors(), FusedAttention():
+        with flop_counter() as counter, LiveBytes() as tracker, MetaTensors(), FusedAttention():
             with self._marked(tracker, counter):
                 out = pipe(PROMPT, num_images_per_prompt=batch_size, output_type="latent", **arguments)
         self.denoise.peak = tracker.peak - self.kept

@@ -1,10 +1,51 @@
-"""From the costs of batches to the most memory that each phase of a call needs, under any settings."""
+"""The most memory that each phase of a call needs under any settings, and the settings that fit a GPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fk_reward.planning.costs import PHASES, BatchCosts
+
+_UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_memory(amount: int | str | None) -> int | None:
+    """Bytes of an amount.
+
+    Args:
+        amount: bytes, or a number with MB, GB (10⁹ bytes), MiB or GiB (2³⁰ bytes); None for no limit.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> parse_memory("24GB"), parse_memory("0.5 GiB"), parse_memory(None)
+        (24000000000, 536870912, None)
+    """
+    if amount is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(amount))
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match and match[2].upper() in _UNITS else 0
+    if match and not match[2] and isinstance(amount, str) and 0 < size < 2**20:
+        number = match[1]
+        raise ValueError(f"memory {number} has no unit, and would be {number} bytes: write {number}GiB or {number}GB.")
+    if size <= 0:
+        raise ValueError(f"memory should be an amount such as 24GB, 24GiB or a number of bytes, got {amount!r}.")
+    return size
+
+
+def gigabytes(size: int) -> str:
+    """Bytes in 10⁹, for people.
+
+    Example:
+        >>> gigabytes(24_510_000_000), gigabytes(1_200_000)
+        ('24.5 GB', '0.0012 GB')
+    """
+    number = size / 1e9
+    return f"{number:.1f} GB" if number >= 10 else f"{number:.2g} GB" if number < 1 else f"{number:.2f} GB"
+
 
 CUDA_CONTEXT_BYTES = 800_000_000
 """What a process takes on a GPU before its first tensor and for its libraries: the driver's context and the code of
@@ -28,8 +69,8 @@ class Settings:
 
     Attributes:
         particle_batch_size: particles that go through the denoiser at once.
-        decode_batch_size: pictures that are decoded at once, by the preview or the autoencoder.
-        reward_batch_size: pictures that the reward sees at once.
+        decode_batch_size: images that are decoded at once, by the preview or the autoencoder.
+        reward_batch_size: images that the reward sees at once.
         model_offload: `pipe.enable_model_cpu_offload()`: text encoders, denoiser and decoder come to the GPU in turn.
         reward_offload: `load_reward(..., offload=True)`: the reward rests on the CPU between its calls.
     """
@@ -40,10 +81,10 @@ class Settings:
     model_offload: bool = False
     reward_offload: bool = False
 
-    def batch_size(self, phase: str, num_pictures: int) -> int:
-        """Pictures at once in a phase; the prompt is encoded for all at once."""
+    def batch_size(self, phase: str, num_images: int) -> int:
+        """Images at once in a phase; the prompt is encoded for all at once."""
         names = [name for name, phases in LIMITED_PHASES.items() if phase in phases]
-        return min([num_pictures, *(getattr(self, name) for name in names)])
+        return min([num_images, *(getattr(self, name) for name in names)])
 
     def keywords(self, num_particles: int) -> dict[str, int]:
         """Keywords of the pipeline's call; a batch of all particles needs none.
@@ -61,9 +102,9 @@ class PhaseNeed:
 
     Attributes:
         phase: its name.
-        batch_size: pictures at once.
+        batch_size: images at once.
         weights: of all that is on the GPU in this phase.
-        kept: of what all particles keep between the steps, and of decoded pictures.
+        kept: of what all particles keep between the steps, and of decoded images.
         activations: of the phase itself, above its weights.
     """
 
@@ -89,14 +130,14 @@ class MemoryModel:
     """Memory of a steered call of K particles.
 
     Activations grow with the batch by pieces of straight lines that bend upwards, being the largest of several moments.
-    They are known for one picture and for all K; between them the chord is taken, which is never below.
+    They are known for one image and for all K; between them the chord is taken, which is never below.
 
     Attributes:
         num_particles: K.
         weights: bytes of `text`, `denoiser`, `decoder`, `other`, `preview` and `reward`.
-        one: costs of one picture.
-        all: costs of K pictures.
-        previewed: whether the scoring steps decode by the preview, and the autoencoder the finished pictures only.
+        one: costs of one image.
+        all: costs of K images.
+        previewed: whether the scoring steps decode by the preview, and the autoencoder the finished images only.
         num_finished: K', particles at the end; None for K. A population is largest in the beginning, so that it counts
             where a phase happens at the end only.
     """
@@ -125,7 +166,7 @@ class MemoryModel:
             phase: one of `phases`.
             settings: how the call is made.
         """
-        batch_size = settings.batch_size(phase, self._num_pictures(phase))
+        batch_size = settings.batch_size(phase, self._num_images(phase))
         low, high = self.one.activations[phase], self.all.activations[phase]
         return PhaseNeed(
             phase=phase,
@@ -139,27 +180,27 @@ class MemoryModel:
         """Bytes at the peak of each phase, in the order of `phases`."""
         return tuple(self.need(phase, settings) for phase in self.phases)
 
-    def flops(self, phase: str, num_pictures: int) -> int:
-        """Operations of a phase with so many pictures, in one batch or several."""
-        return between(self.one.flops[phase], self.all.flops[phase], at=num_pictures, end=self.num_particles)
+    def flops(self, phase: str, num_images: int) -> int:
+        """Operations of a phase with so many images, in one batch or several."""
+        return between(self.one.flops[phase], self.all.flops[phase], at=num_images, end=self.num_particles)
 
-    def _num_pictures(self, phase: str) -> int:
+    def _num_images(self, phase: str) -> int:
         at_the_end = self.previewed and phase in ("decode", "reward")
         return self.num_finished if at_the_end and self.num_finished is not None else self.num_particles
 
     def _kept(self, phase: str, batch_size: int) -> int:
-        """Before the first step nothing is kept. A part of the pictures waits for the others, and is joined to them."""
+        """Before the first step nothing is kept. A part of the images waits for the others, and is joined to them."""
         if phase == "text":
             return 0
-        num_pictures = self._num_pictures(phase)
+        num_images = self._num_images(phase)
         size = (self.all.preview_bytes if phase.startswith("preview") else self.all.image_bytes) // self.num_particles
-        images = size * num_pictures
+        images = size * num_images
         if phase.endswith("reward"):
             # at the end the images that are returned and those that are scored, and no state of the loop any more
             at_steps = 0 if self.previewed and phase == "reward" else self.all.kept + images
             at_the_end = 2 * images if phase == "reward" else 0
             return max(at_steps, at_the_end) + size * batch_size  # the reward gets a copy
-        waiting = phase != "denoise" and batch_size < num_pictures
+        waiting = phase != "denoise" and batch_size < num_images
         return self.all.kept + (images if waiting else 0)
 
     def _resident(self, phase: str, settings: Settings) -> int:
@@ -172,7 +213,7 @@ class MemoryModel:
     def _offloaded(self, phase: str) -> tuple[str, ...]:
         """Of the pipeline with model offload: the decoder, once used, stays beside the denoiser and the reward.
 
-        With a preview the reward of the finished pictures comes when the pipeline has taken everything away.
+        With a preview the reward of the finished images comes when the pipeline has taken everything away.
         """
         if phase == "text":
             return ("text",)
@@ -191,3 +232,66 @@ def between(low: int, high: int, *, at: int, end: int) -> int:
         (20, 10)
     """
     return high if end == 1 else low - (low - high) * (at - 1) // (end - 1)
+
+
+def fitting_settings(
+    model: MemoryModel, memory: int | None, *, can_offload_reward: bool, num_scorings: int
+) -> Settings | None:
+    """The settings under which all phases fit into memory; None where there are none.
+
+    Args:
+        model: memory of the call.
+        memory: bytes of the GPU; None for no limit.
+        can_offload_reward: whether the reward can rest on the CPU.
+        num_scorings: how often a call scores; each time with offload, weights are moved.
+    """
+    whole = Settings(*(model.num_particles,) * 3)
+    if memory is None:
+        return whole
+    for modes in sorted(_modes(can_offload_reward), key=lambda mode: _moved_bytes(model, mode, num_scorings)):
+        settings = _largest_batches(model, memory, replace(whole, **modes))
+        if settings is not None:
+            return settings
+    return None
+
+
+def smallest_settings(*, can_offload_reward: bool) -> Settings:
+    """Those that need least: one image at a time, everything offloaded.
+
+    Example:
+        >>> smallest_settings(can_offload_reward=False).model_offload
+        True
+    """
+    return Settings(1, 1, 1, model_offload=True, reward_offload=can_offload_reward)
+
+
+def _modes(can_offload_reward: bool) -> list[dict[str, bool]]:
+    reward = (False, True) if can_offload_reward else (False,)
+    return [{"model_offload": first, "reward_offload": second} for first in (False, True) for second in reward]
+
+
+def _moved_bytes(model: MemoryModel, mode: dict[str, bool], num_scorings: int) -> int:
+    """Bytes that come to the GPU in a call: the denoiser again after each scoring, the reward at each."""
+    moved = 0
+    if mode["model_offload"]:
+        num_returns = 1 if model.keeps_denoiser else num_scorings
+        moved += model.weights["text"] + model.weights["decoder"] + num_returns * model.weights["denoiser"]
+    if mode["reward_offload"]:
+        moved += num_scorings * model.weights["reward"]
+    return moved
+
+
+def _largest_batches(model: MemoryModel, memory: int, settings: Settings) -> Settings | None:
+    """Phases do not happen at once, so that each setting has its own limit."""
+    if model.need("text", settings).needed > memory:
+        return None
+    for name, limited in LIMITED_PHASES.items():
+        phases = [phase for phase in limited if phase in model.phases]
+        for size in range(model.num_particles, 0, -1):
+            sized: dict[str, Any] = {name: size}
+            settings = replace(settings, **sized)
+            if all(model.need(phase, settings).needed <= memory for phase in phases):
+                break
+        else:
+            return None
+    return settings

@@ -2,24 +2,202 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
+from fk_reward.pipelines import ReducedResolution
+from fk_reward.pipelines.decoding import widens_to_float32
 from fk_reward.pipelines.schedulers import resolve_solver
 from fk_reward.planning.advice import STOP_ADVICE, advice_for, preview_advice
-from fk_reward.planning.costs import Picture
-from fk_reward.planning.counted import Counted, count
-from fk_reward.planning.memory import Settings
-from fk_reward.planning.planned import Plan
-from fk_reward.planning.search import fitting_settings, smallest_settings
-from fk_reward.planning.sizes import parse_memory
-from fk_reward.planning.subjects import hollow_subjects
+from fk_reward.planning.costs import ImageRequest, batch_costs
+from fk_reward.planning.memory import (
+    MemoryModel,
+    PhaseNeed,
+    Settings,
+    fitting_settings,
+    parse_memory,
+    smallest_settings,
+)
+from fk_reward.planning.planned_models import PlannedModels, models_on_meta, weight_bytes
 from fk_reward.planning.throughput import estimated_seconds, measured_tflops, parse_tflops
-from fk_reward.search.base import forecast
+from fk_reward.search.base import Forecast, forecast
 from fk_reward.search.feynman_kac import FKSteeringConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a steered call of one prompt needs. Bytes are counted from shapes; seconds are an estimate.
+
+    Attributes:
+        model: as given.
+        reward: as given.
+        steering: settings of the sampler.
+        image: height, width and guidance scale, None for the pipeline's own.
+        dtype: of the pipeline.
+        steps: scheduler steps.
+        preview: as given.
+        solver: as given.
+        memory: bytes of the GPU; None for no limit.
+        fits: whether `settings` fit.
+        settings: those to use; the smallest ones where nothing fits.
+        phases: bytes at the peak of each phase, under these settings.
+        weights: bytes of text encoders, denoiser, decoder, other parts of the pipeline, preview, and reward.
+        flops: floating-point operations of a call, by dtype; with `stop_reward` at most.
+        tflops: 10¹² operations a second, by dtype; empty where nobody gave or measured them.
+        seconds: operations over operations a second, None without the latter. Moving weights is not in it, nor is what
+            a model loses against plain matrix products.
+        advice: what to write or what to change, a sentence each.
+    """
+
+    model: str
+    reward: str
+    steering: FKSteeringConfig
+    image: ImageRequest
+    dtype: str
+    steps: int
+    preview: str | None = None
+    solver: str | None = None
+    memory: int | None
+    fits: bool
+    settings: Settings
+    phases: tuple[PhaseNeed, ...]
+    weights: Mapping[str, int]
+    flops: Mapping[str, int]
+    tflops: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    advice: tuple[str, ...] = ()
+
+    @property
+    def num_particles(self) -> int:
+        """K, particles at the beginning."""
+        return self.steering.num_particles
+
+    @property
+    def population(self) -> Forecast:
+        """Particles at each step, scoring and end of the call."""
+        return forecast(self.steering, self.steps)
+
+    @property
+    def num_scorings(self) -> int:
+        """How often images are scored: at the scoring steps, and when they are finished."""
+        return len(self.population.scorings) + 1
+
+    @property
+    def peak(self) -> int:
+        """Most bytes that PyTorch's allocator will hold: what `torch.cuda.max_memory_allocated` tells."""
+        return max(phase.peak for phase in self.phases)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the GPU should have: the peak, the CUDA context, and what the allocator cannot reuse."""
+        return max(phase.needed for phase in self.phases)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, for JSON."""
+        phases = [asdict(phase) | {"peak": phase.peak, "needed": phase.needed} for phase in self.phases]
+        derived = {name: getattr(self, name) for name in ("num_particles", "num_scorings", "peak", "needed")}
+        return asdict(self) | {"phases": phases, "population": asdict(self.population)} | derived
+
+
+def flops_by_dtype(models: PlannedModels, model: MemoryModel, expected: Forecast) -> dict[str, int]:
+    """Operations of a call, by the dtype in which they are done.
+
+    Args:
+        models: the pipeline, the reward and the preview.
+        model: costs of the phases, and whether the scoring steps have a preview.
+        expected: the particles of the call.
+    """
+    pipe_dtype, vae_dtype = str(models.denoiser.dtype), _decoder_dtype(models.pipe)
+    decode, score = ("preview", "preview reward") if model.previewed else ("decode", "reward")
+    by_own_decoder = not model.previewed or isinstance(models.preview, ReducedResolution)
+    flops: Counter[str] = Counter()
+    flops[pipe_dtype] += model.all.flops["text"] + sum(model.flops("denoise", n) for n in expected.steps)
+    flops[vae_dtype if by_own_decoder else pipe_dtype] += sum(model.flops(decode, n) for n in expected.scorings)
+    flops[vae_dtype] += model.flops("decode", expected.finished)
+    reward_dtype = _reward_dtype(models)
+    if reward_dtype is not None:
+        scored = [model.flops(score, n) for n in expected.scorings]
+        flops[reward_dtype] += sum(scored) + model.flops("reward", expected.finished)
+    return {dtype.removeprefix("torch."): count for dtype, count in flops.items()}
+
+
+def _decoder_dtype(pipe: Any) -> str:
+    """That of the autoencoder, or float32 where it is widened."""
+    vae: Any = getattr(pipe, "vae", None)
+    dtype = str(getattr(vae, "dtype", "torch.float32"))
+    return "torch.float32" if vae is not None and widens_to_float32(pipe, vae) else dtype
+
+
+def _reward_dtype(models: PlannedModels) -> str | None:
+    """That of the largest weight; None for a rule without weights."""
+    weights = [tensor for tensor in models.reward_weights() if tensor.is_floating_point()]
+    return str(max(weights, key=lambda tensor: tensor.numel()).dtype) if weights else None
+
+
+@dataclass(frozen=True)
+class CallCosts:
+    """What a call takes.
+
+    Attributes:
+        model: memory of the call.
+        flops: its operations, by dtype.
+        flops_with_preview: the same with the preview of the model's family, where none was asked for and there is one.
+        num_scorings: how often images are scored, the finished ones included.
+        can_offload_reward: whether the reward can rest on the CPU.
+    """
+
+    model: MemoryModel
+    flops: dict[str, int]
+    flops_with_preview: dict[str, int] | None
+    num_scorings: int
+    can_offload_reward: bool
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Bytes by what they are for; those of a preview only where it is used."""
+        return self.model.weights | ({} if self.model.previewed else {"preview": 0})
+
+
+def call_costs(models: PlannedModels, image: ImageRequest, expected: Forecast, *, previewed: bool) -> CallCosts:
+    """Run each phase on one image and on K.
+
+    Args:
+        models: the pipeline, the reward and a preview.
+        image: what is drawn.
+        expected: the particles of the call; the first step has K.
+        previewed: whether the preview is used.
+    """
+    num_particles = expected.steps[0]
+    one = batch_costs(models, image, batch_size=1)
+    model = MemoryModel(
+        num_particles=num_particles,
+        weights=_weights(models),
+        one=one,
+        all=one if num_particles == 1 else batch_costs(models, image, batch_size=num_particles),
+        previewed=previewed and bool(expected.scorings),
+        num_finished=expected.finished,
+    )
+    other = None
+    if models.preview is not None and expected.scorings and not previewed:
+        other = flops_by_dtype(models, replace(model, previewed=True), expected)
+    return CallCosts(
+        model=model,
+        flops=flops_by_dtype(models, model, expected),
+        flops_with_preview=other,
+        num_scorings=len(expected.scorings) + 1,
+        can_offload_reward=models.can_offload_reward,
+    )
+
+
+def _weights(models: PlannedModels) -> dict[str, int]:
+    parts = models.pipeline_weights()
+    parts |= {"preview": models.preview_weights(), "reward": models.reward_weights()}
+    return {name: weight_bytes(tensors) for name, tensors in parts.items()}
+
 
 DEFAULT_STEPS = 50
 """Scheduler steps where neither the caller nor a solver says how many."""
@@ -86,24 +264,24 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         num_resamples=num_resamples,
         final_particles=final_particles,
     )
-    with hollow_subjects(model, reward, dtype=floating, preview=preview, solver=preset) as subjects:
-        defaults = {} if preset is None else preset.arguments(subjects.pipe)
+    with models_on_meta(model, reward, dtype=floating, preview=preview, solver=preset) as models:
+        defaults = {} if preset is None else preset.arguments(models.pipe)
         num_steps = defaults.get("num_inference_steps", DEFAULT_STEPS) if steps is None else steps
         guidance = defaults.get("guidance_scale") if guidance_scale is None else guidance_scale
-        picture = Picture(height, width, guidance)
-        counted = count(subjects, picture, forecast(config, num_steps), previewed=preview is not None)
+        image = ImageRequest(height, width, guidance)
+        costs = call_costs(models, image, forecast(config, num_steps), previewed=preview is not None)
     asked = {
         "model": model,
         "reward": reward,
         "steering": config,
-        "picture": picture,
+        "image": image,
         "dtype": str(floating).removeprefix("torch."),
         "steps": num_steps,
         "preview": preview,
         "solver": solver,
         "memory": limit,
     }
-    return _planned(counted, asked, _rates(tflops, counted.flops))
+    return _planned(costs, asked, _rates(tflops, costs.flops))
 
 
 def _with_given(steering: FKSteeringConfig, **given: int | None) -> FKSteeringConfig:
@@ -111,17 +289,17 @@ def _with_given(steering: FKSteeringConfig, **given: int | None) -> FKSteeringCo
     return replace(steering, **settings)
 
 
-def _planned(counted: Counted, asked: dict[str, Any], rates: dict[str, float]) -> Plan:
+def _planned(costs: CallCosts, asked: dict[str, Any], rates: dict[str, float]) -> Plan:
     """Choose settings, and say what they come to; `asked` are the fields of the plan that the caller gave."""
-    memory, steering, model = asked["memory"], asked["steering"], counted.model
-    can_offload = counted.can_offload_reward
-    settings = fitting_settings(model, memory, can_offload_reward=can_offload, num_scorings=counted.num_scorings)
+    memory, steering, model = asked["memory"], asked["steering"], costs.model
+    can_offload = costs.can_offload_reward
+    settings = fitting_settings(model, memory, can_offload_reward=can_offload, num_scorings=costs.num_scorings)
     chosen = settings or smallest_settings(can_offload_reward=can_offload)
     needs = model.needs(chosen)
     request = (asked["reward"], steering.num_particles, getattr(torch, asked["dtype"]))
     advice = (
         *advice_for(chosen, needs, None if settings else memory, request=request),
-        *_preview_advice(counted, chosen, rates),
+        *_preview_advice(costs, chosen, rates),
         *(() if steering.stop_reward is None else (STOP_ADVICE,)),
     )
     return Plan(
@@ -129,21 +307,21 @@ def _planned(counted: Counted, asked: dict[str, Any], rates: dict[str, float]) -
         fits=settings is not None,
         settings=chosen,
         phases=needs,
-        weights=counted.weights,
-        flops=counted.flops,
+        weights=costs.weights,
+        flops=costs.flops,
         tflops=rates,
-        seconds=estimated_seconds(counted.flops, rates) if rates else None,
+        seconds=estimated_seconds(costs.flops, rates) if rates else None,
         advice=advice,
     )
 
 
-def _preview_advice(counted: Counted, settings: Settings, rates: dict[str, float]) -> tuple[str, ...]:
+def _preview_advice(costs: CallCosts, settings: Settings, rates: dict[str, float]) -> tuple[str, ...]:
     """What a preview would save, where there is one and none was asked for."""
-    if counted.flops_with_preview is None:
+    if costs.flops_with_preview is None:
         return ()
-    models = (counted.model, replace(counted.model, previewed=True))
+    models = (costs.model, replace(costs.model, previewed=True))
     peaks = [max(need.peak for need in model.needs(settings)) for model in models]
-    return preview_advice(counted.flops, counted.flops_with_preview, rates=rates, peaks=(peaks[0], peaks[1]))
+    return preview_advice(costs.flops, costs.flops_with_preview, rates=rates, peaks=(peaks[0], peaks[1]))
 
 
 def _rates(tflops: float | str | None, flops: Mapping[str, int]) -> dict[str, float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from examples.benchmarks.overhead import mean_pixel
 from fk_reward import FKSteeringPipeline
 from fk_reward.benchmarks import shapes, shapes_judge
-from fk_reward.benchmarks.overhead import mean_pixel
 from tests.benchmarks.shapes_stage import REWARDS, looks_bright
 
 

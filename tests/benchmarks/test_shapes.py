@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from examples.benchmarks.overhead import mean_pixel
 from fk_reward.benchmarks import shapes_judge, shapes_runs
-from fk_reward.benchmarks.overhead import mean_pixel
 from fk_reward.benchmarks.shapes_runs import Population, ShapesSettings
 from fk_reward.benchmarks.store import ResultStore
 from fk_reward.shapes import benchmark_prompts, is_heldout, parse_prompt, render, sample_scene, sign_prompts

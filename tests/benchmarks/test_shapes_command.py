@@ -11,8 +11,8 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from examples.benchmarks.overhead import mean_pixel
 from fk_reward.benchmarks import shapes
-from fk_reward.benchmarks.overhead import mean_pixel
 from fk_reward.benchmarks.store import ResultStore
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.pipelines import SOLVERS

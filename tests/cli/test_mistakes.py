@@ -131,7 +131,7 @@ def test_a_full_disk_names_the_file(refused, tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(os, "replace", full)
     line = ("benchmark", "gaussian", "--num-particles", 2, "--num-runs", 2, "--out", tmp_path / "out")
-    monkeypatch.setattr("fk_reward.benchmarks.gaussian.run_benchmark", lambda *arguments, **options: [])
+    monkeypatch.setattr("examples.benchmarks.gaussian.run_benchmark", lambda *arguments, **options: [])
     message = refused(*line)
     assert f"{os.strerror(number)}: '{tmp_path / 'out' / 'gaussian.json'}'" in message
     assert "start the same command again" in message

@@ -17,7 +17,7 @@ COMMANDS = {
     "fk_reward.cli.generate": "generate",
     "fk_reward.cli.geneval": "geneval",
     "fk_reward.benchmarks.shapes": "main",
-    "fk_reward.benchmarks.shapes_cost": "main",
+    "examples.benchmarks.shapes_cost": "main",
 }
 OPTIONS = {name.lower(): option for name, option in vars(sampler_options).items() if name.isupper()}
 ABSENT = {"final_particles": "all", "stop_reward": "none"}

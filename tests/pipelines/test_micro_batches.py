@@ -19,7 +19,7 @@ from fk_reward import BatchSizes, FKSteeringPipeline
 from fk_reward.models import resolve_model
 from fk_reward.pipelines.batching import BatchLayout, MicroBatches, batch_rows
 from fk_reward.pipelines.epilogue import NoLoopError
-from fk_reward.planning.live_bytes import LiveBytes
+from fk_reward.planning.meta_device import LiveBytes
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
 from tests.pipelines.test_families import EXTRA, MAKERS, make

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import pytest
 from torch import nn
 
-from fk_reward.benchmarks.hollow import without_weights
 from fk_reward.pipelines import ReducedResolution
-from fk_reward.planning.subjects import Subjects
+from fk_reward.planning.meta_device import without_weights
+from fk_reward.planning.planned_models import PlannedModels
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.text_cache import TextCache
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
@@ -22,20 +22,20 @@ def text_read_each_time(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def subjects(tiny_sd, tiny_sdxl):
-    """Makes the subjects of a plan: real ones, or hollow twins of them."""
+def models(tiny_sd, tiny_sdxl):
+    """Makes the models of a plan: real ones, or twins of them on the meta device."""
     makers = {"sd": tiny_sd, "sdxl": tiny_sdxl}
 
     @contextmanager
-    def make(family, *, hollow, preview=None):
+    def make(family, *, on_meta, preview=None):
         pipe, reward = makers[family](), load_reward("shapes-clipscore")
         decoders = {
             None: None,
             "tiny": make_tiny_autoencoder(latent_channels=pipe.vae.config.latent_channels),
             "reduced": ReducedResolution(2),
         }
-        made = Subjects(pipe, (reward,), decoders[preview])
-        if not hollow:
+        made = PlannedModels(pipe, (reward,), decoders[preview])
+        if not on_meta:
             yield made
             return
         for module in (*pipe.components.values(), made.preview):

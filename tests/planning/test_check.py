@@ -7,9 +7,9 @@ import torch
 
 from fk_reward import FKSteeringPipeline
 from fk_reward.planning import plan
-from fk_reward.planning.check import Check, check_plan
+from fk_reward.planning.check import Check, check_plan, peak_memory
 from fk_reward.planning.costs import PROMPT
-from fk_reward.planning.live_bytes import LiveBytes
+from fk_reward.planning.meta_device import LiveBytes
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -67,3 +67,21 @@ def test_the_peak_is_as_predicted(model, reward, options):
 def test_half_of_the_prediction_is_noticed():
     made = check_plan(plan("sd-2.1-base", reward="clipscore", num_particles=2))
     assert not Check(predicted=made.predicted // 2, measured=made.measured, seconds=made.seconds).is_right
+
+
+def test_peak_memory_is_that_of_the_run_alone(monkeypatch):
+    peak = 900
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+
+    def reset(device):
+        nonlocal peak
+        peak = 100
+
+    def run():
+        nonlocal peak
+        peak = max(peak, 300)
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak)
+    assert peak_memory(run, torch.device("cuda")) == 300
+    assert peak_memory(run, torch.device("cpu")) is None

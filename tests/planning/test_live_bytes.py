@@ -1,4 +1,4 @@
-"""Counted bytes against arithmetic and against PyTorch's own tracker."""
+"""CallCosts bytes against arithmetic and against PyTorch's own tracker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fk_reward.planning.live_bytes import LiveBytes
+from fk_reward.planning.meta_device import LiveBytes
 
 
 @pytest.fixture(params=["cpu", "meta"])

@@ -9,16 +9,21 @@ import pytest
 
 from fk_reward.planning import Settings
 from fk_reward.planning.costs import PHASES, BatchCosts
-from fk_reward.planning.memory import ALLOCATOR_SHARE, CUDA_CONTEXT_BYTES, MemoryModel
-from fk_reward.planning.search import fitting_settings
-from fk_reward.planning.sizes import gigabytes, parse_memory
+from fk_reward.planning.memory import (
+    ALLOCATOR_SHARE,
+    CUDA_CONTEXT_BYTES,
+    MemoryModel,
+    fitting_settings,
+    gigabytes,
+    parse_memory,
+)
 
 GB = 10**9
 WEIGHTS = {"text": 2 * GB, "denoiser": 5 * GB, "decoder": GB, "other": 0, "preview": GB // 4, "reward": 8 * GB}
 
 
 def costs(text, denoise, decode, reward, *, kept=0, image_bytes=0):
-    """A preview takes a sixth of the decoder's memory, and makes pictures of a quarter of the size."""
+    """A preview takes a sixth of the decoder's memory, and makes images of a quarter of the size."""
     activations = dict(zip(PHASES, (text, denoise, decode // 6, reward // 2, decode, reward), strict=True))
     sizes = {"image_bytes": image_bytes, "preview_bytes": image_bytes // 4}
     return BatchCosts(activations=activations, kept=kept, flops=activations, **sizes)
@@ -50,7 +55,7 @@ def test_a_part_at_a_time_takes_a_part(model):
     assert model.need("denoise", Settings(1, 4, 4)).activations == GB
 
 
-def test_pictures_that_wait_for_the_others_are_kept(model):
+def test_images_that_wait_for_the_others_are_kept(model):
     assert model.need("decode", Settings(4, 4, 4)).kept == GB // 10
     assert model.need("decode", Settings(4, 2, 4)).kept == GB // 10 + GB // 5
 
@@ -71,7 +76,7 @@ def test_with_a_preview_the_autoencoder_decodes_what_is_finished(previewed):
         zip(PHASES, (4, 4, 4, 4, 2, 2), strict=True)
     )
     assert needs["preview"].activations == 2 * GB
-    assert needs["decode"].activations == 6 * GB, "of two pictures, between 3 for one and 12 for four"
+    assert needs["decode"].activations == 6 * GB, "of two images, between 3 for one and 12 for four"
     assert needs["preview reward"].kept == GB // 10 + GB // 20 + GB // 20, "the images, and the copy of the reward"
     assert needs["reward"].kept == 2 * GB // 10 + GB // 10, "what is returned, what is scored, and the copy"
     assert all(need.weights == 16 * GB + GB // 4 for need in needs.values())

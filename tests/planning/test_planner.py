@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fk_reward import FKSteeringConfig
 from fk_reward.cli import app
 from fk_reward.models import ASSETS
-from fk_reward.planning import Settings, plan, work
+from fk_reward.planning import Settings, plan, planner
 from fk_reward.planning import planner as planner_module
 from fk_reward.planning.advice import advice_for, preview_advice
 from fk_reward.planning.costs import PHASES
@@ -110,7 +110,7 @@ def test_rates_that_are_none(text):
 def test_an_autoencoder_counts_as_float32_where_the_pipeline_widens_it(family, dtype, request):
     pipe = request.getfixturevalue(family)().to(torch.float16)
     assert pipe.vae.config.force_upcast
-    assert work._decoder_dtype(pipe) == dtype
+    assert planner._decoder_dtype(pipe) == dtype
 
 
 def test_a_folder_that_was_saved_in_float32(tiny_sdxl, tmp_path):
@@ -144,9 +144,9 @@ def test_what_is_saved_is_said_where_it_is_worth_it():
 
 def test_a_solver_brings_its_steps_and_guidance():
     made = plan("shapes-sd", reward="shapes-verifier", solver="lcm-4", guidance_scale=None)
-    assert (made.steps, made.picture.guidance_scale) == (4, 1.0)
+    assert (made.steps, made.image.guidance_scale) == (4, 1.0)
     typed = plan("shapes-sd", reward="shapes-verifier", solver="lcm-4", guidance_scale=2.0, steps=3)
-    assert (typed.steps, typed.picture.guidance_scale) == (3, 2.0)
+    assert (typed.steps, typed.image.guidance_scale) == (3, 2.0)
 
 
 def test_settings_of_the_sampler():
@@ -207,19 +207,19 @@ def test_the_command_writes_json():
     assert content["fits"] is True
     assert content["settings"]["particle_batch_size"] == 4
     assert content["peak"] == max(phase["peak"] for phase in content["phases"])
-    assert content["picture"]["guidance_scale"] == 3.0
+    assert content["image"]["guidance_scale"] == 3.0
 
 
 def test_the_command_takes_preview_solver_and_a_shrinking_population():
     options = ["--preview", "vae/2", "--solver", "lcm-8", "--final-particles", "2", "--num-resamples", "1", "-k", "8"]
     content = json.loads(run("--json", *options))
     assert (content["preview"], content["solver"], content["steps"]) == ("vae/2", "lcm-8", 8)
-    assert content["picture"]["guidance_scale"] == 1.0
+    assert content["image"]["guidance_scale"] == 1.0
     assert content["population"] == {"steps": [8, 8, 8, *[2] * 5], "scorings": [8], "finished": 2}
     assert [phase["phase"] for phase in content["phases"]] == list(PHASES)
     text = " ".join(run(*options).split())
     assert "K = 8 to 2, 8 steps of lcm-8, preview vae/2" in text
-    assert "8 previews and 2 finished pictures decoded and scored" in text
+    assert "8 previews and 2 finished images decoded and scored" in text
 
 
 def test_the_command_fails_where_nothing_fits():

@@ -12,8 +12,7 @@ from fk_reward import FKSteeringPipeline
 from fk_reward.pipelines import LatentDecoder, steered_run
 from fk_reward.planning import plan
 from fk_reward.planning.costs import PROMPT
-from fk_reward.planning.fused_attention import flop_counter
-from fk_reward.planning.live_bytes import LiveBytes
+from fk_reward.planning.meta_device import LiveBytes, flop_counter
 
 MODEL, REWARD = "shapes-sd", "shapes-clipscore"
 FUNNEL = {"num_particles": 8, "final_particles": 2, "num_resamples": 2}
@@ -80,8 +79,8 @@ def made(name):
 def check(plan, call):
     """That the plan is of this call."""
     rows = 1 if plan.solver == "lcm-4" else 2
-    course = plan.population
-    assert call.counts == (rows * sum(course.steps), course.num_scored, course.num_scored)
+    forecast = plan.population
+    assert call.counts == (rows * sum(forecast.steps), forecast.num_scored, forecast.num_scored)
     assert sum(plan.flops.values()) == pytest.approx(call.flops, rel=1e-3)
     assert plan.peak - sum(plan.weights.values()) == pytest.approx(call.peak, rel=0.03)
     phases = {phase.phase: phase for phase in plan.phases}

@@ -18,30 +18,15 @@ IN_CIRCLES = (
 )
 """Modules that import one another, in whatever way."""
 
-RUNNING_UP = (
-    "fk_reward.benchmarks.shapes -> cli",
-    "fk_reward.benchmarks.shapes_cost -> cli",
-    "fk_reward.planning.check -> benchmarks",
-    "fk_reward.planning.costs -> benchmarks",
-    "fk_reward.planning.subjects -> benchmarks",
-)
+RUNNING_UP = ("fk_reward.benchmarks.shapes -> cli",)
 """`module -> layer`: modules that import something of a layer above their own."""
 
 FRAGMENTS = (
-    "fk_reward/benchmarks/gaussian_problem.py",
-    "fk_reward/benchmarks/published_pipelines.py",
-    "fk_reward/benchmarks/shapes_cost_plot.py",
     "fk_reward/benchmarks/shapes_report.py",
     "fk_reward/cli/benchmark.py",
     "fk_reward/cli/errors.py",
     "fk_reward/cli/reward_page.py",
     "fk_reward/planning/advice.py",
-    "fk_reward/planning/check.py",
-    "fk_reward/planning/counted.py",
-    "fk_reward/planning/fused_attention.py",
-    "fk_reward/planning/live_bytes.py",
-    "fk_reward/planning/search.py",
-    "fk_reward/planning/work.py",
 )
 """Files under 100 lines with one importer."""
 

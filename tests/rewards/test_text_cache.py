@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from fk_reward.benchmarks.hollow import count_flops
+from fk_reward.planning.meta_device import count_flops
 from fk_reward.rewards import CLIPScore, load_reward
 from fk_reward.rewards.text_cache import TextCache
 from tests.tiny.open_clip import write_hps

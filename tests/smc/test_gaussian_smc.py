@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
+from examples.benchmarks.gaussian import QUANTITIES, GaussianProblem, estimate_tilt
 from fk_reward import FKSteeringConfig
-from fk_reward.benchmarks.gaussian import QUANTITIES, estimate_tilt
-from fk_reward.benchmarks.gaussian_problem import GaussianProblem
 from fk_reward.benchmarks.statistics import log_log_slope, root_mean_square
 from fk_reward.search import FKPopulation
 from fk_reward.smc.resampling import RESAMPLERS, systematic

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fk_reward.benchmarks.random_reward import random_reward
+from fk_reward.planning.full_size_rewards import random_reward
 from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.llava_reward import LlavaReward

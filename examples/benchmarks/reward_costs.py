@@ -1,0 +1,251 @@
+"""What does each reward cost? Parameters, memory and operations, counted without weights; seconds, measured."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+from torch.nn import functional
+
+from examples.benchmarks.timing import quartiles, seconds_of
+from fk_reward.benchmarks.report import Column, markdown_table, show_table, write_json
+from fk_reward.cli.errors import clean_errors
+from fk_reward.devices import DEVICES, resolve_device
+from fk_reward.durable_files import write_whole
+from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.planning.check import peak_memory
+from fk_reward.planning.full_size_rewards import FULL_SIZE, FullSize
+from fk_reward.planning.meta_device import count_flops
+from fk_reward.planning.planned_models import is_at_hand
+from fk_reward.rewards import REWARDS, Reward, load_reward, reward_card
+from fk_reward.rewards.vlm_judge import VLMJudge
+from fk_reward.shapes import Scene, SceneObject, render
+from fk_reward.value_checks import parse_integers
+
+PROMPT = "a photo of a red circle and a blue square"
+"""What the image shows."""
+
+TIME_COLUMNS = (
+    Column("reward", style="`{}`"),
+    Column("weights"),
+    Column("image_size", "pixels", "{:d}"),
+    Column("batch_size", "B", "{:d}"),
+    Column("milliseconds", "ms an image", "{:.3g} [{:.3g}, {:.3g}]", ("milliseconds_low", "milliseconds_high")),
+    Column("peak_gb", "peak GB", "{:.2f}"),
+    Column("note"),
+)
+
+_IMAGE_SIZE, _SHAPES_SIZE = 512, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeSettings:
+    """How to measure.
+
+    Attributes:
+        batch_sizes: images in a call.
+        full_size: measure rewards whose weights would be downloaded, too, with random weights.
+        num_repetitions: timed calls, at least 2.
+        device: "cpu" or "cuda".
+        seed: of random weights.
+    """
+
+    batch_sizes: tuple[int, ...] = (1, 8)
+    full_size: bool = False
+    num_repetitions: int = 7
+    device: str = "cpu"
+    seed: int = 0
+
+
+def image_size(name: str = "") -> int:
+    """Side of the square image that a reward gets, in pixels; the shapes world has an own one.
+
+    Example:
+        >>> image_size("shapes-clipscore"), image_size("clipscore")
+        (64, 512)
+    """
+    return _SHAPES_SIZE if name.startswith("shapes-") else _IMAGE_SIZE
+
+
+def sample_images(count: int, size: int) -> Tensor:
+    """What `PROMPT` says, (count, 3, size, size) in [0, 1].
+
+    Example:
+        >>> sample_images(2, 64).shape
+        torch.Size([2, 3, 64, 64])
+    """
+    objects = (
+        SceneObject("circle", "red", x=0.3, y=0.5, size=0.2),
+        SceneObject("square", "blue", x=0.7, y=0.5, size=0.2),
+    )
+    return functional.interpolate(render([Scene(objects)] * count), (size, size))
+
+
+def time_rows(names: Sequence[str], settings: TimeSettings) -> Iterator[dict[str, Any]]:
+    """Time those of the rewards that can be made here, one after the other; each is gone before the next is made.
+
+    Args:
+        names: registered names.
+        settings: how.
+
+    Yields:
+        A row for each reward and batch size: median and quartiles of the milliseconds an image, and on CUDA the most
+        that PyTorch's allocator held. A batch for which memory did not suffice has a `note` in their place.
+    """
+    for name in names:
+        reward, weights = _make(name, settings)
+        if reward is None:
+            continue
+        for batch_size in settings.batch_sizes:
+            size = image_size(name)
+            setting = {"reward": name, "weights": weights, "image_size": size, "batch_size": batch_size}
+            yield setting | _time(reward, sample_images(batch_size, size), settings)
+        del reward
+        gc.collect()  # PEFT's modules know their parents, so that a model outlives its last name
+        torch.cuda.empty_cache()
+
+
+def _make(name: str, settings: TimeSettings) -> tuple[Reward | None, str]:
+    """The reward on the device, and where its weights are from; None where it is not to be measured."""
+    if is_at_hand(name):
+        return load_reward(name).to(settings.device), "trained"
+    if not settings.full_size or name not in FULL_SIZE:
+        return None, ""
+    reward = FULL_SIZE[name].make(device=settings.device, seed=settings.seed)
+    return (None, "") if isinstance(reward, VLMJudge) else (reward, "random")  # nobody knows how long it would answer
+
+
+def _time(reward: Reward, images: Tensor, settings: TimeSettings) -> dict[str, Any]:
+    device = torch.device(settings.device)
+    images = images.to(device)
+
+    @torch.inference_mode()
+    def run() -> None:
+        reward(images, PROMPT)
+
+    try:
+        run()  # warms up
+        peak = peak_memory(run, device)
+        seconds = [seconds_of(run) for _ in range(settings.num_repetitions)]
+    except torch.OutOfMemoryError:
+        return {"note": "out of memory"}
+    row: dict[str, Any] = quartiles("milliseconds", [1e3 * value / len(images) for value in seconds])
+    return row | {"peak_gb": None if peak is None else peak / 1e9, "note": ""}
+
+
+COST_COLUMNS = (
+    Column("reward", style="`{}`"),
+    Column("parameters", "parameters, million", "{:,.1f}"),
+    Column("gigabytes", "weights, GB", "{:.3g}"),
+    Column("dtype"),
+    Column("gflops", "GFLOP an image", "{:,.1f}"),
+    Column("note"),
+)
+
+
+def cost_row(name: str, *, flops: bool = True) -> dict[str, Any]:
+    """Count what a reward costs, without its weights.
+
+    Args:
+        name: a registered name.
+        flops: whether operations are costs, too, which takes seconds.
+
+    Returns:
+        `reward`, `parameters` in millions, `gigabytes` (10⁹ bytes) and `dtype` as the reward is loaded by default,
+        `gflops` (10⁹ operations) of one image and prompt, and a `note`. What is not counted is not there.
+
+    Example:
+        >>> cost_row("clipscore", flops=False)["parameters"]
+        427.616513
+        >>> cost_row("llava-reward")
+        {'reward': 'llava-reward', 'note': 'not computed: that of the backbone'}
+    """
+    if name in FULL_SIZE:
+        costs = _full_size_costs(FULL_SIZE[name], flops=flops)
+    elif is_at_hand(name):
+        costs = _costs(load_reward(name), image_size(name), flops=flops)
+    else:
+        costs = {"note": f"not computed: {reward_card(name).memory}"}
+    return {"reward": name, **costs}
+
+
+@cache
+def _full_size_costs(entry: FullSize, *, flops: bool) -> dict[str, Any]:
+    return _costs(entry.make(), image_size(), flops=flops)
+
+
+def _costs(reward: Reward, size: int, *, flops: bool) -> dict[str, Any]:
+    weights = list(dict.fromkeys(weight for module in reward._held_modules() for weight in module.parameters()))
+    if not weights:
+        return {"note": "no weights"}
+    costs: dict[str, Any] = {
+        "parameters": sum(weight.numel() for weight in weights) / 1e6,
+        "gigabytes": sum(weight.nbytes for weight in weights) / 1e9,
+        "dtype": str(weights[0].dtype).removeprefix("torch."),
+    }
+    if isinstance(reward, VLMJudge):
+        return costs | {"note": "as many passes as the answer has tokens"}
+    return costs | ({"gflops": count_flops(reward, size, PROMPT) / 1e9} if flops else {})
+
+
+def report(costs: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]]) -> str:
+    """The tables in Markdown, the second one where something was measured.
+
+    Example:
+        >>> print(report([{"reward": "a", "note": "no weights"}], []))
+        | reward | parameters, million | weights, GB | dtype | GFLOP an image | note |
+        | --- | --- | --- | --- | --- | --- |
+        | `a` | - | - | - | - | no weights |
+    """
+    tables = [markdown_table(COST_COLUMNS, costs)]
+    return "\n\n".join(tables + ([markdown_table(TIME_COLUMNS, times)] if times else []))
+
+
+def main(  # noqa: PLR0913 (one parameter for each option)
+    *,
+    reward: Annotated[list[str] | None, typer.Option(help="Name of a reward; may be repeated. All by default.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time the rewards that come with the package.")] = False,
+    full_size: Annotated[
+        bool, typer.Option("--full-size", help="With --measure: the others, too, with random weights of their size.")
+    ] = False,
+    batch_size: Annotated[str, typer.Option(help="Images in a call, separated by commas.")] = "1,8",
+    num_repetitions: Annotated[int, typer.Option(help="Timed calls, at least 2.", min=2)] = 7,
+    device: Annotated[str, typer.Option(help=f"Where to time: {', '.join(DEVICES)}.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown and nothing else.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/reward-costs"),
+) -> None:
+    """Count what each reward costs, without its weights, and time what can be; write `reward_costs.json` and `.md`."""
+    settings = TimeSettings(
+        batch_sizes=parse_integers("batch_size", batch_size),
+        full_size=full_size,
+        num_repetitions=num_repetitions,
+        device=resolve_device(device),
+        seed=seed,
+    )
+    names = reward or list(REWARDS)
+    with hold_folder(out):
+        costs = [cost_row(name) for name in names]
+        times = list(time_rows(names, settings)) if measure else []
+        content = {"settings": asdict(settings), "costs": costs, "times": times}
+        path = write_json(out / "reward_costs.json", content)
+        write_whole(path.with_suffix(".md"), report(costs, times) + "\n")
+    if markdown:
+        typer.echo(report(costs, times))
+        return
+    show_table("Costs, counted", COST_COLUMNS, costs)
+    if times:
+        show_table(f"Times, measured on {settings.device}", TIME_COLUMNS, times)
+    typer.echo(f"Results: {path}")
+
+
+if __name__ == "__main__":
+    with clean_errors():
+        typer.run(main)
