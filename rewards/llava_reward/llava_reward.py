@@ -6,7 +6,7 @@ import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -42,11 +42,11 @@ reward(images, prompts)
 """
 
 
-class LlavaReward(
+class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come lazily, unseen by mypy
     # PyTorchModelHubMixin would upload every weight of a module, the backbone's billions among them, and build the
     # class from a JSON of its arguments. Its base leaves to us what a checkpoint is, and does the rest.
-    Reward,
     ModelHubMixin,
+    Reward,
     library_name="fk-reward",
     tags=["reward-model", "llava-reward"],
     paper_url="https://arxiv.org/abs/2507.21391",
@@ -197,7 +197,7 @@ class LlavaReward(
                 local_files_only=local_files_only,
                 token=token,
             )
-        return load_reward("llava-reward", adapter=folder, **options)
+        return cast("LlavaReward", load_reward("llava-reward", adapter=folder, **options))
 
     def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
         """The README.md of a repository: what the dimension judges, on which backbone, and how to load it."""

@@ -180,7 +180,7 @@ class LlavaNextBackbone(Backbone):
         self.freeze()
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # names its options
         cls,
         path: str | os.PathLike[str],
         *,
@@ -192,17 +192,7 @@ class LlavaNextBackbone(Backbone):
     ) -> LlavaNextBackbone:
         """Load a hub repository or folder, whose weights may have the names of before transformers 5.
 
-        Args:
-            path: hub id or folder with config.json, tokenizer, chat template, preprocessor_config.json, safetensors.
-            torch_dtype: floating dtype of the weights.
-            attn_implementation: "sdpa", "eager", "flash_attention_2", ...
-            device_map: as in `PreTrainedModel.from_pretrained`.
-            quantization_config: as in `PreTrainedModel.from_pretrained`.
-            revision: branch, tag or commit of the hub repository.
-
-        Raises:
-            OSError: when files are missing.
-            ValueError: for another model type, when the weights are not those of the config, or as the class.
+        It has no options of its own: the grid is part of the checkpoint.
         """
         from transformers import LlavaNextModel
 

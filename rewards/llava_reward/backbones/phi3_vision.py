@@ -210,7 +210,7 @@ class PhiVisionBackbone(Backbone):
         self.freeze()
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # names its options
         cls,
         path: str | os.PathLike[str],
         *,
@@ -223,18 +223,7 @@ class PhiVisionBackbone(Backbone):
     ) -> PhiVisionBackbone:
         """Load a hub repository or folder in the layout of `microsoft/Phi-3.5-vision-instruct`; no code of it is run.
 
-        Args:
-            path: hub id or folder.
-            torch_dtype: dtype of the weights; whatever the files have is converted.
-            attn_implementation: attention of both towers, as transformers names them.
-            device_map: placement, as transformers takes it; None for the CPU.
-            quantization_config: as transformers takes it.
-            revision: branch, tag or commit of the hub repository.
-            num_crops: as for the class; the folder's own figure is not read.
-
-        Raises:
-            OSError: when files are missing.
-            ValueError: for another model type, and when the weights are not those of the config.
+        Its own option is `num_crops`, as for the class; the folder's own figure is not read.
         """
         from transformers import ImageProcessingMixin
 

@@ -247,7 +247,7 @@ class QwenVLBackbone(Backbone):
         self.freeze()
 
     @classmethod
-    def from_pretrained(  # noqa: PLR0913 (options of one checkpoint)
+    def from_pretrained(  # type: ignore[override]  # noqa: PLR0913 (options of one checkpoint)
         cls,
         path: str | os.PathLike[str],
         *,
@@ -261,20 +261,8 @@ class QwenVLBackbone(Backbone):
     ) -> QwenVLBackbone:
         """Load a hub repository or folder, whose weights may have the names of transformers 4 or 5.
 
-        Args:
-            path: hub id or folder.
-            torch_dtype: dtype of the weights.
-            attn_implementation: attention of both the vision tower and the language model.
-            device_map: where the parts go, as in transformers.
-            quantization_config: as in transformers.
-            revision: branch, tag or commit of the hub repository.
-            min_pixels: smallest area that an image is resized to; None for the folder's.
-            max_pixels: largest area, which bounds the number of visual tokens (one for 784 pixels); None for the
-                folder's.
-
-        Raises:
-            OSError: when files are missing.
-            ValueError: for another model type, and when the weights are not those of the config.
+        Its own options are `min_pixels` and `max_pixels`, the areas between which an image is resized; None for the
+        folder's. The largest one bounds the number of visual tokens: one for 784 pixels.
         """
         from transformers import Qwen2_5_VLModel, Qwen2Tokenizer
 
