@@ -62,6 +62,7 @@ class AdapterSet:
         config = copy.deepcopy(config)  # PEFT shortens its list of modules
         if weights is not None:
             config.init_lora_weights = False  # nothing to compute for what is overwritten
+        # autocast_adapter_dtype=False: PEFT would widen bfloat16 adapters to float32 and so change scores and memory.
         if self._peft is None:
             self._peft = PeftModel(self.language_model, config, adapter_name=name, autocast_adapter_dtype=False)
         else:
@@ -69,6 +70,7 @@ class AdapterSet:
         if weights is not None:
             self._load(name, weights)
             self._peft.peft_config[name].init_lora_weights = True  # what it is saved with
+        # All dimensions stand on these weights: only `train_dimension` lets a gradient reach any, and only its own.
         self._peft.requires_grad_(False)
         self._peft.train(self.language_model.training)  # new modules come in training mode, with dropout
 
@@ -96,6 +98,7 @@ class AdapterSet:
             KeyError: when there is no such adapter.
         """
         _check_known(name, self.names)
+        # set_adapter resets requires_grad of every adapter, also of one that is being trained: put it back.
         if self._peft is not None and self._peft.active_adapter != name:
             trainable = [parameter for parameter in self._peft.parameters() if parameter.requires_grad]
             self._peft.set_adapter(name, inference_mode=True)

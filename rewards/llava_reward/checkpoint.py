@@ -96,6 +96,8 @@ class RewardCheckpoint:
         if not self.head or (self.lora_config is not None and not self.lora):
             raise ValueError("The checkpoint has no weights yet: its head or its LoRA is empty.")
         folder = accepted_folder(Path(folder), overwrite=overwrite)
+        # The config goes first and comes back last: a folder without it does not load, so that a crash in between
+        # leaves no mixture of two checkpoints.
         (folder / CONFIG_FILE).unlink(missing_ok=True)
         self._save_adapter(folder / ADAPTER_FOLDER)
         tensors = {f"head.{key}": tensor for key, tensor in self.head.items()}

@@ -204,6 +204,7 @@ def shared_model(
         settings: the other keyword arguments of `load_backbone`.
     """
     key = (file_state(path), str((torch_dtype, offload)), *(f"{name}={settings[name]!r}" for name in sorted(settings)))
+    # Weak values: the last reward that goes takes the gigabytes with it.
     model = _MODELS.get(key)
     if model is None or model.backbone.dtype != torch_dtype:
         model = LlavaRewardModel(load_backbone(path, torch_dtype=torch_dtype, **settings))

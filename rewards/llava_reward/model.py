@@ -58,6 +58,7 @@ class LlavaRewardModel(nn.Module):
                 f"The adapter is for backbone {config.backbone!r} ({config.base_model}), but this backbone is "
                 f"{self.backbone.model_type!r}."
             )
+        # A copy: the official code trains the projector with each dimension, and the backbone must keep its own.
         projector = _loaded(copy.deepcopy(self.backbone.projector), checkpoint.projector, "projector")
         head = _loaded(_make_head(self.backbone, config), checkpoint.head, "head")
         if checkpoint.lora_config is not None:
@@ -84,6 +85,7 @@ class LlavaRewardModel(nn.Module):
         inputs = self.backbone.prepare([image.to(self.backbone.device) for image in images], prompts)
         lengths = inputs.attention_mask.sum(dim=1).tolist()
         require_positions(lengths, prompts, num_positions(self.backbone.language_model.config))
+        # The tower is frozen and the same for all dimensions: run it once.
         features = self.backbone.encode_images(inputs)
         visual = [self._project(features, inputs, key) for key in keys]
         hidden = self._last_hidden(inputs, visual, keys)
@@ -127,6 +129,7 @@ class LlavaRewardModel(nn.Module):
             self.adapters.activate(key)
         trained = [*self.adapters.parameters_of(key).values(), *self.heads[key].parameters()]
         for weight in [*trained, *(self.projectors[key].parameters() if projector else ())]:
+            # In place, as PEFT and the optimizer hold on to the parameter itself.
             weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
             weight.requires_grad_(True)
 

@@ -208,6 +208,7 @@ def _lora_config(folder: Path, lora: Mapping[str, Tensor], *, base_model: str) -
     for name in ("rank_pattern", "alpha_pattern"):
         if getattr(config, name):
             raise ValueError(f"{LORA_CONFIG_FILE}: {name} is not supported, got {getattr(config, name)!r}.")
+    # The official names are suffixes ("o_proj"), which would also match modules of a vision tower.
     config.target_modules = {key.partition(".lora_")[0] for key in lora}
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = config.auto_mapping = None
     config.base_model_name_or_path = base_model
@@ -221,6 +222,7 @@ def _check_backbone(backbone: str, lora: Mapping[str, Tensor], tensors: Mapping[
         signs = [key for key in tensors if layout.projector in key.split(".")]
         if other != backbone and signs:
             raise ValueError(f"This is a checkpoint for {other}, not {backbone}: {TENSORS_FILE} has {signs[0]}.")
+    # A LoRA of LLaVA-NeXT and of Qwen adapt modules of the same names; the projector above tells those two apart.
     adapted = {key.partition(".lora_")[0].rpartition(".")[2] for key in lora}
     wrong = adapted & ({layout.query for layout in layouts.values()} - {layouts[backbone].query})
     if wrong:

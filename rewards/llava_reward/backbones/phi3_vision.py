@@ -300,6 +300,7 @@ class PhiVisionBackbone(Backbone):
 
     def _crops(self, images: Sequence[Tensor]) -> Tensor:
         """(N, 3, crop_size, crop_size), the crops of all images; neighbours of one size are cut together."""
+        # A batch of the sampler has one size: resize it in one call.
         runs = itertools.groupby(images, key=lambda image: image.shape)
         return torch.cat([self.hd_transform.batch(torch.stack(list(run))).flatten(0, 1) for _, run in runs])
 
