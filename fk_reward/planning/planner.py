@@ -12,7 +12,14 @@ import torch
 from fk_reward.pipelines import ReducedResolution
 from fk_reward.pipelines.decoding import widens_to_float32
 from fk_reward.pipelines.schedulers import resolve_solver
-from fk_reward.planning.advice import STOP_ADVICE, advice_for, preview_advice
+from fk_reward.planning.advice import (
+    STOP_ADVICE,
+    advice_for,
+    estimated_seconds,
+    measured_tflops,
+    parse_tflops,
+    preview_advice,
+)
 from fk_reward.planning.costs import ImageRequest, batch_costs
 from fk_reward.planning.memory import (
     MemoryModel,
@@ -23,7 +30,6 @@ from fk_reward.planning.memory import (
     smallest_settings,
 )
 from fk_reward.planning.planned_models import PlannedModels, models_on_meta, weight_bytes
-from fk_reward.planning.throughput import estimated_seconds, measured_tflops, parse_tflops
 from fk_reward.search.base import Forecast, forecast
 from fk_reward.search.feynman_kac import FKSteeringConfig
 

@@ -15,10 +15,9 @@ from fk_reward.cli import app
 from fk_reward.models import ASSETS
 from fk_reward.planning import Settings, plan, planner
 from fk_reward.planning import planner as planner_module
-from fk_reward.planning.advice import advice_for, preview_advice
+from fk_reward.planning.advice import advice_for, parse_tflops, preview_advice
 from fk_reward.planning.costs import PHASES
 from fk_reward.planning.memory import CUDA_CONTEXT_BYTES
-from fk_reward.planning.throughput import parse_tflops
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
 MB, GB = 10**6, 10**9

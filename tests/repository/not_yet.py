@@ -26,7 +26,6 @@ FRAGMENTS = (
     "fk_reward/cli/benchmark.py",
     "fk_reward/cli/errors.py",
     "fk_reward/cli/reward_page.py",
-    "fk_reward/planning/advice.py",
 )
 """Files under 100 lines with one importer."""
 
