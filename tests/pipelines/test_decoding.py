@@ -87,7 +87,7 @@ def test_latent_output_is_scored_by_the_vae(preview):
     torch.testing.assert_close(out.rewards[0], expected)
 
 
-def test_equal_rewards_still_give_the_stock_pictures():
+def test_equal_rewards_still_give_the_stock_images():
     pipe, autoencoder = make_pair("sd")
     stock = pipe(
         PROMPT, num_inference_steps=STEPS, num_images_per_prompt=4, eta=1.0, generator=generator(), output_type="np"

@@ -74,7 +74,7 @@ def test_steering_raises_the_reward(family):
 
 
 def check_scoring_steps_decode_like_the_end(pipe, family):
-    """On the final latents, the decoder of the scoring steps gives the stock pipeline's picture, bit for bit."""
+    """On the final latents, the decoder of the scoring steps gives the stock pipeline's image, bit for bit."""
     wrapped = steered(pipe)
     arguments = {"num_inference_steps": 3, "num_particles": 2, "num_images_per_prompt": 2, **EXTRA.get(family, {})}
     latents = wrapped("a red circle", generator=generator(), output_type="latent", **arguments)
@@ -208,7 +208,7 @@ def test_pixel_space_pipelines_need_no_autoencoder():
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
-def test_deepfloyd_returns_samples_that_become_pictures(output_type):
+def test_deepfloyd_returns_samples_that_become_images(output_type):
     """The stock pipeline turns its samples into images for `"np"` and `"pil"`, but not for `"pt"`; the reward does."""
     arguments = {"num_inference_steps": STEPS, "clean_caption": False, "output_type": output_type}
     pipe = tiny.make_if()
@@ -216,7 +216,7 @@ def test_deepfloyd_returns_samples_that_become_pictures(output_type):
     out = steered(pipe)("a red circle", num_particles=1, generator=generator(), **arguments)
     assert np.array_equal(np.asarray(out.images), np.asarray(stock.images))
     if output_type == "pt":
-        assert stock.images.min() < 0, "else it is a picture already"
+        assert stock.images.min() < 0, "else it is an image already"
         torch.testing.assert_close(out.rewards[0], BrightnessReward()(to_unit_range(stock.images), "a red circle"))
 
 

@@ -27,7 +27,7 @@ SCHEDULERS = {
     "kdpm2": KDPM2AncestralDiscreteScheduler.from_config,
 }
 KINDS = {"image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 MASK = Image.fromarray(np.repeat([[0] * 32 + [255] * 32], 64, axis=0).astype(np.uint8))
 STEERED = {"num_particles": 4, "num_images_per_prompt": 4, "reward_scale": 1e4, "ess_threshold": 1.0}
 
@@ -43,7 +43,7 @@ def make(kind, family, scheduler):
 def arguments_of(kind, pipe):
     eta = {"eta": 1.0} if isinstance(pipe.scheduler, DDIMScheduler) else {}
     masks = {"mask_image": MASK, "height": 64, "width": 64} if kind == "inpaint" else {}
-    return {"image": PICTURE, **masks}, eta
+    return {"image": IMAGE, **masks}, eta
 
 
 def expected_steps(strength, *, order=1):
@@ -103,7 +103,7 @@ def test_a_funnel_ends_with_what_was_asked_for(scheduler):
     out = steered(pipe)(
         PROMPT,
         **{"num_particles": 8, "final_particles": 2, "num_images_per_prompt": 2, "num_inference_steps": STEPS},
-        **{"image": PICTURE, "strength": 0.2, "generator": generator(), "output_type": "pt"},
+        **{"image": IMAGE, "strength": 0.2, "generator": generator(), "output_type": "pt"},
     )
     assert len(out.images) == out.trace.num_particles == 2
 
@@ -209,7 +209,7 @@ def test_an_earlier_call_says_nothing_about_this_one():
     assert pipe.num_timesteps == 9
 
 
-@pytest.mark.parametrize("images", [[PICTURE, PICTURE], torch.zeros(2, 3, 64, 64), np.zeros((2, 64, 64, 3))])
+@pytest.mark.parametrize("images", [[IMAGE, IMAGE], torch.zeros(2, 3, 64, 64), np.zeros((2, 64, 64, 3))])
 def test_several_images_are_refused(images):
     with pytest.raises(ValueError, match="one image for all particles of a call, got 2: call the pipeline once for"):
         steered(make("image", "sd", "ddim"))(["a star", "a circle"], image=images, num_inference_steps=4)

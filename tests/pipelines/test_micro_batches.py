@@ -193,10 +193,10 @@ def test_controlnet_and_its_residuals():
                 torch.nn.init.normal_(parameter, std=0.1)
     pipe = StableDiffusionControlNetPipeline(**components, controlnet=controlnet, requires_safety_checker=False)
     rows = watched(controlnet)
-    picture = torch.rand(2, 3, 64, 64, generator=generator(2))  # one for each prompt
-    whole = call(pipe, image=picture)
+    image = torch.rand(2, 3, 64, 64, generator=generator(2))  # one for each prompt
+    whole = call(pipe, image=image)
     rows.clear()
-    assert_same(call(pipe, image=picture, particle_batch_size=4), whole)
+    assert_same(call(pipe, image=image, particle_batch_size=4), whole)
     assert rows[:2] == [8, 4]
 
 

@@ -233,7 +233,7 @@ def check_equals_stock(family, name, solver=None):
 
 @pytest.mark.parametrize("name", BY_HAND)
 @pytest.mark.parametrize("family", MAKERS)
-def test_one_particle_is_the_stock_picture_of_the_scheduler_built_by_hand(family, name):
+def test_one_particle_is_the_stock_image_of_the_scheduler_built_by_hand(family, name):
     check_equals_stock(family, name)
 
 

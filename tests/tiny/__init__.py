@@ -1,8 +1,8 @@
 """Tiny random pipelines of the stock Diffusers classes, built offline and always with the same weights.
 
-Every builder returns a fresh pipeline on the CPU in float32 that makes 64 x 64 pictures from 8 x 8 latents (so the VAE
+Every builder returns a fresh pipeline on the CPU in float32 that makes 64 x 64 images from 8 x 8 latents (so the VAE
 scales by 8, as the real ones do; DeepFloyd IF has none) and takes a few milliseconds a step. The weights are random,
-yet pictures of different seeds differ, which is what tests of a sampler need.
+yet images of different seeds differ, which is what tests of a sampler need.
 """
 
 from tests.tiny.latent_diffusion import make_sd, make_sdxl

@@ -55,7 +55,7 @@ def make_t5_encoder() -> T5EncoderModel:
 
 
 def make_vae(*, latent_channels: int = 4, scaling_factor: float = 0.18215, **options: object) -> AutoencoderKL:
-    """An autoencoder that maps 64 x 64 pictures to 8 x 8 latents."""
+    """An autoencoder that maps 64 x 64 images to 8 x 8 latents."""
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,

@@ -1,4 +1,4 @@
-"""Tiny DeepFloyd IF: its UNet makes the pictures themselves, and learns the variance of its steps."""
+"""Tiny DeepFloyd IF: its UNet makes the images themselves, and learns the variance of its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tiny pipelines are worth testing with: repeatable, and with pictures that tell seeds and prompts apart."""
+"""The tiny pipelines are worth testing with: repeatable, and with images that tell seeds and prompts apart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ARGUMENTS = {
 }
 
 
-def _picture(pipe, name, *, seed=0, prompt="a red circle"):
+def _image(pipe, name, *, seed=0, prompt="a red circle"):
     torch.manual_seed(seed)  # flow matching draws from the global generator
     generator = torch.Generator().manual_seed(seed)
     arguments = {"num_inference_steps": 2, "output_type": "pt", **ARGUMENTS.get(name, {})}
@@ -22,14 +22,14 @@ def _picture(pipe, name, *, seed=0, prompt="a red circle"):
 
 
 @pytest.mark.parametrize("name", tiny.__all__)
-def test_pictures_are_repeatable_and_varied(name):
+def test_images_are_repeatable_and_varied(name):
     pipe, again = getattr(tiny, name)(), getattr(tiny, name)()
-    picture = _picture(pipe, name)
-    assert picture.shape == (1, 3, 64, 64)
-    torch.testing.assert_close(_picture(again, name), picture, rtol=0, atol=0)
-    assert 0.05 < picture.std() < 0.4
-    assert (_picture(pipe, name, seed=1) - picture).abs().mean() > 0.05
-    assert (_picture(pipe, name, prompt="two blue stars") - picture).abs().max() > 1e-5
+    image = _image(pipe, name)
+    assert image.shape == (1, 3, 64, 64)
+    torch.testing.assert_close(_image(again, name), image, rtol=0, atol=0)
+    assert 0.05 < image.std() < 0.4
+    assert (_image(pipe, name, seed=1) - image).abs().mean() > 0.05
+    assert (_image(pipe, name, prompt="two blue stars") - image).abs().max() > 1e-5
 
 
 def test_builders_leave_the_global_generator_alone():
