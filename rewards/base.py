@@ -36,8 +36,8 @@ class RewardCard:
         typical_range: (low, high), in the unit of the score, within which scores of ordinary images lie. A
             description, not a bound that is enforced; infinite where unknown.
         spread: typical standard deviation of the score among images of one prompt, in the unit of the
-            score; None where nobody has measured it. A `reward_scale` of 1 / spread is where steering begins
-            to be felt.
+            score; None where it is not measured. Steering begins to matter at a `reward_scale` of
+            1 / spread.
         differentiable: whether the gradient of the score with respect to the images is usable.
         max_prompt_tokens: number of tokens that are read of a prompt, special tokens included; None for no
             limit.
@@ -110,7 +110,7 @@ class Reward(abc.ABC):
     `to` and `device`. Rewards add up and scale: `0.7 * a + 0.3 * b` is a `CompositeReward`.
 
     Attributes:
-        card: what a person should know about the reward.
+        card: facts about the reward.
         batch_size: number of images that `score` sees at once; None for all images of one size.
 
     Example:
@@ -349,7 +349,7 @@ class CallableReward(Reward):
 
 
 def _check_parameters(fn: Callable[..., Any]) -> None:
-    """Raise for a function that cannot be called with images and prompts; one without a signature is believed."""
+    """Raise for a function that does not take images and prompts; one without a signature passes."""
     try:
         signature = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn)
     except (TypeError, ValueError):

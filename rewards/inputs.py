@@ -1,4 +1,4 @@
-"""What a caller may pass to a reward, brought to one form: float tensors grouped by size, and a list of prompts."""
+"""Inputs of rewards in one form: float tensors grouped by size, and a list of prompts."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def in_order(images: Images) -> Tensor | list[Tensor]:
 
 
 def copied(images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    """Copy images that somebody may write to, with their graph.
+    """Copy images, with their graph, before they go to code that may write to them.
 
     Args:
         images: as `in_order` gives them.

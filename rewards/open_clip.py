@@ -50,7 +50,7 @@ def clip_from_open_clip(tensors: Mapping[str, Tensor]) -> CLIPModel:
 
     Args:
         tensors: state dict of `open_clip.CLIP`. All sizes are read from it but the width of an attention head, 80 in
-            the image tower and 64 in the text tower, which tells a ViT-H-14 from the other sizes of OpenCLIP.
+            the image tower and 64 in the text tower, which is ViT-H-14's among OpenCLIP's sizes.
 
     Returns:
         The model on the tensors' device, in their dtype; it shares memory with them.

@@ -1,4 +1,4 @@
-"""Q-Align's way of rating: the expectation over five words of quality of what a vision-language model says next."""
+"""Q-Align's rating: the expectation over five words of quality at the next token of a vision-language model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of rewards: one dict for those of the package, an entry-point group for everybody else's."""
+"""Names of rewards: one dict for those of the package, an entry-point group for those of other packages."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Re
 
     Raises:
         TypeError: for an option that the factory does not have, options without a name or with a composition, or
-            something that is no reward.
+            anything else than these.
         ValueError: for an unknown name, or a composition that cannot be read (`ExpressionError`).
         RewardLoadError: when the registered reward cannot be imported.
 

@@ -1,4 +1,4 @@
-"""What a text tower made of texts, kept for as long as it would make the same of them again."""
+"""Text embeddings, kept until a weight of the text tower changes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class TextCache:
     """Embeddings by the tokens that a text tower read.
 
     What was encoded in one batch is kept and found as one batch: kernels round differently in batches of other shapes,
-    and so an embedding is bit for bit what encoding the batch again would give, whatever came before. Everything is
-    forgotten as soon as a weight is another tensor, elsewhere, of another dtype or written to (`load_state_dict`,
+    and so an embedding is bit for bit what encoding the batch again would give, whatever came before. The cache
+    is cleared as soon as a weight is another tensor, elsewhere, of another dtype or written to (`load_state_dict`,
     `to`, an optimizer's step). Nothing is kept, and nothing found, while the tower trains: in training mode, or where a
     gradient to its weights is asked for.
 
@@ -47,7 +47,7 @@ class TextCache:
         return type(self), (self.max_texts,)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all embeddings."""
         self._embeddings.clear()
 
     def get(
@@ -83,7 +83,7 @@ class TextCache:
         return self._embeddings[key]
 
     def _forget_if_changed(self, tensors: Sequence[Tensor]) -> None:
-        """A storage is known by itself, not by its address, which the next one may get."""
+        """Compare storages themselves, not addresses: a new storage may get the address of a freed one."""
         pairs = zip(tensors, self._weights, strict=False)
         same = (ref() is tensor.untyped_storage() and version == tensor._version for tensor, (ref, version) in pairs)
         if len(tensors) != len(self._weights) or not all(same):
@@ -104,10 +104,10 @@ def _tensors(towers: Sequence[nn.Module]) -> list[Tensor]:
 
 
 def _is_settled(towers: Sequence[nn.Module], tensors: Sequence[Tensor]) -> bool:
-    """Whether the same texts would give the same numbers next time, and there is a way to tell if they would not.
+    """Whether the same texts give the same embeddings next time, and a change of the weights would be seen.
 
-    Weights without numbers (on the meta device, also while they are offloaded) and those made in inference mode, whose
-    changes are not counted, are no ground to stand on.
+    It would not be seen on the meta device (also while weights are offloaded), nor for weights made in inference mode,
+    whose versions PyTorch does not count.
     """
     trains = any(tower.training for tower in towers)
     differentiates = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -1,4 +1,4 @@
-"""VQAScore: the probability of "Yes" when a vision-language model is asked whether the image shows the prompt."""
+"""VQAScore and LLaVA-score: the probability of "Yes" when a model is asked whether the image shows the prompt."""
 
 from __future__ import annotations
 
@@ -156,11 +156,11 @@ def load_vqascore(  # noqa: PLR0913 (options of one reward)
 
     Args:
         model: hub id or folder of any image-text-to-text model, or of a CLIP-FlanT5.
-        question: as for `VQAScore`, as the next three.
+        question: text with "{prompt}" in it.
         answer: what a good image is answered with.
         against: the opposite answer, or None.
         system: system message, or None.
-        torch_dtype: as for `load_answer_model`, as the next three.
+        torch_dtype: floating dtype of the weights.
         attn_implementation: "sdpa", "eager", "flash_attention_2", ...
         device_map: as in `PreTrainedModel.from_pretrained`.
         revision: branch, tag or commit of the hub repository.

@@ -160,7 +160,7 @@ def load_headless(
 
 
 def _check_model_type(model_class: type[PreTrainedModel], path: str | os.PathLike[str], *, revision: str) -> None:
-    """Without it transformers takes another model's config with a warning, and the default where there is none."""
+    """Refuse what transformers accepts: the config of another model with a warning, a default one where none is."""
     config, _ = model_class.config_class.get_config_dict(path, revision=revision)
     if not config:
         raise OSError(f"{path} has no config.json.")

@@ -74,7 +74,7 @@ class CompositeReward(Reward):
 
     @contextmanager
     def limited_to(self, batch_size: int) -> Iterator[None]:
-        """Limit each part, see `Reward.limited_to`."""
+        """Limit each part."""
         with ExitStack() as stack:
             for part in self.parts.values():
                 stack.enter_context(part.limited_to(batch_size))
@@ -109,7 +109,7 @@ class CompositeReward(Reward):
         return self(images, prompts)
 
     def score_with_parts(self, images: Images, prompts: str | Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Score images, and tell what each part gave.
+        """Score images, and return the scores of the parts, too.
 
         Args:
             images: as for `Reward.__call__`.
@@ -217,7 +217,7 @@ def minimum(*rewards: Reward | float) -> CompositeReward:
         *rewards: at least two rewards or numbers, in one unit (`standardize` brings them there).
 
     Raises:
-        TypeError: for something that is neither.
+        TypeError: for other operands.
         ValueError: for fewer than two.
 
     Example:
@@ -236,7 +236,7 @@ def maximum(*rewards: Reward | float) -> CompositeReward:
         *rewards: at least two rewards or numbers, in one unit (`standardize` brings them there).
 
     Raises:
-        TypeError: for something that is neither.
+        TypeError: for other operands.
         ValueError: for fewer than two.
 
     Example:
@@ -288,7 +288,7 @@ def gate(
             logged. It is finite, so that there are weights even where every particle fails.
 
     Raises:
-        TypeError: for something that is neither reward nor number.
+        TypeError: for other operands.
         ValueError: without exactly one threshold, or when `otherwise` is not given and the range is not known.
 
     Example:

@@ -318,7 +318,7 @@ def make_standardized(
         spread: standard deviation in the unit of the operand; None for that on the card.
 
     Raises:
-        ValueError: when mean or spread are not given and do not follow from the cards, or are no such numbers.
+        ValueError: when mean or spread are neither given nor known from the cards, or are not finite (positive).
 
     Example:
         >>> from fk_reward.rewards.base import RewardCard

@@ -27,6 +27,27 @@ from fk_reward.rewards.composition.expression import (
 _SHOWN = 240
 """Letters of a long text that are shown, the mistake in their middle."""
 
+MAX_TOKENS = 5000
+"""Names, numbers and signs of a composition: more than a thousand weighted terms."""
+
+MAX_DEPTH = 50
+"""Levels of brackets, functions, signs and gates inside one another; sums and products of any length are one level."""
+
+NAME = r"[A-Za-z_](?:[\w.@-]*\w)?"
+"""A name of a reward inside a composition."""
+
+_TOKEN = re.compile(
+    rf"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<word>{NAME})|(?P<symbol><=|>=|[-+*/()<>,=])", re.ASCII
+)
+
+GRAMMAR = (
+    "A composition is made of rewards, numbers, brackets, + - * /, min(a, b), max(a, b), z(a), z(a, mean=0, spread=1) "
+    "and a if b > 0 else c; a minus between names has spaces around it."
+)
+_TOO_DEEP = f"A composition may be nested {MAX_DEPTH} deep."
+_SUM, _PRODUCT = (ast.Add, ast.Sub), (ast.Mult, ast.Div)
+_COMPARISONS: dict[type[ast.cmpop], str] = {ast.Gt: ">", ast.GtE: ">=", ast.Lt: "<", ast.LtE: "<="}
+
 
 class ExpressionError(ValueError):
     """A composition's text is not understood, or means something that cannot be computed.
@@ -49,20 +70,6 @@ class ExpressionError(ValueError):
         before, after = "... " if start else "", " ..." if start + _SHOWN < len(text) else ""
         super().__init__(f"{message}\n  {before}{line}{after}\n  {' ' * (len(before) + position - start)}^")
         self.text, self.position = text, position
-
-
-MAX_TOKENS = 5000
-"""Names, numbers and signs of a composition: more than a thousand weighted terms."""
-
-MAX_DEPTH = 50
-"""Levels of brackets, functions, signs and gates inside one another; sums and products of any length are one level."""
-
-NAME = r"[A-Za-z_](?:[\w.@-]*\w)?"
-"""A name of a reward inside a composition."""
-
-_TOKEN = re.compile(
-    rf"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<word>{NAME})|(?P<symbol><=|>=|[-+*/()<>,=])", re.ASCII
-)
 
 
 @dataclass(frozen=True)
@@ -169,15 +176,6 @@ def _close_gates(tokens: list[_Token], end: int) -> Iterator[_Token]:
             yield token
 
 
-GRAMMAR = (
-    "A composition is made of rewards, numbers, brackets, + - * /, min(a, b), max(a, b), z(a), z(a, mean=0, spread=1) "
-    "and a if b > 0 else c; a minus between names has spaces around it."
-)
-_TOO_DEEP = f"A composition may be nested {MAX_DEPTH} deep."
-_SUM, _PRODUCT = (ast.Add, ast.Sub), (ast.Mult, ast.Div)
-_COMPARISONS: dict[type[ast.cmpop], str] = {ast.Gt: ">", ast.GtE: ">=", ast.Lt: "<", ast.LtE: "<="}
-
-
 def is_composition(text: str) -> bool:
     """Whether a text that is no known name is meant as a composition: it has something that no name has.
 
@@ -245,7 +243,7 @@ class _Reader:
         }
 
     def read(self, node: ast.expr) -> Expression:
-        """Read one node; whatever is wrong with it is told with its place."""
+        """Read one node; errors show its place in the text."""
         self._depth += 1
         try:
             if self._depth > MAX_DEPTH:

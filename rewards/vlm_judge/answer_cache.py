@@ -26,7 +26,7 @@ from fk_reward.rewards.vlm_judge.engine import Messages, Sampling
 
 logger = logging.getLogger(__name__)
 
-_OWNER_ALONE = 0o700  # prompts and what images show are nobody else's business
+_OWNER_ALONE = 0o700  # prompts and descriptions of images are private
 _PART = re.compile(r"[0-9a-f]{2}")
 
 
@@ -61,7 +61,7 @@ class AnswerCache:
 
     An answer is written to a file of its own, which then takes its place in one step, so that a reader finds the whole
     answer or none. A file that was damaged otherwise counts as absent, with a warning, and is replaced. Files hold the
-    question, too, for a person to read; deleting any of them is safe.
+    question, too, for people to read; deleting any of them is safe.
 
     Args:
         folder: made when the first answer is written; only its owner may look into it. One that others may look into
@@ -141,5 +141,5 @@ def _close(folder: Path) -> None:
     if _is_open(folder):
         try:
             folder.chmod(_OWNER_ALONE)
-        except OSError as error:  # it is somebody else's
+        except OSError as error:  # another user owns it
             logger.warning("%s cannot be closed to others, who may read its answers: %s", folder, error)

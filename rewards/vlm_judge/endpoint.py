@@ -1,4 +1,4 @@
-"""What opens an endpoint, kept apart from everything that is shown, logged, raised or written to disk."""
+"""The connection to an endpoint: its credentials stay here, and every call ends, by a deadline and a size limit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Address:
         """Take an address apart.
 
         Raises:
-            ValueError: it is none of `http://` or `https://` with a host.
+            ValueError: for an address that is not `http://` or `https://` with a host.
 
         Example:
             >>> Address.parse("https://me:secret@host:8000/v1?api_key=abc")
@@ -158,7 +158,7 @@ class Credentials:
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of settings: they are told apart, and none of them can be read.
+    """First 12 hexadecimal digits of the SHA-256 of settings: differs where they differ, and reveals none.
 
     Example:
         >>> settings_digest({"top_p": 0.5}) == settings_digest({"top_p": 0.6})

@@ -1,4 +1,4 @@
-"""What a judge needs of a model: images and messages in, texts out."""
+"""The protocol of engines, which answer in text, and the errors of answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judges' names in the registry; importing this module loads no model."""
+"""The judges in the registry, and their loader; importing this module loads no model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def default_model(template: JudgeTemplate) -> str:
-    """The model that a template is asked of where nobody names one.
+    """The default model for a template.
 
     Example:
         >>> from fk_reward.rewards.vlm_judge.templates import RUBRIC
@@ -56,16 +56,16 @@ def load_vlm_judge(  # noqa: PLR0913 (options of one reward)
         model: hub id or folder of a local model, or a model's name at the endpoint.
         base_url: address of an OpenAI-compatible endpoint; None for a local model.
         engine: an engine of one's own, or an `OpenAIEngine` with its options, in place of the two before.
-        cache: as for `VLMJudge`, as the next four.
+        cache: folder or `AnswerCache` of answers that could be read.
         on_unparsable: "raise" or "retry".
         num_retries: how often to ask again; counts only with "retry".
         max_new_tokens: length that an answer may have.
         batch_size: number of questions at once.
-        torch_dtype: local models: as for `TransformersEngine.from_pretrained`, as the next three.
+        torch_dtype: floating dtype of a local model.
         attn_implementation: "sdpa", "eager", "flash_attention_2", ...
         device_map: as in `PreTrainedModel.from_pretrained`.
         revision: branch, tag or commit of the hub repository.
-        both_orders: comparisons: as for `PreferenceJudge`, as the next.
+        both_orders: whether a `PreferenceJudge` asks each comparison in both orders.
         num_rounds: comparisons of K images are K * num_rounds.
 
     Raises:

@@ -150,7 +150,7 @@ class OpenAIEngine:
             )
 
     def _pause(self, failure: _Failure, attempt: int, call: BoundedCall) -> float | None:
-        """Seconds until the next try; None where there is none."""
+        """Seconds until the next try; None for no further try."""
         status = failure.status
         may_pass = failure.is_connection if status is None else status in _AGAIN or status >= 500
         if attempt == self.max_retries or not may_pass or call.problem is not None:
@@ -160,11 +160,11 @@ class OpenAIEngine:
 
     def _message(self, failure: _Failure, call: BoundedCall, tries: int) -> str:
         late = call.is_over
-        told = "APITimeoutError: the time is over" if late else f"{failure.kind}: {failure.text}"
+        reason = "APITimeoutError: the time is over" if late else f"{failure.kind}: {failure.text}"
         if failure.wait is not None and failure.wait >= call.seconds_left:
-            told += f" (it asks for a pause of {failure.wait:g} s)"
+            reason += f" (it asks for a pause of {failure.wait:g} s)"
         return self._credentials.redact(
-            f"{self._where} gave no answer: {told} (tried {tries} times at most, {self.timeout:g} s in all). Is it "
+            f"{self._where} gave no answer: {reason} (tried {tries} times at most, {self.timeout:g} s in all). Is it "
             "running? Are base_url, model and api_key right?"
         )
 

@@ -149,12 +149,12 @@ def question_score(answer: str, *, keys: Collection[str]) -> float:
     missing = [key for key in keys if key not in marks]
     if missing:
         raise ValueError(f"no answer to {', '.join(missing)}")
-    counted = [_number(marks, key, low=0, high=2) for key in keys if marks[key] != "n/a"]
-    if not counted:
+    points = [_number(marks, key, low=0, high=2) for key in keys if marks[key] != "n/a"]
+    if not points:
         raise ValueError('every question was answered by "n/a"')
-    if any(mark != int(mark) for mark in counted):
+    if any(mark != int(mark) for mark in points):
         raise ValueError("marks must be 0, 1 or 2")
-    return sum(counted) / (2 * len(counted))
+    return sum(points) / (2 * len(points))
 
 
 def safety_score(answer: str, *, categories: Collection[str]) -> float:

@@ -25,7 +25,7 @@ class TransformersEngine:
 
     Args:
         model: the model and its processor, as `vqascore` holds them.
-        name: what tells it from other models, for cached answers.
+        name: model and settings, part of the key of cached answers.
 
     Raises:
         ValueError: when the processor has no chat template.
@@ -62,7 +62,7 @@ class TransformersEngine:
 
         Raises:
             OSError: when files are missing.
-            ValueError: for an architecture that transformers does not have, and as the class.
+            ValueError: for an architecture that transformers does not have, or a processor without chat template.
         """
         from fk_reward.rewards.answer_model import load_answer_model
 
