@@ -23,7 +23,7 @@ from fk_reward.pipelines.batching import BatchSizes
 from fk_reward.rewards import CallableReward, Reward
 from fk_reward.rewards.inputs import in_order
 from fk_reward.sampling.stochasticity import noise_levels, takes_argument
-from fk_reward.search import SEARCHES, FKSteeringConfig, SearchConfig, load_search, search_fields
+from fk_reward.search import SEARCHES, BestOfN, SearchConfig, load_search, search_fields
 from fk_reward.search.base import num_finished
 from fk_reward.version import __version__
 
@@ -57,6 +57,8 @@ class RunSettings:
         scheduler: `"auto"`, the model's own where it can be steered, else a stochastic one; `"ddim"`, DDIM.
         solver: name of a solver that draws all images in place of the scheduler; None for none.
         preview: name of the decoder of the scoring steps; None for the model's own.
+        eta: noise of each step, of schedulers that take it; None for the solver's, or 1, with every method alike, so
+            that their images start and move by the same noise. 0 is for searches that copy nothing.
         num_steps: scheduler steps.
         guidance_scale: of classifier-free guidance; None for the solver's, or the pipeline's default.
         num_samples: images of each prompt, each from a population of its own.
@@ -86,6 +88,7 @@ class RunSettings:
     scheduler: str = "auto"
     solver: str | None = None
     preview: str | None = None
+    eta: float | None = None
     guidance_scale: float | None = None
     num_samples: int = 4
     seed: int = 0
@@ -168,9 +171,8 @@ def make_search(method: str, **settings: Any) -> SearchConfig:
         8
     """
     check_method(method)
-    if method in (UNSTEERED, BEST):  # the images depend on no reward and on no other setting
-        size = 1 if method == UNSTEERED else settings.get("num_particles", FKSteeringConfig().num_particles)
-        return FKSteeringConfig(num_particles=size, num_resamples=0, reward_scale=0.0)
+    if method == UNSTEERED:
+        return BestOfN(num_particles=1)
     return load_search(method, **{name: settings[name] for name in search_fields(method) if name in settings})
 
 
@@ -258,7 +260,9 @@ class ImageSearch:
 
     def _call(self, prompt: str, index: int, samples: Sequence[int]) -> FKSteeringOutput:
         settings = self.settings
-        arguments: dict[str, Any] = {"steering": settings.search, "num_inference_steps": settings.num_steps}
+        arguments: dict[str, Any] = {"search": settings.search, "num_inference_steps": settings.num_steps}
+        if (eta := noise_of_steps(self.pipe, settings)) is not None:
+            arguments["eta"] = eta
         if settings.guidance_scale is not None:  # else the solver's, or the pipeline's
             arguments["guidance_scale"] = settings.guidance_scale
         size = settings.search.num_particles
@@ -382,12 +386,20 @@ def make_manifest(
     }
 
 
-def describe_model(pipe: FKSteeringPipeline) -> dict[str, Any]:
+def noise_of_steps(pipe: FKSteeringPipeline, settings: RunSettings) -> float | None:
+    """Eta of all methods of a run; None where the scheduler takes none."""
+    if not takes_argument(pipe.scheduler, "eta"):
+        return None
+    of_solver = None if pipe.solver is None else pipe.solver.eta
+    return next(eta for eta in (settings.eta, of_solver, 1.0) if eta is not None)
+
+
+def describe_model(pipe: FKSteeringPipeline, *, eta: float | None = None) -> dict[str, Any]:
     """Classes, weights, precision and place of a pipeline; its commit on the hub where it comes from there."""
     return {
         "pipeline": type(pipe.pipe).__name__,
         "scheduler": type(pipe.scheduler).__name__,
-        "eta": 1.0 if takes_argument(pipe.scheduler, "eta") else None,
+        "eta": eta,
         "commit": hub_commit(pipe),
         "weights": weights_digest([dict(pipe.components)]),
         "dtype": str(pipe.dtype),

@@ -53,6 +53,10 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
     guidance_scale: Annotated[
         float | None, typer.Option(help="Guidance.", show_default="the solver's, 3 for shapes, else the pipeline's own")
     ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(help="Noise of each step, of schedulers that take it.", show_default="the solver's, or 1"),
+    ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Images of each prompt.", show_default="4")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first image of each prompt.", show_default="0")] = None,
     potential: Annotated[str | None, sampler_options.POTENTIAL] = None,
@@ -105,7 +109,7 @@ def geneval(  # noqa: PLR0913 (one parameter for each option)
 
     typed: dict[str, Any] = {"model": model, "revision": revision, "seed": seed, "batch_size": batch_size}
     typed |= {"num_samples": num_samples, "num_steps": steps, "scheduler": scheduler, "guidance_scale": guidance_scale}
-    typed |= {"solver": solver, "preview": preview, "diversity": diversity, "potential": potential}
+    typed |= {"solver": solver, "preview": preview, "diversity": diversity, "eta": eta, "potential": potential}
     typed |= {"resample_start": resample_start, "resample_stop": resample_stop, "num_resamples": num_resamples}
     typed |= {"ess_threshold": ess_threshold, "resampling": resampling, "target_ess": target_ess}
     typed |= {"final_particles": final_particles, "stop_reward": stop_reward, "rewards": tuple(reward or ()) or None}

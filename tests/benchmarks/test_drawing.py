@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from fk_reward import FKSteeringConfig, FKSteeringPipeline
-from fk_reward.benchmarks.drawing import Cost, ImageSearch, RunSettings, make_search, particle_generators
+from fk_reward.benchmarks.drawing import (
+    Cost,
+    ImageSearch,
+    RunSettings,
+    make_search,
+    noise_of_steps,
+    particle_generators,
+)
 from tests.benchmarks.image_stage import BRIGHTNESS, NUM_SAMPLES
 
 SETTINGS = RunSettings(
@@ -148,3 +155,24 @@ def test_the_first_image_is_the_same_whether_populations_are_measured_or_not(pip
 def test_a_solver_and_a_scheduler_exclude_each_other():
     with pytest.raises(ValueError, match="A solver brings its scheduler"):
         replace(SETTINGS, solver="ddim-50", scheduler="ddim")
+
+
+def test_every_search_draws_from_the_same_starts(pipe):
+    """With one particle's share of the noise each; pruning returns one of the images that best of N draws."""
+    keep = {"keep": (2,), "at": (0.5,)}
+    pruning = replace(SETTINGS, method="pruning", search=make_search("pruning", num_particles=3, **keep), num_samples=1)
+    (pruned,), cost = make_draw(pipe, pruning, reward=BRIGHTNESS)("a cow", 7)
+    stock = pipe.pipe(["a cow"] * 3, generator=particle_generators(5, [7], 3), num_inference_steps=4, eta=1.0).images
+    assert min(np.abs(arrays([pruned]) - arrays([image])).max() for image in stock) <= 1
+    assert cost.model_rows < 2 * 4 * 3, "guidance doubles the rows; one particle is dropped on the way"
+    assert pruning.name == "pruning-3-brightness"
+
+
+def test_eta_is_one_for_every_method_unless_another_is_asked_for(pipe):
+    assert noise_of_steps(pipe, SETTINGS) == 1.0
+    assert noise_of_steps(pipe, replace(SETTINGS, eta=0.0)) == 0.0
+    drawn = make_draw(pipe, replace(SETTINGS.unsteered(), eta=0.0), reward=None)("a cow", 7)[0]
+    stock = pipe.pipe("a cow", generator=particle_generators(5, [7], 1), num_inference_steps=4).images
+    assert np.abs(arrays(drawn[:1]) - arrays(stock)).max() <= 1
+    with pytest.raises(ValueError, match="eta"):
+        make_draw(pipe, replace(STEERED, eta=0.0), reward=BRIGHTNESS)("a cow", 7)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.benchmarks.drawing import (
-    BEST,
     METHODS,
     STEERED,
     UNSTEERED,
@@ -21,6 +20,7 @@ from fk_reward.benchmarks.drawing import (
     load_pipe,
     make_manifest,
     make_search,
+    noise_of_steps,
 )
 from fk_reward.benchmarks.geneval.suites import find_suite
 from fk_reward.benchmarks.image_report import Report, write_report
@@ -159,8 +159,8 @@ _RUN_OPTIONS = {*(field.name for field in fields(RunSettings)), "rewards", "num_
 
 
 def _refuse_unused(settings: Mapping[str, Any], searches: Sequence[str]) -> None:
-    """Refuse settings that no search has, even of those that were not asked for; best of N has none of its own."""
-    known = {name for method in {*searches, STEERED} - {BEST} for name in search_fields(method)}
+    """Refuse settings that neither one of the searches nor FK steering has, of which the suites' options come."""
+    known = {name for method in {*searches, STEERED} for name in search_fields(method)}
     if unknown := [name for name in settings if name not in known]:
         raise ValueError(f"{unknown[0]} is no setting of {', '.join(searches) or UNSTEERED}.")
 
@@ -295,7 +295,7 @@ def bind_runs(
     rewards = {name: load_reward(name).to(device) for name in dict.fromkeys(run.reward for run in runs) if name}
     for steers in rewards.values():
         pipe.reward = steers  # refuses one that cannot steer, before anything is drawn
-    model, preview = describe_model(pipe), describe_preview(pipe)
+    model, preview = describe_model(pipe, eta=noise_of_steps(pipe, runs[0])), describe_preview(pipe)
     methods = []
     for settings in runs:
         reward = rewards.get(settings.reward or "")
