@@ -72,7 +72,7 @@ def hard_negatives(caption: str, *, others: Iterable[str] = (), kinds: Sequence[
     By rules, in English: an attribute, a thing or a number is replaced by another one that the caption does not
     mention, or exchanged with one that it does mention; a relation is turned into its opposite. Replacements come from
     the other captions, so that they do not give themselves away; only an attribute or a number which no other caption
-    offers is replaced from the lists in `caption_words.py`. A change that says the same in other words ("a cat and a
+    offers is replaced from the lists in `captions.py`. A change that says the same in other words ("a cat and a
     dog" turned round, "a circle left of a circle" turned right) is not made. The rules know which attributes exclude
     each other but no synonyms of things.
 
