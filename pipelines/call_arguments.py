@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import re
@@ -20,7 +21,7 @@ from fk_reward.pipelines.wrapped_pipeline import has_latents
 from fk_reward.sampling.stochasticity import require_stochastic, takes_argument
 from fk_reward.search.base import SearchConfig, num_finished
 from fk_reward.search.feynman_kac import FKSteeringConfig
-from fk_reward.search.registry import load_search, search_fields
+from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
 from fk_reward.text import did_you_mean, require_text
 from fk_reward.value_checks import real_number, whole_number
 
@@ -98,6 +99,8 @@ def split_arguments(
             hint = did_you_mean(name, [*known, *settings, *batch_size_fields()], show=str)
             if name in attributes:
                 hint = f" It belongs to the pipeline: pipe.{name} = ... sets it for all calls."
+            elif others := _searches_with(name):
+                hint = f" It is a setting of {' and of '.join(f'search={other!r}' for other in others)}."
             raise TypeError(
                 f"{name!r} is an argument neither of {type(pipe).__name__} nor of {type(search).__name__} or "
                 f"BatchSizes.{hint}"
@@ -105,6 +108,17 @@ def split_arguments(
     if "num_images_per_prompt" not in known:
         raise TypeError(f"{type(pipe).__name__} takes no num_images_per_prompt, so its particles cannot be batched.")
     return load_search(search, **fields), replace(batch_sizes, **sizes), rest
+
+
+def _searches_with(name: str) -> list[str]:
+    """Names of the searches that have a setting of this name; of the presets of one, its own name alone."""
+    found: dict[type[Any], str] = {}
+    for search in SEARCHES:
+        with contextlib.suppress(SearchLoadError):  # somebody else's, which says so itself when it is asked for
+            kind = search_class(search)
+            if name in search_fields(kind):
+                found.setdefault(kind, search)
+    return list(found.values())
 
 
 def chosen_search(

@@ -12,6 +12,7 @@ import torch
 
 from fk_reward import BatchSizes, FKSteeringConfig, FKSteeringPipeline
 from fk_reward.pipelines.call_arguments import check_arguments
+from fk_reward.search.registry import BUILT_IN
 from tests import tiny
 from tests.pipelines.calls import STEPS, BrightnessReward, generator, steered
 
@@ -147,6 +148,25 @@ def test_tuples_are_lists(guarded):
     expected = pipe(PROMPTS, generator=some_generators(4), negative_prompt=["x", "y"], **call)
     tuples = pipe(tuple(PROMPTS), generator=tuple(some_generators(4)), negative_prompt=("x", "y"), **call)
     assert torch.equal(tuples.images, expected.images)
+
+
+@pytest.mark.parametrize(
+    ("search", "name", "others"),
+    [
+        ("fk", "keep", "search='pruning'"),
+        ("pruning", "reward_scale", "search='fk'"),
+        ("best-of-n", "resampling", "search='fk'"),
+    ],
+)
+def test_a_setting_of_another_search_says_of_which(guarded, search, name, others):
+    with pytest.raises(TypeError, match=rf"'{name}' is an argument neither of .* It is a setting of {others}\."):
+        guarded("a red circle", search=search, **{name: 1})
+
+
+def test_searches_that_cannot_be_imported_do_not_hide_the_message(guarded, monkeypatch):
+    monkeypatch.setitem(BUILT_IN, "broken", "nowhere_at_all:Search")
+    with pytest.raises(TypeError, match=r"It is a setting of search='pruning'"):
+        guarded("a red circle", keep=(1,))
 
 
 @pytest.mark.parametrize(
