@@ -48,7 +48,7 @@ class FKSteeringPipeline(PipelineProxy):
     The wrapped pipeline runs its own `__call__` on K particles a prompt; its scheduler's `step` is intercepted for
     the time of the call (`fk_reward.steer`). With one particle, or with `reward_scale=0`, the images are those of the
     wrapped pipeline at the same `eta`, bit for bit; of Stable Diffusion 3 and Flux where no `generator` is given, which
-    they do not hand on to their scheduler.
+    they do not pass to their scheduler.
 
     Every attribute that is not named here (`unet`, `scheduler`, `load_lora_weights`, `enable_model_cpu_offload`, ...)
     is read from and written to the wrapped pipeline; a name that neither of the two has cannot be written. It is no
@@ -325,6 +325,7 @@ class FKSteeringPipeline(PipelineProxy):
                 output_type=output_type,
             )
             run = self._prepare(call, link)
+            # splitting comes first and so lies innermost: all other hooks see the batches of the wrapped pipeline
             with unchanged(self.pipe.scheduler), run.batches.splitting(self.pipe):
                 returned = run.steer(self.pipe)
                 output = finish(run, returned, num_images_per_prompt=num_images_per_prompt)

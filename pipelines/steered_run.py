@@ -234,7 +234,7 @@ class SteeredRun:
             self._note_effect(self.population)
 
     def _note_effect(self, population: FKPopulation) -> None:
-        """Say in the notes which prompts were not resampled, and aloud where none was."""
+        """Note which prompts were not resampled, and warn where none was."""
         config, scales = population.config, population.reward_scale
         note = resampling_effect(config, self._steps, reward_scale=scales, stopped=population.stopped)
         if note is None:
