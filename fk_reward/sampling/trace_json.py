@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,20 +25,17 @@ from fk_reward.documents import parse_json
 from fk_reward.image_files import read_image
 from fk_reward.sampling.trace_fields import STEP_DTYPES, TRACE_DTYPES
 
-if TYPE_CHECKING:
-    from fk_reward.sampling.trace import SteeringTrace
-
 FORMAT = "fk_reward.SteeringTrace"
 VERSION = 1
 _LATER_FIELDS: dict[str, Any] = {"notes": [], "provenance": None, "search": "fk", "sample_steps": None}
 """Fields that files of this version may lack: written before there were any."""
 
 
-def dumps(trace: SteeringTrace, *, thumbnails: bool) -> str:
+def dumps(trace: Any, *, thumbnails: bool) -> str:
     """Encode a trace.
 
     Args:
-        trace: the trace.
+        trace: a `SteeringTrace`. (Its module imports this one.)
         thumbnails: include the thumbnails as PNG in base64.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The picture of a trace: who descended from whom, with the curves of reward and effective sample size below.
+"""The figure of a trace: who descended from whom, with the curves of reward and effective sample size below.
 
 Everything is placed in inches, so that thumbnails keep their shape and the panels below stand under the columns. The
 border (or dot) of a particle shows its reward; the red line is the descent of the best image.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fk_reward.text import as_plain_text, shortened, visible
-
-if TYPE_CHECKING:
-    from fk_reward.sampling.trace import SteeringTrace
 
 ACCENT, RETURNED, ALIVE, DEAD, BLUE = "#b5172f", "#e58a7b", "#7d8590", "#dcdfe3", "#33658a"
 LINE_STYLES = {"dead": (DEAD, 0.9), "alive": (ALIVE, 1.1), "returned": (RETURNED, 1.8), "best": (ACCENT, 2.8)}
@@ -40,7 +37,7 @@ NARROW = 0.7
 class _Scene:
     """One prompt of a trace, with the sizes of its drawing in inches. S steps, K particles."""
 
-    trace: SteeringTrace
+    trace: Any
     prompt_index: int
 
     @cached_property
@@ -114,11 +111,11 @@ class _Scene:
         return column - half_width, column + half_width, slot + half_height, slot - half_height
 
 
-def plot_trace(trace: SteeringTrace, prompt_index: int = 0) -> Figure:
+def plot_trace(trace: Any, prompt_index: int = 0) -> Figure:
     """Draw one prompt of a trace.
 
     Args:
-        trace: the trace.
+        trace: a `SteeringTrace`. (Its module imports this one.)
         prompt_index: which prompt.
 
     Returns:

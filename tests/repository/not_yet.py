@@ -12,9 +12,6 @@ from pathlib import Path
 from tests.repository.layout import ROOT
 
 IN_CIRCLES = (
-    "fk_reward.sampling.trace",
-    "fk_reward.sampling.trace_json",
-    "fk_reward.sampling.trace_plot",
 )
 """Modules that import one another, in whatever way."""
 
