@@ -72,18 +72,28 @@ class Population(Protocol):
 
     Subclass `PlainPopulation`, which has an answer to everything, and override what differs; or write all of it.
 
-    Attributes:
-        num_groups: G, prompts. They never exchange particles.
-        num_particles: K, particles of a prompt now. It may shrink and grow.
-        max_particles: the most particles of a prompt at any step; `steer` refuses more.
-        copies: whether an ancestor can have several descendants. Copies need noise of their own, so that `steer`
-            refuses a deterministic transition; where nobody is copied, any scheduler will do.
+    Plain attributes serve for the properties.
     """
 
-    num_groups: int
-    num_particles: int
-    max_particles: int
-    copies: bool
+    @property
+    def num_groups(self) -> int:
+        """G, prompts. They never exchange particles."""
+
+    @property
+    def num_particles(self) -> int:
+        """K, particles of a prompt now. It may shrink and grow."""
+
+    @property
+    def max_particles(self) -> int:
+        """The most particles of a prompt at any step; `steer` refuses more."""
+
+    @property
+    def copies(self) -> bool:
+        """Whether an ancestor can have several descendants.
+
+        Copies need noise of their own, so that `steer` refuses a deterministic transition; where nobody is copied, any
+        scheduler will do.
+        """
 
     @property
     def needs_scores(self) -> bool:
@@ -135,13 +145,15 @@ class SearchConfig(Protocol):
     """Settings of a search: a frozen dataclass that validates its fields and documents each of them.
 
     Attributes:
-        num_particles: K, particles of a prompt at the beginning.
         default_eta: `eta` of a scheduler that takes one, where the caller gives none; None for the pipeline's own.
             A search that copies needs noise, and so 1.0.
     """
 
-    num_particles: int
     default_eta: ClassVar[float | None]
+
+    @property
+    def num_particles(self) -> int:
+        """K, particles of a prompt at the beginning."""
 
     def population(
         self,
@@ -159,7 +171,7 @@ class SearchConfig(Protocol):
         """
 
 
-class PlainPopulation(Population):
+class PlainPopulation:
     """Particles without weights: nobody is scored on the way, nobody moves, the best finished ones are selected.
 
     The base of searches that rank. Override `scoring_steps`, `sizes` and `advance`.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Generator, Tensor
 
-from fk_reward.search.base import Forecast, Population
+from fk_reward.search.base import Forecast
 from fk_reward.smc.particle_filter import ParticleFilter
 from fk_reward.smc.potentials import POTENTIALS
 from fk_reward.smc.resampling import RESAMPLERS
@@ -251,7 +251,7 @@ class FKSteeringConfig:
         return cls(**convert_fkd_args(fkd_args))
 
 
-class FKPopulation(ParticleFilter, Population):
+class FKPopulation(ParticleFilter):
     """A `ParticleFilter` with the schedule of its config: what `steer` asks who goes on.
 
     Example:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tests.repository.layout import ROOT
 
-IN_CIRCLES = (
-)
+IN_CIRCLES = ()
 """Modules that import one another, in whatever way."""
 
 RUNNING_UP = ("fk_reward.benchmarks.shapes -> cli",)
