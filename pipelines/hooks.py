@@ -94,12 +94,12 @@ def wrap_forward(module: nn.Module, around: Callable[..., Any]) -> Iterator[None
         return
     had_registry, own_forward = "_diffusers_hook" in vars(module), vars(module).get("forward")
     hook = WrapForward(around)
-    hook.register(module)
+    registry = hook.register(module)
     try:
         yield
     finally:
         hook.remove(module)
-        if not had_registry and not module._diffusers_hook.hooks:
+        if not had_registry and not registry.hooks:
             del module._diffusers_hook
         # the registry puts the method of the class back as an attribute of the instance
         if own_forward is None and vars(module).get("forward") == type(module).forward.__get__(module):
@@ -132,12 +132,13 @@ class WrapForward(ModelHook):
         self._forward: Any = None
         self._entry: Any = None
 
-    def register(self, module: nn.Module) -> None:
-        """Put this hook around the others."""
-        before = module.forward
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(self, self._name)
+    def register(self, module: nn.Module) -> HookRegistry:
+        """Put this hook around the others; returns their registry."""
+        before, registry = module.forward, HookRegistry.check_if_exists_or_initialize(module)
+        registry.register_hook(self, self._name)
         functools.update_wrapper(module.forward, before)  # pipelines read its signature, which older registries hide
         self._forward, self._entry = self.fn_ref.forward, module.forward
+        return registry
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Before each call: see that `new_forward` is what will run."""
