@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 
-from examples.benchmarks.shapes_cost_report import Point, VariantResults, cost_table, summarize_costs
-from examples.benchmarks.shapes_unit_costs import PREVIEW, UnitCosts, Work, population_work, time_units
-from fk_reward.benchmarks.report import Column, markdown_report, show_table, write_json
-from fk_reward.benchmarks.shapes import generate, load_models, one_of, open_store, steering_config, trajectory
-from fk_reward.benchmarks.shapes_runs import (
+from examples.benchmarks.shapes_cost_report import ONE, Method, Point, VariantResults, cost_table, summarize_costs
+from examples.benchmarks.shapes_populations import (
     BEST,
     PROMPT_LISTS,
     RESULT_KEY,
@@ -23,9 +20,16 @@ from fk_reward.benchmarks.shapes_runs import (
     UNSTEERED,
     Population,
     ShapesSettings,
+    generate,
     list_populations,
+    load_models,
+    one_of,
+    open_store,
+    steering_config,
+    trajectory,
 )
-from fk_reward.benchmarks.shapes_summary import ONE, Method
+from examples.benchmarks.shapes_unit_costs import PREVIEW, UnitCosts, Work, population_work, time_units
+from fk_reward.benchmarks.report import Column, markdown_report, show_table, write_json
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.cli import sampler_options
 from fk_reward.cli.errors import clean_errors

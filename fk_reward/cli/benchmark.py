@@ -9,7 +9,6 @@ import typer
 from typer.core import TyperGroup
 
 BENCHMARKS: dict[str, str] = {
-    "shapes": "fk_reward.benchmarks.shapes",
     "preferences": "fk_reward.cli.preferences",
 }
 """Name of the command -> module."""

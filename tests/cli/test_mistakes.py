@@ -19,13 +19,6 @@ WRITERS = {
     "demo": ("demo", "--num-prompts", 1),
     "mjbench": MJBENCH,
     "geneval": ("geneval", "--suite", "shapes", "--num-prompts", 1),
-    "gaussian": ("benchmark", "gaussian", "--num-particles", 4),
-    "overhead": ("benchmark", "overhead"),
-    "steering-speed": ("benchmark", "steering-speed"),
-    "shapes": ("benchmark", "shapes", "--num-prompts", 1),
-    "shapes-cost": ("benchmark", "shapes-cost", "--num-prompts", 1),
-    "reward-speed": ("benchmark", "reward-speed"),
-    "rewards": ("benchmark", "rewards", "--reward", "clipscore"),
     "preferences": ("benchmark", "preferences", "--data", "nothing.json", "--reward", "brightness"),
 }
 """Every command that writes a folder of results, `--out`; `train` names its folder otherwise, and has a test file."""
@@ -71,21 +64,13 @@ def test_a_folder_that_cannot_be_written_to(refused, tmp_path, monkeypatch, comm
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (("benchmark", "shapes", "--reward", "brightnes"), "brightness"),
-        (("benchmark", "shapes", "--model", "/no/such/folder"), "/no/such/folder"),
-        (("benchmark", "shapes", "--device", "tpu"), "--device should be one of"),
-        (("benchmark", "shapes", "--potential", "min"), "potential should be one of"),
-        (("benchmark", "shapes", "--shard", "2/2"), "shard should be i/n"),
-        (("benchmark", "shapes", "--num-prompts", "none"), "--num-prompts"),
-        (("benchmark", "shapes", "--report"), "holds no results"),
-        (("benchmark", "shapes-cost", "--report"), "holds no results"),
-        (("benchmark", "shapes-cost", "--variant", "none"), "variant should be one of"),
-        (("benchmark", "gaussian", "--num-particles", "0"), "positive whole numbers"),
-        (("benchmark", "gaussian", "--num-particles", "4", "--reward-scale", "nan"), "reward_scale"),
-        (("benchmark", "overhead", "--model", "/no/such/folder"), "/no/such/folder"),
-        (("benchmark", "overhead", "--device", "tpu"), "--device should be one of"),
-        (("benchmark", "reward-speed", "--device", "tpu"), "--device should be one of"),
-        (("benchmark", "rewards", "--reward", "clipscor"), "clipscore"),
+        (("geneval", "--suite", "shapes", "--reward", "brightnes"), "brightness"),
+        (("geneval", "--suite", "shapes", "--model", "/no/such/folder"), "/no/such/folder"),
+        (("geneval", "--suite", "shapes", "--device", "tpu"), "--device should be one of"),
+        (("geneval", "--suite", "shapes", "--potential", "min"), "potential should be one of"),
+        (("geneval", "--suite", "shapes", "--shard", "2/2"), "shard should be i/n"),
+        (("geneval", "--suite", "shapes", "--num-prompts", "none"), "--num-prompts"),
+        (("geneval", "--suite", "shapes", "--stage", "report"), "There is no folder"),
         (("benchmark", "preferences", "--data", "nothing.json", "--reward", "brightness"), "nothing.json"),
         (("benchmark", "speed"), "No such command"),
         (("mjbench", "--report"), "holds no results"),
@@ -125,15 +110,13 @@ def test_a_full_disk_names_the_file(refused, tmp_path, monkeypatch, number):
     replace = os.replace
 
     def full(source, target):
-        if os.fspath(target).endswith("gaussian.json"):
+        if os.fspath(target).endswith("mjbench.json"):
             raise OSError(number, os.strerror(number))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    line = ("benchmark", "gaussian", "--num-particles", 2, "--num-runs", 2, "--out", tmp_path / "out")
-    monkeypatch.setattr("examples.benchmarks.gaussian.run_benchmark", lambda *arguments, **options: [])
-    message = refused(*line)
-    assert f"{os.strerror(number)}: '{tmp_path / 'out' / 'gaussian.json'}'" in message
+    message = refused(*MJBENCH, "--out", tmp_path / "out")
+    assert f"{os.strerror(number)}: '{tmp_path / 'out' / 'mjbench.json'}'" in message
     assert "start the same command again" in message
 
 

@@ -16,7 +16,6 @@ from fk_reward.smc.resampling import RESAMPLERS
 COMMANDS = {
     "fk_reward.cli.generate": "generate",
     "fk_reward.cli.geneval": "geneval",
-    "fk_reward.benchmarks.shapes": "main",
     "examples.benchmarks.shapes_cost": "main",
 }
 OPTIONS = {name.lower(): option for name, option in vars(sampler_options).items() if name.isupper()}

@@ -10,13 +10,13 @@ import pytest
 
 from examples.benchmarks import shapes_cost, shapes_unit_costs
 from examples.benchmarks.shapes_cost import VARIANTS, SweepSettings, variant_populations
+from examples.benchmarks.shapes_populations import Population, run_population
 from examples.benchmarks.shapes_unit_costs import method_work, population_work, time_units
-from fk_reward.benchmarks.shapes_runs import Population, run_population
 from fk_reward.benchmarks.store import ResultStore
 from fk_reward.rewards import CallableReward
 from fk_reward.shapes import benchmark_prompts
-from tests.benchmarks.shapes_stage import REWARDS
 from tests.examples.scripts import invoke
+from tests.examples.shapes_stage import REWARDS
 
 CHOSEN = ("ddim-50", "ddim-50-preview", "sde-dpmsolver++-20-preview-funnel")
 SWEEP = SweepSettings(

@@ -8,6 +8,8 @@ import pytest
 from examples.benchmarks import shapes_cost_report
 from examples.benchmarks.shapes_cost_report import (
     COLOURS,
+    ONE,
+    Method,
     Point,
     VariantResults,
     cost_table,
@@ -16,9 +18,7 @@ from examples.benchmarks.shapes_cost_report import (
     summarize_costs,
 )
 from examples.benchmarks.shapes_unit_costs import UnitCosts
-from fk_reward.benchmarks import shapes_summary
-from fk_reward.benchmarks.shapes_summary import ONE, Method
-from tests.benchmarks.shapes_stage import FIRST, made_up
+from tests.examples.shapes_stage import FIRST, made_up
 
 UNITS = UnitCosts(row_seconds=0.5, decode=3.0, reward=2.0, previews={"small": 0.5})
 REFERENCE = Point("slow", Method("steered", FIRST, 4))
@@ -116,7 +116,7 @@ def test_shuffled_pairs_are_noticed(monkeypatch):
         order = np.random.default_rng(1).permutation(len(others))
         return [(ours, others[place]) for ours, place in zip(first.values(), order, strict=False)]
 
-    monkeypatch.setattr(shapes_summary, "paired", shuffled)
+    monkeypatch.setattr(shapes_cost_report, "paired", shuffled)
     with pytest.raises(AssertionError):
         check_pairs(summarize_costs(alike(), UNITS, reference=REFERENCE))
 

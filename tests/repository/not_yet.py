@@ -18,7 +18,6 @@ RUNNING_UP = ("fk_reward.benchmarks.shapes -> cli",)
 """`module -> layer`: modules that import something of a layer above their own."""
 
 FRAGMENTS = (
-    "fk_reward/benchmarks/shapes_report.py",
     "fk_reward/cli/benchmark.py",
     "fk_reward/cli/errors.py",
     "fk_reward/cli/reward_page.py",

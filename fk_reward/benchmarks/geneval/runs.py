@@ -291,8 +291,9 @@ def bind_runs(
     Raises:
         ValueError: a reward of which lower is better.
     """
-    pipe = load_pipe(runs[0], device=device, dtype=dtype)
+    # Rewards first: a name with a typing error is refused before a large model is fetched.
     rewards = {name: load_reward(name).to(device) for name in dict.fromkeys(run.reward for run in runs) if name}
+    pipe = load_pipe(runs[0], device=device, dtype=dtype)
     for steers in rewards.values():
         pipe.reward = steers  # refuses one that cannot steer, before anything is drawn
     model, preview = describe_model(pipe, eta=noise_of_steps(pipe, runs[0])), describe_preview(pipe)

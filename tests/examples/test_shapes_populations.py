@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from examples.benchmarks import shapes_populations
 from examples.benchmarks.overhead import mean_pixel
-from fk_reward.benchmarks import shapes_judge, shapes_runs
-from fk_reward.benchmarks.shapes_runs import Population, ShapesSettings
+from examples.benchmarks.shapes_populations import Population, ShapesSettings
+from fk_reward.benchmarks.drawing import particle_generators
 from fk_reward.benchmarks.store import ResultStore
 from fk_reward.shapes import benchmark_prompts, is_heldout, parse_prompt, render, sample_scene, sign_prompts
-from tests.benchmarks.shapes_stage import REWARDS, SETTINGS
+from tests.examples.shapes_stage import REWARDS, SETTINGS
 
 SMALL = replace(SETTINGS, num_prompts=4, num_particles=(2,), num_steps=3)
 EXPENSIVE = {"seconds"}
@@ -23,12 +24,12 @@ EXPENSIVE = {"seconds"}
 
 def run_all(pipe, folder, settings=SETTINGS, **options):
     store = ResultStore(folder, settings.to_dict())
-    calls = list(shapes_runs.run_missing(pipe, settings, rewards=REWARDS, store=store, **options))
+    calls = list(shapes_populations.run_missing(pipe, settings, rewards=REWARDS, store=store, **options))
     return store, calls
 
 
 def run_one(pipe, population, prompts, *, settings=SETTINGS, rewards=REWARDS):
-    return shapes_runs.run_population(pipe, population, settings=settings, rewards=rewards, prompts=prompts)
+    return shapes_populations.run_population(pipe, population, settings=settings, rewards=rewards, prompts=prompts)
 
 
 def by_key(records):
@@ -52,7 +53,7 @@ def test_every_method_reward_k_and_prompt_has_one_result(pipe, tmp_path):
 
 
 def test_plain_pictures_are_made_once_for_all_rewards():
-    populations = shapes_runs.list_populations(SETTINGS)
+    populations = shapes_populations.list_populations(SETTINGS)
     assert [p for p in populations if p.reward is None] == [Population(None, 4, 0)]
     steered = [Population(reward, size, 0) for reward in REWARDS for size in (2, 4)]
     assert [p for p in populations if p.reward is not None] == steered
@@ -74,7 +75,7 @@ def test_plain_pictures_are_those_of_the_stock_pipeline(pipe):
     (unsteered, *_) = run_one(pipe, Population(None, 4, 3), {0: prompt})
     stock = pipe.pipe(
         prompt.text,
-        generator=shapes_runs.particle_generators(3, [0], 1),
+        generator=particle_generators(3, [0], 1),
         num_inference_steps=5,
         guidance_scale=2.0,
         eta=1.0,
@@ -163,34 +164,34 @@ def output_of_three(prompt, other):
 def test_pictures_are_judged_in_the_order_of_the_particles():
     prompt, other = benchmark_prompts(12)[5], benchmark_prompts(12)[11]
     output = output_of_three(prompt, other)
-    result = shapes_judge.judge(output, 0, prompt, rewards=REWARDS, steered_by="brightness")
+    result = shapes_populations.judge(output, 0, prompt, rewards=REWARDS, steered_by="brightness")
     assert result.correct.tolist() == [False, False, True]
     assert result.scores["brightness"].tolist() == pytest.approx([0.5, 0.1, 0.9]), "of the call, not scored again"
     assert result.scores["darkness"][2] == pytest.approx(1 - float(output.images[0].mean()), abs=1e-5)
     assert torch.equal(result.images[2], output.images[0])
     assert result.num_ancestors == 2
-    assert shapes_judge.outcome(result, 3, selected_by="brightness")["correct"] is True
-    assert shapes_judge.outcome(result, 2, selected_by="brightness")["correct"] is False
-    assert shapes_judge.outcome(result, 1, selected_by=None)["scores"]["brightness"] == pytest.approx(0.5)
+    assert shapes_populations.outcome(result, 3, selected_by="brightness")["correct"] is True
+    assert shapes_populations.outcome(result, 2, selected_by="brightness")["correct"] is False
+    assert shapes_populations.outcome(result, 1, selected_by=None)["scores"]["brightness"] == pytest.approx(0.5)
 
 
 def test_forbidden_signs_count_only_where_none_was_asked_for():
     sign, plain = parse_prompt("a photo of a red cross"), parse_prompt("a photo of a cross")
     circle = parse_prompt("a photo of a blue circle")
     output = output_of_three(sign, circle)
-    result = shapes_judge.judge(output, 0, plain, rewards=REWARDS, steered_by="brightness")
+    result = shapes_populations.judge(output, 0, plain, rewards=REWARDS, steered_by="brightness")
     assert result.forbidden.tolist() == [False, False, True]
-    record = shapes_judge.outcome(result, 3, selected_by="brightness")
+    record = shapes_populations.outcome(result, 3, selected_by="brightness")
     assert (record["forbidden"], record["share_forbidden"]) == (True, pytest.approx(1 / 3))
-    assert shapes_judge.outcome(result, 2, selected_by="brightness")["forbidden"] is False
-    asked = shapes_judge.judge(output, 0, sign, rewards=REWARDS, steered_by="brightness")
-    record = shapes_judge.outcome(asked, 3, selected_by="brightness")
+    assert shapes_populations.outcome(result, 2, selected_by="brightness")["forbidden"] is False
+    asked = shapes_populations.judge(output, 0, sign, rewards=REWARDS, steered_by="brightness")
+    record = shapes_populations.outcome(asked, 3, selected_by="brightness")
     assert (record["forbidden"], record["share_forbidden"]) == (None, None)
 
 
 def test_generators_differ_between_seeds_prompts_and_particles():
     settings = [(seed, prompt) for seed in range(3) for prompt in range(50)]
-    seeds = [g.initial_seed() for s, p in settings for g in shapes_runs.particle_generators(s, [p], 16)]
+    seeds = [g.initial_seed() for s, p in settings for g in particle_generators(s, [p], 16)]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -207,7 +208,7 @@ def test_more_particles_never_lower_the_best_and_steering_loses_ancestors(pipe, 
 def test_an_interrupted_run_is_resumed_and_gives_the_same(pipe, tmp_path):
     whole, _ = run_all(pipe, tmp_path / "whole", SMALL, batch_size=4)
     store = ResultStore(tmp_path / "cut", SMALL.to_dict())
-    interrupted = shapes_runs.run_missing(pipe, SMALL, rewards=REWARDS, store=store, batch_size=4)
+    interrupted = shapes_populations.run_missing(pipe, SMALL, rewards=REWARDS, store=store, batch_size=4)
     for _ in range(3):
         next(interrupted)
     interrupted.close()

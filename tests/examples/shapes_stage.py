@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from examples.benchmarks.overhead import mean_pixel
+from examples.benchmarks.shapes_populations import ShapesSettings
 from fk_reward import FKSteeringConfig
-from fk_reward.benchmarks.shapes_runs import ShapesSettings
 from fk_reward.rewards import CallableReward
 from fk_reward.shapes import benchmark_prompts
 
