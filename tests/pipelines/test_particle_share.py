@@ -7,12 +7,15 @@ import re
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fk_reward.pipelines import particle_share
+from fk_reward.pipelines.particle_share import find_exchange
 from fk_reward.sampling.particle_exchange import ParticleExchange
+from fk_reward.search import load_search
 from tests.accelerate_launch import launch
 from tests.pipelines.calls import BrightnessReward
 from tests.pipelines.spread_call import call, generators, main
@@ -120,6 +123,16 @@ def test_an_uneven_share_is_refused(two_processes):
 def test_a_funnel_is_refused(two_processes):
     with pytest.raises(ValueError, match="final_particles does not go with spread=True"):
         call(final_particles=2)
+
+
+@pytest.mark.parametrize(("search", "refused"), [("pruning", True), ("beam", True), ("best-of-n", False)])
+def test_other_searches_in_several_processes(search, refused):
+    link, population = SimpleNamespace(num_processes=2, process=1), load_search(search, num_particles=12).population(2)
+    if refused:
+        with pytest.raises(ValueError, match="any other search that changes the number of particles"):
+            find_exchange(population, link=link, reward=BrightnessReward())
+    else:
+        assert find_exchange(population, link=link, reward=BrightnessReward()).num_own == 6
 
 
 def test_a_reward_that_compares_is_refused(two_processes, monkeypatch):
