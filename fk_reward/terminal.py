@@ -109,6 +109,11 @@ def say(text: str | Text, *, stderr: bool = False) -> None:
     open_console(stderr=stderr).print(line, soft_wrap=True)
 
 
+def write_document(text: str) -> None:
+    """Write a document, such as JSON or Markdown, on the standard output as it is, with a line break at its end."""
+    sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+
+
 def say_error(error: BaseException | str) -> None:
     """Write an error of the user on the error stream; the line breaks of the message stay."""
     first, *others = str(error).split("\n")

@@ -8,7 +8,7 @@ from fk_reward.devices import resolve_device, resolve_dtype
 from fk_reward.pipelines.acceleration import speed_up
 from fk_reward.pipelines.batching import BatchSizes
 from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline
-from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search import SearchConfig
 
 DEFAULT_STEPS = 50
 """Scheduler steps where neither the command line nor a solver says how many."""
@@ -20,7 +20,7 @@ def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
     model: str,
     *,
     reward: str,
-    steering: FKSteeringConfig,
+    search: SearchConfig,
     device: str,
     dtype: str,
     batch_sizes: BatchSizes | None = None,
@@ -31,7 +31,7 @@ def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
     Args:
         model: as `FKSteeringPipeline.from_pretrained` takes it.
         reward: name of a registered reward.
-        steering: settings of the sampler.
+        search: who goes on.
         device: one of `DEVICES`.
         dtype: one of `DTYPES`.
         batch_sizes: how much is run at once; None for everything.
@@ -46,7 +46,7 @@ def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
     pipe = FKSteeringPipeline.from_pretrained(
         model,
         reward=reward,
-        steering=steering,
+        search=search,
         batch_sizes=batch_sizes,
         reward_device=reward_device,
         torch_dtype=torch_dtype,

@@ -1,5 +1,5 @@
 """The command line, `fk-reward`."""
 
-from fk_reward.cli.app import app
+from fk_reward.cli.app import main
 
-__all__ = ["app"]
+__all__ = ["main"]

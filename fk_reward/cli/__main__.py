@@ -1,5 +1,5 @@
 """`python -m fk_reward.cli`, which `accelerate launch -m` can start."""
 
-from fk_reward.cli import app
+from fk_reward.cli import main
 
-app()
+main()

@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from fk_reward.output_folder import NAMED_PATH, prepare_folder
+from fk_reward.cli.options import NamedPath, OverwriteOption
+from fk_reward.output_folder import prepare_folder
 from fk_reward.terminal import TextTable, say
 
 if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 
 
-def convert(  # noqa: PLR0913 (options of a command)
-    official_folder: Annotated[
-        Path, typer.Argument(help="Folder with reward_config.yaml, lora/ and pytorch_model.bin.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False, **NAMED_PATH)],
+def convert(  # noqa: PLR0913 (one parameter for each option)
+    official_folder: Path,
+    out: NamedPath,
+    /,
     *,
-    backbone: Annotated[str, typer.Option(help="phi3_v, qwen2_5_vl or llava_next.")],
-    dimension: Annotated[str, typer.Option(help="What it judges: alignment, fidelity, safety, overall, ...")],
-    base_model: Annotated[
-        str | None, typer.Option(help="Hub id or folder of the backbone.", show_default="the official one")
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            help="bradley-terry or binary, which the folder does not say; a general preference is recognised.",
-            show_default="bradley-terry",
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+    backbone: str,
+    dimension: str,
+    base_model: str | None = None,
+    objective: str | None = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Convert an official LLaVA-Reward checkpoint into a folder without pickles.
 
     Writes adapter/ (LoRA in the layout of PEFT), reward.safetensors (head and projector) and reward_config.json.
+
+    Args:
+        official_folder: Folder with reward_config.yaml, lora/ and pytorch_model.bin.
+        out: Folder to write to.
+        backbone: Model type of the backbone: phi3_v, qwen2_5_vl or llava_next.
+        dimension: What the reward judges: alignment, fidelity, safety, overall, ...
+        base_model: Hub id or folder of the backbone; the official one if not given.
+        objective: Training objective, which the folder does not say: bradley-terry (if not given) or binary. A general
+            preference is recognised.
+        overwrite: Write into a folder that is not empty.
     """
     from fk_reward.rewards.llava_reward.official_checkpoint import load_official_checkpoint
 

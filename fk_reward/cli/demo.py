@@ -1,4 +1,4 @@
-"""`fk-reward demo`: one picture, best of K and steered, side by side, offline and judged by rules."""
+"""`fk-reward demo`: one image, best of K and steered, side by side, offline and judged by rules."""
 
 from __future__ import annotations
 
@@ -7,45 +7,56 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from fk_reward.cli.demo_report import demo_table, headline, to_record
+from fk_reward.cli.options import SEARCH, DeviceOption, ModelOption, OutOption, RewardOption
 from fk_reward.durable_files import cosmetic, write_whole
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
-from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.output_folder import hold_folder
 from fk_reward.terminal import say
+from fk_reward.value_checks import whole_number
 
 
 def demo(  # noqa: PLR0913 (one parameter for each option)
     *,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the results; old ones are replaced.", **NAMED_PATH)
-    ] = Path("outputs/demo"),
-    num_prompts: Annotated[int, typer.Option(help="Held-out prompts, the six tasks in turn.", min=1, max=24)] = 12,
-    num_particles: Annotated[int, typer.Option("--num-particles", "-k", help="K.", min=2)] = 4,
-    steps: Annotated[int, typer.Option(help="Scheduler steps.", min=1)] = 50,
-    reward: Annotated[str, typer.Option("--reward", "-r", help="The reward that steers.")] = DEFAULT_EMBEDDED_REWARD,
-    reward_scale: Annotated[str, typer.Option(help="Lambda, or auto.")] = "30",
-    model: Annotated[str, typer.Option("--model", "-m", help="A model of the shapes world.")] = "shapes-sd",
-    seed: Annotated[int, typer.Option(help="Seed of the first particle of the first prompt.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: OutOption = Path("outputs/demo"),
+    num_prompts: int = 12,
+    num_particles: Annotated[int, Parameter(alias="-k", group=SEARCH)] = 4,
+    num_inference_steps: Annotated[int, Parameter(alias="--steps")] = 50,
+    reward: RewardOption = DEFAULT_EMBEDDED_REWARD,
+    reward_scale: Annotated[float | str, Parameter(group=SEARCH)] = 30.0,
+    model: ModelOption = "shapes-sd",
+    seed: int = 0,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Steer the model that ships in the package, and say honestly what it gained.
+    """Steer the model that ships in the package, and show what it gained.
 
-    For prompts of the shapes world that no model was trained on: one picture, the best of K by the reward, and K
-    steered particles, all from the same seeds. A rule-based verifier judges them; the default reward learned from what
-    it says of pictures of other prompts.
+    For prompts of the shapes world that no model was trained on: one image, the best of K by the reward, and K steered
+    particles, all from the same seeds. A rule-based verifier judges them; the default reward was trained on what it
+    says of images of other prompts.
+
+    Args:
+        out: Folder for the results; old ones are replaced.
+        num_prompts: Held-out prompts, 1 to 24, the six tasks in turn.
+        num_particles: K, the particles of one prompt; at least 2.
+        num_inference_steps: Scheduler steps.
+        reward: Reward that steers.
+        reward_scale: Lambda, or auto.
+        model: Model of the shapes world.
+        seed: Seed of the first particle of the first prompt.
+        device: Device of the models: auto (the GPU where there is one), cpu or cuda.
     """
-    from fk_reward.cli.demo_picture import draw_demo
-    from fk_reward.cli.demo_run import STEERING, run_demo
+    whole_number("--num-prompts", num_prompts, minimum=1, maximum=24)
+    whole_number("--num-particles", num_particles, minimum=2)
+    whole_number("--num-inference-steps", num_inference_steps, minimum=1)
+    from fk_reward.cli.demo_comparison import STEERING, demo_table, draw_demo, headline, run_demo, to_record
     from fk_reward.pipelines.loading import default_guidance, load_pipeline
-    from fk_reward.search.feynman_kac import parse_reward_scale
     from fk_reward.shapes import benchmark_prompts
 
-    steering = replace(STEERING, num_particles=num_particles, reward_scale=parse_reward_scale(reward_scale))
-    arguments = {"num_inference_steps": steps, **default_guidance(model, None)}
+    steering = replace(STEERING, num_particles=num_particles, reward_scale=reward_scale)
+    arguments = {"num_inference_steps": num_inference_steps, **default_guidance(model, None)}
     with hold_folder(out):
-        pipe = load_pipeline(model, reward=reward, steering=steering, device=device, dtype="float32")
+        pipe = load_pipeline(model, reward=reward, search=steering, device=device, dtype="float32")
         result = run_demo(pipe, benchmark_prompts(num_prompts), seed=seed, arguments=arguments)
         record = {"model": model, "reward": reward, "seed": seed, "arguments": arguments, **to_record(result)}
         write_whole(out / "demo.json", json.dumps(record, indent=2) + "\n")

@@ -1,15 +1,12 @@
-"""How mistakes of the user are told, by all commands: the message alone, on the error stream, with exit code 2."""
+"""How mistakes of the user are reported, by all commands and scripts: the message alone, with exit code 2."""
 
 from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import typer
-from typer.core import TyperGroup
 
 from fk_reward.terminal import say_error
 
@@ -20,15 +17,6 @@ SHOW_TRACEBACK = "FK_REWARD_TRACEBACK"
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
-class CleanGroup(TyperGroup):
-    """The group of all commands: whatever is called in it, however deep, runs in `clean_errors`."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named."""
-        with clean_errors():
-            return super().invoke(ctx)
-
-
 @contextmanager
 def clean_errors() -> Iterator[None]:
     """Turn the errors that the library raises on wrong input into one message and exit code 2.
@@ -37,7 +25,7 @@ def clean_errors() -> Iterator[None]:
     environment all do.
 
     Raises:
-        typer.Exit: with code 2, in place of one of `USER_ERRORS`, or of an error of a judge's endpoint.
+        SystemExit: with code 2, in place of one of `USER_ERRORS`, or of an error of a judge's endpoint.
 
     Example:
         >>> with clean_errors():
@@ -47,13 +35,17 @@ def clean_errors() -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:  # `| head` has read enough, which typer knows how to end
-        raise
+    except BrokenPipeError:  # `| head` has read enough; Python would fail once more when it flushes at exit
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt as error:
+        say_error("interrupted.")
+        raise SystemExit(130) from error  # 128 + SIGINT, as shells say it
     except Exception as error:
         if not _is_mistake(error) or os.environ.get(SHOW_TRACEBACK):
             raise
         say_error(_message(error))
-        raise typer.Exit(code=2) from error
+        raise SystemExit(2) from error
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from fk_reward.output_folder import NAMED_PATH
+from fk_reward.cli.options import NamedPath, OverwriteOption
 from fk_reward.terminal import TextTable, say, styled
+from fk_reward.value_checks import whole_number
 
 if TYPE_CHECKING:
     from fk_reward.training import HardNegative
@@ -17,32 +16,36 @@ if TYPE_CHECKING:
 NUM_SHOWN = 5
 
 
-def hard_negatives(  # noqa: PLR0913 (options of a command)
-    captions: Annotated[
-        Path, typer.Argument(help="JSON, JSON lines or Parquet with prompt and path of each image.", show_default=False)
-    ],
-    out: Annotated[
-        Path, typer.Argument(help="JSON file to write; JSON lines if it ends so.", show_default=False, **NAMED_PATH)
-    ],
+def hard_negatives(  # noqa: PLR0913 (one parameter for each option)
+    captions: Path,
+    out: NamedPath,
+    /,
     *,
-    image_root: Annotated[
-        Path | None, typer.Option(help="Folder of the images.", show_default="the folder of the captions")
-    ] = None,
-    per_caption: Annotated[int, typer.Option(help="Wrong captions of each image, at most.", min=1)] = 1,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(help="attribute, object, count or position; may be repeated.", show_default="all of them"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the choice.", min=0)] = 0,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out bad rows and images.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
+    image_root: Path | None = None,
+    per_caption: int = 1,
+    kind: list[str] | None = None,
+    seed: int = 0,
+    skip_bad_rows: bool = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Make hard negatives: one thing in a caption is changed, so that it no longer fits its image.
 
     Writes rows of the public preference format, which `fk-reward train` reads: prompt (the right and the wrong
     caption), chosen_path and reject_path (the same image), and what was changed. Captions that no rule applies to are
     left out and counted.
+
+    Args:
+        captions: JSON, JSON lines or Parquet with prompt and path of each image.
+        out: JSON file to write; JSON lines if it ends so.
+        image_root: Folder of the images; the folder of the captions if not given.
+        per_caption: Wrong captions of each image, at most.
+        kind: What is changed: attribute, object, count or position; may be repeated; all of them if not given.
+        seed: Seed of the choice.
+        skip_bad_rows: Leave out bad rows and images.
+        overwrite: Replace the output file.
     """
+    for name, value, minimum in (("--per-caption", per_caption, 1), ("--seed", seed, 0)):
+        whole_number(name, value, minimum=minimum)
     from fk_reward.training.hard_negatives import KINDS, choose_hard_negatives, read_captions, write_prompt_pairs
 
     if out.exists() and not overwrite:

@@ -3,78 +3,100 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from fk_reward.cli import sampler_options, trajectory_options
+from fk_reward.cli.options import (
+    MEMORY,
+    MODEL,
+    OUTPUT,
+    SEARCH,
+    FieldOptions,
+    ModelOption,
+    RewardOption,
+    SamplingOptions,
+    TypedFields,
+)
 from fk_reward.devices import DTYPES
+from fk_reward.terminal import say, write_document
+from fk_reward.value_checks import whole_number
 
 if TYPE_CHECKING:
     from fk_reward.planning import Plan
     from fk_reward.planning.check import Check
 
 
-def plan(  # noqa: PLR0913 (one parameter for each option)
-    *,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="sd-2.1, sd-2.1-base, sdxl (no files needed), shapes-sd or a folder.")
-    ] = "sdxl",
-    reward: Annotated[
-        str, typer.Option("--reward", "-r", help="A reward of known size, or a composition of such.")
-    ] = "llava-reward-alignment",
-    num_particles: Annotated[int, typer.Option("--num-particles", "-k", help="K, particles of a prompt.", min=1)] = 4,
-    memory: Annotated[
-        str | None, typer.Option(help="Of the GPU, such as 24GB (10^9 bytes) or 24GiB.", show_default="no limit")
-    ] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's", min=8)] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's", min=8)] = None,
-    dtype: Annotated[str, typer.Option(help="Of the pipeline: float32, float16 or bfloat16.")] = "float16",
-    solver: Annotated[str | None, trajectory_options.SOLVER] = None,
-    steps: Annotated[int | None, trajectory_options.STEPS] = None,
-    guidance_scale: Annotated[float | None, trajectory_options.GUIDANCE_SCALE] = None,
-    preview: Annotated[str | None, trajectory_options.PREVIEW] = None,
-    num_resamples: Annotated[int | None, sampler_options.NUM_RESAMPLES] = None,
-    final_particles: Annotated[int | None, sampler_options.FINAL_PARTICLES] = None,
-    tflops: Annotated[
-        str | None,
-        typer.Option(
-            help="10^12 operations a second: 400, or float16=400,float32=40.", show_default="measured on a GPU"
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Make the call on the GPU at hand, with random weights, and compare.")
-    ] = False,
-) -> None:
+PLANNED_SEARCH = TypedFields(
+    "fk_reward.search:FKSteeringConfig", SEARCH, names=("num_particles", "num_resamples", "final_particles")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The call that is planned.
+
+    Attributes:
+        model: Text-to-image model: sd-2.1, sd-2.1-base, sdxl (no files needed), shapes-sd or a folder.
+        reward: Reward of known size, or a composition of such.
+        search: who goes on.
+        sampling: how a trajectory is run.
+        dtype: Floating type of the pipeline: float32, float16 or bfloat16.
+        memory: Memory of the GPU, such as 24GB (10^9 bytes) or 24GiB; no limit if not given.
+        height: Height of the images in pixels; the model's if not given.
+        width: Width of the images in pixels; the model's if not given.
+        tflops: Speed of the GPU in 10^12 operations a second: 400, or float16=400,float32=40; measured if not given.
+        check: Make the call on the GPU at hand, with random weights, and compare.
+        as_json: Write JSON.
+    """
+
+    model: ModelOption = "sdxl"
+    reward: RewardOption = "llava-reward-alignment"
+    search: Annotated[dict[str, Any], PLANNED_SEARCH]
+    sampling: SamplingOptions
+    dtype: Annotated[str, Parameter(group=MODEL)] = "float16"
+    memory: Annotated[str | None, Parameter(group=MEMORY)] = None
+    height: Annotated[int | None, Parameter(group=MODEL)] = None
+    width: Annotated[int | None, Parameter(group=MODEL)] = None
+    tflops: Annotated[str | None, Parameter(group=MEMORY)] = None
+    check: Annotated[bool, Parameter(group=OUTPUT)] = False
+    as_json: Annotated[bool, Parameter(name="--json", group=OUTPUT)] = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES[1:]:
+            raise ValueError(f"--dtype should be one of {', '.join(DTYPES[1:])}, got {self.dtype!r}.")
+        for name in ("height", "width"):
+            if getattr(self, name) is not None:
+                whole_number(f"--{name}", getattr(self, name), minimum=8)
+
+
+def plan(*, options: Annotated[PlanOptions, FieldOptions(PlanOptions)]) -> None:
     """Predict memory and time of a steered call and choose settings that fit; exit code 1 where none does."""
-    if dtype not in DTYPES[1:]:
-        raise ValueError(f"--dtype should be one of {', '.join(DTYPES[1:])}, got {dtype!r}.")
     from fk_reward.planning import plan as make_plan
 
+    sampling = options.sampling
     result = make_plan(
-        model,
-        reward=reward,
-        num_particles=num_particles,
-        memory=memory,
-        height=height,
-        width=width,
-        dtype=dtype,
-        steps=steps,
-        tflops=tflops,
-        guidance_scale=_guidance(model, guidance_scale, solver),
-        preview=preview,
-        solver=solver,
-        num_resamples=num_resamples,
-        final_particles=final_particles,
+        options.model,
+        reward=options.reward,
+        memory=options.memory,
+        height=options.height,
+        width=options.width,
+        dtype=options.dtype,
+        steps=sampling.num_inference_steps,
+        tflops=options.tflops,
+        guidance_scale=_guidance(options.model, sampling.guidance_scale, sampling.solver),
+        preview=sampling.preview,
+        solver=sampling.solver,
+        **options.search,
     )
-    checked = _checked(result) if check else None
-    if as_json:
-        typer.echo(json.dumps(result.to_dict() | ({} if checked is None else {"check": vars(checked)}), indent=2))
+    checked = _checked(result) if options.check else None
+    if options.as_json:
+        write_document(json.dumps(result.to_dict() | ({} if checked is None else {"check": vars(checked)}), indent=2))
     else:
         _show(result, checked)
     if not result.fits:
-        raise typer.Exit(code=1)
+        raise SystemExit(1)
 
 
 def _guidance(model: str, typed: float | None, solver: str | None) -> float | None:
@@ -104,7 +126,7 @@ def _show(result: Plan, checked: Check | None) -> None:
     )
     show_table(_title(result), columns, [_in_gigabytes(phase) for phase in result.to_dict()["phases"]])
     for line in (*_sentences(result), *result.advice, *_check_sentences(checked)):
-        typer.echo(line)
+        say(line)
 
 
 def _title(result: Plan) -> str:
@@ -128,16 +150,16 @@ def _sentences(result: Plan) -> list[str]:
     time = "give --tflops for the time" if result.seconds is None else f"about {result.seconds:.3g} s, an estimate"
     return [
         f"Peak of PyTorch's allocator: {gigabytes(result.peak)}. Needed on the GPU: {gigabytes(result.needed)}{limit}.",
-        f"An image (best of K): {work:,.1f} TFLOP, {_images(result)} decoded and scored; {time}.",
+        f"An image (best of K): {work:,.1f} TFLOP, {_num_images(result)} decoded and scored; {time}.",
     ]
 
 
-def _images(result: Plan) -> str:
+def _num_images(result: Plan) -> str:
     """How many are decoded, and by what."""
-    forecast = result.population
-    if result.preview is None or not forecast.scorings:
-        return f"{forecast.num_scored} images"
-    return f"{sum(forecast.scorings)} previews and {forecast.finished} finished images"
+    course = result.population
+    if result.preview is None or not course.scorings:
+        return f"{course.num_scored} images"
+    return f"{sum(course.scorings)} previews and {course.finished} finished images"
 
 
 def _check_sentences(checked: Check | None) -> list[str]:

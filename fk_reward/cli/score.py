@@ -7,32 +7,41 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from cyclopts import Parameter
 from PIL import Image
 
+from fk_reward.cli.options import MEMORY, OUTPUT, DeviceOption, RewardOption
 from fk_reward.image_files import read_image
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
-from fk_reward.terminal import TextTable
+from fk_reward.terminal import TextTable, write_document
 from fk_reward.text import require_text
+from fk_reward.value_checks import whole_number
 
 
 def score(
-    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    images: list[Path],
+    /,
     *,
-    prompt: Annotated[
-        list[str], typer.Option("--prompt", "-p", help="One for all images, or one for each in their order.")
-    ],
-    reward: Annotated[
-        str, typer.Option("--reward", "-r", help="A reward of `fk-reward rewards`, or a composition of them.")
-    ] = DEFAULT_EMBEDDED_REWARD,
-    batch_size: Annotated[int, typer.Option(help="Images that the reward sees at once.", min=1)] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON in place of a table.")] = False,
+    prompt: Annotated[list[str], Parameter(alias="-p")],
+    reward: RewardOption = DEFAULT_EMBEDDED_REWARD,
+    batch_size: Annotated[int, Parameter(group=MEMORY)] = 16,
+    device: DeviceOption = "auto",
+    as_json: Annotated[bool, Parameter(name="--json", group=OUTPUT)] = False,
 ) -> None:
-    """Score image files with a reward."""
+    """Score image files with a reward.
+
+    Args:
+        images: Image files.
+        prompt: Prompt of the images: one for all of them, or one for each in their order.
+        reward: Reward of `fk-reward rewards`, or a composition of them.
+        batch_size: Images that the reward sees at once.
+        device: Device of the reward: auto (the GPU where there is one), cpu or cuda.
+        as_json: Write JSON in place of a table.
+    """
+    whole_number("--batch-size", batch_size, minimum=1)
     prompts = _one_each(prompt, len(images))
-    pictures = [read_image(path) for path in images]
-    rewards = _score(reward, pictures, prompts, device=device, batch_size=batch_size)
+    opened = [read_image(path) for path in images]
+    rewards = _score(reward, opened, prompts, device=device, batch_size=batch_size)
     rows: list[dict[str, Any]] = [
         {"image": str(path), "prompt": text, "reward": value}
         for path, text, value in zip(images, prompts, rewards, strict=True)
@@ -40,7 +49,7 @@ def score(
     if as_json:
         for row in rows:
             row["reward"] = "-inf" if row["reward"] == -math.inf else row["reward"]  # JSON has no number for it
-        typer.echo(json.dumps({"reward": reward, "scores": rows}, indent=2, allow_nan=False))
+        write_document(json.dumps({"reward": reward, "scores": rows}, indent=2, allow_nan=False))
         return
     table = TextTable(reward)
     table.add_column("image")

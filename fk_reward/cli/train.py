@@ -6,47 +6,54 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import cleandoc
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from fk_reward.terminal import TextTable, log_handler
+from fk_reward.terminal import TextTable, log_handler, write_document
+from fk_reward.value_checks import whole_number
 
-RAW_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Settings of the command whose flags transformers reads."""
+HELP = frozenset(("--help", "-h"))
+SWITCH = Parameter(negative="--no-cross-attention")
 
 
-def train(
-    arguments: Annotated[list[str], typer.Argument(metavar="[FILE.yaml] [--FLAG VALUE]...", show_default=False)] = [],  # noqa: B006 (typer copies it)
-    *,
-    list_flags: Annotated[bool, typer.Option("--list-flags", help="Show all flags with their defaults.")] = False,
-) -> None:
+def train(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
     """Train a LLaVA-Reward on preference pairs or labelled images.
 
-    Settings come from a YAML file, from flags, or from both, where flags win: those of `RewardArguments` (--backbone,
-    --dimension, --train_data, ...) and of transformers' `TrainingArguments` (--output_dir, --num_train_epochs, ...).
-    To use several GPUs: accelerate launch --multi_gpu -m fk_reward.cli train FILE.yaml
+    Settings come from a YAML file, from flags, or from both, where flags win: those of RewardArguments (--backbone,
+    --dimension, --train_data, ...) and of transformers' TrainingArguments (--output_dir, --num_train_epochs, ...);
+    --list-flags shows all of them with their defaults. To use several GPUs:
+    accelerate launch --multi_gpu -m fk_reward.cli train FILE.yaml
+
+    Args:
+        arguments: [FILE.yaml] [--FLAG VALUE]...
     """
-    with _told_progress():
+    if HELP.intersection(arguments):
+        write_document(f"Usage: fk-reward train [FILE.yaml] [--FLAG VALUE]...\n\n{cleandoc(train.__doc__ or '')}")
+        return
+    with _progress_on_stderr():
         from fk_reward.training.arguments import TrainingArgumentParser, parse_arguments
         from fk_reward.training.run import make_trainer, run_training
 
-        if list_flags:
-            typer.echo(TrainingArgumentParser().format_help())
+        if "--list-flags" in arguments:
+            write_document(TrainingArgumentParser().format_help())
             return
-        reward, training = parse_arguments(arguments)
+        reward, training = parse_arguments(list(arguments))
         trainer = make_trainer(reward, training)
         metrics = run_training(trainer, reward, training)
     if trainer.is_world_process_zero():
         _show(metrics, training.output_dir)
 
 
-def trainable_share(
-    *,
-    lora_rank: Annotated[int, typer.Option(help="Rank of LoRA.", min=0)] = 128,
-    cross_attention: Annotated[bool, typer.Option(help="With or without SkipCA.")] = True,
-) -> None:
-    """Count what is trained of the official backbones at their real sizes; needs neither weights nor memory."""
+def trainable_share(*, lora_rank: int = 128, cross_attention: Annotated[bool, SWITCH] = True) -> None:
+    """Count what is trained of the official backbones at their real sizes; needs neither weights nor memory.
+
+    Args:
+        lora_rank: Rank of LoRA.
+        cross_attention: With or without SkipCA.
+    """
+    whole_number("--lora-rank", lora_rank, minimum=0)
     from fk_reward.rewards.llava_reward.backbones.base import backbone_specs
     from fk_reward.training.trainable import full_size_share
 
@@ -70,7 +77,7 @@ def _show(metrics: dict[str, float], folder: str) -> None:
 
 
 @contextmanager
-def _told_progress() -> Iterator[None]:
+def _progress_on_stderr() -> Iterator[None]:
     """What the library logs goes to the error stream, from the first of several processes."""
     logger = logging.getLogger("fk_reward")
     handler = log_handler()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-from typer.testing import CliRunner
+from importlib import import_module
 
-from fk_reward.cli import app
+import pytest
+
 from fk_reward.rewards import REWARDS
+from tests.command_line import run_command_line, run_script
 
 
 @pytest.fixture(scope="session")
@@ -17,13 +18,19 @@ def model(tmp_path_factory, tiny_sd):
     return str(folder)
 
 
+def run_line(first, *others):
+    if first != "script":
+        return run_command_line(first, *others)
+    name, *options = others
+    return run_script(import_module(f"examples.benchmarks.{name.replace('-', '_')}").main, *options)
+
+
 @pytest.fixture
 def run(monkeypatch):
-    """Run a command line; `brightness` is a known reward."""
+    """Run a command line, or ("script", name, ...) of examples/benchmarks; `brightness` is a known reward."""
     monkeypatch.setitem(REWARDS, "brightness", "tests.cli.brightness:BRIGHTNESS")
     monkeypatch.setenv("COLUMNS", "200")
-    runner = CliRunner()
-    return lambda *arguments: runner.invoke(app, [str(argument) for argument in arguments])
+    return run_line
 
 
 @pytest.fixture

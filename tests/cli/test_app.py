@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from types import ModuleType
 
@@ -9,10 +10,27 @@ import pytest
 
 from fk_reward import __version__
 from fk_reward.cli import benchmark
+from fk_reward.cli.app import build_app
 
 
 def test_version(run):
     assert run("--version").stdout == f"fk-reward {__version__}\n"
+
+
+def test_help_waits_for_no_heavy_import():
+    code = (
+        "import sys; from fk_reward.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_completion_knows_the_options():
+    script = build_app(("--install-completion",)).generate_completion(shell="bash")  # noqa: S604 (no subprocess)
+    assert "--num-particles" in script and "hard-negatives" in script
 
 
 COMMANDS = (
@@ -37,7 +55,7 @@ def test_every_command_has_help(run, command):
 
 
 def test_an_unknown_command(refused):
-    assert "No such command" in refused("genrate")
+    assert 'Did you mean "generate"' in refused("genrate")
 
 
 def test_a_benchmark_is_imported_only_when_named(run, refused, monkeypatch):

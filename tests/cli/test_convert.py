@@ -66,7 +66,7 @@ def test_a_full_folder_is_refused_unless_told_otherwise(run, refused, official, 
         (("--backbone", "phi4", "--dimension", "alignment"), "backbone 'phi4'"),
         (("--backbone", "phi3_v", "--dimension", "a.b"), "dimension may have letters"),
         ((*PHI, "--objective", "general-preference"), "must be bradley-terry or binary"),
-        (("--backbone", "phi3_v"), "Missing option '--dimension'"),
+        (("--backbone", "phi3_v"), "Missing --dimension"),
     ],
 )
 def test_mistakes_are_told(refused, official, tmp_path, options, message):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from fk_reward.cli.demo import demo
-from fk_reward.cli.generate import generate
+from fk_reward.cli.generate import Request
 from fk_reward.cli.score import score
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import available_rewards
@@ -24,7 +24,7 @@ def test_it_is_a_known_reward():
     assert DEFAULT_EMBEDDED_REWARD in available_rewards()
 
 
-@pytest.mark.parametrize("command", [demo, generate, score])
+@pytest.mark.parametrize("command", [demo, Request, score])
 def test_commands_default_to_it(command):
     assert inspect.signature(command).parameters["reward"].default == DEFAULT_EMBEDDED_REWARD
 

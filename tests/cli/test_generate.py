@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import os
 from pathlib import Path
@@ -15,8 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from fk_reward import FKSteeringConfig, SteeringTrace
-from fk_reward.cli import generate_request
-from fk_reward.cli.generate import generate
+from fk_reward.cli import generate
 from fk_reward.output_folder import hold_folder
 
 PROMPTS = ("a red circle", "a blue square")
@@ -108,7 +106,7 @@ def test_places_and_speed(run, options, tmp_path, monkeypatch):
     assert pipe.reward_device == torch.device("cpu")
     assert arguments == {"compile": True, "channels_last": True}
     summary = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (summary["reward_device"], summary["compiled"], summary["channels_last"]) == ("cpu", True, True)
+    assert (summary["reward_device"], summary["compile"], summary["channels_last"]) == ("cpu", True, True)
 
 
 def test_a_compiler_that_does_not_work(refused, options, monkeypatch):
@@ -158,14 +156,6 @@ def test_a_solver_brings_its_steps_and_guidance_and_what_is_typed_wins(run, mode
     assert summary["arguments"] == {"num_inference_steps": 3, "guidance_scale": 2.0}
 
 
-def test_defaults_are_those_of_the_config():
-    config = FKSteeringConfig()
-    for name, parameter in inspect.signature(generate).parameters.items():
-        if name in config.to_dict():
-            default = getattr(config, name)
-            assert parameter.default is None if default is None else type(default)(parameter.default) == default, name
-
-
 def test_a_folder_with_files_is_refused_unless_overwrite(run, refused, options, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -178,7 +168,7 @@ def test_a_folder_with_files_is_refused_unless_overwrite(run, refused, options, 
 def stopped(run, options, tmp_path, monkeypatch):
     """A folder of three prompts whose command was stopped while it drew the second one."""
     calls = []
-    sample = generate_request._sample
+    sample = generate._sample
 
     def stop(pipe, prompt, *arguments):
         calls.append(prompt)
@@ -187,7 +177,7 @@ def stopped(run, options, tmp_path, monkeypatch):
         return sample(pipe, prompt, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate_request, "_sample", stop)
+        patch.setattr(generate, "_sample", stop)
         assert run("generate", *PROMPTS, "a star", *options).exit_code != 0
     return tmp_path / "out"
 
@@ -207,10 +197,8 @@ def test_a_stopped_command_can_be_read_and_goes_on(run, options, tmp_path, stopp
     assert (summary["complete"], [result["prompt"] for result in summary["results"]]) == (False, [PROMPTS[0]])
     kept = {path: path.stat().st_mtime_ns for path in stopped.glob("*000*")}
     drawn = []
-    sample = generate_request._sample
-    monkeypatch.setattr(
-        generate_request, "_sample", lambda pipe, text, *rest: drawn.append(text) or sample(pipe, text, *rest)
-    )
+    sample = generate._sample
+    monkeypatch.setattr(generate, "_sample", lambda pipe, text, *rest: drawn.append(text) or sample(pipe, text, *rest))
     again = run("generate", *PROMPTS, "a star", *options)
     assert again.exit_code == 0, again.output
     assert "1 of 3 prompts are finished; going on." in again.output
@@ -237,7 +225,7 @@ def test_a_finished_command_changes_nothing_and_loads_nothing(run, options, tmp_
         (["--seed", 8], "seed 0 -> 8"),
         (["--potential", "sum"], "config.potential 'max' -> 'sum'"),
         (["--guidance-scale", 2], "arguments.guidance_scale None -> 2.0"),
-        (["--images-per-prompt", 2], "images_per_prompt 1 -> 2"),
+        (["--images-per-prompt", 2], "num_images_per_prompt 1 -> 2"),
     ],
 )
 def test_other_settings_are_refused_by_name(run, refused, options, stopped, change, named):
@@ -293,7 +281,7 @@ def test_a_file_in_place_of_the_folder_is_refused(refused, options, tmp_path):
     ("arguments", "message"),
     [
         (["--potential", "min"], "potential should be one of"),
-        (["--reward-scale", "strong"], "reward_scale should be a number or auto"),
+        (["--reward-scale", "strong"], 'reward_scale should be a number (or "auto")'),
         (["-k", 0], "num_particles should be at least 1"),
         (["--images-per-prompt", 9], "num_images_per_prompt should be in"),
         (["--reward", "brightnes"], "Did you mean 'brightness'?"),
@@ -301,8 +289,8 @@ def test_a_file_in_place_of_the_folder_is_refused(refused, options, tmp_path):
         (["--model", "stabilityai/stable-diffusion-2-1"], "sd2-community"),
         (["--device", "tpu"], "--device should be one of"),
         (["--dtype", "int8"], "--dtype should be one of"),
-        (["--steps", 0], "--steps"),
-        (["--particle-batch-size", "few"], "whole number or auto"),
+        (["--steps", 0], "--num-inference-steps should be at least 1"),
+        (["--particle-batch-size", "few"], 'particle_batch_size should be an int, "auto" or None'),
         (["--decode-batch-size", 0], "decode_batch_size should be at least 1"),
         (["--solver", "ddim100"], "Did you mean 'ddim-100'"),
         (["--preview", "taesd-xl"], "Did you mean 'taesdxl'"),

@@ -6,12 +6,11 @@ import errno
 import os
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from fk_reward.cli import app, errors
+from fk_reward.cli import errors
 from fk_reward.cli.benchmark import BENCHMARKS
 from fk_reward.output_folder import hold_folder
+from tests.command_line import run_command_line
 
 MJBENCH = ("mjbench", "--suite", "shapes", "--reward", "brightness", "--num-pairs", 7)
 WRITERS = {
@@ -19,6 +18,12 @@ WRITERS = {
     "demo": ("demo", "--num-prompts", 1),
     "mjbench": MJBENCH,
     "geneval": ("geneval", "--suite", "shapes", "--num-prompts", 1),
+    "gaussian": ("script", "gaussian", "--num-particles", 4),
+    "overhead": ("script", "overhead"),
+    "steering-speed": ("script", "steering-speed"),
+    "shapes-cost": ("script", "shapes-cost", "--num-prompts", 1),
+    "reward-speed": ("script", "reward-speed"),
+    "rewards": ("script", "reward-costs", "--reward", "clipscore"),
     "preferences": ("benchmark", "preferences", "--data", "nothing.json", "--reward", "brightness"),
 }
 """Every command that writes a folder of results, `--out`; `train` names its folder otherwise, and has a test file."""
@@ -71,6 +76,14 @@ def test_a_folder_that_cannot_be_written_to(refused, tmp_path, monkeypatch, comm
         (("geneval", "--suite", "shapes", "--shard", "2/2"), "shard should be i/n"),
         (("geneval", "--suite", "shapes", "--num-prompts", "none"), "--num-prompts"),
         (("geneval", "--suite", "shapes", "--stage", "report"), "There is no folder"),
+        (("script", "shapes-cost", "--report"), "holds no results"),
+        (("script", "shapes-cost", "--variant", "none"), "variant should be one of"),
+        (("script", "gaussian", "--num-particles", "0"), "positive whole numbers"),
+        (("script", "gaussian", "--num-particles", "4", "--reward-scale", "nan"), "reward_scale"),
+        (("script", "overhead", "--model", "/no/such/folder"), "/no/such/folder"),
+        (("script", "overhead", "--device", "tpu"), "--device should be one of"),
+        (("script", "reward-speed", "--device", "tpu"), "--device should be one of"),
+        (("script", "reward-costs", "--reward", "clipscor"), "clipscore"),
         (("benchmark", "preferences", "--data", "nothing.json", "--reward", "brightness"), "nothing.json"),
         (("benchmark", "speed"), "No such command"),
         (("mjbench", "--report"), "holds no results"),
@@ -100,7 +113,6 @@ def test_a_missing_package_is_named(refused, monkeypatch):
     def absent():
         raise ImportError("A judge behind an endpoint needs the openai package: pip install 'fk-reward[judge]'.")
 
-    monkeypatch.setattr("fk_reward.cli.reward_page.reward_page", lambda cards: absent())
     monkeypatch.setattr("fk_reward.cli.rewards.reward_page", lambda cards: absent())
     assert "pip install 'fk-reward[judge]'" in refused("rewards", "--markdown")
 
@@ -122,17 +134,17 @@ def test_a_full_disk_names_the_file(refused, tmp_path, monkeypatch, number):
 
 def test_a_traceback_on_request(monkeypatch):
     monkeypatch.setenv(errors.SHOW_TRACEBACK, "1")
-    result = CliRunner().invoke(app, ["score", "nothing.png", "--prompt", "x"])
+    result = run_command_line("score", "nothing.png", "--prompt", "x")
     assert isinstance(result.exception, ValueError | OSError)
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("fk_reward.cli.rewards._all_cards", lambda: [][0])
-    assert isinstance(CliRunner().invoke(app, ["rewards"]).exception, IndexError)
+    assert isinstance(run_command_line("rewards").exception, IndexError)
 
 
 def test_an_error_without_words_is_named(capsys):
-    with pytest.raises(typer.Exit) as left, errors.clean_errors():
+    with pytest.raises(SystemExit) as left, errors.clean_errors():
         raise ValueError
-    assert left.value.exit_code == 2
+    assert left.value.code == 2
     assert "Error: ValueError" in capsys.readouterr().err

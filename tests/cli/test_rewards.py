@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fk_reward.cli.reward_page import reward_page
+from fk_reward.cli.rewards import reward_page
 from fk_reward.rewards import REWARDS, reward_card
 
 

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from fk_reward import FKSteeringConfig
-from fk_reward.cli import app
 from fk_reward.models import ASSETS
 from fk_reward.planning import Settings, plan, planner
 from fk_reward.planning import planner as planner_module
 from fk_reward.planning.advice import advice_for, parse_tflops, preview_advice
 from fk_reward.planning.costs import PHASES
 from fk_reward.planning.memory import CUDA_CONTEXT_BYTES
+from tests.command_line import run_command_line
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
 MB, GB = 10**6, 10**9
@@ -189,7 +188,7 @@ def test_sdxl_with_llava_reward():
 
 
 def run(*arguments, code=0):
-    result = CliRunner().invoke(app, ["plan", "--model", "shapes-sd", "--reward", "shapes-verifier", *arguments])
+    result = run_command_line("plan", "--model", "shapes-sd", "--reward", "shapes-verifier", *arguments)
     assert result.exit_code == code, result.output
     return result.stdout if code == 0 else result.output
 

@@ -20,7 +20,6 @@ RUNNING_UP = ("fk_reward.benchmarks.shapes -> cli",)
 FRAGMENTS = (
     "fk_reward/cli/benchmark.py",
     "fk_reward/cli/errors.py",
-    "fk_reward/cli/reward_page.py",
 )
 """Files under 100 lines with one importer."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fk_reward.cli.reward_page import reward_page
+from fk_reward.cli.rewards import reward_page
 from fk_reward.rewards import REWARDS, RewardCard, reward_card
 
 PAGE = Path(__file__).parents[2] / "docs" / "reward_cards.md"

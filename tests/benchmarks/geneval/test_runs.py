@@ -13,7 +13,6 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from typer.testing import CliRunner
 
 from fk_reward import FKSteeringPipeline
 from fk_reward.benchmarks.drawing import ImageSearch, describe_preview, load_pipe
@@ -22,12 +21,12 @@ from fk_reward.benchmarks.geneval.prompts import color_record, single_object_rec
 from fk_reward.benchmarks.geneval.runs import PRESETS, find_preset, plan_runs
 from fk_reward.benchmarks.geneval.suites import SUITES
 from fk_reward.benchmarks.task import TaskOptions
-from fk_reward.cli import app
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import CallableReward
 from fk_reward.shapes import is_heldout, parse_prompt
 from tests.benchmarks.geneval.tiny_judge import write_clip, write_mask2former
 from tests.benchmarks.image_stage import SETTINGS, tree
+from tests.command_line import run_command_line
 from tests.repository.layout import ROOT
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
@@ -49,7 +48,7 @@ def options(model):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["geneval", *map(str, arguments)])
+    return run_command_line("geneval", *arguments)
 
 
 def refused(*arguments):

@@ -6,13 +6,12 @@ import json
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from fk_reward.cli import app
+from tests.command_line import run_command_line
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return run_command_line(*arguments)
 
 
 @pytest.mark.usefixtures("scripted")

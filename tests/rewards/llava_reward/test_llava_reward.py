@@ -16,15 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import LlavaNextImageProcessorPil, Qwen2VLImageProcessorPil
-from typer.testing import CliRunner
 
 from fk_reward import FKSteeringPipeline
-from fk_reward.cli import app
 from fk_reward.rewards import NonFiniteScoreError, load_reward
 from fk_reward.rewards.llava_reward import LlavaReward, llava_reward
 from fk_reward.rewards.llava_reward.backbones.base import load_backbone
 from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
 from fk_reward.rewards.llava_reward.loading import read_checkpoint
+from tests.command_line import run_command_line
 from tests.rewards.llava_reward.backbones.test_phi3_vision import official_crops
 from tests.tiny.latent_diffusion import make_sd
 
@@ -130,7 +129,7 @@ def test_batch_size_changes_nothing(tiny, mixed):
 def test_a_converted_official_checkpoint_gives_the_same_scores(tiny, dimension, batch, tmp_path):
     official = next((tiny.adapters / dimension).iterdir())
     options = ["--backbone", tiny.model_type, "--dimension", dimension]
-    result = CliRunner().invoke(app, ["convert", str(official), str(tmp_path / "own"), *options])
+    result = run_command_line("convert", str(official), str(tmp_path / "own"), *options)
     assert result.exit_code == 0, result.output
     own = load_reward("llava-reward", backbone=tiny.backbone, adapter=tmp_path / "own", torch_dtype=torch.float32)
     assert torch.equal(own.embed(*batch), tiny.load(dimension).embed(*batch))
