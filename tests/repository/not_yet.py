@@ -14,7 +14,7 @@ from tests.repository.layout import ROOT
 IN_CIRCLES = ()
 """Modules that import one another, in whatever way."""
 
-RUNNING_UP = ("fk_reward.benchmarks.shapes -> cli",)
+RUNNING_UP: tuple[str, ...] = ()
 """`module -> layer`: modules that import something of a layer above their own."""
 
 FRAGMENTS = (
