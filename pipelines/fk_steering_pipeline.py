@@ -149,7 +149,8 @@ class FKSteeringPipeline(PipelineProxy):
     @reward.setter
     def reward(self, value: str | Reward | Callable[[Tensor, list[str]], Tensor]) -> None:
         reward = steering_reward(value)
-        put_on(reward, self.reward_device)
+        if self.reward_device is not None:
+            reward.to(self.reward_device)
         self._reward = reward
 
     @property
@@ -160,7 +161,8 @@ class FKSteeringPipeline(PipelineProxy):
     @reward_device.setter
     def reward_device(self, value: str | torch.device | None) -> None:
         device = reward_place(value)
-        put_on(self.reward, device)
+        if device is not None:
+            self.reward.to(device)
         self._reward_device = device
 
     @property
@@ -375,11 +377,9 @@ class FKSteeringPipeline(PipelineProxy):
             found=self._found_sizes,
         )
         watched, decode = self._decoding(call, batches, population)
+        replaced = self._replaced_scheduler
         provenance = describe_call(
-            self.pipe,
-            call.arguments,
-            step_defaults=call.step_defaults,
-            replaced_scheduler=self._replaced_scheduler,
+            self.pipe, call.arguments, step_defaults=call.step_defaults, replaced_scheduler=replaced
         )
         own = own_arguments(call.arguments, exchange)
         if link is not None:
@@ -431,11 +431,7 @@ class FKSteeringPipeline(PipelineProxy):
         if self.reward_device is not None and call.batch_sizes.decode_batch_size is not None:
             sizes.append(1)  # decoded a few at a time, each batch through the whole end of the call
         watched = RunningCall(
-            self.pipe,
-            output_type=call.output_type,
-            sizes=sizes,
-            decodes=can_move(population),
-            preview=of_user,
+            self.pipe, output_type=call.output_type, sizes=sizes, decodes=can_move(population), preview=of_user
         )
         return watched, of_user or self._decoder(call.arguments, call=watched, batched=batches.decoder)
 
@@ -502,13 +498,3 @@ def reward_place(device: str | torch.device | None) -> torch.device | None:
             f"reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got "
             f"{str(device)!r}: {reason}"
         ) from error
-
-
-def put_on(reward: Reward | None, device: torch.device | None) -> None:
-    """Move a reward to a device; nothing where one of the two is not there.
-
-    Example:
-        >>> put_on(None, torch.device("cpu"))
-    """
-    if reward is not None and device is not None:
-        reward.to(device)
