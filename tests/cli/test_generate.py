@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -321,3 +322,25 @@ def test_defects_keep_their_traceback(run, options, monkeypatch):
     monkeypatch.setattr("fk_reward.pipelines.loading.load_pipeline", broken)
     result = run("generate", PROMPTS[0], *options)
     assert isinstance(result.exception, TypeError)
+
+
+def test_another_search_has_options_of_its_own(run, refused, options, tmp_path):
+    cuts = ["-k", 5, "--keep", 3, 2, "--at", 0.3, 0.6]
+    result = run("generate", PROMPTS[0], *options, "--search", "pruning", *cuts)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert summary["search"] == "pruning"
+    assert (summary["config"]["num_particles"], summary["config"]["keep"]) == (5, [3, 2])
+    help_page = run("generate", "--search", "pruning", "--help").stdout
+    assert "--keep" in help_page and "--ess-threshold" not in help_page
+    assert "pruning" in refused("generate", PROMPTS[0], *options, "--overwrite", "--keep", 3)
+    assert "Did you mean 'pruning'" in refused("generate", PROMPTS[0], *options, "--search", "prunning")
+
+
+def test_a_search_of_another_package(run, options, tmp_path, monkeypatch):
+    found = metadata.EntryPoint("first", "tests.cli.first_search:First", "fk_reward.searches")
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [found])
+    result = run("generate", PROMPTS[0], *options, "--search", "first", "--num-particles", 2, "--offset", 1)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (summary["search"], summary["config"]) == ("first", {"num_particles": 2, "offset": 1})
