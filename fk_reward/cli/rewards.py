@@ -20,7 +20,7 @@ _INTRODUCTION = """\
 # Reward cards
 
 Written by `fk-reward rewards --markdown` from the cards in the code; change them there. *Not measured* and *not known*
-mean that nobody has a figure. [rewards.md](rewards.md) is about how the rewards are used."""
+mean that there is no figure. [rewards.md](rewards.md) is about how the rewards are used."""
 
 _PAGE_HEADINGS = ("name", "what it measures", "typical range", "spread", "gradient", "prompt tokens")
 
