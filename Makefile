@@ -23,7 +23,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "CPU-only PyTorch on Linux: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 
-demo: $(STAMP)  ## Unsteered, best of K and steered pictures on the embedded model; writes outputs/demo
+demo: $(STAMP)  ## Unsteered, best of K and steered images on the embedded model; writes outputs/demo
 	$(BIN)/fk-reward demo --out outputs/demo
 
 test: $(STAMP)  ## All tests

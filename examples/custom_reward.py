@@ -1,4 +1,4 @@
-"""Write a reward of your own and steer with it: here, pictures with more colour.
+"""Write a reward of your own and steer with it: here, images with more colour.
 
 Run it with `python examples/custom_reward.py --prompt "a photo of three stars"`; it needs no network and no GPU.
 """
@@ -41,7 +41,7 @@ def main(
     seed: int = 0,
     out: Path = Path("custom_reward.png"),
 ) -> Tensor:
-    """Write the most colourful of the steered pictures and print the rewards of all, best first."""
+    """Write the most colourful of the steered images and print the rewards of all, best first."""
     pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward=Colourfulness())
     result = pipe(
         prompt,
