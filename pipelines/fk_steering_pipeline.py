@@ -38,6 +38,7 @@ from fk_reward.rewards import Reward, load_reward
 from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.trace import Provenance
 from fk_reward.search.base import Population, SearchConfig, can_move, num_finished
+from fk_reward.search.contract import make_population
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.registry import load_search, search_fields, settings_of
 
@@ -403,7 +404,7 @@ class FKSteeringPipeline(PipelineProxy):
         generator, num_groups = call.arguments.get("generator"), len(call.prompts)
         device = "cpu" if generator is not None else self.pipe._execution_device  # which walks through all modules
         generators = resampling_generators(generator, num_groups, device=device)
-        return call.config.population(num_groups, generators, spread=self.reward.card.spread)
+        return make_population(call.config, num_groups, generators, spread=self.reward.card.spread)
 
     def _identity(self, call: SteeredCall, provenance: Provenance) -> dict[str, Any]:
         """What has to be the same in all processes that share a call."""

@@ -17,6 +17,7 @@ from fk_reward.pipelines.epilogue import first_field
 from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.trace import SteeringTrace
+from fk_reward.search.contract import selected_images
 from fk_reward.smc.weights import normalized_weights
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def finish(run: SteeredRun, out: Any, *, num_images_per_prompt: int) -> FKSteeri
         flags = run.exchange.gather(flags)
         rewards = _without_flagged(rewards, flags.to(rewards.device), run)
     run.finish(rewards)
-    selected = run.population.select(num_images_per_prompt)
+    selected = selected_images(run.population, num_images_per_prompt)
     offsets = run.population.num_particles * torch.arange(len(selected))[:, None]
     indices = (selected + offsets).flatten()
     images = _taken(_gathered(returned, run.exchange), indices)

@@ -30,6 +30,7 @@ from fk_reward.sampling.steering import steer
 from fk_reward.sampling.trace import Provenance, SteeringTrace, TraceStep
 from fk_reward.sampling.x0_prediction import scheduler_name
 from fk_reward.search.base import Population, SearchConfig, can_move, can_resize
+from fk_reward.search.contract import record_of
 from fk_reward.search.feynman_kac import FKPopulation
 from fk_reward.search.registry import search_name, settings_of
 
@@ -217,7 +218,7 @@ class SteeredRun:
         """Give the population the rewards `(G * K,)` of the finished images and close the record."""
         self.population.finish(rewards, step=self.num_steps, log_ratio=self._log_ratio)
         grouped = self._grouped(rewards)
-        log_weights, ess = recorded_weights(self.population.record(), grouped, final=True)
+        log_weights, ess = recorded_weights(record_of(self.population, grouped.shape[1]), grouped, final=True)
         self._steps.append(
             TraceStep(
                 step=self.num_steps,

@@ -9,8 +9,6 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from fk_reward.search.base import Population
-
 Take: TypeAlias = Callable[[Tensor], Tensor]
 """Rows `(B, ...)` to the rows of the ancestors `(B', ...)`; B' is smaller or larger where the population is."""
 
@@ -127,73 +125,8 @@ class GeneratorRows:
         place = group * 2**20 + slot
         if place not in self._derived:
             parent = generators[group * self._first + slot % self._first]
-            digest = hashlib.sha256(f"{parent.initial_seed()}/{slot}".encode()).digest()
+            # by its state and not its seed: the next call with the same generators should draw other noise
+            digest = hashlib.sha256(parent.get_state().numpy().tobytes() + slot.to_bytes(8, "little")).digest()
             seed = int.from_bytes(digest[:8], "little") >> 1
             self._derived[place] = Generator(parent.device).manual_seed(seed)
         return self._derived[place]
-
-
-def check_ancestors(ancestors: Tensor | None, population: Population, num_before: int) -> None:
-    """Check what a population answered.
-
-    Args:
-        ancestors: `(G * K',)` flat indices, or None where everybody stays.
-        population: that gave them.
-        num_before: K, particles of a prompt before.
-
-    Raises:
-        TypeError: for anything but a tensor of int64.
-        ValueError: for another shape, more than `max_particles`, an ancestor that does not exist or is of another
-            prompt, one that repeats where `copies` is False, or a `num_particles` that does not fit.
-
-    Example:
-        >>> from fk_reward.search import PlainPopulation
-        >>> check_ancestors(torch.tensor([0, 4]), PlainPopulation(2), 2)
-        Traceback (most recent call last):
-        ValueError: PlainPopulation: particle 1 of prompt 0 should go on from one of the particles 0 to 1 of its ...
-    """
-    name, num_groups = type(population).__name__, population.num_groups
-    if ancestors is None:
-        num_after = num_before
-    else:
-        num_after = _check_form(ancestors, name, num_groups)
-    if population.num_particles != num_after:
-        raise ValueError(
-            f"{name} says that a prompt has {population.num_particles} particles after this step, and its ancestors "
-            f"leave {num_after}."
-        )
-    if num_after > population.max_particles:
-        raise ValueError(
-            f"{name} grows to {num_after} particles of a prompt, and its max_particles is {population.max_particles}."
-        )
-    if ancestors is not None:
-        _check_values(ancestors.view(num_groups, -1), num_before, name, copies=population.copies)
-
-
-def _check_form(ancestors: Any, name: str, num_groups: int) -> int:
-    """K', particles of a prompt that go on."""
-    if not isinstance(ancestors, Tensor) or ancestors.dtype != torch.int64:
-        got = ancestors.dtype if isinstance(ancestors, Tensor) else type(ancestors).__name__
-        raise TypeError(f"{name}: ancestors should be a tensor of int64, or None, got {got}.")
-    if ancestors.ndim != 1 or len(ancestors) == 0 or len(ancestors) % num_groups:
-        raise ValueError(
-            f"{name}: ancestors should be of shape (G * K') with as many for each of {num_groups} prompts, got "
-            f"{tuple(ancestors.shape)}."
-        )
-    return len(ancestors) // num_groups
-
-
-def _check_values(grouped: Tensor, num_before: int, name: str, *, copies: bool) -> None:
-    firsts = num_before * torch.arange(len(grouped))[:, None]
-    outside = ((grouped < firsts) | (grouped >= firsts + num_before)).nonzero()
-    if len(outside):
-        group, place = outside[0].tolist()
-        first = group * num_before
-        raise ValueError(
-            f"{name}: particle {place} of prompt {group} should go on from one of the particles {first} to "
-            f"{first + num_before - 1} of its prompt, got {int(grouped[group, place])}."
-        )
-    repeated = (grouped.sort(dim=1).values.diff(dim=1) == 0).any(1).nonzero().flatten().tolist()
-    if repeated and not copies:
-        row = grouped[repeated[0]].tolist()
-        raise ValueError(f"{name} copies particles of prompt {repeated[0]}, and says copies=False: ancestors {row}.")

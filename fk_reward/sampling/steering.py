@@ -15,12 +15,14 @@ from torch import Tensor
 
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.records import SteeringRecord, SteeringRecords, StepRecord, recorded_weights, timestep_number
-from fk_reward.sampling.row_state import GeneratorRows, RowState, SchedulerHistory, check_ancestors
+from fk_reward.sampling.row_state import GeneratorRows, RowState, SchedulerHistory
 from fk_reward.sampling.step_checks import CopiesCheck, FiniteWatch, bounded_variance, check_reported_x0
 from fk_reward.sampling.stochasticity import adds_noise_now, require_matching_steps, require_stochastic, step_signature
 from fk_reward.sampling.transitions import Denoise, Prediction, RepeatableStep, Score, StepState, Transition
 from fk_reward.sampling.x0_prediction import predict_x0, predicts_x0
 from fk_reward.search.base import Population, can_move, can_resize
+from fk_reward.search.contract import check_ancestors, check_population, check_scoring_steps, check_size, record_of
+from fk_reward.smc.particle_filter import grouped_rewards
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
     """
     if "step" in vars(scheduler):
         raise RuntimeError(f"This {type(scheduler).__name__} is being steered already; leave the other steer() first.")
-    _check_population(population)
+    check_population(population)
     if exchange is None:
         exchange = ParticleExchange(num_groups=population.num_groups, num_particles=population.num_particles)
     if exchange.num_processes > 1 and can_resize(population):
@@ -140,26 +142,6 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
             interceptor.finish()
     finally:
         del scheduler.step
-
-
-def _check_population(population: Any) -> None:
-    needed = (
-        "num_groups",
-        "num_particles",
-        "max_particles",
-        "copies",
-        "needs_scores",
-        "notes",
-        "begin",
-        "scoring_steps",
-    )
-    missing = [
-        name for name in (*needed, "forecast", "advance", "finish", "select", "record") if not hasattr(population, name)
-    ]
-    if missing:
-        kind = type(population).__name__
-        hint = " Make it of a config: FKSteeringConfig(...).population()." if kind == "ParticleFilter" else ""
-        raise TypeError(f"{kind} is no Population: it has no {', '.join(missing)}.{hint}")
 
 
 class _StepInterceptor:
@@ -335,7 +317,7 @@ class _StepInterceptor:
         warning = self._population.begin(num_steps)
         if warning is not None:
             logger.warning(warning)
-        self._pending = sorted(self._population.scoring_steps(num_steps))
+        self._pending = check_scoring_steps(self._population, num_steps)
 
     def _score_and_advance(self, arguments: dict[str, Any]) -> None:
         model_output, timestep, sample = self._inputs(arguments)
@@ -343,10 +325,11 @@ class _StepInterceptor:
         for place, tensor in (("start", sample), ("denoiser", model_output), ("prediction", x0_pred)):
             self._finite.see(place, tensor, step=self._num_done)
         self._finite.check()  # before the decoder and the reward get to see it
-        rewards = self._scored(x0_pred)
-        num_before = self._population.num_particles
+        rewards, num_before = self._scored(x0_pred), self._population.num_particles
+        grouped_rewards(rewards, self._exchange.num_groups, num_before, step=self._num_done)
         ancestors = self._advanced(rewards)
         check_ancestors(ancestors, self._population, num_before)
+        check_size(self._population, step=self._num_done, num_steps=self.records.expected_steps or 0)
         if ancestors is not None:
             self._gather(arguments, ancestors)
             x0_pred = self._exchange.take(x0_pred, ancestors)
@@ -388,7 +371,7 @@ class _StepInterceptor:
 
     def _record(self, timestep: float, rewards: Tensor, ancestors: Tensor | None) -> None:
         num_groups, num_particles = rewards.shape
-        log_weights, ess = recorded_weights(self._population.record(), rewards)
+        log_weights, ess = recorded_weights(record_of(self._population, num_particles), rewards)
         record = SteeringRecord(
             step=self._num_done,
             timestep=timestep,

@@ -20,7 +20,7 @@ from fk_reward.smc.particle_filter import grouped_rewards, require_allowed
 from fk_reward.value_checks import whole_number
 
 # A trajectory so long that no two fractions of it round to the same step: what a search does there, it can do anywhere.
-_LONG_RUN = 1000
+LONG_RUN = 1000
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ def can_move(population: Population) -> bool:
         >>> can_move(PlainPopulation(4))
         False
     """
-    return len(population.scoring_steps(_LONG_RUN)) > 0
+    return len(population.scoring_steps(LONG_RUN)) > 0
 
 
 def can_resize(population: Population) -> bool:
@@ -333,7 +333,7 @@ def can_resize(population: Population) -> bool:
         >>> can_resize(PlainPopulation(4))
         False
     """
-    return population.forecast(_LONG_RUN).resizes
+    return population.forecast(LONG_RUN).resizes
 
 
 def num_finished(config: SearchConfig) -> int:
@@ -344,7 +344,7 @@ def num_finished(config: SearchConfig) -> int:
         >>> num_finished(FKSteeringConfig(num_particles=8, final_particles=2))
         2
     """
-    return forecast(config, _LONG_RUN).finished
+    return forecast(config, LONG_RUN).finished
 
 
 @dataclass(frozen=True)

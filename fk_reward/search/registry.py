@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from fk_reward.search.base import SearchConfig
+from fk_reward.search.contract import make_population
 from fk_reward.text import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ class Searches(Mapping[str, Any]):
             SearchLoadError: when it cannot be imported, or is no search.
         """
         return _loaded(self._entry_points()[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entry_points()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entry_points())
@@ -143,7 +147,14 @@ def settings_of(config: SearchConfig) -> dict[str, Any]:
     """
     own = getattr(config, "to_dict", None)
     values: dict[str, Any] = own() if callable(own) else asdict(config)  # type: ignore[call-overload]
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """With lists for tuples, as JSON gives them back."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:
@@ -155,7 +166,7 @@ def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones. For a value that the search refuses.
-        TypeError: for an unknown field, with close ones; for anything that is no search.
+        TypeError: for an unknown field, with close ones; for anything that is no search, or makes no population.
         SearchLoadError: when a registered search cannot be imported.
 
     Example:
@@ -179,11 +190,14 @@ def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:
             hint = did_you_mean(name, known)
             raise TypeError(f"{name!r} is no setting of {kind.__name__}.{hint} Its settings: {', '.join(known)}.")
     made: Any = found(**settings) if isinstance(found, type) else replace(found, **settings)  # type: ignore[type-var]
+    if missing := [name for name in ("num_particles", "default_eta") if not hasattr(made, name)]:
+        raise TypeError(f"{kind.__name__} is no search: it has no {' and no '.join(missing)}.")
+    make_population(made)  # what it makes is known before anything is spent on a call
     return made  # type: ignore[no-any-return]
 
 
 def _known(name: str) -> Any:
     if name not in SEARCHES:
-        hint = did_you_mean(name, SEARCHES, limit=1)
+        hint = did_you_mean(name.lower().replace("_", "-"), SEARCHES, limit=1)
         raise ValueError(f"Unknown search {name!r}.{hint} Known searches: {', '.join(sorted(SEARCHES))}.")
     return SEARCHES[name]

@@ -1,19 +1,9 @@
-"""What has a row for each particle follows it; answers of a population that do not fit are refused by name."""
+"""What has a row for each particle follows it."""
 
 import pytest
 import torch
 
-from fk_reward.sampling.row_state import GeneratorRows, SchedulerHistory, check_ancestors
-from fk_reward.search import PlainPopulation
-
-
-class Copying(PlainPopulation):
-    """A population that may copy and grow to four."""
-
-    copies = True
-
-    def __init__(self, num_now, num_groups=1, max_particles=4):
-        super().__init__(num_now, num_groups, max_particles=max_particles)
+from fk_reward.sampling.row_state import GeneratorRows, SchedulerHistory
 
 
 def test_history_grows_and_shrinks():
@@ -60,36 +50,3 @@ def test_one_generator_stays_as_it_is(generator):
     rows = GeneratorRows(1, 2, copies=False)
     rows.gather(torch.tensor([1]), 1)
     assert rows.of(generator) is generator
-
-
-@pytest.mark.parametrize(
-    ("ancestors", "population", "error", "message"),
-    [
-        ([0, 1], Copying(2), TypeError, "Copying: ancestors should be a tensor of int64, or None, got list"),
-        (torch.tensor([0.0, 1.0]), Copying(2), TypeError, "got torch.float32"),
-        (torch.tensor([[0, 1]]), Copying(2), ValueError, r"of shape \(G \* K'\)"),
-        (torch.tensor([], dtype=torch.int64), Copying(2), ValueError, "of shape"),
-        (torch.tensor([0, 1, 2]), Copying(2, 2), ValueError, "as many for each of 2"),
-        (torch.tensor([0, 2]), Copying(2), ValueError, "one of the particles 0 to 1 of its prompt, got 2"),
-        (
-            torch.tensor([0, 1, 1, 2]),
-            Copying(2, 2),
-            ValueError,
-            "particle 0 of prompt 1 .* 2 to 3 of its prompt, got 1",
-        ),
-        (torch.tensor([0, -1]), Copying(2), ValueError, "got -1"),
-        (torch.tensor([0, 1, 0]), Copying(2), ValueError, "has 2 particles after this step, and its ancestors leave 3"),
-        (None, Copying(3), ValueError, "has 3 particles after this step, and its ancestors leave 2"),
-        (torch.tensor([0, 0, 0, 1, 1]), Copying(5), ValueError, "grows to 5 particles .* max_particles is 4"),
-        (torch.tensor([1, 1]), PlainPopulation(2), ValueError, "copies particles of prompt 0, and says copies=False"),
-    ],
-)
-def test_saboteurs(ancestors, population, error, message):
-    with pytest.raises(error, match=message):
-        check_ancestors(ancestors, population, 2)
-
-
-def test_what_fits():
-    check_ancestors(None, Copying(2), 2)
-    check_ancestors(torch.tensor([0, 0, 1, 3, 3, 2]), Copying(3, 2), 2)
-    check_ancestors(torch.tensor([1]), PlainPopulation(1), 2)

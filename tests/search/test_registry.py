@@ -2,10 +2,8 @@
 
 import importlib
 import sys
-from dataclasses import dataclass
 
 import pytest
-import torch
 
 from fk_reward import FKSteeringConfig, FKSteeringPipeline
 from fk_reward.search import (
@@ -156,43 +154,3 @@ class TestPipeline:
         pipe.search = FKSteeringConfig(num_particles=2, abstain=True)
         out = pipe("a star", search="best-of-n", num_inference_steps=2)
         assert (out.trace.num_particles, out.trace.config["abstain"]) == (4, False)
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A search whose population answers what a test wants."""
-
-    answer: object
-    num_particles: int = 2
-    default_eta = None
-
-    def population(self, num_groups=1, generators=None, *, spread=None):
-        from fk_reward.search import PlainPopulation
-
-        answer = self.answer
-
-        class BrokenPopulation(PlainPopulation):
-            def sizes(self, num_steps):
-                return {1: 2}
-
-            def advance(self, rewards, *, step, log_ratio=None):
-                return answer
-
-        return BrokenPopulation(self.num_particles, num_groups)
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (torch.tensor([0, 2]), "particle 1 of prompt 0 should go on from one of the particles 0 to 1"),
-        (torch.tensor([-1, 1]), "got -1"),
-        (torch.tensor([0, 0]), "copies particles of prompt 0, and says copies=False"),
-        (torch.tensor([0, 1, 0]), "leave 3"),
-        (torch.tensor([[0, 1]]), "of shape"),
-    ],
-)
-def test_saboteurs_are_refused_by_name_in_a_pipeline(answer, message):
-    pipe = FKSteeringPipeline(tiny.make_sd(), reward=redness)
-    pipe.set_progress_bar_config(disable=True)
-    with pytest.raises(ValueError, match=f"BrokenPopulation.*{message}"):
-        pipe("a star", search=Broken(answer), num_inference_steps=3)
