@@ -56,9 +56,10 @@ class TournamentPopulation(PlainPopulation):
     def sizes(self, num_steps: int) -> Mapping[int, int]:
         """Round -> particles of a prompt that go on, half of them, rounded up."""
         number, sizes = self.first_particles, {}
-        for at in self.rounds:
+        # a set: two rounds that a short run puts at one step are one, and none comes after the last step
+        for step in sorted({min(int(at * num_steps), num_steps - 1) for at in self.rounds}):
             number = (number + 1) // 2
-            sizes[int(at * num_steps)] = number
+            sizes[step] = number
         return sizes
 
     def advance(self, rewards: Tensor, *, step: int, log_ratio: Tensor | None = None) -> Tensor:

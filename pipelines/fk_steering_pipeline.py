@@ -299,8 +299,7 @@ class FKSteeringPipeline(PipelineProxy):
 
         Args:
             prompt: one prompt or a list; prompts never exchange particles.
-            search: how to search, in place of the pipeline's `search`: a name of `fk_reward.search.SEARCHES`, or a
-                config.
+            search: instead of the pipeline's `search`: a name of `fk_reward.search.SEARCHES`, or a config.
             num_images_per_prompt: n, how many of the finished particles are returned.
             steering: the older word for `search=FKSteeringConfig(...)`.
             reward_prompts: texts that the reward reads, where they should differ from `prompt` or where only

@@ -236,7 +236,9 @@ def record_of(population: Population, num_particles: int) -> Mapping[str, Tensor
 
     Example:
         >>> from fk_reward.search import FKSteeringConfig
-        >>> sorted(record_of(FKSteeringConfig(num_particles=2).population(), 2))
+        >>> population = FKSteeringConfig(num_particles=2).population()
+        >>> population.finish(torch.zeros(2))
+        >>> sorted(record_of(population, 2))
         ['ess', 'log_evidence', 'log_weights', 'reward_scale']
     """
     record, name = population.record(), f"{type(population).__name__}.record()"

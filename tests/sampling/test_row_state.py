@@ -45,6 +45,15 @@ def test_generators_of_slots_stay_where_particles_are_copied():
     assert [g.initial_seed() for g in again.of(generators(4))] == [g.initial_seed() for g in first]
 
 
+def test_copies_draw_other_noise_in_the_next_call_with_the_same_generators():
+    given, drawn = generators(1), []
+    for _ in range(2):
+        rows = GeneratorRows(1, 1, copies=True)
+        rows.gather(torch.tensor([0, 0]), 2)
+        drawn.append([torch.randn(1, generator=generator).item() for generator in rows.of(given)])
+    assert len({*drawn[0], *drawn[1]}) == 4
+
+
 @pytest.mark.parametrize("generator", [None, torch.Generator(), [torch.Generator()]])
 def test_one_generator_stays_as_it_is(generator):
     rows = GeneratorRows(1, 2, copies=False)

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from dataclasses import dataclass
 
 import pytest
 
@@ -106,6 +107,28 @@ def test_a_search_written_outside_the_package_runs_by_its_name(installed, monkey
     assert [step.num_particles for step in out.trace.steps] == [5, 3, 2]
     assert (out.trace.search, out.trace.config["num_particles"]) == ("tournament", 5)
     assert out.trace.steps[0].ancestors.shape == (2, 3)
+    short = pipe("a star", num_particles=5, num_inference_steps=1, rounds=(0.4, 0.6, 1.0))
+    assert [step.num_particles for step in short.trace.steps] == [5, 3]
+
+
+def test_a_broken_registration_is_among_the_names(installed):
+    installed({"broken": "no_such_module:Search"})
+    assert "broken" in SEARCHES
+    assert "none" not in SEARCHES
+
+
+@pytest.mark.parametrize("name", ["Fk", "FK", "Best_of_N"])
+def test_a_name_in_other_letters_gets_a_hint(name):
+    with pytest.raises(ValueError, match="Unknown search .* Did you mean '(fk|best-of-n)'"):
+        load_search(name)
+
+
+def test_settings_are_plain_data_to_any_depth():
+    @dataclass(frozen=True)
+    class Nested(BestOfN):
+        pairs: tuple = ((1, 2), {"a": (3,)})
+
+    assert settings_of(Nested())["pairs"] == [[1, 2], {"a": [3]}]
 
 
 class TestPipeline:
