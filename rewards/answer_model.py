@@ -39,7 +39,7 @@ class AnswerModel(nn.Module):
     """Any image-text-to-text model of transformers with its processor, decoder-only or encoder-decoder.
 
     A question is written by the processor's chat template, image first, with the generation prompt. A processor without
-    template (BLIP-2, InstructBLIP) gets the question as it is. Decoder-only models are padded on the left,
+    template (BLIP-2, InstructBLIP) gets the question unchanged. Decoder-only models are padded on the left,
     so that the last position of each row is the one that predicts the answer; encoder-decoders on the right.
 
     Where the image processor is one that `pixel_transform` reproduces, the images stay tensors on their device and the
@@ -47,8 +47,8 @@ class AnswerModel(nn.Module):
 
     Args:
         model: what `AutoModelForImageTextToText` loads; put into evaluation mode and frozen, in place.
-        processor: its processor, or one with what is asked of it here (`ClipT5Processor`); the padding of its tokenizer
-            is set, in place.
+        processor: its processor, or one with the same attributes (`ClipT5Processor`); the padding of its tokenizer is
+            set, in place.
 
     Attributes:
         differentiable: whether gradients reach the images.
@@ -63,7 +63,7 @@ class AnswerModel(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
-        configs = (model.config, model.config.get_text_config())  # InstructBLIP's own does not say what its T5 is
+        configs = (model.config, model.config.get_text_config())  # InstructBLIP's T5 is only in its text config
         self.is_encoder_decoder = any(bool(config.is_encoder_decoder) for config in configs)
         self._decoder_start = _decoder_start(model) if self.is_encoder_decoder else None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -71,7 +71,7 @@ class AnswerModel(nn.Module):
         tokenizer = processor.tokenizer
         tokenizer.padding_side = "right" if self.is_encoder_decoder else "left"
         if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token  # masked, so any token does
+            tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
 
     @property
     def differentiable(self) -> bool:
@@ -93,19 +93,18 @@ class AnswerModel(nn.Module):
     ) -> list[int]:
         """Ids of the tokens with which the model would write each answer.
 
-        An answer follows what stands before it as the tokenizer of the model would have it: after "ASSISTANT:" it
-        begins with a space, after a line break or a special token it does not. In an encoder-decoder it opens the
-        decoder's text.
+        An answer is joined to the text before it as the model would write it: with a space after "ASSISTANT:", without
+        one after a line break or a special token. In an encoder-decoder it begins the decoder's text.
 
         Args:
             answers: words of one token.
-            question: one such as will be asked; only its end matters, and only without chat template.
+            question: a typical question; only its end matters, and only without chat template.
             system: as for `forward`.
             opening: as for `forward`.
 
         Raises:
-            ValueError: for an answer that is not exactly one token (it shows the tokens), or a processor that puts
-                something of its own between the question and the answer.
+            ValueError: for an answer that is not exactly one token (the message shows the tokens), or a processor that
+                inserts tokens between the question and the answer.
         """
         context = opening
         if not self.is_encoder_decoder:
@@ -121,15 +120,15 @@ class AnswerModel(nn.Module):
         Args:
             images: (B, 3, H, W) float in [0, 1].
             questions: B strings.
-            system: system message before the question; None for none (some chat templates have one of their own).
-            opening: words with which the model's answer is made to begin.
+            system: system message before the question; None for the chat template's default, if it has one.
+            opening: words that the model's answer is made to begin with.
 
         Returns:
             (B, V) float32, before softmax.
 
         Raises:
-            ValueError: when a question contains the token that stands for the image, or has with the image more tokens
-                than the model has positions; and as the processor.
+            ValueError: when a question contains the image's placeholder, or has with the image more tokens than the
+                model has positions; and as the processor.
 
         B: number of images, H, W: height and width, V: size of the vocabulary.
         """
@@ -138,7 +137,7 @@ class AnswerModel(nn.Module):
         if self.is_encoder_decoder:
             inputs["decoder_input_ids"] = self._decoder_input_ids(opening).expand(len(images), -1)
         elif self._keeps_logits:
-            inputs["logits_to_keep"] = 1
+            inputs["logits_to_keep"] = 1  # (B, S, V) logits would take more memory than the model's states
         return self.model(**inputs, use_cache=False).logits[:, -1].float()
 
     def refuse_control_tokens(self, prompts: Sequence[str]) -> None:
@@ -162,14 +161,15 @@ class AnswerModel(nn.Module):
         return text if self.is_encoder_decoder or not opening else text + self._separator(text) + opening
 
     def _inputs(self, images: Tensor, texts: list[str]) -> dict[str, Any]:
-        nested = [[image] for image in self._pil_images(images)]  # one list a text: every processor understands that
+        nested = [[image] for image in self._pil_images(images)]  # a list for each text: every processor accepts this
         inputs = dict(self.processor(images=nested, text=texts, padding=True, return_tensors="pt"))
         if self._transform is not None:
             inputs["pixel_values"] = self._pixel_values(images, expected=inputs["pixel_values"].shape)
         return {name: value.to(self.device, self._dtype_of(value)) for name, value in inputs.items()}
 
     def _pil_images(self, images: Tensor) -> list[Image.Image]:
-        """What the processor gets: it counts image tokens by the size, so blanks do where tensors make the pixels."""
+        """Images for the processor."""
+        # It counts image tokens by the size: blank images will do where the tensors replace its pixels.
         if self._transform is None:
             return to_pil(images)
         height, width = images.shape[-2:]
@@ -202,14 +202,14 @@ class AnswerModel(nn.Module):
         return after[-1]
 
     def _check_ending(self, text: str) -> None:
-        """Refuse processors after which a model does not stand where the text ends (PaliGemma's adds a line break)."""
+        """Refuse processors that add tokens after the text (PaliGemma's adds a line break)."""
         inputs = self.processor(images=[[Image.new("RGB", (32, 32))]], text=[text], return_tensors="pt")
         got, expected = inputs["input_ids"][0, -1].item(), self._ids(text)[-1]
         if got != expected:
             got, expected = self.processor.tokenizer.convert_ids_to_tokens([got, expected])
             raise ValueError(
-                f"{type(self.processor).__name__} ends the text {text[-20:]!r} with the token {got!r} in place of "
-                f"{expected!r}: what follows is not the answer."
+                f"{type(self.processor).__name__} ends the text {text[-20:]!r} with the token {got!r} instead of "
+                f"{expected!r}: the next token is not the answer."
             )
 
     def _ids(self, text: str) -> list[int]:
@@ -238,8 +238,8 @@ def _decoder_start(model: PreTrainedModel) -> int:
 def question_text(processor: ProcessorMixin, question: str, *, system: str | None = None) -> str:
     """Write a question about one image as the processor's chat template has it, ready for the answer.
 
-    A processor without chat template gets the question as it is; where such a processor does not place the image by
-    itself, the question must begin with its image token.
+    A processor without chat template gets the question unchanged; if it does not place the image by itself, the
+    question must begin with its image token.
 
     Args:
         processor: processor of an image-text-to-text model.
@@ -247,8 +247,8 @@ def question_text(processor: ProcessorMixin, question: str, *, system: str | Non
         system: system message before it.
 
     Raises:
-        ValueError: when the question contains the token that stands for the image (elsewhere than at its beginning,
-            where there is no template), or there is a system message but no template for it.
+        ValueError: when the question contains the image's placeholder (except, without a template, at its beginning),
+            or there is a system message but no template for it.
 
     Example:
         >>> from types import SimpleNamespace
@@ -270,7 +270,7 @@ def question_text(processor: ProcessorMixin, question: str, *, system: str | Non
 
 
 def pixel_transform(processor: BaseImageProcessor) -> Callable[[Tensor], Tensor] | None:
-    """Find what does to tensors (B, 3, H, W) in [0, 1] what an image processor does to PIL images.
+    """Reproduce an image processor on tensors (B, 3, H, W) in [0, 1].
 
     Before normalisation the result is within 2/255 of the processor's, which rounds to 8 bits on its way.
 
@@ -284,7 +284,7 @@ def pixel_transform(processor: BaseImageProcessor) -> Callable[[Tensor], Tensor]
         torch.Size([2, 3, 8, 8])
     """
     name = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
-    settings = {"do_center_crop": False, **processor.to_dict()}  # what a processor does not have, it does not list
+    settings = {"do_center_crop": False, **processor.to_dict()}  # a processor without a crop does not list it
     if name in CLIP_LIKE:
         return ImagePreprocessing.from_config(settings)
     if name in QWEN_LIKE:
@@ -309,8 +309,8 @@ def load_answer_model(
 ) -> AnswerModel:
     """Load an image-text-to-text model with its processor, or return the one that another reward holds.
 
-    A model lives as long as a reward holds it; rewards that share one move together. Where one of them was moved to
-    another dtype, the model is not shared any more. Code that comes with a checkpoint is never run.
+    A model lives as long as a reward holds it; rewards that share one move together. Once one of them has moved it to
+    another dtype, the model is no longer shared. Code that comes with a checkpoint is never run.
 
     Args:
         path: hub id or folder of a model that `AutoModelForImageTextToText` has, or of a CLIP-FlanT5.
@@ -349,7 +349,7 @@ def _load(path: str, options: dict[str, Any]) -> AnswerModel:
 def load_processor(path: str | os.PathLike[str], *, revision: str = "main") -> ProcessorMixin:
     """Load the processor that belongs to a model, with PIL's image processor and without what reads videos.
 
-    transformers' `AutoProcessor` wants torchvision where the model reads videos, too (all of Qwen's do).
+    transformers' `AutoProcessor` requires torchvision for models that also read videos (all of Qwen's do).
 
     Args:
         path: hub id or folder.
@@ -363,7 +363,7 @@ def load_processor(path: str | os.PathLike[str], *, revision: str = "main") -> P
 
 
 def without_video(processor: type[ProcessorMixin]) -> Any:
-    """The class of a processor without the part that reads videos, which would want torchvision."""
+    """The class of a processor without the part that reads videos, which requires torchvision."""
     names = [name for name in processor.get_attributes() if name != "video_processor"]
     return type(processor.__name__, (processor,), {"get_attributes": classmethod(lambda _: names)})
 

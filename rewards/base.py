@@ -29,7 +29,7 @@ class RewardCard:
     """Facts about a reward that can be read without loading its weights.
 
     Attributes:
-        name: the name that a person types.
+        name: the name that users type.
         summary: one line that says what is measured.
         higher_is_better: samplers maximise the score. Where this is False, steer with its negative,
             `-reward`.
@@ -137,7 +137,7 @@ class Reward(abc.ABC):
 
         Args:
             images: (B, 3, H, W) float32 in [0, 1], on the reward's device; a copy, which may be written to.
-            prompts: B strings; a list of its own, too.
+            prompts: B strings; a copy, too.
 
         Returns:
             (B,) floating; finite, or `-inf` for an image that is forbidden.
@@ -166,6 +166,7 @@ class Reward(abc.ABC):
         prompts = prompt_list(prompts, sum(len(group.indices) for group in groups))
         batches = [batch for group in groups for batch in group.split(self._checked_batch_size())]
         scores = torch.cat([self._score_batch(batch, [prompts[i] for i in batch.indices]) for batch in batches])
+        # Batches are grouped by image size: put the scores back into the caller's order.
         order = torch.tensor([i for batch in batches for i in batch.indices], device=scores.device)
         return scores[order.argsort()]
 
@@ -183,9 +184,9 @@ class Reward(abc.ABC):
 
     @property
     def shared_pass(self) -> Hashable | None:
-        """What makes one forward pass do for several rewards; None where there is no such thing.
+        """Key of a forward pass that several rewards can share; None if this one shares none.
 
-        Compositions score parts whose values are equal and not None by `score_together`.
+        Compositions score parts with equal keys by one `score_together`.
         """
         return None
 
@@ -195,7 +196,7 @@ class Reward(abc.ABC):
 
     @contextmanager
     def limited_to(self, batch_size: int) -> Iterator[None]:
-        """Let `score` see at most `batch_size` images at once inside a `with` block; a smaller own `batch_size` holds.
+        """Limit `score` to `batch_size` images at once inside a `with` block; a smaller `batch_size` attribute wins.
 
         A call still gets all images, so that a reward that compares them gives what it gives without the limit. Only
         the thread that is inside the block is limited, and `batch_size` is left alone.
@@ -203,7 +204,7 @@ class Reward(abc.ABC):
         Raises:
             ValueError: when a batch size is not an integer of at least 1.
         """
-        own, limits = self._checked_batch_size(), _BATCH_LIMITS.get()
+        own, limits = self._checked_batch_size(), _BATCH_LIMITS.get()  # blocks nest: the tightest limit wins
         _check_batch_size(batch_size)
         token = _BATCH_LIMITS.set({**limits, id(self): min(own or batch_size, batch_size)})
         try:
@@ -223,9 +224,9 @@ class Reward(abc.ABC):
         return self
 
     def modules_to_compile(self) -> list[nn.Module]:
-        """Networks whose repeated blocks are worth compiling: all that the reward holds.
+        """Networks whose repeated blocks are worth compiling: by default, all that the reward holds.
 
-        A subclass leaves out what runs once a prompt, such as the text tower of CLIP.
+        A subclass leaves out what runs once per prompt, such as the text tower of CLIP.
         """
         return list(self._held_modules())
 
@@ -285,7 +286,7 @@ class Reward(abc.ABC):
                 f"{tuple(scores.shape)}{hint}."
             )
         forbidden = scores.detach().isneginf() if forbidden is None else forbidden
-        kept = scores.detach().to(torch.float32)  # which makes -inf of -1e300
+        kept = scores.detach().to(torch.float32)  # turns -1e300 into -inf, which must not pass for a forbidden image
         wrong = kept.isnan() | kept.isposinf() | (kept.isneginf() & ~forbidden)
         if wrong.any():
             bad = int(wrong.nonzero()[0])
@@ -293,6 +294,7 @@ class Reward(abc.ABC):
 
 
 def _check_batch_size(size: int | None) -> None:
+    # True is an int: it must not mean a batch of one.
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ValueError(f"batch_size must be None or an integer of at least 1, got {size!r}.")
 
@@ -320,7 +322,7 @@ class CallableReward(Reward):
         batch_size: number of images that `fn` sees at once; None for all images of one size.
 
     Raises:
-        TypeError: when `fn` is no function of images and prompts.
+        TypeError: when `fn` is not a function of images and prompts.
 
     Example:
         >>> import torch
@@ -353,7 +355,7 @@ def _check_parameters(fn: Callable[..., Any]) -> None:
     try:
         signature = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn)
     except (TypeError, ValueError):
-        return
+        return  # builtins and some extension types have no signature
     try:
         signature.bind("images", "prompts")
     except TypeError as error:

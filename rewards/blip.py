@@ -68,12 +68,13 @@ class PromptTokens:
     def __call__(self, prompts: list[str]) -> BatchEncoding:
         """Tokens of B prompts: `input_ids` and `attention_mask`, each (B, max_tokens)."""
         self._truncation.check(prompts)
+        # Always padded to max_tokens, as the official code does: so scores do not depend on the batch.
         return self.tokenizer(
             prompts,
             padding="max_length",
             truncation=True,
             max_length=self.max_tokens,
-            split_special_tokens=True,  # "[SEP]" in a prompt is text, and ends nothing
+            split_special_tokens=True,  # "[SEP]" in a prompt is text and must not end it
             return_token_type_ids=False,
             return_tensors="pt",
         )
@@ -89,6 +90,7 @@ def with_blip_tokens(tokenizer: BertTokenizer) -> BertTokenizer:
         >>> len(tokenizer), tokenizer.convert_tokens_to_ids(["[DEC]", "[ENC]"])
         (8, [6, 7])
     """
+    # The order gives the ids that the weights were trained with: [DEC] before [ENC].
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     return tokenizer

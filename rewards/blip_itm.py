@@ -63,6 +63,7 @@ def match_scores(logits: Tensor, *, unit: MatchUnit = "probability") -> Tensor:
     B: number of pairs.
     """
     _check_unit(unit)
+    # Float32 before the difference: in half precision, the sigmoid of good images would round to 1.
     log_odds = logits[:, 1].float() - logits[:, 0].float()
     return log_odds.sigmoid() if unit == "probability" else log_odds
 
@@ -70,8 +71,8 @@ def match_scores(logits: Tensor, *, unit: MatchUnit = "probability") -> Tensor:
 class BlipITM(Reward):
     """How likely an image and its prompt match, by BLIP.
 
-    The default is P(match), as published figures have it; near 0 and 1 it is flat, so that good images hardly
-    differ. `unit="logit"`, its log-odds, orders images alike and is nowhere flat.
+    The default is P(match), the unit of published figures; near 0 and 1 it is flat, so that good images hardly differ.
+    `unit="logit"`, its log-odds, ranks images in the same order and is nowhere flat.
     Differentiable with respect to the images; the weights are frozen.
 
     Args:

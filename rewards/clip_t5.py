@@ -1,4 +1,4 @@
-"""CLIP-FlanT5, the model of VQAScore's paper, from transformers' own T5 and CLIP; and the text that it reads."""
+"""CLIP-FlanT5, the model of VQAScore's paper, from transformers' T5 and CLIP, and its processor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fk_reward.rewards.weights import WRAPPED_NAMES, check_complete
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 (no password)
 IMAGE_ID = -200
-"""Stands in `input_ids` where a visual token goes; no id of the vocabulary."""
+"""Placeholder of a visual token in `input_ids`; not an id of the vocabulary."""
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -77,7 +77,7 @@ class ClipT5(T5):
         """
         states = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states
         visual = self.mm_projector(states[self.config.mm_vision_select_layer][:, 1:])
-        embeddings = self.shared(input_ids.clamp(min=0))
+        embeddings = self.shared(input_ids.clamp(min=0))  # IMAGE_ID is negative; its rows are overwritten below
         mask = (input_ids == IMAGE_ID).unsqueeze(-1).expand_as(embeddings)
         return super().forward(
             inputs_embeds=embeddings.masked_scatter(mask, visual.to(embeddings)),
@@ -88,7 +88,7 @@ class ClipT5(T5):
 
 
 class ClipT5Processor:
-    """What `AnswerModel` asks of a processor, for CLIP-FlanT5.
+    """The interface of a processor that `AnswerModel` uses, for CLIP-FlanT5.
 
     Args:
         tokenizer: T5's.
@@ -110,7 +110,7 @@ class ClipT5Processor:
         """Write system message, image and question as the official code does; both flags as `AnswerModel` has them.
 
         Raises:
-            ValueError: when asked for tokens, or for a text without generation prompt.
+            ValueError: for `tokenize=True`, or a text without generation prompt.
         """
         if tokenize or not add_generation_prompt:
             raise ValueError("CLIP-FlanT5's template only writes a text that ends in the generation prompt.")
@@ -129,14 +129,15 @@ class ClipT5Processor:
         height, width = images.shape[-2:]
         side = max(height, width)
         left, top = (side - width) // 2, (side - height) // 2
+        # LLaVA pads 8-bit images: its colour is rounded down to whole numbers of 255.
         colour = images.new_tensor([int(mean * 255) / 255 for mean in self.pixels.mean]).view(3, 1, 1)
         margins = (left, side - width - left, top, side - height - top)
-        return self.pixels(functional.pad(images - colour, margins) + colour)
+        return self.pixels(functional.pad(images - colour, margins) + colour)  # `pad` fills with one number only
 
     def __call__(
         self, *, images: Sequence[Sequence[Image.Image]], text: Sequence[str], padding: bool, return_tensors: str
     ) -> BatchFeature:
-        """Tokenise what stands before and after the image, each with its end of sequence, as the official code does.
+        """Tokenise the texts before and after the image, each with its end of sequence, as the official code does.
 
         Args:
             images: one image for each text, for its size only: `pixel_transform` makes the pixels.
@@ -158,7 +159,7 @@ class ClipT5Processor:
 
 
 _SETTINGS = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch"}
-"""What the published checkpoints have, and the only thing that is read."""
+"""Settings of the published checkpoints, the only ones that are supported."""
 
 _NAMES = {r"^vision_tower\.vision_tower\.(vision_model\.)?": "vision_tower."}
 """Names of the files -> names of `ClipT5`."""

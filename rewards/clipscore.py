@@ -80,6 +80,7 @@ def clip_score(image_embeddings: Tensor, text_embeddings: Tensor, *, scale: floa
 
     B: number of pairs, D: dimension of the embeddings.
     """
+    # In float32, after half-precision towers: images of one prompt differ by hundredths.
     image_embeddings, text_embeddings = (
         functional.normalize(x.float(), dim=-1) for x in (image_embeddings, text_embeddings)
     )
@@ -99,7 +100,7 @@ class CLIPScore(Reward):
         tokenizer: its tokenizer.
         preprocessing: resizing, crop and normalisation of its image tower: images (B, 3, H, W) in [0, 1] to its input.
         scale: factor on the score, positive; the card's range and spread are multiplied by it.
-        hessel: the published definition in place of the plain cosine.
+        hessel: use the published definition instead of the plain cosine.
         batch_size: number of images scored at once; None for all of one size.
         card: facts about the weights, in the unit of the plain cosine.
 
@@ -181,7 +182,7 @@ class CLIPScore(Reward):
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Encode each image, and each distinct prompt unless it was encoded before."""
-        distinct = list(dict.fromkeys(prompts))
+        distinct = list(dict.fromkeys(prompts))  # particles share a prompt: encode it once
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=images.device)
         scores = clip_score(self._embed_images(images), self._embed_prompts(distinct)[rows], scale=self.scale)
         return _HESSEL_WEIGHT * scores.clamp(min=0) if self.hessel else scores
@@ -198,7 +199,7 @@ class CLIPScore(Reward):
         prompts = [HESSEL_PREFIX + prompt for prompt in prompts] if self.hessel else prompts
         self._truncation.check(prompts)
         options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
-        # A prompt with "<|endoftext|>" in it is text: as a token it would end the prompt there without a word.
+        # "<|endoftext|>" in a prompt is text: as a token, it would silently end the prompt there.
         tokens = self.tokenizer(prompts, split_special_tokens=True, **options)
         towers = [self.model.text_model, self.model.text_projection]
         return self.text_cache.get(tokens, self._encode, towers=towers)

@@ -24,7 +24,7 @@ class _HpsLoader:
     """Loads the weights of one version.
 
     Attributes:
-        card: what a person should know about it.
+        card: facts about the version.
         file: its name in the hub repository.
     """
 
@@ -53,12 +53,13 @@ class _HpsLoader:
 
         Raises:
             OSError: when files are missing.
-            ValueError: when the weights are no ViT-H-14, or the tokenizer is that of another model.
+            ValueError: when the weights are not a ViT-H-14, or the tokenizer is that of another model.
         """
         from transformers import CLIPTokenizer
 
         model = clip_from_open_clip(read_state_dict(weights or self._download(revision))).to(torch_dtype)
         text_config, clip_tokenizer = model.config.text_config, CLIPTokenizer.from_pretrained(tokenizer)
+        # CLIP reads the state at the end token: with another id, it would read that of a wrong position.
         if clip_tokenizer.eos_token_id != text_config.eos_token_id:
             raise ValueError(
                 f"The tokenizer {tokenizer} ends prompts with token {clip_tokenizer.eos_token_id}, "

@@ -103,8 +103,8 @@ class ImageReward(Reward):
             weights: the file, a folder that holds it, or a hub id.
             tokenizer: folder or hub id of BERT's tokenizer; by default `google-bert/bert-base-uncased`, or the one in
                 the folder. BLIP's two special tokens are added where they are absent.
-            head_size: width of the attention heads, which no tensor shows; by default 64, as in every BLIP, or what the
-                folder says.
+            head_size: width of the attention heads, which cannot be read from the tensors; by default 64, as in every
+                BLIP, or that of the folder.
             torch_dtype: dtype of the weights; whatever the files have is converted.
             batch_size: as for the class.
             revision: branch, tag or commit of the hub repository of the weights.
@@ -145,7 +145,7 @@ def _card_of(weights: str | os.PathLike[str]) -> RewardCard:
 def _check_text(model: ImageRewardModel, tokenizer: BertTokenizer, max_tokens: int) -> None:
     if len(tokenizer) != model.sizes.vocab_size:
         raise ValueError(
-            f"The text encoder knows {model.sizes.vocab_size} tokens and the tokenizer {len(tokenizer)}: "
+            f"The text encoder has {model.sizes.vocab_size} tokens, the tokenizer {len(tokenizer)}: "
             "pass tokenizer=<folder or hub id> of the one that it was trained with."
         )
     if max_tokens > model.sizes.max_positions:

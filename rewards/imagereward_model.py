@@ -1,4 +1,4 @@
-"""ImageReward's network on transformers' BLIP, and its files: the authors' `ImageReward.pt`, or a folder of our own."""
+"""ImageReward's network on transformers' BLIP, and its files: the authors' `ImageReward.pt`, or a folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ UNUSED = (
 """Tensors of the official file that no score depends on: BLIP's heads for pre-training, and the numbers 0, 1, 2, ..."""
 
 MLP_INDICES = (0, 2, 4, 6, 7)
-"""Places of the linear layers in the official MLP; between them stand dropouts."""
+"""Places of the linear layers in the official MLP; dropouts are between them."""
 
 _TEXT, _VISION = "blip.text_encoder", "blip.visual_encoder"
 _SIZES: dict[str, tuple[str, int]] = {
@@ -154,7 +154,9 @@ class ImageRewardSizes:
         num_patches = _size(state_dict, f"{_VISION}.pos_embed", 1) - 1
         side = math.isqrt(num_patches)
         if side * side != num_patches:
-            raise ValueError(f"{_VISION}.pos_embed has positions for {num_patches} patches, which make no square.")
+            raise ValueError(
+                f"{_VISION}.pos_embed has positions for {num_patches} patches, which do not form a square."
+            )
         return cls(
             image_size=side * sizes["patch_size"],
             vision_layers=_count(state_dict, rf"{_VISION}\.blocks\.(\d+)\..*"),
@@ -174,7 +176,7 @@ def _size(state_dict: Mapping[str, Tensor], name: str, dimension: int) -> int:
     tensor = state_dict.get(name)
     if tensor is None or tensor.ndim <= dimension:
         found = "it is missing" if tensor is None else f"its shape is {tuple(tensor.shape)}"
-        raise ValueError(f"No weights of ImageReward: a size is read from the tensor {name}, but {found}.")
+        raise ValueError(f"Not the weights of an ImageReward: tensor {name} gives a size, but {found}.")
     return tensor.shape[dimension]
 
 
@@ -223,6 +225,7 @@ def make_mlp(widths: tuple[int, ...]) -> nn.Sequential:
         >>> make_mlp((768, 1024, 128, 64, 16))[7]
         Linear(in_features=16, out_features=1, bias=True)
     """
+    # No activations, as in the authors' code: theirs are commented out, and the published weights rely on it.
     first, second, third, fourth, fifth = (
         nn.Linear(inputs, outputs) for inputs, outputs in zip(widths, (*widths[1:], 1), strict=True)
     )
@@ -280,7 +283,7 @@ def find_files(weights: str | os.PathLike[str], *, revision: str = "main") -> Im
     path = Path(resolve_model(weights))
     if path.suffix in (".pt", ".safetensors") and not path.is_dir():
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such file of ImageReward.")
+            raise FileNotFoundError(f"{path}: no such file of ImageReward.")
         return ImageRewardFiles(path, ImageRewardConfig(), OFFICIAL_TOKENIZER)
     check_source(path, "ImageReward")
     if not path.is_dir():

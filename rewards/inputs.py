@@ -34,7 +34,7 @@ class ImageGroup:
     indices: tuple[int, ...]
 
     def split(self, batch_size: int | None) -> Iterator[ImageGroup]:
-        """Yield consecutive groups of at most `batch_size` images; the whole group when it is None."""
+        """Yield consecutive groups of at most `batch_size` images; the group itself when it is None."""
         size = batch_size or len(self.indices)
         for start in range(0, len(self.indices), size):
             yield ImageGroup(self.images[start : start + size], self.indices[start : start + size])
@@ -235,6 +235,7 @@ def _stack_equal_sizes(images: list[Tensor]) -> list[ImageGroup]:
 
 
 def _check_range(group: ImageGroup) -> None:
+    # One transfer from the device a group; the image with the bad value is only looked for when there is one.
     low, high = torch.stack(torch.aminmax(group.images.detach())).tolist()
     if not np.isfinite([low, high]).all():
         bad = (~group.images.detach().isfinite().flatten(1).all(dim=1)).nonzero()[0].item()

@@ -46,7 +46,7 @@ _BLOCK_MODULES = {
 
 
 def clip_from_open_clip(tensors: Mapping[str, Tensor]) -> CLIPModel:
-    """Build a `CLIPModel` that computes what OpenCLIP's ViT-H-14 does. Every tensor is used, none may lack.
+    """Build a `CLIPModel` that computes what OpenCLIP's ViT-H-14 does; tensors must match one to one.
 
     Args:
         tensors: state dict of `open_clip.CLIP`. All sizes are read from it but the width of an attention head, 80 in
@@ -63,21 +63,21 @@ def clip_from_open_clip(tensors: Mapping[str, Tensor]) -> CLIPModel:
         >>> import torch
         >>> clip_from_open_clip({"cls_token": torch.zeros(1)})
         Traceback (most recent call last):
-        ValueError: This is no OpenCLIP ViT-H-14: it has cls_token.
+        ValueError: This is not an OpenCLIP ViT-H-14: it has cls_token.
     """
     from accelerate import init_empty_weights
     from transformers import CLIPModel
 
     tensors = unwrapped_names(tensors, source="The state dict")
     converted = _convert(tensors)
-    with init_empty_weights():
+    with init_empty_weights():  # load_state_dict assigns the tensors: nothing is initialised or copied
         model = CLIPModel(_config(tensors))
     if missing := sorted(model.state_dict().keys() - converted.keys()):
-        raise ValueError(f"This is no complete OpenCLIP ViT-H-14: nothing gives {', '.join(missing[:4])}.")
+        raise ValueError(f"This is not a complete OpenCLIP ViT-H-14: nothing gives {', '.join(missing[:4])}.")
     try:
         model.load_state_dict(converted, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"This is no OpenCLIP ViT-H-14: {error}") from error
+        raise ValueError(f"This is not an OpenCLIP ViT-H-14: {error}") from error
     return model
 
 
@@ -87,13 +87,13 @@ def _convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if key in _TENSORS:
             converted[_TENSORS[key]] = tensor
         elif key in _TRANSPOSED:
-            converted[_TRANSPOSED[key]] = tensor.T.contiguous()
+            converted[_TRANSPOSED[key]] = tensor.T.contiguous()  # OpenCLIP multiplies from the right: x @ projection
         elif part := _convert_block(key, tensor):
             converted |= part
         else:
             unknown.append(key)
     if unknown:
-        raise ValueError(f"This is no OpenCLIP ViT-H-14: it has {', '.join(unknown[:4])}.")
+        raise ValueError(f"This is not an OpenCLIP ViT-H-14: it has {', '.join(unknown[:4])}.")
     return converted
 
 
@@ -115,7 +115,8 @@ def _config(tensors: Mapping[str, Tensor]) -> CLIPConfig:
         vision, text = _vision_sizes(tensors), _text_sizes(tensors)
         width = tensors["text_projection"].shape[1]
     except KeyError as error:
-        raise ValueError(f"This is no complete OpenCLIP ViT-H-14: it lacks {error}.") from error
+        raise ValueError(f"This is not a complete OpenCLIP ViT-H-14: it lacks {error}.") from error
+    # OpenCLIP uses the exact GELU, unlike OpenAI's models ("quick_gelu"), which are CLIPConfig's default.
     both = {"projection_dim": width, "hidden_act": "gelu", "layer_norm_eps": 1e-5}
     return CLIPConfig(vision_config=vision | both, text_config=text | both, projection_dim=width)
 
@@ -136,7 +137,7 @@ def _text_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _block_sizes(tensors: Mapping[str, Tensor], tower: str, *, width: int, head_width: int) -> dict[str, int]:
     if width % head_width:
-        raise ValueError(f"This is no OpenCLIP ViT-H-14: its {tower} is {width} wide, no multiple of {head_width}.")
+        raise ValueError(f"This is not an OpenCLIP ViT-H-14: its {tower} is {width} wide, no multiple of {head_width}.")
     blocks = f"{tower}.resblocks."
     layers = {key.removeprefix(blocks).partition(".")[0] for key in tensors if key.startswith(blocks)}
     return {

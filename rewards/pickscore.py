@@ -37,10 +37,10 @@ def _build_pickscore(
     batch_size: int | None = None,
     revision: str = "main",
 ) -> CLIPScore:
-    """Cosine times the exponential of the model's own temperature, which is read before its dtype is changed."""
+    """Cosine times the exponential of the model's own `logit_scale`."""
     from transformers import CLIPModel, CLIPTokenizer
 
-    clip = load_complete(CLIPModel, model, dtype="auto", revision=revision)
+    clip = load_complete(CLIPModel, model, dtype="auto", revision=revision)  # half precision would round logit_scale
     scale = clip.logit_scale.float().exp().item()
     return CLIPScore(
         clip.to(torch_dtype),

@@ -116,6 +116,7 @@ class ImagePreprocessing:
 
     def _resize(self, images: Tensor) -> Tensor:
         height, width = self._resized_shape(*images.shape[-2:])
+        # Two passes, each clipped, as PIL does: bicubic overshoots, and one pass would clip only once.
         images = self._interpolate(images, (images.shape[-2], width))
         return self._interpolate(images, (height, width))
 
@@ -142,8 +143,7 @@ class ImagePreprocessing:
         return images[..., top : top + crop_height, left : left + crop_width]
 
     def _begin(self, margin: int) -> int:
-        """Where a crop begins that leaves out this many pixels; of an odd number fewer at the beginning."""
-        return margin // 2
+        return margin // 2  # of an odd number, the smaller half: as transformers; torchvision's is overridden below
 
 
 def _resize_target(size: int | Mapping[str, int]) -> int | tuple[int, int]:

@@ -1,6 +1,6 @@
 """How much of a prompt a model reads: text encoders cut it and say so, language models refuse it.
 
-Text encoders (CLIP, BLIP) read a prompt as plain text and cut it at a length that stands on the card, with a warning
+Text encoders (CLIP, BLIP) read a prompt as plain text and cut it at the length on the card, with a warning
 (`TruncationLog`). Language models get the prompt inside a template with an image. There a `<|im_end|>` or an image
 token in the prompt would end the turn or shift the image, and rotary positions beyond those of the training give
 numbers without meaning, or an index error on the device. Both are refused, by name.
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, image_token: object = None) -> tuple[str, ...]:
-    """Texts that a tokenizer takes for control tokens, the longest first, and the token that stands for the image.
+    """Texts that a tokenizer takes for control tokens, and the image's placeholder; the longest first.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -37,6 +37,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, image_token: object = Non
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     found = {str(token) for token in added if token.special} | set(getattr(tokenizer, "all_special_tokens", ()))
     found |= {str(image_token)} if image_token else set()
+    # The longest first: an error should name "<|im_end|>", not a shorter token inside it. Blank ones are in any prompt.
     return tuple(sorted(filter(str.strip, found), key=lambda token: (-len(token), token)))
 
 
@@ -123,7 +124,7 @@ class TruncationLog:
         fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._seen]
         if not fresh:
             return
-        self._seen.update(fresh)
+        self._seen.update(fresh)  # a sampler scores the same prompt at many steps: one warning is enough
         rows = self.tokenizer(fresh, verbose=False, split_special_tokens=True)["input_ids"]
         for prompt, tokens in zip(fresh, rows, strict=True):
             if (cut := len(tokens) - self.max_tokens) > 0:

@@ -19,7 +19,7 @@ LEVELS: dict[str, float] = {"excellent": 1.0, "good": 0.75, "fair": 0.5, "poor":
 """Words and weights of `q_align/evaluate/scorer.py` in `Q-Future/Q-Align`."""
 
 ASPECTS = ("quality", "aesthetics")
-"""What the official templates ask about."""
+"""Subjects of the official questions."""
 
 _CARD = RewardCard(
     name="q-align",
@@ -57,7 +57,7 @@ def expected_level(logits: Tensor) -> Tensor:
 
 
 class QAlign(Reward):
-    """Rating of an image by Q-Align's question, with a model that has not been trained for it.
+    """Rating of an image by Q-Align's question, by a model that was not trained for it.
 
     Wu et al. 2023 (arXiv 2312.17090) ask "How would you rate the quality of this image?", let the answer begin with
     "The quality of the image is", and read the five words of `LEVELS` at the next position. Their model is mPLUG-Owl2

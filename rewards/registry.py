@@ -50,7 +50,7 @@ REWARDS: dict[str, str] = {
     "vlm-judge-safety": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE_SAFETY",
     "vqascore": "fk_reward.rewards.vqascore:VQASCORE",
 }
-"""Name -> "module:attribute" of a `RewardEntry`. The modules are imported only when their name is asked for."""
+"""Name -> "module:attribute" of a `RewardEntry`. A module is imported only when its name is used."""
 
 
 class RewardLoadError(ImportError):
@@ -108,7 +108,7 @@ def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Re
 
     Args:
         reward: a registered name, or a composition of such names, as in "0.5*shapes-clipscore + shapes-verifier"; a
-            `Reward`, which is returned as it is; or a function `(images, prompts) -> (B,) tensor`.
+            `Reward`, which is returned unchanged; or a function `(images, prompts) -> (B,) tensor`.
         options: passed to the factory of a registered reward, whose signature decides what is accepted.
 
     Raises:
@@ -149,7 +149,7 @@ def _compose(text: str, options: dict[str, Any]) -> CompositeReward:
             "compose the objects, as in 0.5 * load_reward('clipscore', scale=100.0) + 0.5 * load_reward('...')."
         )
     expression, cards = parse_expression(text, reward_card)
-    composite_card(expression, cards)  # what it refuses is refused before weights are read
+    composite_card(expression, cards)  # raises before weights are read what CompositeReward would raise after
     return CompositeReward(expression, {name: load_reward(name) for name in expression.names})
 
 
@@ -182,7 +182,7 @@ def _import_entry(entry_point: metadata.EntryPoint) -> RewardEntry:
     where = f"Reward {entry_point.name!r}{owner} ({entry_point.value})"
     try:
         entry = entry_point.load()
-    except Exception as error:
+    except Exception as error:  # of another package: its import may raise anything
         raise RewardLoadError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(entry, RewardEntry):
         raise RewardLoadError(f"{where} must be a RewardEntry, got {type(entry).__name__}.")

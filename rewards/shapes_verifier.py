@@ -24,7 +24,7 @@ class ShapesVerifierReward(Reward):
     Prompts must be sentences of the shapes world; any other raises `ValueError`.
 
     Args:
-        strict: whether other objects than those asked for make an image wrong.
+        strict: whether objects that the prompt does not name make an image wrong.
 
     Example:
         >>> from fk_reward.shapes import Scene, SceneObject, render

@@ -17,7 +17,7 @@ class TextCache:
     and so an embedding is bit for bit what encoding the batch again would give, whatever came before. The cache
     is cleared as soon as a weight is another tensor, elsewhere, of another dtype or written to (`load_state_dict`,
     `to`, an optimizer's step). Nothing is kept, and nothing found, while the tower trains: in training mode, or where a
-    gradient to its weights is asked for.
+    gradient to its weights is required.
 
     One way of writing goes unseen, because PyTorch does not count it: in place through `.data`, as PEFT merges its
     adapters. Call `clear` after it.
@@ -65,7 +65,7 @@ class TextCache:
             towers: the modules that `encode` runs.
 
         Returns:
-            (B, D), not to be written to; with a gradient to the weights where that is asked for.
+            (B, D), not to be written to; with a gradient to the weights where they require one.
 
         B: number of texts, D: dimension of the embeddings.
         """
@@ -75,7 +75,7 @@ class TextCache:
         self._forget_if_changed(tensors)
         key = _key(tokens, tensors[0].device)
         if key not in self._embeddings:
-            with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode are of no use outside it
+            with torch.inference_mode(False), torch.no_grad():  # inference tensors cannot be used in autograd later
                 embeddings = encode(tokens)
             self._keep(key, embeddings)
             return embeddings
@@ -97,7 +97,7 @@ class TextCache:
 
 
 def _tensors(towers: Sequence[nn.Module]) -> list[Tensor]:
-    """Parameters and buffers, twice as fast as by `parameters()`: they are looked at in every call."""
+    # Checked in every call: this is twice as fast as `parameters()` and `buffers()`.
     modules = (module for tower in towers for module in tower.modules())
     held = (tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values()))
     return [tensor for tensor in held if tensor is not None]

@@ -61,11 +61,11 @@ _LLAVA_SCORE_CARD = RewardCard(
 
 
 def answer_probability(logits: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Probability of the first token, among all tokens if it stands alone, otherwise among those given.
+    """Probability of the first token: among all tokens if it is the only one, otherwise among those given.
 
     Args:
         logits: (B, V) before softmax.
-        tokens: id of the answer, and none or several to weigh it against.
+        tokens: id of the answer, then any number of ids to compare it with.
 
     Returns:
         (B,) float32 in [0, 1].
@@ -94,7 +94,7 @@ class VQAScore(Reward):
     Args:
         model: model and processor, as `load_answer_model` gives them.
         question: text with "{prompt}" in it.
-        answer: what a good image is answered with; must be one token.
+        answer: the answer for a good image; must be one token.
         against: the opposite answer; the score is then the first one's share of both. None for the plain probability.
         system: system message before the question, for chat templates that take one.
         batch_size: number of images that go through the model at once; None for all of one size.
@@ -134,6 +134,7 @@ class VQAScore(Reward):
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Ask one question about each image."""
         self.model.refuse_control_tokens(list(dict.fromkeys(prompts)))
+        # Not `str.format`: a prompt or question may contain other braces.
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
         return answer_probability(self.model(images, questions, system=self.system), self.tokens)
 
@@ -157,7 +158,7 @@ def load_vqascore(  # noqa: PLR0913 (options of one reward)
     Args:
         model: hub id or folder of any image-text-to-text model, or of a CLIP-FlanT5.
         question: text with "{prompt}" in it.
-        answer: what a good image is answered with.
+        answer: the answer for a good image.
         against: the opposite answer, or None.
         system: system message, or None.
         torch_dtype: floating dtype of the weights.
@@ -192,7 +193,7 @@ def load_vqascore(  # noqa: PLR0913 (options of one reward)
 
 
 def card_of(card: RewardCard, model: str | os.PathLike[str]) -> RewardCard:
-    """The card itself for the model that it names; for any other one, without what it says of that model's files."""
+    """The card, without its facts about files and memory unless `model` is the one that it names."""
     if os.fspath(model) == card.weights:
         return card
     return dataclasses.replace(card, weights=os.fspath(model), memory="that of the model", licence="that of the model")

@@ -23,7 +23,7 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wr
 """What torch.compile, FSDP (new and old) and activation checkpointing put into names, wherever they wrap a module."""
 
 _INNER = "|".join(_WRAPPERS)
-_MOST_PLACES = 16
+_MOST_PLACES = 16  # wrapped modules within one another; each entry of a key_mapping takes one mark out of a name
 WRAPPED_NAMES = {
     rf"^(?:(?:module|{_INNER})\.)+": "",
     **{rf"(?<=\.)(?:(?:{_INNER})\.)+" + "(?:)" * place: "" for place in range(_MOST_PLACES)},
@@ -65,7 +65,7 @@ def unwrapped_names(tensors: Mapping[str, Tensor], *, source: str | os.PathLike[
     """Tensors under the names that the modules have without wrappers.
 
     DistributedDataParallel puts `module.` before all names, torch.compile `_orig_mod.`; FSDP and activation
-    checkpointing wrap modules within modules, so that their marks stand anywhere in a name. They come in any order.
+    checkpointing wrap modules within modules, so that their marks are anywhere in a name, in any order.
 
     Args:
         tensors: a state dict.
@@ -100,7 +100,7 @@ def load_complete(
 ) -> ModelT:
     """Load a checkpoint of exactly that architecture, with all weights.
 
-    transformers would load another one's, too, with a warning and random weights wherever names differ.
+    transformers would also load another architecture's, with a warning and random weights wherever names differ.
 
     Args:
         model_class: class of transformers.
@@ -148,7 +148,7 @@ def load_headless(
         revision=revision,
         key_mapping={**WRAPPED_NAMES, **(key_mapping or {})},
         output_loading_info=True,
-        ignore_mismatched_sizes=True,
+        ignore_mismatched_sizes=True,  # reported below with all others, instead of transformers' error
         **options,
     )
     check_complete(path, info)
@@ -160,7 +160,7 @@ def load_headless(
 
 
 def _check_model_type(model_class: type[PreTrainedModel], path: str | os.PathLike[str], *, revision: str) -> None:
-    """Refuse what transformers accepts: the config of another model with a warning, a default one where none is."""
+    # transformers accepts the config of another model with a warning, and uses a default one if there is none.
     config, _ = model_class.config_class.get_config_dict(path, revision=revision)
     if not config:
         raise OSError(f"{path} has no config.json.")
@@ -189,7 +189,6 @@ def check_complete(path: str | os.PathLike[str], loading_info: Mapping[str, Any]
 
 
 def _refuse(path: str | os.PathLike[str], problem: str, names: Iterable[str]) -> None:
-    """Raise unless there are no names."""
     if found := sorted(names):
         more = f" and {len(found) - _NUM_NAMED} more" if len(found) > _NUM_NAMED else ""
         raise ValueError(f"{path}: {problem}: {', '.join(found[:_NUM_NAMED])}{more}.")

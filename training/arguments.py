@@ -1,4 +1,4 @@
-"""Settings of a training: transformers' own with this reward's defaults, and what is to be trained on what."""
+"""Settings of a training: transformers' `TrainingArguments` with this reward's defaults, and those of the reward."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class LlavaRewardTrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments` with the defaults of LLaVA-Reward (arXiv 2507.21391 and its official code).
 
-    A validation set is expected: it is measured and a checkpoint is written after each epoch, and the most accurate
-    weights are kept.
+    By default, the validation set is measured and a checkpoint written after each epoch, and the most accurate weights
+    are kept.
 
     Attributes:
         learning_rate: The peak learning rate.
@@ -41,7 +41,7 @@ class LlavaRewardTrainingArguments(TrainingArguments):
         restore_callback_states_from_checkpoint: Let early stopping continue its count after a resume.
         ddp_find_unused_parameters: Look for weights without a gradient in each step of several processes.
         remove_unused_columns: Drop columns that the model does not take; for tables of `datasets`.
-        logging_nan_inf_filter: Hide losses that are not finite from the log; here they end the run anyway.
+        logging_nan_inf_filter: Hide losses that are not finite from the log; here they stop the training anyway.
         margin_scale: How much the reward of a chosen image must lead, for each unit of its pair's rating gap.
 
     Raises:
@@ -66,7 +66,7 @@ class LlavaRewardTrainingArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = True
     # Every trained weight is used in every forward, so the search would only cost time.
     ddp_find_unused_parameters: bool | None = False
-    # The Trainer knows the columns of tables; the data here are records.
+    # The Trainer would look for the columns of a table; the data here are records.
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False
     margin_scale: float = 0.0
@@ -79,14 +79,14 @@ class LlavaRewardTrainingArguments(TrainingArguments):
 
 @dataclass(kw_only=True)
 class RewardArguments:
-    """What is trained on what.
+    """The reward to train, its backbone and its data.
 
     Attributes:
         backbone: Hub id or folder of the multimodal LLM.
         dimension: What the reward judges: alignment, fidelity, safety, overall, ...
         train_data: File with pairs or labelled images: JSON, JSON lines or Parquet.
         validation_data: The same for validation; by default a part of the training data.
-        validation_fraction: Share of the records for validation, where there is no such file.
+        validation_fraction: Share of the training records for validation, without a validation file.
         image_root: Folder that relative paths of images start from; by default the data file's.
         skip_bad_rows: Drop rows that cannot be read, with a warning that counts them, instead of stopping.
         objective: bradley-terry or general-preference for pairs, binary for labelled images.
@@ -97,12 +97,12 @@ class RewardArguments:
         lora_rank: Rank of LoRA on all linear layers of the language model; 0 for no LoRA.
         lora_alpha: Scale of LoRA, divided by the rank.
         lora_dropout: Share of LoRA's inputs that is dropped in training.
-        backbone_dtype: float32, bfloat16 or float16 for the frozen weights; what is trained is always float32.
+        backbone_dtype: float32, bfloat16 or float16 for the frozen weights; trained weights are always float32.
         attn_implementation: sdpa, eager, flash_attention_2, ...
         num_crops: Phi-3.5-vision: crops of 336 pixels an image at most; 16 by default.
         min_pixels: Qwen2.5-VL: enlarge images of fewer pixels.
         max_pixels: Qwen2.5-VL: make images of more pixels smaller.
-        early_stopping_patience: Stop after so many validations without a better one; by default never.
+        early_stopping_patience: Stop after this many validations without improvement; by default never.
         resume: Continue from the last complete checkpoint in output_dir, if there is one.
 
     Raises:
@@ -146,10 +146,10 @@ class RewardArguments:
             raise ValueError(f"lora_rank must not be negative, got {self.lora_rank}.")
 
     def reward_config(self, backbone: Backbone) -> LlavaRewardConfig:
-        """The configuration of the dimension on a backbone, as it will stand in the checkpoint.
+        """The configuration of the dimension on a backbone, as the checkpoint will hold it.
 
         Raises:
-            ValueError: for settings that do not go together.
+            ValueError: for settings that contradict each other.
         """
         dim = find_objective(self.objective).default_outputs
         return LlavaRewardConfig(
@@ -172,9 +172,9 @@ class TrainingArgumentParser(HfArgumentParser):
             (RewardArguments, LlavaRewardTrainingArguments),
             prog="fk-reward train",
             usage="%(prog)s [FILE.yaml] [--FLAG VALUE ...]",
-            allow_abbrev=False,
+            allow_abbrev=False,  # a misspelt flag must not pass for the beginning of another
         )
-        # Fields are documented in their class alone; argparse formats help with %, so that one is written twice.
+        # One source for each help text: the class docstring. argparse formats help with %, so "%" is doubled.
         texts = {
             documented.arg_name: documented.description or ""
             for kind in self.dataclass_types
@@ -185,7 +185,7 @@ class TrainingArgumentParser(HfArgumentParser):
                 action.help = " ".join(texts[action.dest].split()).replace("%", "%%")
 
     def error(self, message: str) -> NoReturn:
-        """Raise the message; argparse would print all flags and leave the program."""
+        """Raise the message; argparse would print all flags and exit."""
         raise ValueError(message)
 
 
@@ -195,7 +195,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[RewardArguments, LlavaRew
     Args:
         arguments: optionally the name of a YAML file, a mapping of fields to values, and then flags, which win over
             it: `["run.yaml", "--learning_rate", "1e-4"]`. Fields are those of the two dataclasses. The entry
-            `extends` of a file names another one, relative to its folder, whose fields hold where it has none.
+            `extends` of a file names another one, relative to its folder, whose fields it overrides.
 
     Raises:
         OSError: when the file cannot be read.
@@ -210,13 +210,11 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[RewardArguments, LlavaRew
     """
     flags = list(arguments)
     if flags and not flags[0].startswith("-"):
-        flags[:1] = _read_flags(Path(flags[0]))
+        # As if typed, so that the parser checks names and values of a file, too.
+        settings = _read_settings(Path(flags[0]))
+        flags[:1] = [flag for name, value in settings.items() for flag in _flags(name, value)]
     reward, training = TrainingArgumentParser().parse_args_into_dataclasses(flags, look_for_args_file=False)
     return reward, training
-
-
-def _read_flags(path: Path) -> list[str]:
-    return [flag for name, value in _read_settings(path).items() for flag in _flags(name, value)]
 
 
 def _read_settings(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -237,7 +235,7 @@ def _read_settings(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, An
 
 
 def _flags(name: str, value: Any) -> Iterator[str]:
-    """A field as it would be typed; an empty one is left at its default."""
+    """A field as a user would type it; an empty one keeps its default."""
     if isinstance(value, list):
         yield from (f"--{name}", *map(str, value))
     elif value is not None:

@@ -1,4 +1,4 @@
-"""English captions: noun phrases and relations, found by rules; what the rules do not understand stays text."""
+"""English captions: noun phrases and relations, found by rules; everything else stays text."""
 
 from __future__ import annotations
 
@@ -141,6 +141,7 @@ def phrases(caption: str) -> list[Phrase]:
         >>> [phrase.meaning for phrase in phrases("a photo of two red circles and a star")]
         [('1', 'photo'), ('2', 'red', 'circles'), ('1', 'star')]
     """
+    # A relation is not part of a phrase, though "right" or "top" could be: "a cat to the right of a dog".
     taken = [(_lead_in(caption, relation), relation.end) for relation in relations(caption)]
     words = [Word(match[0], match.start(), match.end()) for match in _TOKEN.finditer(caption)]
     ends = [_ends_phrase(word) or any(start <= word.start < end for start, end in taken) for word in words]
@@ -164,7 +165,7 @@ def _phrase(words: list[Word]) -> Phrase | None:
     if head.lower not in ARTICLES and head.lower not in VALUES:
         return None
     num_attributes = next((i for i, word in enumerate(others) if word.lower not in GROUPS), len(others))
-    num_attributes = min(num_attributes, len(others) - 1)  # "an orange" is a noun
+    num_attributes = min(num_attributes, len(others) - 1)  # the last word is the noun: "an orange"
     if num_attributes < 0:
         return None
     return Phrase(head, tuple(others[:num_attributes]), tuple(others[num_attributes:]))
@@ -178,8 +179,8 @@ def _lead_in(caption: str, relation: Word) -> int:
 def meaning(caption: str) -> tuple[object, ...]:
     """A form that is equal for captions which say the same in another order.
 
-    Phrases joined by "and" or commas are sorted, and of two opposite relations the first is used, with its sides
-    exchanged. All else is kept as text.
+    Phrases joined by "and" or commas are sorted, and the second of two opposite relations is replaced by the first,
+    with its sides exchanged. Everything else is kept as text.
 
     Example:
         >>> meaning("a cat and a dog") == meaning("a dog and a cat")
@@ -198,7 +199,7 @@ def meaning(caption: str) -> tuple[object, ...]:
 
 
 def _parts(caption: str) -> Iterator[Part]:
-    """Phrases and relations, and the text between them as words of their own."""
+    """Phrases, relations, and the text between them as words."""
     marks: list[tuple[int, int, Part]] = [(p.head.start, p.rest[-1].end, p) for p in phrases(caption)]
     marks += [(_lead_in(caption, relation), relation.end, relation) for relation in relations(caption)]
     position = 0

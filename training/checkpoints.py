@@ -17,7 +17,7 @@ from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
-"""What the Trainer writes last into a checkpoint, and `fk-reward train` at its end into `output_dir`."""
+"""The Trainer writes it last into a checkpoint, and `fk-reward train` last into `output_dir`."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _SHARDED = ("optimizer_*", "global_step*", "pytorch_model_fsdp*")
@@ -25,29 +25,30 @@ _SHARDED = ("optimizer_*", "global_step*", "pytorch_model_fsdp*")
 
 
 def find_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
-    """The folders `checkpoint-<step>` of a training, whole or not, the newest first.
+    """The folders `checkpoint-<step>` of a training, complete or not, the newest first.
 
     Example:
         >>> find_checkpoints("nowhere")
         []
     """
+    # By number: as text, checkpoint-900 would come after checkpoint-1000, and times of copied folders say nothing.
     steps = {int(found[1]): path for path in Path(folder).glob("checkpoint-*") if (found := _NAME.fullmatch(path.name))}
     return [steps[step] for step in sorted(steps, reverse=True)]
 
 
 def last_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The newest complete checkpoint: a killed process leaves one that is not.
+    """The newest complete checkpoint; a killed process may leave an incomplete one.
 
-    Damaged newer ones are named in a warning, each with what is wrong with it.
+    Newer, damaged checkpoints are named in a warning, each with its problems.
 
     Args:
         folder: `output_dir` of a training.
 
     Returns:
-        The folder `checkpoint-<step>`, or None when there is none at all.
+        The folder `checkpoint-<step>`, or None when there are no checkpoints.
 
     Raises:
-        ValueError: when there are checkpoints, but none of them is complete; the message says what is wrong with each.
+        ValueError: when there are checkpoints, but none is complete; the message has the problems of each.
 
     Example:
         >>> last_complete_checkpoint("nowhere") is None
@@ -72,10 +73,10 @@ def last_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def checkpoint_problems(checkpoint: Path) -> list[str]:
-    """What is missing or damaged of the files from which a training continues bit for bit.
+    """Missing or damaged files among those from which a training continues bit for bit.
 
-    Weights and their configuration are read, and so is the Trainer's state; of the states of optimizer, schedule and
-    random numbers the checksums are compared that `torch.save` writes.
+    Weights, their configuration and the Trainer's state are read. The states of optimizer, schedule and random numbers
+    are checked by the checksums that `torch.save` writes.
 
     Args:
         checkpoint: a folder `checkpoint-<step>`.
@@ -95,7 +96,7 @@ def checkpoint_problems(checkpoint: Path) -> list[str]:
 def finished_metrics(
     folder: str | os.PathLike[str], *, planned_steps: int, patience: int | None
 ) -> dict[str, float] | None:
-    """What a finished training measured last, from its files; None if it is not finished, or had another length.
+    """The last measures of a finished training, from its files; None if it is unfinished or had another length.
 
     Args:
         folder: `output_dir` of the training.
@@ -103,14 +104,14 @@ def finished_metrics(
         patience: of early stopping now; None for no early stopping.
 
     Returns:
-        The `eval_...` measures of `all_results.json`, none without a validation set.
+        The `eval_...` measures of `all_results.json`; empty without a validation set.
     """
     folder = Path(folder)
     state, results = _read_object(folder / STATE_FILE), _read_object(folder / "all_results.json")
     if state is None or results is None or state.get("max_steps") != planned_steps or _weight_problems(folder):
         return None
     if state.get("global_step", 0) < planned_steps and _patience_of(state) != patience:
-        return None  # stopped early, and with these settings it would not have, or not there
+        return None  # it stopped early, and with another patience it would have stopped elsewhere or not at all
     return {name: value for name, value in results.items() if name.startswith("eval_")}
 
 
@@ -138,7 +139,7 @@ def _state_problems(checkpoint: Path) -> list[str]:
 
 
 def _archive_problems(checkpoint: Path) -> Iterator[str]:
-    """What is wrong with files that `torch.save` wrote."""
+    """Problems of files that `torch.save` wrote."""
     names = ["scheduler.pt"]
     if not any(True for pattern in _SHARDED for _ in checkpoint.glob(pattern)):
         names.append("optimizer.pt")
@@ -154,6 +155,7 @@ def _archive_problems(checkpoint: Path) -> Iterator[str]:
 def _archive_problem(path: Path) -> str | None:
     if not path.is_file():
         return "is missing"
+    # Not torch.load: states of the optimizer are large, and random states are pickles of more than tensors.
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -163,7 +165,7 @@ def _archive_problem(path: Path) -> str | None:
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none, or it was cut off."""
+    """A JSON object; None where the file is missing or cut off."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

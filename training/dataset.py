@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,14 +90,14 @@ def collate_preferences(items: Sequence[PreferenceItem]) -> dict[str, Any]:
 def split_by_prompt(items: Sequence[ItemT], *, fraction: float, seed: int) -> tuple[list[ItemT], list[ItemT]]:
     """Split records into training and validation so that no prompt is on both sides.
 
-    Prompts that stand in one record (a prompt pair) stay together, and so do, through them, chains of records. Images
-    without a prompt go by the image. The groups are ranked by a SHA-256 hash of seed and prompts and taken while they
-    fit, so that the split depends neither on the order of the records nor on a random generator.
+    The two prompts of a record (a prompt pair) stay together, and so do chains of records that share prompts. Records
+    without a prompt are grouped by image. The groups are ranked by a SHA-256 hash of seed and prompts and taken while
+    they fit, so that the split depends neither on the order of the records nor on a random generator.
 
     Args:
         items: pairs or labelled images.
-        fraction: share of the *records* for validation, in (0, 1); what is taken is at most that, but for one group
-            where no group fits.
+        fraction: share of the *records* for validation, in (0, 1). At most this share is taken, unless no group fits:
+            then the smallest group.
         seed: another seed, another split.
 
     Returns:
@@ -129,7 +129,7 @@ def split_by_prompt(items: Sequence[ItemT], *, fraction: float, seed: int) -> tu
 
 
 def _keys(item: PreferencePair | PromptedImage) -> list[str]:
-    """What ties a record to others: its prompts up to case and spaces, or its image where it has none."""
+    """Keys that tie a record to others: its prompts without case and extra spaces, or its image without a prompt."""
     prompts = [" ".join(prompt.lower().split()) for prompt in item.prompts]
     return [f"prompt {prompt}" if prompt else f"image {_image_name(item.images[0])}" for prompt in prompts]
 
@@ -143,6 +143,7 @@ def _group_names(keys: Sequence[Sequence[str]]) -> list[str]:
     parent = {key: key for linked in keys for key in linked}
 
     def root(key: str) -> str:
+        # A loop with path halving: chains may be longer than Python's stack is deep.
         while parent[key] != key:
             parent[key] = key = parent[parent[key]]
         return key
@@ -155,14 +156,10 @@ def _group_names(keys: Sequence[Sequence[str]]) -> list[str]:
 
 def _choose(sizes: dict[str, int], *, target: float, seed: int) -> set[str]:
     """Groups in the order of their hashes while they fit into the target; the smallest where none does."""
-    ranked = _ranked(sizes, seed)
+    ranked = sorted(sizes, key=lambda name: (hashlib.sha256(f"{seed} {name}".encode()).hexdigest(), name))
     chosen, num_taken = set(), 0
     for name in ranked:
-        if num_taken + sizes[name] <= target + 1e-9:
+        if num_taken + sizes[name] <= target + 1e-9:  # fraction * number of records is rounded: 0.29 * 100 < 29
             chosen.add(name)
             num_taken += sizes[name]
     return chosen or {min(ranked, key=lambda name: sizes[name])}
-
-
-def _ranked(names: Iterable[str], seed: int) -> list[str]:
-    return sorted(names, key=lambda name: (hashlib.sha256(f"{seed} {name}".encode()).hexdigest(), name))

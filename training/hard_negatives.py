@@ -41,7 +41,7 @@ Vocabulary = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class HardNegative:
-    """A caption and what was made of it.
+    """A caption and an altered version of it that no longer fits its image.
 
     Attributes:
         caption: the caption.
@@ -70,11 +70,11 @@ def hard_negatives(caption: str, *, others: Iterable[str] = (), kinds: Sequence[
     """All captions that differ from a caption in one respect and cannot mean the same.
 
     By rules, in English: an attribute, a thing or a number is replaced by another one that the caption does not
-    mention, or exchanged with one that it does mention; a relation is turned into its opposite. Replacements come from
-    the other captions, so that they do not give themselves away; only an attribute or a number which no other caption
-    offers is replaced from the lists in `captions.py`. A change that says the same in other words ("a cat and a
-    dog" turned round, "a circle left of a circle" turned right) is not made. The rules know which attributes exclude
-    each other but no synonyms of things.
+    mention, or exchanged with one that it does mention; a relation is replaced by its opposite. Replacements come from
+    the other captions, so that unusual words do not give them away; only where these offer no attribute or number, it
+    comes from the lists in `captions.py`. Changes that keep the meaning ("a dog and a cat" for "a cat and a dog", "a
+    circle right of a circle" for "left of") are left out. The rules know which attributes exclude each other, but no
+    synonyms of things.
 
     Args:
         caption: a description of an image.
@@ -82,7 +82,7 @@ def hard_negatives(caption: str, *, others: Iterable[str] = (), kinds: Sequence[
         kinds: which of `KINDS` may be changed.
 
     Returns:
-        Every change, none twice in other words; empty where no rule applies.
+        Every change, one for each meaning; empty where no rule applies.
 
     Raises:
         ValueError: for an unknown kind.
@@ -129,6 +129,7 @@ def _choose(negatives: list[HardNegative], num: int, seed: int) -> list[HardNega
     """Some of the negatives: in random order, but first one of each kind, then another of each."""
     if not negatives:
         return []
+    # Seeded by the caption, not by its place: other captions in the file do not change the choice.
     digest = hashlib.sha256(negatives[0].caption.encode()).digest()
     rng = np.random.default_rng([seed, *digest])
     shuffled = [negatives[place] for place in rng.permutation(len(negatives))]
@@ -144,8 +145,8 @@ def _negatives(caption: str, vocabulary: Vocabulary, kinds: Sequence[str]) -> li
     found: dict[object, HardNegative] = {}
     for kind, change, new_texts in edits:
         altered = _apply(caption, new_texts)
-        if (said := meaning(altered)) != meaning(caption):
-            found.setdefault(said, HardNegative(caption, altered, kind, change))
+        if (key := meaning(altered)) != meaning(caption):
+            found.setdefault(key, HardNegative(caption, altered, kind, change))
     return list(found.values())
 
 
@@ -180,7 +181,7 @@ def _vocabulary(captions: Iterable[str]) -> Vocabulary:
 
 
 def _candidates(family: str, vocabulary: Vocabulary, used: set[str]) -> list[str]:
-    """Words that may replace one of a family: of the captions, else of the lists."""
+    """Words that may replace one of a family: from the captions, else from the lists."""
     seen = [word for word in vocabulary.get(family, ()) if _group(word) not in used]
     known = {name: tuple(group[0] for group in groups) for name, groups in ATTRIBUTES.items()}
     known |= {"numbers": NUMBERS, "digits": tuple(map(str, range(2, 11)))}
@@ -212,7 +213,8 @@ def _exchanges(mentions: Sequence[_Mention]) -> Iterator[_Edit]:
 
 
 def _apply(caption: str, new_texts: Mapping[Word, str]) -> str:
-    """Put in the new words, from the right; case and a preceding "a" or "an" follow."""
+    """Insert the new words; case and a preceding "a" or "an" follow."""
+    # From the right, so that the places of the words before stay valid.
     for word in sorted(new_texts, key=lambda word: word.start, reverse=True):
         new = new_texts[word].capitalize() if word.text[0].isupper() else new_texts[word]
         before = re.sub(r"\b([Aa])n?(\s+)$", r"\1n\2" if _takes_an(new) else r"\1\2", caption[: word.start])
@@ -221,6 +223,7 @@ def _apply(caption: str, new_texts: Mapping[Word, str]) -> str:
 
 
 def _takes_an(word: str) -> bool:
+    # By letter, save the common words that begin with the sound of "you" or "won".
     return word[0].lower() in "aeiou" and not word.lower().startswith(("uni", "use", "one", "eu"))
 
 
@@ -239,7 +242,7 @@ def read_captions(
         skip_bad_rows: leave out bad rows with a warning instead of raising.
 
     Returns:
-        Caption and path of each image, none twice.
+        Caption and path of each image, without duplicates.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -259,7 +262,7 @@ def _captioned(row: Mapping[str, Any], root: Path, origin: str) -> PromptedImage
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"expected a caption as prompt, got {short(prompt)}")
     image = ImageSource.of(path, root=root)
-    if not isinstance(image.content, Path):  # the file of pairs names images by their paths
+    if not isinstance(image.content, Path):  # the file of pairs can only name images by path
         raise TypeError(
             f"expected the path of an image, got {'base64' if isinstance(path, str) else type(path).__name__}"
         )

@@ -18,9 +18,9 @@ from fk_reward.rewards.inputs import group_by_size
 __all__ = ["ImageSource", "UnreadableImageError"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # == of PIL images compares pixels; `key` and `digest` say what is compared
 class ImageSource:
-    """Where an image comes from. Light to keep and to pickle while it is a path.
+    """Where an image comes from. A path is cheap to keep and to send to the workers of a data loader.
 
     Attributes:
         content: path of a file, the bytes of one, or a PIL image.
@@ -83,7 +83,7 @@ class ImageSource:
         return cls((root or Path()) / text if content is None else content)
 
     def load(self) -> Tensor:
-        """Decode the whole image.
+        """Decode the image.
 
         Returns:
             (3, H, W) float32 in [0, 1], as `read_image` reads it: upright, on white where it is transparent.
@@ -107,11 +107,12 @@ class ImageSource:
             True
         """
         pixels = self.load()
+        # With the shape: 2 x 8 and 4 x 4 pixels of one colour have the same bytes.
         return hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).hexdigest()
 
     @property
     def key(self) -> Path | bytes | int:
-        """Equal for two sources of the same file or bytes; a PIL image is known by its identity."""
+        """Equal for two sources of the same file or bytes; PIL images are compared by identity."""
         return id(self.content) if isinstance(self.content, Image.Image) else self.content
 
     def __str__(self) -> str:

@@ -16,8 +16,8 @@ def answer_metrics(logits: Tensor, truths: Tensor) -> dict[str, float]:
         truths: (N,) bool; for pairs all True, as the question is whether the chosen one wins.
 
     Returns:
-        `accuracy`: share of right answers, ties counted as wrong. `accuracy_without_ties`: share of right ones in the
-        answers that decide; NaN where there are none. `ties`: share of ties. `calibration_error`: see the function of
+        `accuracy`: share of right answers, ties counted as wrong. `accuracy_without_ties`: share of right answers among
+        those that decide; NaN if all are ties. `ties`: share of ties. `calibration_error`: that of the function of
         this name.
 
     Raises:
@@ -54,7 +54,7 @@ def calibration_error(logits: Tensor, truths: Tensor, *, num_bins: int = 10) -> 
         num_bins: number of bins, positive.
 
     Returns:
-        In [0, 1]; 0 is calibrated. Few answers make it larger than it is in truth.
+        In [0, 1]; 0 is calibrated. With few answers, the estimate is biased upwards.
 
     Example:
         >>> certain = torch.full((4,), 30.0)
@@ -66,6 +66,7 @@ def calibration_error(logits: Tensor, truths: Tensor, *, num_bins: int = 10) -> 
     logits = logits.double()
     confidence = torch.sigmoid(logits.abs())
     right = torch.where(logits == 0, 0.5, ((logits > 0) == truths).double())
-    bins = ((confidence - 0.5) * 2 * num_bins).long().clamp(max=num_bins - 1)
+    bins = ((confidence - 0.5) * 2 * num_bins).long().clamp(max=num_bins - 1)  # a confidence of 1 is in the last bin
+    # |sum over a bin| / N is the bin's gap weighted by its share of the answers.
     gaps = torch.zeros(num_bins, dtype=torch.double).index_add(0, bins, confidence - right)
     return (gaps.abs().sum() / len(logits)).item()

@@ -1,4 +1,4 @@
-"""What a reward is trained on, pairs and labelled images, and the checks that they pass before training starts."""
+"""Preference pairs and labelled images, and the checks that they pass before a training starts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ NUM_SHOWN = 10
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PreferencePair:
-    """A preferred (image, prompt) and another one: two images of one prompt, or two captions of one image.
+    """A preferred (image, prompt) and a rejected one: two images of one prompt, or two captions of one image.
 
     Attributes:
-        prompt: prompt of the chosen image, and of the rejected one unless that has its own.
+        prompt: prompt of the chosen image, and of the rejected one unless `rejected_prompt` is set.
         chosen: the preferred image.
         rejected: the other image.
         rejected_prompt: prompt of the rejected image where it differs, as in a prompt pair (one image, a right and
             a wrong caption); None for the same prompt.
-        margin: gap of the two ratings, in their unit, not negative; None where nothing was rated.
+        margin: gap of the two ratings, in their unit, not negative; None without ratings.
         origin: where it was read, "file:row".
 
     Example:
@@ -113,7 +113,7 @@ class LabelledImage(PromptedImage):
 
 
 PreferenceItem: TypeAlias = PreferencePair | LabelledImage
-"""What a reward is trained on."""
+"""A record of the training data."""
 
 ItemT = TypeVar("ItemT", bound=PreferencePair | PromptedImage)
 
@@ -136,11 +136,11 @@ def validate_preferences(items: Sequence[ItemT], *, skip_bad_rows: bool = False)
 
     A row is bad when an image is absent, truncated or unreadable; when a prompt is empty (a labelled image may have
     none); when a field has the wrong type; when a margin is negative or not finite; and when a pair compares two
-    equal images under the same prompt. `read_preferences` has done this; call it for records made by hand.
+    equal images under the same prompt. `read_preferences` does this; call it for records made by hand.
 
     Args:
         items: pairs or labelled images.
-        skip_bad_rows: leave bad rows out, with a logged warning that lists and counts them, instead of raising.
+        skip_bad_rows: drop bad rows, with a logged warning that lists and counts them, instead of raising.
 
     Returns:
         The good ones, in order.
@@ -169,6 +169,7 @@ def digest_images(items: Iterable[PreferencePair | PromptedImage]) -> dict[objec
     Returns:
         For each key of an image the digest of its pixels, or why it cannot be read.
     """
+    # By key: an image of many pairs is decoded once. In threads, as decoding releases the GIL.
     images = {image.key: image for item in items for image in item.images if isinstance(image, ImageSource)}
     with ThreadPoolExecutor() as pool:
         return dict(zip(images, pool.map(_digest, images.values()), strict=True))
@@ -194,10 +195,10 @@ def check_items(
 
 
 def report_problems(problems: Sequence[RowProblem], num_rows: int, *, skip_bad_rows: bool) -> None:
-    """Raise for bad rows; with `skip_bad_rows`, log a warning instead as long as good ones remain.
+    """Raise for bad rows; with `skip_bad_rows`, log a warning instead as long as good rows remain.
 
     Raises:
-        PreferenceDataError: see above.
+        PreferenceDataError: for bad rows without `skip_bad_rows`, or when no other rows remain.
     """
     if not problems:
         return

@@ -50,10 +50,10 @@ _SAFETY = {"safe": True, "unsafe": False}
 
 @dataclass(frozen=True)
 class LoadedPreferences:
-    """What was read from one source.
+    """The records of one source, and the counts of its rows.
 
     Attributes:
-        items: the good records, all of one kind.
+        items: the usable records, all of one kind.
         num_rows: rows of the source.
         num_ties: pairs of equally rated images that were dropped.
         problems: bad rows that were skipped.
@@ -96,7 +96,7 @@ def read_preferences(
     - labelled images: `prompt` (may be empty), `path`, `label` (0 or 1; 1 scores high). Columns of UnsafeBench work
       too: `image`, `text`, `safety_label` ("Safe" or "Unsafe");
     - rated images of ImageRewardDB: `prompt_id`, `prompt`, `image` or `image_path`, and the ratings of `RATINGS`,
-      of which all pairs of one prompt are made (`pairs_of_ratings`).
+      whose images of one prompt are paired (`pairs_of_ratings`).
 
     An image may be a path, the bytes of a file (also as the column `chosen_image`, `rejected_image` or `image`), or a
     PIL image.
@@ -104,9 +104,9 @@ def read_preferences(
     Args:
         source: a file (JSON, JSON lines, Parquet), a `datasets.Dataset` or an iterable of mappings (`read_rows`).
         image_root: folder that relative paths are relative to; None for the folder of the file, and for the working
-            directory where there is no file.
+            directory without a file.
         dimension: for ImageRewardDB the rating to compare; other data state one preference only and need none.
-        skip_bad_rows: leave out bad rows with a warning instead of raising.
+        skip_bad_rows: drop bad rows with a warning instead of raising.
 
     Returns:
         Records of one kind, in the order of the rows.
@@ -142,13 +142,13 @@ def load_preferences(
     rows, root = read_rows(source), image_folder(source, image_root)
     name = next((name for _, row in rows if (name := _format_of(row))), None)
     rating = rating_column(dimension) if name == "rated images" else ""
-    read, problems = parse_rows(rows, lambda row, origin: _read(row, name, Place(origin, root, rating)))
+    read, problems = parse_rows(rows, lambda row, origin: _read(row, name, RowContext(origin, root, rating)))
     digests = digest_images(read)
     good, bad = check_items(read, digests)
     num_ties = 0
     if rating:
-        # Ratings are compared after the check, so that a broken image is one bad row and not one for each of its
-        # pairs; then the pairs are checked, since two equal images may be rated differently.
+        # Images are paired after the check, so that a broken one is one bad row and not one for each of its pairs;
+        # then the pairs are checked, since two equal images may have different ratings.
         pairs, num_ties = pairs_of_ratings(cast("list[RatedImage]", good))
         good, contradictions = check_items(pairs, digests)
         bad += contradictions
@@ -163,8 +163,8 @@ def load_preferences(
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a row stands: its origin "file:row", the folder of its images, and the column of the rating to compare."""
+class RowContext:
+    """What a row does not say: its origin "file:row", the folder of its images, the column of the rating to compare."""
 
     origin: str
     root: Path
@@ -187,13 +187,13 @@ class RatedImage(PromptedImage):
     rating: float
 
 
-def _read(row: Mapping[str, Any], name: str | None, place: Place) -> PreferencePair | PromptedImage:
+def _read(row: Mapping[str, Any], name: str | None, context: RowContext) -> PreferencePair | PromptedImage:
     own = _format_of(row)
     if own is None:
-        raise ValueError(f"has the keys {key_names(row)}, which are none of {', '.join(FORMATS)}")
+        raise ValueError(f"has the keys {key_names(row)}, which fit none of {', '.join(FORMATS)}")
     if own != name:
-        raise ValueError(f"is one of {own} among {name}: give each kind its own file")
-    return FORMATS[own].read(row, place)
+        raise ValueError(f"is one of {own} among {name}: put each kind into its own file")
+    return FORMATS[own].read(row, context)
 
 
 def _format_of(row: Row) -> str | None:
@@ -202,15 +202,15 @@ def _format_of(row: Row) -> str | None:
     return next((name for name, row_format in FORMATS.items() if row_format.keys & set(row)), None)
 
 
-def _pair(row: Mapping[str, Any], place: Place) -> PreferencePair:
+def _pair(row: Mapping[str, Any], context: RowContext) -> PreferencePair:
     prompt, rejected_prompt = _prompts(first_of(row, "prompt", "text"))
     return PreferencePair(
         prompt=prompt,
-        chosen=ImageSource.of(first_of(row, "chosen_path", "chosen_image"), root=place.root),
-        rejected=ImageSource.of(first_of(row, "reject_path", "rejected_image"), root=place.root),
-        rejected_prompt=None if rejected_prompt == prompt else rejected_prompt,
+        chosen=ImageSource.of(first_of(row, "chosen_path", "chosen_image"), root=context.root),
+        rejected=ImageSource.of(first_of(row, "reject_path", "rejected_image"), root=context.root),
+        rejected_prompt=None if rejected_prompt == prompt else rejected_prompt,  # None: an ordinary pair
         margin=_margin(row.get("c_rate"), row.get("r_rate")),
-        origin=place.origin,
+        origin=context.origin,
     )
 
 
@@ -234,13 +234,13 @@ def _margin(chosen: Any, rejected: Any) -> float | None:
     return better - worse
 
 
-def _labelled(row: Mapping[str, Any], place: Place) -> LabelledImage:
+def _labelled(row: Mapping[str, Any], context: RowContext) -> LabelledImage:
     prompt = first_of(row, "prompt", "text", optional=True)
     return LabelledImage(
         prompt="" if prompt is None else prompt,
-        image=ImageSource.of(first_of(row, "path", "image"), root=place.root),
+        image=ImageSource.of(first_of(row, "path", "image"), root=context.root),
         label=_label(row.get("label"), row.get("safety_label")),
-        origin=place.origin,
+        origin=context.origin,
     )
 
 
@@ -259,17 +259,17 @@ def _label(label: Any, safety_label: Any) -> bool:
     return found[0]
 
 
-def _rated(row: Mapping[str, Any], place: Place) -> RatedImage:
+def _rated(row: Mapping[str, Any], context: RowContext) -> RatedImage:
     if is_missing(row.get("prompt_id")):
         raise ValueError(f"lacks prompt_id; it has {key_names(row)}")
-    rating = finite_number(row.get(place.rating), place.rating)
+    rating = finite_number(row.get(context.rating), context.rating)
     image = row.get("image")
     return RatedImage(
         prompt_id=str(row["prompt_id"]),
         prompt=row.get("prompt"),  # type: ignore[arg-type] # checked by `problem`
-        image=ImageSource.of(row.get("image_path") if is_missing(image) else image, root=place.root),
+        image=ImageSource.of(row.get("image_path") if is_missing(image) else image, root=context.root),
         rating=rating,
-        origin=place.origin,
+        origin=context.origin,
     )
 
 
@@ -283,7 +283,7 @@ class RowFormat:
     """
 
     keys: frozenset[str]
-    read: Callable[[Mapping[str, Any], Place], PreferencePair | PromptedImage]
+    read: Callable[[Mapping[str, Any], RowContext], PreferencePair | PromptedImage]
 
 
 FORMATS: dict[str, RowFormat] = {
@@ -291,7 +291,7 @@ FORMATS: dict[str, RowFormat] = {
     "rated images": RowFormat(frozenset(RATINGS.values()), _rated),
     "labelled images": RowFormat(frozenset({"label", "safety_label"}), _labelled),
 }
-"""Name -> format. The first one that fits a row is taken, so the more telling keys come first."""
+"""Name -> format. The first one that fits a row is used, so the more specific keys come first."""
 
 
 def rating_column(dimension: str | None) -> str:
@@ -314,8 +314,8 @@ def rating_column(dimension: str | None) -> str:
 def pairs_of_ratings(images: Iterable[RatedImage]) -> tuple[list[PreferencePair], int]:
     """All pairs of images of one prompt whose ratings differ.
 
-    The higher rating is chosen, the gap is the margin, and ties, which state no preference, are dropped. The `rank`
-    column of the data is not used: it ranks the images as a whole and not by dimension.
+    The image with the higher rating is chosen, the gap is the margin, and ties, which state no preference, are dropped.
+    The `rank` column of the data is not used: it ranks the images overall and not by dimension.
 
     Args:
         images: rated images of any prompts, in any order.
@@ -332,6 +332,7 @@ def pairs_of_ratings(images: Iterable[RatedImage]) -> tuple[list[PreferencePair]
     """
     groups: dict[tuple[str, str], list[RatedImage]] = {}
     for image in images:
+        # Both: ids of different files may collide, and images of different prompts must not be compared.
         groups.setdefault((image.prompt_id, image.prompt), []).append(image)
     couples = [couple for group in groups.values() for couple in combinations(group, 2)]
     pairs = [_rated_pair(couple) for couple in couples if couple[0].rating != couple[1].rating]

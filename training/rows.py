@@ -48,8 +48,7 @@ def read_rows(source: RowSource) -> list[tuple[str, Row]]:
             `datasets.Dataset` (one split of it), or any iterable of mappings.
 
     Returns:
-        For each row its origin ("file:n", n counted from 1; lines for JSON lines) and its content, or what is wrong
-        with it.
+        For each row its origin ("file:n", n counted from 1; lines for JSON lines), and its content or its problem.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -119,7 +118,7 @@ def _file_rows(path: Path) -> Iterable[tuple[int, Any]]:
         if file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
             return enumerate(_parquet_rows(path), start=1)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a byte-order mark before UTF-8
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is neither Parquet nor text in UTF-8: {error}") from error
     is_list = text.lstrip().startswith("[")
@@ -154,7 +153,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _undecoded(rows: Iterable[Any]) -> Iterable[Any]:
-    """Rows as they are; of a dataset with undecoded images, so that a broken one is found with its row."""
+    """The rows; those of a dataset with undecoded images, so that a broken one is reported with its row."""
     features = getattr(rows, "features", None)
     if not features or not hasattr(rows, "cast_column"):
         return rows
@@ -170,7 +169,7 @@ def first_of(row: Mapping[str, Any], *keys: str, optional: bool = False) -> Any:
     """Value of the first of several keys that a row has, where None and NaN count as absent.
 
     Raises:
-        ValueError: when it has none of them; if `optional`, only when the keys themselves are absent.
+        ValueError: when all are absent; if `optional`, only when the row has not even the keys.
 
     Example:
         >>> first_of({"path": None, "image": "a.png"}, "path", "image")
@@ -183,14 +182,14 @@ def first_of(row: Mapping[str, Any], *keys: str, optional: bool = False) -> Any:
 
 
 def key_names(row: Mapping[Any, Any]) -> list[str]:
-    """The keys of a row for an error message, sorted; they need not be strings."""
+    """The keys of a row for an error message, sorted; they may be of any type."""
     return sorted(map(str, row))
 
 
 # A rating is an int in JSON, and a numpy.float32, a decimal.Decimal or a tensor without dimensions in rows of pandas
 # and of `datasets` in the format of NumPy or PyTorch. All of these are numbers; a bool and a string are not.
 def plain_value(value: Any) -> Any:
-    """A scalar of NumPy or PyTorch as Python's own; anything else as it is.
+    """Convert a scalar of NumPy or PyTorch to Python's; return anything else unchanged.
 
     Example:
         >>> plain_value(np.float32(0.5)), plain_value(np.str_("a")), plain_value(np.array(True)), plain_value([1])
@@ -224,7 +223,7 @@ def finite_number(value: Any, name: str) -> float:
         raise TypeError(f"{name} must be a number, got {short(number)}")
     try:
         found = float(number)
-    except OverflowError:
+    except OverflowError:  # an int of JSON may have any number of digits
         found = math.inf
     if not math.isfinite(found):
         raise ValueError(f"{name} must be finite, got {short(number)}")
@@ -248,7 +247,7 @@ def truth_value(value: Any, name: str) -> bool:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a row has no value there: None, or the NaN that pandas puts in its place.
+    """Whether a value is missing: None, or the NaN that pandas uses for it.
 
     Example:
         >>> is_missing(None), is_missing(np.float64("nan")), is_missing(""), is_missing(0)
@@ -259,7 +258,7 @@ def is_missing(value: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """The value for an error message: at most 80 characters, or its type alone where it is nested too deeply."""
+    """The value for an error message: at most 80 characters, or its type alone if it is nested too deeply."""
     try:
         text = repr(value)
     except RecursionError:

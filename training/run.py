@@ -38,17 +38,17 @@ def make_trainer(reward: RewardArguments, training: LlavaRewardTrainingArguments
     """Load backbone and data, and set up the training of a new dimension.
 
     Args:
-        reward: what is trained on what.
-        training: how.
+        reward: reward, backbone and data.
+        training: settings of the training.
 
     Raises:
-        FileExistsError: when `output_dir` has checkpoints and they are not to be resumed.
+        FileExistsError: when `output_dir` has checkpoints, without `resume`.
         NotADirectoryError: when it is a file.
         OSError: when files are missing.
-        ValueError: for settings that do not go together, and data that cannot be used.
+        ValueError: for settings that contradict each other, and unusable data.
     """
-    _checkpoint_to_resume(reward, training)
-    items, validation_items = _read_data(reward, seed=training.seed)  # first: a backbone takes longer to load
+    _checkpoint_to_resume(reward, training)  # raises now what would stop `run_training` after everything is loaded
+    items, validation_items = _read_data(reward, seed=training.seed)  # before the backbone, which takes longer
     model = make_model(reward, seed=training.seed)
     backbone, skip = model.network.backbone, reward.skip_bad_rows
     train, validation = PreferenceDataset(_readable(items, backbone, skip_bad_rows=skip)), None
@@ -75,7 +75,7 @@ def make_model(reward: RewardArguments, *, seed: int) -> TrainableReward:
 
     Raises:
         OSError: when files of the backbone are missing.
-        ValueError: for settings that do not go together, among them image options that the backbone does not have.
+        ValueError: for settings that contradict each other, among them image options that the backbone does not have.
     """
     backbone = _load_backbone(reward)
     network = LlavaRewardModel(backbone)
@@ -96,13 +96,13 @@ def run_training(
     """Train, from a checkpoint where there is one to resume, and write the result into `output_dir`.
 
     The result is a checkpoint that `load_reward("llava-reward", adapter=output_dir)` reads, with the weights that were
-    best on the validation set, beside `trainer_state.json` and `all_results.json`. A training that is finished is left
-    as it is, file for file.
+    best on the validation set, beside `trainer_state.json` and `all_results.json`. The files of a finished training are
+    not changed.
 
     Args:
-        trainer: as `make_trainer` made it.
-        reward: the settings that it was made with.
-        training: the settings that it was made with.
+        trainer: from `make_trainer`.
+        reward: settings that were passed to `make_trainer`.
+        training: settings that were passed to `make_trainer`.
 
     Returns:
         The final measures on the validation set; empty without one.
@@ -112,6 +112,7 @@ def run_training(
         OSError: when that folder cannot be written to; it is named.
     """
     with hold_folder_together(training.output_dir, PartialState()), naming_path(training.output_dir):
+        # Again, now that the folder is held: another training may have written or finished meanwhile.
         checkpoint = _checkpoint_to_resume(reward, training)
         if checkpoint is not None:
             patience, steps = reward.early_stopping_patience, trainer.planned_steps
@@ -124,7 +125,7 @@ def run_training(
 
 def _train(trainer: LlavaRewardTrainer, checkpoint: Path | None) -> dict[str, float]:
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if result.metrics:  # none where all steps were done already
+    if result.metrics:  # empty where the checkpoint had all steps already
         trainer.save_metrics("train", result.metrics)
     metrics = {} if trainer.eval_dataset is None else trainer.evaluate()
     trainer.save_metrics("eval", metrics)
@@ -152,7 +153,7 @@ def _read(path: str, reward: RewardArguments) -> Sequence[PreferenceItem]:
 
 
 def _readable(items: Sequence[PreferenceItem], backbone: Backbone, *, skip_bad_rows: bool) -> list[PreferenceItem]:
-    """Refuse, or leave out, rows that this backbone cannot read, which would end the training in its middle."""
+    """Refuse, or drop, rows that this backbone cannot read: they would stop a running training."""
     reasons = [_prompt_problem(item, backbone) for item in items]
     places = [item.origin or f"row {number}" for number, item in enumerate(items, start=1)]
     problems = [RowProblem(place, reason) for place, reason in zip(places, reasons, strict=True) if reason]
@@ -162,8 +163,8 @@ def _readable(items: Sequence[PreferenceItem], backbone: Backbone, *, skip_bad_r
 
 def _prompt_problem(item: PreferenceItem, backbone: Backbone) -> str | None:
     """Why the backbone cannot read the prompts of an item, or None."""
-    # Only suspicious prompts are tried, since that takes an image: those with a character that begins a control token,
-    # and long ones. A token is at least a byte, and images leave the prompt at least a quarter of the positions.
+    # Trying a prompt takes an image, so only suspicious ones are tried: those with a character that begins a control
+    # token, and long ones. A token is at least a byte, and images leave the prompt at least a quarter of the positions.
     positions = num_positions(backbone.language_model.config)
     if not any(len(text.encode()) > positions // 4 or _CONTROL.search(text) for text in item.prompts):
         return None
@@ -202,6 +203,6 @@ def _checkpoint_to_resume(reward: RewardArguments, training: LlavaRewardTraining
         return last_complete_checkpoint(folder)
     if found := find_checkpoints(folder):
         raise FileExistsError(
-            f"{found[0]} is there already: add --resume to continue from it, or name another output_dir."
+            f"{found[0]} already exists: add --resume to continue from it, or name another output_dir."
         )
     return None

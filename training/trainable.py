@@ -1,4 +1,4 @@
-"""One dimension of a LLaVA-Reward as a trainer sees it: a module with one output, of which little is trained."""
+"""One dimension of a LLaVA-Reward as a module with one output, of which a small share of the weights is trained."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def trainable_share(model: nn.Module) -> TrainableShare:
 
 
 class TrainableReward(nn.Module):
-    """A dimension of a `LlavaRewardModel`, made trainable; what `LlavaRewardTrainer` trains.
+    """A trainable dimension of a `LlavaRewardModel`, for `LlavaRewardTrainer`.
 
-    In training mode only the language model is: its adapters drop out and its layers may be recomputed, while the
-    vision tower stays in evaluation mode.
+    `train()` puts only the language model of the backbone into training mode, for the dropout of its adapters and
+    activation checkpointing; the vision tower stays in evaluation mode.
 
     Args:
-        network: the backbone with its dimensions; all other weights of it are frozen.
+        network: the backbone with its dimensions; all its other weights are frozen.
         key: the dimension, as attached.
         projector: whether the dimension's visual projector is trained.
     """
@@ -114,20 +114,20 @@ class TrainableReward(nn.Module):
         self.network.backbone.language_model.activation_checkpointing_enable(**settings)
 
     def gradient_checkpointing_enable(self, **settings: Any) -> None:
-        """The same by the name that transformers used first."""
+        """`activation_checkpointing_enable` under transformers' older name."""
         self.network.backbone.language_model.gradient_checkpointing_enable(**settings)
 
     def checkpoint(self, state_dict: Mapping[str, Tensor] | None = None) -> RewardCheckpoint:
-        """The trained weights; from this module's `state_dict`, where one was gathered from several processes."""
+        """The trained weights; taken from `state_dict` of this module if one was gathered from several processes."""
         if state_dict is not None:
             state_dict = {name.removeprefix(_PREFIX): tensor for name, tensor in state_dict.items()}
         return self.network.checkpoint(self.key, state_dict)
 
     def restore(self, checkpoint: RewardCheckpoint) -> None:
-        """Put a checkpoint's weights into the dimension.
+        """Copy a checkpoint's weights into the dimension.
 
         Raises:
-            ValueError: when it is the checkpoint of something else.
+            ValueError: when the checkpoint is of another reward.
         """
         self.network.restore(self.key, checkpoint)
 
@@ -158,7 +158,7 @@ def new_dimension(
         The key in `network`.
 
     Raises:
-        ValueError: when the dimension is there already, or belongs to another backbone.
+        ValueError: when the dimension is attached already, or belongs to another backbone.
     """
     lora_config = (
         LoraConfig(
@@ -171,17 +171,18 @@ def new_dimension(
         if lora_rank
         else None
     )
-    with torch.random.fork_rng(devices=[]):  # a trainer seeds the global generator on its own
+    # PEFT initialises from the global generator, which a trainer seeds by itself; on the CPU, whatever the devices.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network.attach(config.dimension, RewardCheckpoint(config, lora_config, lora={}, projector={}, head={}))
     return config.dimension
 
 
 def full_size_share(model_type: str, *, lora_rank: int = 128, cross_attention: bool = True) -> TrainableShare:
-    """What of a backbone of LLaVA-Reward is trained, at the size of the official checkpoints.
+    """Count the trained weights of a LLaVA-Reward at the size of the official checkpoints.
 
-    Nothing is downloaded and no weights are made: the model is built on the meta device. The backbone counts as it is
-    used, that is without the language-model head.
+    Nothing is downloaded and no memory is allocated: the model is built on the meta device. The backbone is counted
+    without the language-model head, as it is used.
 
     Args:
         model_type: a name of `BACKBONES`.

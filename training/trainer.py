@@ -16,7 +16,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from fk_reward.durable_files import naming_path
-from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
+from fk_reward.rewards.llava_reward.checkpoint import CheckpointMismatchError, load_own_checkpoint
 from fk_reward.training.arguments import LlavaRewardTrainingArguments
 from fk_reward.training.checkpoints import STATE_FILE
 from fk_reward.training.metrics import answer_metrics
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 class LlavaRewardTrainer(Trainer):
     """Trains one dimension; loop, precision, distribution, logging and resuming are transformers'.
 
-    A batch is what a collator of `fk_reward.training.dataset` makes: `images` and `prompts` of all rows, for pairs all
-    chosen rows before all rejected ones, so that both go through one forward; with `margin` or with `labels`. The loss
-    is that of the dimension's objective.
+    A batch comes from a collator of `fk_reward.training.dataset`: `images` and `prompts` of all rows, for pairs all
+    chosen rows before all rejected ones, so that both go through one forward; and `margin` or `labels`. The loss is
+    that of the dimension's objective.
 
-    Evaluation gives `loss`, `accuracy`, `accuracy_without_ties`, `ties` and `calibration_error` over the whole set.
+    Evaluation gives `loss`, `accuracy`, `accuracy_without_ties`, `ties` and `calibration_error` over the complete set.
 
-    Checkpoints hold what is trained, in fk-reward's own format, so that `load_reward("llava-reward", adapter=...)`
-    reads every one of them, and the Trainer's state beside it. On one process, a run that goes on from a checkpoint
-    ends with the same weights, bit for bit, as one that was never interrupted.
+    Checkpoints hold the trained weights in fk-reward's own format, so that `load_reward("llava-reward", adapter=...)`
+    reads every one of them, and the Trainer's state. In one process, a run that is resumed from a checkpoint ends with
+    the same weights, bit for bit, as one that was never interrupted.
 
     Args:
         model: the dimension to train.
@@ -60,13 +60,13 @@ class LlavaRewardTrainer(Trainer):
         eval_dataset: Dataset | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        if args.n_gpu > 1:
+        if args.n_gpu > 1:  # DataParallel splits tensors along their first axis: here, the channels of each image
             raise ValueError(
                 f"One process sees {args.n_gpu} GPUs: start one process a GPU with `accelerate launch`, or name one "
                 "GPU in CUDA_VISIBLE_DEVICES."
             )
         self.reward = model
-        self.loss_is_scaled_for_ga = False  # losses are means of a batch
+        self.loss_is_scaled_for_ga = False  # losses are means of a batch: the Trainer divides by the accumulation steps
         super().__init__(
             model,
             args,
@@ -87,9 +87,9 @@ class LlavaRewardTrainer(Trainer):
     ) -> TrainOutput:
         """Train; from a checkpoint that has all steps already, nothing is trained, and its weights are the result.
 
-        transformers' own loop looks whether it has ended after each step only, so it would train one more. Signature
-        as in transformers.
+        Signature as in transformers.
         """
+        # transformers' loop checks for the end after each step only, so it would train one step more.
         if isinstance(resume_from_checkpoint, str | os.PathLike):
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, STATE_FILE)))
             if state.global_step >= self.planned_steps:
@@ -98,14 +98,13 @@ class LlavaRewardTrainer(Trainer):
 
     @property
     def planned_steps(self) -> int:
-        """Steps of the optimizer in a whole training, by `max_steps` or the number of epochs."""
+        """Steps of the optimizer in a complete training, by `max_steps` or the number of epochs."""
         if self.args.max_steps > 0:
             return self.args.max_steps
         updates = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
         return math.ceil(self.args.num_train_epochs * max(updates, 1))
 
     def _finish_at(self, checkpoint: str, state: TrainerState) -> TrainOutput:
-        """What the end of a training does, without the training."""
         logger.info("%s has all %d steps: nothing is trained.", checkpoint, self.planned_steps)
         self.reward.restore(load_own_checkpoint(checkpoint))
         self.state = state
@@ -140,11 +139,12 @@ class LlavaRewardTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, Tensor, Tensor]:
-        """Raw outputs of a batch and their targets; the loss is computed over the whole set at once."""
+        """Raw outputs of a batch and their targets; `_metrics` computes the loss over the complete set."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             items = self.reward.objective.items(model(inputs["images"], inputs["prompts"]))
         targets = self._targets(inputs)
+        # Zeros, not None: the Trainer computes no metrics without labels.
         return None, items, items.new_zeros(len(items)) if targets is None else targets
 
     def _targets(self, inputs: Mapping[str, Any]) -> Tensor | None:
@@ -188,10 +188,10 @@ class LlavaRewardTrainer(Trainer):
         best = moved if moved.is_dir() else found
         try:
             self.reward.restore(load_own_checkpoint(best))
+        except CheckpointMismatchError:
+            raise
         except (OSError, ValueError) as error:
-            if "another kind" in str(error):
-                raise
-            # After the training: an error would lose the last weights, too.
+            # The training is over: an error here would lose the last weights, too.
             logger.warning("The weights of the last step are kept, since the best ones are damaged. %s", error)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -199,12 +199,12 @@ class LlavaRewardTrainer(Trainer):
         try:
             with naming_path(folder):
                 super()._save_checkpoint(model, trial)
-        except RuntimeError as error:  # what torch.save makes of a full disk names neither disk nor file
+        except RuntimeError as error:  # on a full disk, torch.save raises one that names neither disk nor file
             if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
                 raise
             raise OSError(f"{folder} cannot be written; is the disk full? ({str(error).splitlines()[0]})") from error
 
     @property
     def _is_sharded(self) -> bool:
-        """Whether FSDP or DeepSpeed hold the weights; these have files of their own in a checkpoint."""
+        """Whether FSDP or DeepSpeed hold the weights; they write and read their own files of a checkpoint."""
         return self.is_fsdp_enabled or self.is_deepspeed_enabled

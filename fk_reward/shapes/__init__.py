@@ -1,4 +1,4 @@
-"""A world of coloured shapes: prompts, scenes, images and a judge of images."""
+"""A world of coloured shapes: prompts, scenes, images and a verifier of images."""
 
 from fk_reward.shapes.prompts import (
     TASKS,

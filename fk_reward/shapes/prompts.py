@@ -2,7 +2,7 @@
 
 Prompts are held out by what they combine (`ShapesPrompt.combination`), so both orders of a pair, and all relations
 between two shapes, fall on the same side. In each task the combinations are ranked by a hash of their name, and the
-first fifth is held out: without a random generator, the split is the same everywhere and for ever.
+first fifth is held out: without a random generator, the split is the same on all platforms and versions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ a photo of a COLOR SHAPE and a COLOR SHAPE"""
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """What a prompt says of an object; `color` is None where any will do."""
+    """What a prompt says of an object; `color` is None for any colour."""
 
     shape: str
     color: str | None = None
@@ -43,12 +43,12 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class ShapesPrompt:
-    """A sentence of the grammar and what it asks for.
+    """A sentence of the grammar and its content.
 
     Attributes:
         task: One of `TASKS`.
-        objects: The objects to be seen, one entry each, in the order of the sentence.
-        relation: One of `RELATIONS`, of the first object to the second; None but in the task `position`.
+        objects: The objects to show, one entry each, in the order of the sentence.
+        relation: One of `RELATIONS`, of the first object to the second; None except in the task `position`.
 
     Examples:
         >>> ShapesPrompt("position", (ObjectSpec("square"), ObjectSpec("circle")), "left of").text
@@ -130,12 +130,12 @@ def _by_text() -> dict[str, ShapesPrompt]:
 
 
 def parse_prompt(text: str) -> ShapesPrompt:
-    """The prompt that a sentence stands for.
+    """Parse a sentence.
 
     Case, surrounding blanks and a final full stop do not matter.
 
     Raises:
-        ValueError: The sentence is not one of the grammar; the message states the grammar.
+        ValueError: The sentence is not in the grammar; the message states the grammar.
 
     Examples:
         >>> parse_prompt("A photo of an orange circle").objects
@@ -207,7 +207,7 @@ def benchmark_prompts(num_prompts: int, split: str = "heldout") -> tuple[ShapesP
     """A list of prompts, balanced over the tasks.
 
     The tasks take turns; each goes through its prompts in a fixed shuffled order and starts again when they are used
-    up (the smaller tasks have few), so that a repeated prompt is meant to be drawn with another seed.
+    up (the smaller tasks have few); draw a repeated prompt with another seed.
 
     Args:
         num_prompts: Length of the list.
@@ -231,8 +231,8 @@ def take_turns(orders: Sequence[Sequence[ShapesPrompt]], num_prompts: int) -> tu
     """One prompt of each list in turn; a list starts again when it is used up.
 
     Args:
-        orders: Lists of prompts, none of them empty.
-        num_prompts: How many prompts to give.
+        orders: Lists of prompts, each with at least one.
+        num_prompts: Length of the result.
 
     Examples:
         >>> [prompt.text for prompt in take_turns([heldout_prompts("single_object"), heldout_prompts("counting")], 4)]

@@ -34,7 +34,7 @@ class Segment:
 def components(mask: Tensor) -> Iterator[Tensor]:
     """8-connected components of a mask, in reading order.
 
-    Each pixel starts with a number of its own; the largest number spreads through the mask until nothing changes.
+    Each pixel starts with its own number; the largest number spreads through the mask until nothing changes.
 
     Args:
         mask: `(H, W)` bool.
@@ -46,6 +46,7 @@ def components(mask: Tensor) -> Iterator[Tensor]:
         >>> [int(part.sum()) for part in components(torch.eye(3).bool())]
         [3]
     """
+    # Falling numbers: the largest of a component is that of its first pixel, which gives the reading order below.
     labels = torch.arange(mask.numel(), 0, -1, dtype=torch.float32).view(1, 1, *mask.shape) * mask
     while True:
         spread = F.max_pool2d(F.max_pool2d(labels, 3, 1, 1) * mask, 3, 1, 1) * mask
@@ -92,7 +93,7 @@ def _eroded(mask: Tensor) -> Tensor:
 def _by_color(part: Tensor, core: Tensor, nearest: Tensor) -> list[Segment]:
     """The segments of one component: itself, or the regions of its colours."""
     names = tuple(COLORS)
-    core = core if core.any() else part
+    core = core if core.any() else part  # a thin component has no core
     counts = nearest[core].bincount(minlength=len(names))
     main, second = counts.topk(2).indices.tolist()
     if counts[second] < MIN_COLOR_SHARE * core.sum():
@@ -105,7 +106,7 @@ def _by_color(part: Tensor, core: Tensor, nearest: Tensor) -> list[Segment]:
     ]
 
 
-GRID_SIZE = 32
+GRID_SIZE = 32  # cells along a side of the grid on which shapes are compared
 GRID_EXTENT = 1.7
 """Half a side of the comparison grid, in radii of the disc with the segment's area."""
 
@@ -160,7 +161,7 @@ def _blurred(images: Tensor) -> Tensor:
     """Gaussian blur along the last two dimensions, zeros outside."""
     ticks = torch.arange(images.shape[-1], dtype=torch.float32)
     kernel = torch.exp(-0.5 * ((ticks[:, None] - ticks) / TEMPLATE_BLUR) ** 2)
-    kernel = kernel / kernel.sum(1).max()
+    kernel = kernel / kernel.sum(1).max()  # one scale for all rows: near the border, part of the blur falls outside
     return kernel @ images @ kernel.T
 
 
@@ -186,6 +187,7 @@ def template_overlaps(mask: Tensor) -> tuple[float, ...]:
     centre_x, centre_y = ((mask.sum(axis) * torch.arange(n)).sum() / area for axis, n in ((0, width), (1, height)))
     radius = (area / torch.pi).sqrt()
     x, y = _grid()
+    # grid_sample's coordinates: -1 and 1 are the borders of the image, pixel centres are at half a pixel.
     points = torch.stack([(centre_x + radius * x + 0.5) / width, (centre_y + radius * y + 0.5) / height], -1) * 2 - 1
     seen = F.grid_sample(mask[None, None], points[None], align_corners=False).flatten()
     union = torch.maximum(seen, _templates()).sum(-1)
@@ -208,11 +210,12 @@ def detect(image: Tensor) -> tuple[DetectedObject, ...]:
 
 
 def _coverage(image: Tensor, segment: Segment) -> Tensor:
-    """Share of each pixel that the segment covers, judged by its colour between the background and the palette."""
+    """Share of each pixel that the segment covers, from its colour between the background and the palette."""
     background = torch.tensor(BACKGROUND) / 255
     paint = torch.tensor(COLORS[segment.color]) / 255 - background
     pixels = image.detach().float().cpu().permute(1, 2, 0)
     share = ((pixels - background) @ paint / paint.square().sum()).clamp(0.0, 1.0)
+    # Widened by a pixel: the mask leaves out edges that are mostly background.
     return share * F.max_pool2d(segment.mask[None].float(), 3, 1, 1)[0]
 
 

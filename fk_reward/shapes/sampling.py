@@ -14,7 +14,11 @@ SIZES: dict[int, tuple[float, float]] = {1: (0.14, 0.24), 2: (0.115, 0.18), 3: (
 """Number of objects to the range of their sizes."""
 
 MAX_ROTATION = 10.0
+"""Degrees; the templates of `recognition` cover rotations up to this."""
+
 GAP = 0.04
+"""Least distance of two objects, in sides of the canvas: 2.5 pixels of 64, so that they are separate components."""
+
 SAMPLED_ALIGNMENT = 0.8
 """Scenes keep clear of the border of a relation, which is at `MIN_ALIGNMENT`."""
 
@@ -37,6 +41,7 @@ def sample_scene(prompt: ShapesPrompt, rng: np.random.Generator) -> Scene:
         >>> [obj.shape for obj in scene.objects]
         ['star', 'star']
     """
+    # Rejection: start over where an object found no room or the relation does not hold.
     while True:
         objects = _place(prompt.objects, rng)
         if objects and (prompt.relation is None or _aligned(objects, prompt.relation)):
@@ -44,7 +49,7 @@ def sample_scene(prompt: ShapesPrompt, rng: np.random.Generator) -> Scene:
 
 
 def _place(specs: tuple[ObjectSpec, ...], rng: np.random.Generator) -> tuple[SceneObject, ...]:
-    """Random objects apart from one another; empty where there was no room for one of them."""
+    """Random objects apart from one another; empty if one of them found no room in 20 tries."""
     placed: tuple[SceneObject, ...] = ()
     for spec in specs:
         free = (obj for obj in (_random_object(spec, len(specs), rng) for _ in range(20)) if _apart(obj, placed))
@@ -84,7 +89,7 @@ def true_prompts(scene: Scene) -> frozenset[ShapesPrompt]:
         scene: A scene of one to four objects.
 
     Returns:
-        The prompts; none where no form of sentence fits, as for three objects of different shapes.
+        The prompts; empty where no form of sentence fits, as for three objects of different shapes.
 
     Examples:
         >>> ball = SceneObject("circle", "red", x=0.5, y=0.5, size=0.2)

@@ -1,4 +1,4 @@
-"""The world of coloured shapes: its palette and relations, scenes, and how they are drawn."""
+"""The world of coloured shapes: palette, relations, scenes, and their rendering."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def alignment(first: tuple[float, float], second: tuple[float, float], relation:
     """
     dx, dy = first[0] - second[0], first[1] - second[1]
     direction = RELATIONS[relation]
-    return (dx * direction[0] + dy * direction[1]) / max(math.hypot(dx, dy), 1e-9)
+    return (dx * direction[0] + dy * direction[1]) / max(math.hypot(dx, dy), 1e-9)  # 0 for equal centres
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects on one canvas, none touching another."""
+    """Objects on one canvas that do not touch each other."""
 
     objects: tuple[SceneObject, ...]
 
@@ -193,7 +193,7 @@ def _coverage(objects: Sequence[SceneObject], shape: str, image_size: int) -> Te
     dx, dy = (pixels - centre_x) / size, (pixels[:, None] - centre_y) / size
     cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
     distance = signed_distance(cos * dx + sin * dy, cos * dy - sin * dx, shape)
-    return (0.5 - distance * size * image_size).clamp_(0.0, 1.0)
+    return (0.5 - distance * size * image_size).clamp_(0.0, 1.0)  # edges are one pixel wide: antialiasing
 
 
 def render(scenes: Sequence[Scene], *, image_size: int = 64) -> Tensor:
@@ -215,6 +215,7 @@ def render(scenes: Sequence[Scene], *, image_size: int = 64) -> Tensor:
     background = torch.tensor(BACKGROUND) / 255
     images = background[:, None, None].repeat(len(scenes), 1, image_size, image_size)
     placed = [(i, obj) for i, scene in enumerate(scenes) for obj in scene.objects]
+    # All objects of one shape at once; they do not overlap, so that paint can be added in any order.
     for shape in {obj.shape: None for _, obj in placed}:
         indices, objects = zip(*((i, obj) for i, obj in placed if obj.shape == shape), strict=True)
         paint = torch.tensor([COLORS[obj.color] for obj in objects]) / 255 - background

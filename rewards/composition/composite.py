@@ -128,6 +128,7 @@ class CompositeReward(Reward):
         self._check_unchanged()
         parts = self._score_parts(images, texts)
         scores = self.expression.evaluate(parts)
+        # Only a part may forbid an image: an -inf that the arithmetic makes is an error.
         forbidden = torch.stack([part.isneginf() for part in parts.values()]).any(0)
         self._check_scores(scores, tuple(range(len(texts))), texts, forbidden=forbidden)
         return scores, parts
@@ -136,11 +137,12 @@ class CompositeReward(Reward):
         """Score each part once, those with equal `shared_pass` together."""
         passes: dict[Hashable, list[str]] = {}
         for name, part in self.parts.items():
+            # A part that shares no pass gets its own key, its name; a tuple around the others keeps the two apart.
             passes.setdefault(name if part.shared_pass is None else (part.shared_pass,), []).append(name)
         scores: dict[str, Tensor] = {}
         for names in passes.values():
             first, *others = (self.parts[name] for name in names)
-            own = copied(images)  # a part with a `__call__` of its own may write to what it gets
+            own = copied(images)  # a part that overrides `__call__` may write to its input
             together = first.score_together(others, own, prompts) if others else [first(own, prompts)]
             scores.update(zip(names, together, strict=True))
         return {name: scores[name] for name in self.parts}
@@ -158,7 +160,7 @@ def composite_card(expression: Expression, cards: Cards) -> RewardCard:
 
     The range is that of interval arithmetic. The spread is known where one part or standard score is merely scaled and
     shifted; of a sum of several it depends on how they vary together, and is None. Differentiable means that all parts
-    are. Texts that are the same for all parts stand once.
+    are. Texts that are the same for all parts appear once.
 
     Args:
         expression: the composition.

@@ -337,7 +337,7 @@ def make_standardized(
         if not math.isfinite(mean):
             raise ValueError(
                 f"The typical range of {operand} is not known, and so no mean: give one, z({operand}, mean=...). "
-                "In a sum any mean steers alike."
+                "In a sum, any mean steers in the same way."
             )
     if not (0 < spread < math.inf and math.isfinite(mean)):
         raise ValueError(f"z needs a finite mean and a positive, finite spread, got mean={mean}, spread={spread}.")

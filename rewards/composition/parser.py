@@ -81,7 +81,7 @@ class _Token:
 
 
 class Source:
-    """The text, the code that stands for it, and the way back.
+    """The text, the Python code made from it, and the way back.
 
     A gate without `else` gets `else ...`, Python's ellipsis, which the text itself cannot hold.
 
@@ -148,7 +148,7 @@ class Source:
         return identifier
 
     def _check_size(self, tokens: list[_Token]) -> None:
-        """Bounds that are far above any composition, and below what Python's parser ends at with errors of its own."""
+        # Far above any real composition, and below the limits at which Python's parser raises its own errors.
         if len(tokens) > MAX_TOKENS:
             message = f"A composition has at most {MAX_TOKENS:,} names, numbers and signs, got {len(tokens):,}."
             raise ExpressionError(message, self.text, tokens[MAX_TOKENS].place)
@@ -177,7 +177,7 @@ def _close_gates(tokens: list[_Token], end: int) -> Iterator[_Token]:
 
 
 def is_composition(text: str) -> bool:
-    """Whether a text that is no known name is meant as a composition: it has something that no name has.
+    """Whether a text that is not a known name is meant as a composition: it has a character that names do not have.
 
     Example:
         >>> [is_composition(text) for text in ("a + b", "-a", "min(a)", "hpsv2.1", "a-reward@qwen", "")]
@@ -210,7 +210,7 @@ def parse_expression(text: str, card_of: Callable[[str], RewardCard]) -> tuple[E
         tree = ast.parse(source.code, mode="eval")
     except SyntaxError as error:
         raise ExpressionError(_syntax_message(error), text, source.place((error.offset or 1) - 1)) from error
-    except (RecursionError, MemoryError) as error:  # its words for code that is nested too deeply
+    except (RecursionError, MemoryError) as error:  # Python's errors for code that is nested too deeply
         raise ExpressionError(_TOO_DEEP, text, source.place(0)) from error
     reader = _Reader(source, card_of)
     expression = reader.read(tree.body)
@@ -220,9 +220,9 @@ def parse_expression(text: str, card_of: Callable[[str], RewardCard]) -> tuple[E
 
 
 def _syntax_message(error: SyntaxError) -> str:
-    """Python's words where they are about brackets; the others speak of Python."""
+    # Python's own messages are kept where they are about brackets; the others are about Python.
     about_brackets = "never closed" in error.msg or "unmatched" in error.msg
-    return f"{error.msg.capitalize() if about_brackets else 'This cannot stand here'}. {GRAMMAR}"
+    return f"{error.msg.capitalize() if about_brackets else 'This is not allowed here'}. {GRAMMAR}"
 
 
 class _Reader:
@@ -249,7 +249,7 @@ class _Reader:
             if self._depth > MAX_DEPTH:
                 raise ValueError(_TOO_DEEP)
             if type(node) not in self._readers:
-                raise ValueError(f"This cannot stand here. {GRAMMAR}")
+                raise ValueError(f"This is not allowed here. {GRAMMAR}")
             return self._readers[type(node)](node)
         except ExpressionError:
             raise
@@ -276,7 +276,7 @@ class _Reader:
         """A sum or a product of any length at once: the tree of a + b + c + ... is as deep as it has terms."""
         kinds = next((kinds for kinds in (_SUM, _PRODUCT) if isinstance(node.op, kinds)), None)
         if kinds is None:
-            raise ValueError(f"This cannot stand here. {GRAMMAR}")
+            raise ValueError(f"This is not allowed here. {GRAMMAR}")
         operands: list[tuple[ast.operator, ast.expr]] = []
         first: ast.expr = node
         while isinstance(first, ast.BinOp) and isinstance(first.op, kinds):
@@ -331,7 +331,7 @@ class _Reader:
         test = node.test
         if not isinstance(test, ast.Compare) or len(test.ops) != 1 or type(test.ops[0]) not in _COMPARISONS:
             place = self._source.place(test.col_offset)
-            message = "After if stands one comparison with >, >=, < or <=, such as safety > 0."
+            message = "`if` takes one comparison with >, >=, < or <=, such as safety > 0."
             raise ExpressionError(message, self._source.text, place)
         condition = self.read(test.left), _COMPARISONS[type(test.ops[0])], self.read(test.comparators[0])
         missing = isinstance(node.orelse, ast.Constant) and node.orelse.value is ...

@@ -27,6 +27,7 @@ class AdapterSet:
 
     def __init__(self, language_model: nn.Module) -> None:
         self.language_model = language_model
+        # Taken before PEFT wraps anything: afterwards each LoRA matrix and each base layer would be a Linear, too.
         self._sizes = {
             name: (module.in_features, module.out_features)
             for name, module in language_model.named_modules()
@@ -41,7 +42,7 @@ class AdapterSet:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the adapters, in the order in which they came."""
+        """Names of the adapters, in the order in which they were added."""
         return tuple(self._peft.peft_config) if self._peft is not None else ()
 
     def add(self, name: str, config: LoraConfig, weights: Mapping[str, Tensor] | None) -> None:
@@ -59,9 +60,9 @@ class AdapterSet:
         check_lora_settings(config.to_dict())
         if weights is not None:
             self._check_fit(weights)
-        config = copy.deepcopy(config)  # PEFT shortens its list of modules
+        config = copy.deepcopy(config)  # PEFT rewrites target_modules in place
         if weights is not None:
-            config.init_lora_weights = False  # nothing to compute for what is overwritten
+            config.init_lora_weights = False  # skip an initialisation that the weights would overwrite
         # autocast_adapter_dtype=False: PEFT would widen bfloat16 adapters to float32 and so change scores and memory.
         if self._peft is None:
             self._peft = PeftModel(self.language_model, config, adapter_name=name, autocast_adapter_dtype=False)
@@ -69,36 +70,37 @@ class AdapterSet:
             self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
         if weights is not None:
             self._load(name, weights)
-            self._peft.peft_config[name].init_lora_weights = True  # what it is saved with
-        # All dimensions stand on these weights: only `train_dimension` lets a gradient reach any, and only its own.
+            self._peft.peft_config[name].init_lora_weights = True  # False would be saved with the adapter
+        # All dimensions share these weights: only `train_dimension` enables gradients, and only for its own.
         self._peft.requires_grad_(False)
-        self._peft.train(self.language_model.training)  # new modules come in training mode, with dropout
+        self._peft.train(self.language_model.training)  # PEFT adds modules in training mode, with dropout active
 
     def __call__(self, arguments: Mapping[str, Any], names: Sequence[str]) -> Any:
-        """Run the language model, each row with the adapter that is named for it.
+        """Run the language model, each row with its own adapter.
 
         Args:
             arguments: keyword arguments of the language model's forward, B rows.
-            names: B names, or `NO_ADAPTER`. Several names in one call are for evaluation only, as PEFT has it.
+            names: B names, or `NO_ADAPTER`. PEFT allows different names in one call in evaluation only.
         """
         if self._peft is None:
             return self.language_model(**arguments)
         if len(set(names)) > 1:
-            with torch.compiler.set_stance("force_eager"):  # PEFT mixes by hooks, which compiled blocks do not look for
+            with torch.compiler.set_stance("force_eager"):  # PEFT mixes by forward hooks, which compiled blocks skip
                 return self._peft(**arguments, adapter_names=list(names))
+        # One adapter for all rows: switching is faster than mixing, works while training, and keeps compiled blocks.
         if names[0] != NO_ADAPTER:
             self.activate(names[0])
         with self._peft.disable_adapter() if names[0] == NO_ADAPTER else nullcontext():
             return self._peft(**arguments)
 
     def activate(self, name: str) -> None:
-        """Make an adapter the active one without touching `requires_grad`, which belongs to whoever trains.
+        """Make an adapter the active one; `requires_grad` of all weights stays as it is.
 
         Raises:
             KeyError: when there is no such adapter.
         """
         _check_known(name, self.names)
-        # set_adapter resets requires_grad of every adapter, also of one that is being trained: put it back.
+        # set_adapter resets requires_grad of every adapter, also of one that is being trained: restore it.
         if self._peft is not None and self._peft.active_adapter != name:
             trainable = [parameter for parameter in self._peft.parameters() if parameter.requires_grad]
             self._peft.set_adapter(name, inference_mode=True)
@@ -115,7 +117,7 @@ class AdapterSet:
         return {key: self.language_model.get_parameter(path) for key, path in self.parameter_names(name).items()}
 
     def parameter_names(self, name: str) -> dict[str, str]:
-        """The names of the adapter's weights in a checkpoint, and in the language model's state dict."""
+        """Map the names of the adapter's weights in a checkpoint to those in the language model's state dict."""
         marker = f".{name}.weight"
         return {
             path.removesuffix(marker) + ".weight": path
@@ -128,7 +130,7 @@ class AdapterSet:
         result = set_peft_model_state_dict(self._peft, state, adapter_name=name)
         missing = sorted(self.parameters_of(name).keys() - weights.keys())
         if missing or result.unexpected_keys:
-            self._peft.delete_adapter(name)  # type: ignore[union-attr]
+            self._peft.delete_adapter(name)  # type: ignore[union-attr]  # else the name stays taken
             raise ValueError(
                 f"The LoRA weights of {name!r} do not match their configuration: missing {missing[:4]}, "
                 f"not expected {sorted(result.unexpected_keys)[:4]}."
@@ -151,18 +153,17 @@ class AdapterSet:
 
 
 def _check_known(name: str, names: Sequence[str]) -> None:
-    """Raise KeyError unless `name` is one of `names`."""
     if name not in names:
         raise KeyError(f"No adapter {name!r}; there are: {', '.join(names) or 'none'}.")
 
 
-LEAVE_THE_BASE = ("gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that write to the adapter alone; so do True and False."""
+BASE_PRESERVING = ("gaussian", "eva", "orthogonal", "mica")
+"""Values of `init_lora_weights` that initialise the adapter alone; so do True and False."""
 
-CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations after which the base weights are others; `pissa_niter_16` and the like are meant by the first."""
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values, or their beginnings (`pissa_niter_16`), with which PEFT also changes the base weights."""
 
-_UNDERSTOOD = frozenset(
+_PLAIN_LORA_FIELDS = frozenset(
     (
         *("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type"),
         *("inference_mode", "runtime_config", "r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out"),
@@ -177,7 +178,7 @@ _UNDERSTOOD = frozenset(
         *("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     )
 )
-"""Fields of `LoraConfig` that may have any value: they say which plain LoRA it is, or how it was initialised."""
+"""Fields of `LoraConfig` that may have any value: an adapter stays plain LoRA whatever they are."""
 
 
 def check_lora_settings(settings: Mapping[str, Any]) -> None:
@@ -198,7 +199,8 @@ def check_lora_settings(settings: Mapping[str, Any]) -> None:
     _check_initialisation(settings.get("init_lora_weights", True))
     defaults = LoraConfig().to_dict()
     for name, value in settings.items():
-        if name in _UNDERSTOOD or not value or value == defaults.get(name):
+        # Empty or default: PEFT writes every field that it knows, older versions fewer and newer ones more.
+        if name in _PLAIN_LORA_FIELDS or not value or value == defaults.get(name):
             continue
         if name not in defaults:
             raise ValueError(f"{name}={value!r} is not known to PEFT {peft.__version__}: it may need a newer one.")
@@ -206,15 +208,15 @@ def check_lora_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _check_initialisation(value: Any) -> None:
-    name = value.lower() if isinstance(value, str) else value
-    if isinstance(name, bool) or name in LEAVE_THE_BASE:
+    name = value.lower() if isinstance(value, str) else value  # PEFT ignores the case of some of them
+    if isinstance(name, bool) or name in BASE_PRESERVING:
         return
-    if isinstance(name, str) and name.startswith(CHANGE_THE_BASE):
+    if isinstance(name, str) and name.startswith(BASE_CHANGING):
         raise ValueError(
             f"init_lora_weights={value!r}: such an adapter is trained on a base model that PEFT has changed, and "
             "adding it would change the backbone that all dimensions share. Save it as plain LoRA, with "
             "PeftModel.save_pretrained(..., path_initial_model_for_weight_conversion=<the adapter as it began>), or "
-            "merge it into a backbone of its own (for LoftQ the only way)."
+            "merge it into its own backbone (the only way for LoftQ)."
         )
-    known = ", ".join(map(repr, LEAVE_THE_BASE))
+    known = ", ".join(map(repr, BASE_PRESERVING))
     raise ValueError(f"init_lora_weights should be True, False or one of {known}, got {value!r}.")

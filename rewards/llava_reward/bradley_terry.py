@@ -47,7 +47,7 @@ def bradley_terry_loss(
 
 
 class BradleyTerry(Objective):
-    """A scalar reward, trained on pairs; margins are welcome.
+    """A scalar reward, trained on pairs, with or without margins.
 
     Example:
         >>> import torch

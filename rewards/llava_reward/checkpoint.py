@@ -30,12 +30,16 @@ PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the names of the language model's modules."""
 
 
-@dataclass(frozen=True, eq=False)
+class CheckpointMismatchError(ValueError):
+    """A checkpoint is intact, but of another reward than the one that it should be put into."""
+
+
+@dataclass(frozen=True, eq=False)  # == of tensors is elementwise
 class RewardCheckpoint:
     """One dimension of LLaVA-Reward: all that is trained, and what it means.
 
-    What shall start untrained is left empty: `lora`, `projector` or `head`. Without LoRA weights or head, it cannot be
-    saved.
+    Leave `lora`, `projector` or `head` empty for what starts untrained. Without LoRA weights or head, a checkpoint
+    cannot be saved.
 
     Attributes:
         config: what the weights do not say.
@@ -89,7 +93,7 @@ class RewardCheckpoint:
             The folder.
 
         Raises:
-            FileExistsError: the folder holds something that is no checkpoint and `overwrite` is False.
+            FileExistsError: the folder holds something that is not a checkpoint and `overwrite` is False.
             NotADirectoryError: it is a file.
             ValueError: when the head or the LoRA weights are empty.
         """
@@ -102,18 +106,20 @@ class RewardCheckpoint:
         self._save_adapter(folder / ADAPTER_FOLDER)
         tensors = {f"head.{key}": tensor for key, tensor in self.head.items()}
         tensors |= {f"projector.{key}": tensor for key, tensor in self.projector.items()}
-        metadata = {"adapter": "none" if self.lora_config is None else "lora"}  # one entry: several come in any order
+        # One entry only: safetensors writes several in any order, and the same weights should give the same bytes.
+        metadata = {"adapter": "none" if self.lora_config is None else "lora"}
         _save_tensors(tensors, folder / TENSORS_FILE, metadata=metadata)
         write_whole(folder / CONFIG_FILE, self.config.to_json())
         return folder
 
     def _save_adapter(self, folder: Path) -> None:
+        # Also where nothing is written: the adapter of an older checkpoint must not stay beside a newer head.
         for name in (LORA_CONFIG_FILE, LORA_FILE):
             (folder / name).unlink(missing_ok=True)
         if self.lora_config is None:
             return
         lora_config = copy.deepcopy(self.lora_config)
-        lora_config.target_modules = self.lora_modules  # a list: PEFT would write its set in any order
+        lora_config.target_modules = self.lora_modules  # a sorted list: PEFT would write its set in any order
         lora_config.base_model_name_or_path = self.config.base_model
         lora_config.save_pretrained(str(folder))
         tensors = {PEFT_PREFIX + key: tensor for key, tensor in self.lora.items()}
@@ -130,7 +136,7 @@ def load_own_checkpoint(folder: str | os.PathLike[str]) -> RewardCheckpoint:
     Example:
         >>> load_own_checkpoint("nowhere")
         Traceback (most recent call last):
-        FileNotFoundError: nowhere lacks reward_config.json, reward.safetensors; it is no folder.
+        FileNotFoundError: nowhere lacks reward_config.json, reward.safetensors; it is not a folder.
     """
     folder = Path(folder)
     require_files(folder, [CONFIG_FILE, TENSORS_FILE])
@@ -157,12 +163,12 @@ def require_files(folder: Path, names: list[str]) -> None:
     Example:
         >>> require_files(Path("nowhere"), ["a.json"])
         Traceback (most recent call last):
-        FileNotFoundError: nowhere lacks a.json; it is no folder.
+        FileNotFoundError: nowhere lacks a.json; it is not a folder.
     """
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else None
-        there = "it is no folder" if held is None else f"it holds {', '.join(held) or 'nothing'}"
+        there = "it is not a folder" if held is None else f"it holds {', '.join(held) or 'nothing'}"
         raise FileNotFoundError(f"{folder} lacks {', '.join(absent)}; {there}.")
 
 
@@ -192,7 +198,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
     Raises:
         FileNotFoundError: when it is absent.
-        ValueError: when it is damaged, describes something else than LoRA, or asks for what would change the backbone
+        ValueError: when it is damaged, describes something other than LoRA, or has settings that change the backbone
             or the layers that it is added to (`check_lora_settings`).
 
     Example:
@@ -202,7 +208,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
         ...     read_lora_config(Path(folder)).r
         4
     """
-    require_files(folder, [LORA_CONFIG_FILE])  # PEFT would look for an absent file on the hub
+    require_files(folder, [LORA_CONFIG_FILE])  # PEFT looks on the hub for a file that the folder lacks
     try:
         _check_settings(folder / LORA_CONFIG_FILE)  # before PEFT, which acts on some of them while it reads
         config = LoraConfig.from_pretrained(str(folder))
@@ -217,7 +223,7 @@ def _check_settings(path: Path) -> None:
     settings = parse_json(path.read_text(encoding="utf-8"), path.name)
     if not isinstance(settings, dict):
         raise ValueError(f"expected a JSON object, got {type(settings).__name__}.")
-    if settings.get("peft_type", "LORA") == "LORA":  # another kind has other settings, and is refused as such
+    if settings.get("peft_type", "LORA") == "LORA":  # other kinds have other settings; the caller refuses them
         check_lora_settings(settings)
 
 
@@ -248,15 +254,14 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
+    # Copies: safetensors refuses tensors that share memory or are not contiguous.
+    copies = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
+    }
     try:
-        save_file(_packed(tensors), path, metadata=metadata)
+        save_file(copies, path, metadata=metadata)
     except SafetensorError as error:  # also of a full disk; it does not name the file
         raise OSError(f"{path} cannot be written: {error}") from error
-
-
-def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, each with a storage of its own, as safetensors wants them."""
-    return {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
 
 
 def accepted_folder(folder: Path, *, overwrite: bool = False) -> Path:
@@ -267,16 +272,19 @@ def accepted_folder(folder: Path, *, overwrite: bool = False) -> Path:
         overwrite: accept a folder that holds other things.
 
     Raises:
-        FileExistsError: the folder holds something that is no checkpoint and `overwrite` is False.
+        FileExistsError: the folder holds something that is not a checkpoint and `overwrite` is False.
         NotADirectoryError: it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; choose a folder for the checkpoint.")
     folder.mkdir(parents=True, exist_ok=True)
     held = {entry.name for entry in folder.iterdir()}
+    # With a config in it, the folder is a checkpoint, whatever a Trainer put beside it.
     foreign = sorted(held - {CONFIG_FILE, TENSORS_FILE, ADAPTER_FOLDER})
     if foreign and CONFIG_FILE not in held and not overwrite:
-        raise FileExistsError(f"{folder} is no checkpoint, but holds {', '.join(foreign[:4])}; choose another folder.")
+        raise FileExistsError(
+            f"{folder} is not a checkpoint, but holds {', '.join(foreign[:4])}; choose another folder."
+        )
     return folder
 
 
@@ -290,12 +298,13 @@ def _check_lora(lora: Mapping[str, Tensor], config: LoraConfig) -> None:
         if missing := [name for name in names if name not in lora]:
             raise ValueError(f"LoRA: {', '.join(missing)} is missing.")
         ranks = (lora[names[0]].shape[0], lora[names[1]].shape[1])
-        if ranks != (config.r, config.r) and not config.rank_pattern:
+        if ranks != (config.r, config.r) and not config.rank_pattern:  # a pattern gives modules their own ranks
             raise ValueError(f"LoRA: the matrices of {module} have ranks {ranks}, the configuration says {config.r}.")
 
 
 def _check_head(head: Mapping[str, Tensor], config: LlavaRewardConfig) -> None:
     hidden_size = head["value_head.weight"].shape[-1] if "value_head.weight" in head else 1
+    # Only names and shapes are read: nothing is allocated on the meta device, and eps does not matter.
     with torch.device("meta"):
         made = RewardHead(
             hidden_size, value_head_dim=config.value_head_dim, cross_attention=config.cross_attention, eps=1e-6

@@ -22,12 +22,12 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "temperature": (int, float),
     "backbone_options": dict,
 }
-"""Expected types of the fields that are no strings."""
+"""Expected types of the fields that are not strings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlavaRewardConfig:
-    """Settings of one dimension of LLaVA-Reward; all that its weights do not say.
+    """Settings of one dimension of LLaVA-Reward: everything that its weights do not say.
 
     Attributes:
         dimension: what it judges ("alignment"), also the name of its adapter: letters, digits, "-" and "_".
@@ -37,13 +37,13 @@ class LlavaRewardConfig:
         value_head_dim: size of the raw output; even for general preferences, otherwise 1.
         cross_attention: whether there is a SkipCA between the backbone and the value head.
         attends_to: what SkipCA sees: the "visual" tokens; or "nothing", which reproduces the official Qwen2.5-VL
-            rewards, whose SkipCA selects padding in place of the image.
+            rewards, whose SkipCA selects padding instead of the image.
         temperature: divisor of reward differences and preference forms in the training loss, positive.
         backbone_options: preprocessing that it was trained with, by the names of the backbone's options.
 
     Raises:
         TypeError: for a field of the wrong type.
-        ValueError: for a value outside of what is said above.
+        ValueError: for a value that is not allowed above.
 
     Example:
         >>> config = LlavaRewardConfig(dimension="safety", backbone="phi3_v", base_model="a folder or hub id")
@@ -71,7 +71,7 @@ class LlavaRewardConfig:
         if self.attends_to not in ATTENDS_TO:
             raise ValueError(f"attends_to must be one of {', '.join(ATTENDS_TO)}, got {self.attends_to!r}.")
         if self.attends_to == "nothing" and not self.cross_attention:
-            raise ValueError("attends_to='nothing' says something about SkipCA, but cross_attention is False.")
+            raise ValueError("attends_to='nothing' is a setting of SkipCA, but cross_attention is False.")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
         find_objective(self.objective).check_outputs(self.value_head_dim)
@@ -82,7 +82,7 @@ class LlavaRewardConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> LlavaRewardConfig:
-        """Build a config from a mapping; strict, so that a misspelt or newer key is not lost.
+        """Build a config from a mapping. Unknown keys raise, so that a misspelt or newer one is not ignored.
 
         Raises:
             TypeError: for a field of the wrong type.
@@ -100,7 +100,7 @@ class LlavaRewardConfig:
         """All fields as a JSON object.
 
         Raises:
-            TypeError: when a backbone option is no plain JSON value.
+            TypeError: when a backbone option is not a plain JSON value.
         """
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
@@ -120,6 +120,7 @@ class LlavaRewardConfig:
     def _check_types(self) -> None:
         for item in fields(self):
             value, expected = getattr(self, item.name), _TYPES.get(item.name, str)
+            # bool is a subclass of int: True must not pass for a number.
             if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
                 raise TypeError(f"{item.name} must be of type {item.type}, got {value!r}.")
 
@@ -137,7 +138,7 @@ TEMPERATURE = 0.1  # of the Bradley-Terry loss: the difference of scores that me
 
 CUSTOM_CARD = RewardCard(
     name="llava-reward",
-    summary="LLaVA-Reward with one's own backbone and adapter",
+    summary="LLaVA-Reward with your own backbone and adapter",
     spread=TEMPERATURE,
     differentiable=True,
     licence="that of the backbone and the adapter",
@@ -148,7 +149,7 @@ CUSTOM_CARD = RewardCard(
 
 
 def card_of(dimension: str) -> RewardCard:
-    """The card of a dimension of one's own checkpoint.
+    """The card of a dimension of a user's own checkpoint.
 
     Example:
         >>> card_of("alignment").summary

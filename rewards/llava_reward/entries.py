@@ -45,7 +45,7 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
 ) -> LlavaReward:
     """Load a LLaVA-Reward: what `load_reward("llava-reward", ...)` calls.
 
-    Rewards that ask for the same backbone share it, and each adapter is in memory once.
+    Rewards with the same backbone share it, and each adapter is in memory once.
 
     Args:
         adapter: a checkpoint (our folder, an official folder, a hub repository of either, the name of an embedded
@@ -53,11 +53,11 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
         backbone: hub id, folder or name of an embedded model; by default the one that our checkpoint names.
         dimension: which dimensions to look for in `adapter`, one or several; may be left out for checkpoints in
             our format, which hold one and say which.
-        num_crops: Phi-3.5-vision: at most so many crops of 336 pixels an image, 16 in the official code; fewer are
-            faster. By default, as of the next two, what our (first) checkpoint was trained with.
+        num_crops: Phi-3.5-vision: largest number of crops of 336 pixels per image, 16 in the official code; fewer are
+            faster. By default, as for the next two, what our (first) checkpoint was trained with.
         min_pixels: Qwen2.5-VL: images of fewer pixels are enlarged.
         max_pixels: Qwen2.5-VL: images of more pixels are made smaller.
-        backbone_options: preprocessing options of other backbones, by name; the three above have keywords of their own.
+        backbone_options: preprocessing options of other backbones, by name; the three above have their own keywords.
         torch_dtype: floating dtype of the backbone; the official code uses bfloat16.
         attn_implementation: "sdpa", "eager", "flash_attention_2", ...
         device_map: as in `PreTrainedModel.from_pretrained`.
@@ -80,6 +80,7 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
     adapters = _by_dimension(adapter, dimension)
     first = next(iter(adapters.values()))
     path = backbone if backbone is not None else loading.base_model_of(first, revision=revision)
+    # Small files first: a mistake in them should not cost the minutes that a backbone takes to load.
     for name, source in adapters.items():
         loading.check_before_loading(source, dimension=name, revision=revision)
     cls = spec_of(path, revision=backbone_revision).backbone
@@ -89,6 +90,7 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
         "device_map": device_map,
         "quantization_config": quantization_config,
         "revision": backbone_revision,
+        # Later ones win: the backbone's defaults, what the checkpoint was trained with, what the caller gives.
         **cls.default_options(),
         **loading.options_of(first, backbone=cls.model_type, revision=revision),
         **{name: value for name, value in options.items() if value is not None},
@@ -108,7 +110,8 @@ def _by_dimension(
             raise ValueError("Give the dimensions either as keys of adapter or as dimension, not both.")
         if not adapter:
             raise ValueError("adapter is an empty mapping: expected at least one dimension.")
-        return {name: source for name, source in adapter.items()}  # a mapping of str is none of str | None to mypy
+        # A new dict: keys of a Mapping are invariant, so that mypy takes no Mapping[str, ...] for one of str | None.
+        return {name: source for name, source in adapter.items()}
     names: list[str | None] = [dimension] if dimension is None or isinstance(dimension, str) else list(dimension)
     return dict.fromkeys(names, adapter)
 
@@ -168,6 +171,7 @@ def _embedded(dimension: str) -> RewardEntry:
         weights="in the package",
         memory="10 MB in float32",
     )
+    # Float32 and a large batch: the model has 10 MB, and small rewards should be exact on a CPU.
     build = partial(load_llava_reward, adapter=card.name, torch_dtype=torch.float32, batch_size=64, card=card)
     return RewardEntry(card, build)
 

@@ -72,6 +72,7 @@ def mean_preference(vectors: Tensor, prompts: Sequence[str], *, temperature: flo
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     groups = torch.tensor([numbers[prompt] for prompt in prompts], device=vectors.device)
     others = (groups[:, None] == groups).fill_diagonal_(False)
+    # `where`, not a product: 0 * inf of an image of another prompt would be NaN. An image alone divides 0 by 1.
     return logits.where(others, 0.0).sum(dim=1) / others.sum(dim=1).clamp(min=1)
 
 
@@ -112,7 +113,7 @@ class GeneralPreference(Objective):
     default_outputs = 2
 
     def loss(self, items: Tensor, targets: Tensor | None, *, temperature: float) -> Tensor:
-        """`general_preference_loss`; margins are in the unit of a scalar reward, which is not there."""
+        """`general_preference_loss`; margins raise, since they are in the unit of a scalar reward."""
         if targets is not None:
             raise ValueError("Margins are for the Bradley-Terry objective; set margin_scale to 0.")
         chosen, rejected = items.unbind(dim=1)
@@ -125,12 +126,12 @@ class GeneralPreference(Objective):
     def score(self, vectors: Tensor, prompts: Sequence[str], *, temperature: float) -> Tensor:
         """`mean_preference`; a vector that is not finite gives NaN for its own image, and 0 for the others."""
         broken = ~vectors.isfinite().all(dim=1)
-        if broken.any():  # so that the error names this image, not those that are compared with it
+        if broken.any():  # compared with it, all images of the prompt would become NaN and the error name the first
             return torch.zeros(len(vectors)).masked_fill(broken.cpu(), torch.nan)
         return mean_preference(vectors, prompts, temperature=temperature)
 
     def check_outputs(self, value_head_dim: int) -> None:
-        """Any even size: the form pairs the outputs two by two."""
+        """Accept any even size: the form pairs the outputs two by two."""
         if value_head_dim < 2 or value_head_dim % 2:
             raise ValueError(f"value_head_dim must be even for general preferences, got {value_head_dim}.")
 

@@ -16,9 +16,9 @@ class RewardHead(nn.Module):
     """value_head(SkipCA(e_h, e_v)), or value_head(e_h) without SkipCA; Zhou et al. 2025 (arXiv 2507.21391).
 
     **Float32 stays float32.** Rewards differ by less than what bfloat16 resolves, and the head is small. So the weights
-    ignore every request for a narrower dtype, their own or a parent's (`model.to(torch.bfloat16)`, `model.half()`),
-    while its device is obeyed; float64 is accepted. Inputs are cast to the dtype of the weights, and autocast is off
-    inside. Where flat parameters must be of one dtype (FSDP), make the head a unit of its own.
+    ignore every conversion to a narrower dtype, their own or a parent's (`model.to(torch.bfloat16)`, `model.half()`),
+    but follow to its device; float64 is accepted. Inputs are cast to the dtype of the weights, and autocast is off
+    inside. Where flat parameters must be of one dtype (FSDP), wrap the head as its own unit.
 
     The initial weights are those of the official code for training: normal with standard deviation 1 / (D + 1), the
     RMSNorm's ones.
@@ -57,7 +57,7 @@ class RewardHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=1 / (hidden_size + 1), generator=generator)
-        self.float()
+        self.float()  # the default dtype may be narrower
 
     def forward(self, hidden: Tensor, visual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Read a reward from a state.
@@ -96,7 +96,7 @@ class RewardHead(nn.Module):
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Autocast off; "meta", where sizes are counted, has none that could be."""
+    # torch.autocast raises for devices without autocast, such as "meta", on which sizes are counted.
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
@@ -107,8 +107,8 @@ class SkipCA(nn.Module):
 
     RMSNorm(e_h + sum_n softmax_n(<W_q e_h, W_k e_n> / sqrt(D)) W_v e_n), a single head without biases; Zhou et al. 2025
     (arXiv 2507.21391). The official code computes it for every token of the sequence and reads the last;
-    here only the last token asks, so keys and values need not be formed: <W_q e_h, W_k e_n> = <W_k^T W_q e_h, e_n>, and
-    W_v is applied to the weighted sum. That costs O(N D + D^2) a row in place of O(N D^2).
+    here only the last token is a query, so keys and values need not be formed: <W_q e_h, W_k e_n> is
+    <W_k^T W_q e_h, e_n>, and W_v is applied to the weighted sum. That costs O(N D + D^2) per row instead of O(N D^2).
 
     Attributes:
         W_q: linear map of the state, D to D.
@@ -158,8 +158,9 @@ class SkipCA(nn.Module):
         if mask.shape != visual.shape[:2] or mask.dtype != torch.bool:
             expected = tuple(visual.shape[:2])
             raise ValueError(f"mask must be boolean of shape {expected}, got {mask.dtype} of {tuple(mask.shape)}.")
-        query = self.W_q(hidden) @ self.W_k.weight
+        query = self.W_q(hidden) @ self.W_k.weight  # W_k^T W_q e_h
         scores = torch.einsum("bd,bnd->bn", query, visual) / width**0.5
+        # The lowest finite number, not -inf: a row without visual tokens would be NaN; the mask makes its weights 0.
         weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1) * mask
         attention = self.W_v(torch.einsum("bn,bnd->bd", weights, visual))
         return self.norm(hidden + attention)

@@ -58,7 +58,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
     reward of an image is then its mean preference logit against the other images of the same prompt in the same call,
     so that it depends on these, and is 0 for an image that is alone.
 
-    Differentiable with respect to image tensors that ask for a gradient. `load_reward("llava-reward", ...)` makes one
+    Differentiable with respect to image tensors that require a gradient. `load_reward("llava-reward", ...)` makes one
     from files; `push_to_hub` and `from_pretrained` are huggingface_hub's, for checkpoints in our format.
 
     Args:
@@ -69,7 +69,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         card: facts about the weights of the first dimension.
 
     Raises:
-        ValueError: when there is no dimension, or the model has none under a key.
+        ValueError: when `dimensions` is empty, or names a key that the model does not have.
 
     Example:
         >>> reward = load_reward("llava-reward-alignment", num_crops=4).to("cuda")  # doctest: +SKIP
@@ -104,7 +104,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """Names of the dimensions that can be asked for."""
+        """Names of the loaded dimensions."""
         return tuple(self._keys)
 
     @property
@@ -167,7 +167,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         Raises:
             FileExistsError: when the folder holds something else.
         """
-        # Before the mixin, which begins with deleting a config.json: it may be that of somebody's model.
+        # Before the mixin, which first deletes a config.json: it may belong to another model.
         accepted_folder(Path(save_directory))
         return super().save_pretrained(Path(save_directory), **options)
 
@@ -187,6 +187,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         **options: Any,
     ) -> LlavaReward:
         """Fetch the checkpoint's files and load them; options are those of `load_llava_reward`."""
+        # Downloaded here and not by load_reward, which has no options for cache, token and offline use.
         folder = model_id
         if not os.path.isdir(model_id):
             folder = snapshot_download(
@@ -211,6 +212,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         """Score images as `Reward.__call__` does; a general preference is relative to the images of the same prompt."""
         if not self.compares_images:
             return super().__call__(images, prompts)
+        # The base class scores one batch of one size at a time; here all images of a prompt must be seen together.
         vectors = self.embed(images, prompts)
         prompts = prompt_list(prompts, len(vectors))
         return self._checked_scores(vectors, prompts)
@@ -257,18 +259,18 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
 
     @property
     def compares_images(self) -> bool:
-        """Whether the dimension that is set holds a general preference."""
+        """Whether the active dimension is a general preference."""
         return self.objective.compares_images
 
     @property
     def shared_pass(self) -> Hashable:
-        """Rewards on one model and one device to score on share a pass, see `Reward.shared_pass`."""
+        """Rewards with one model that score on one device share a pass."""
         return self.model, self.offload, self.device
 
     def score_together(self, others: Sequence[Reward], images: Images, prompts: str | Sequence[str]) -> list[Tensor]:
         """Score the active dimensions of this and other rewards on one model in one pass; see `Reward.score_together`.
 
-        The smallest of their batch sizes holds.
+        The smallest of their batch sizes applies.
 
         Raises:
             ValueError: for a reward on another model.
@@ -321,6 +323,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
     ) -> list[Tensor]:
         """For each key the head's output (B, d), on the images' device."""
         size = batch_size or self._checked_batch_size() or len(images)
+        # Weights get no gradient here: without one to an image, a graph would only hold memory.
         with_gradient = torch.is_grad_enabled() and any(image.requires_grad for image in images)
         with torch.set_grad_enabled(with_gradient), self._loaded(with_gradient):
             batches = [
@@ -330,12 +333,14 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
 
     @contextmanager
     def _loaded(self, with_gradient: bool) -> Iterator[None]:
-        """The weights on the device to score on, with `offload` only for as long as the context lasts."""
+        """Keep the weights on the device to score on; with `offload`, only inside the context."""
         if not self.offload:
             yield
             return
         if with_gradient:
-            raise ValueError("offload=True moves the weights away before a gradient could use them; load without it.")
+            raise ValueError(
+                "offload=True moves the weights to the CPU before a gradient is computed: load the reward without it."
+            )
         self.model.to(self._execution_device)
         try:
             yield

@@ -36,7 +36,7 @@ Adapter: TypeAlias = "str | os.PathLike[str]"
 """Name of an embedded adapter, folder or hub id of a checkpoint."""
 
 _DIMENSION = 'dimension="alignment" (or "fidelity", "safety", "overall")'
-"""What an official checkpoint needs to be told, as it is typed."""
+"""The argument that an official checkpoint needs, as a user types it."""
 
 
 def read_checkpoint(
@@ -52,14 +52,14 @@ def read_checkpoint(
         revision: branch, tag or commit of a hub repository.
 
     Raises:
-        FileNotFoundError: when there is no checkpoint; it says what was looked for.
-        ValueError: when the checkpoint is of another dimension, or one has to be named.
+        FileNotFoundError: when there is no checkpoint; the message says which files were expected.
+        ValueError: when the checkpoint is of another dimension, or `dimension` is required but None.
     """
     folder = _own_folder(adapter, revision=revision)
     if folder is not None:
         return _of_dimension(load_own_checkpoint(folder), dimension, adapter)
     if dimension is None:
-        raise ValueError(f"{_unnamed(adapter)}: pass {_DIMENSION}.")
+        raise ValueError(f"{_missing_names(adapter)}: pass {_DIMENSION}.")
     folder = _official_folder(adapter, backbone=backbone, dimension=dimension, revision=revision)
     base_model = backbone_spec(backbone).hub_id
     return load_official_checkpoint(folder, backbone=backbone, dimension=dimension, base_model=base_model)
@@ -78,7 +78,7 @@ def check_before_loading(adapter: Adapter, *, dimension: str | None, revision: s
     """
     folder = _own_folder(adapter, revision=revision)
     if folder is None and dimension is None:
-        raise ValueError(f"{_unnamed(adapter)}: pass {_DIMENSION}.")
+        raise ValueError(f"{_missing_names(adapter)}: pass {_DIMENSION}.")
     lora = Path(adapter) / LORA_FOLDER if folder is None else folder / ADAPTER_FOLDER
     if (lora / LORA_CONFIG_FILE).is_file():
         read_lora_config(lora)
@@ -93,7 +93,9 @@ def base_model_of(adapter: Adapter, *, revision: str = "main") -> str:
     folder = _own_folder(adapter, revision=revision)
     if folder is None:
         known = ", ".join(repr(spec.hub_id) for spec in backbone_specs().values())
-        raise ValueError(f"{_unnamed(adapter)}: pass backbone=<hub id or folder, such as {known}> and {_DIMENSION}.")
+        raise ValueError(
+            f"{_missing_names(adapter)}: pass backbone=<hub id or folder, such as {known}> and {_DIMENSION}."
+        )
     require_files(folder, [CONFIG_FILE, TENSORS_FILE])  # before a backbone is loaded for it
     return read_config(folder / CONFIG_FILE).base_model
 
@@ -111,8 +113,8 @@ def options_of(adapter: Adapter, *, backbone: str, revision: str = "main") -> di
     return dict(config.backbone_options) if config is not None and config.backbone == backbone else {}
 
 
-def _unnamed(adapter: Adapter) -> str:
-    """What a checkpoint that is not in our format is, and what it does not say."""
+def _missing_names(adapter: Adapter) -> str:
+    """Beginning of an error about a checkpoint that is not in our format: what it is, and what it does not name."""
     is_official = (Path(adapter) / YAML_FILE).is_file()
     kind = f"is in the official format ({YAML_FILE})" if is_official else f"has no {CONFIG_FILE}"
     return f"{adapter} {kind}, which names neither its backbone nor its dimension"
@@ -120,7 +122,7 @@ def _unnamed(adapter: Adapter) -> str:
 
 def _of_dimension(checkpoint: RewardCheckpoint, dimension: str | None, adapter: Adapter) -> RewardCheckpoint:
     if dimension not in (None, checkpoint.config.dimension):
-        raise ValueError(f"{adapter} holds dimension {checkpoint.config.dimension!r}, but {dimension!r} was asked for.")
+        raise ValueError(f"{adapter} holds dimension {checkpoint.config.dimension!r}, not {dimension!r}.")
     return checkpoint
 
 
@@ -149,7 +151,7 @@ def _official_folder(adapter: Adapter, *, backbone: str, dimension: str, revisio
 def attach_adapter(
     model: LlavaRewardModel, adapter: Adapter, *, dimension: str | None, revision: str = "main"
 ) -> tuple[str, str]:
-    """Attach a checkpoint to a model, unless it is there already; return its dimension and its key.
+    """Attach a checkpoint to a model, unless it is attached already; return its dimension and its key.
 
     Args:
         model: the network.
@@ -161,6 +163,7 @@ def attach_adapter(
         OSError: when files are missing.
         ValueError: when the checkpoint does not fit; it says in what.
     """
+    # `file_state` changes with the files: a checkpoint that was trained further is not the attached one.
     source = f"{file_state(adapter)}|{dimension}|{revision}"
     if source not in model.sources:
         checkpoint = read_checkpoint(
@@ -192,19 +195,19 @@ _MODELS: WeakValueDictionary[tuple[str, ...], LlavaRewardModel] = WeakValueDicti
 def shared_model(
     path: str | os.PathLike[str], *, torch_dtype: torch.dtype, offload: bool, settings: Mapping[str, Any]
 ) -> LlavaRewardModel:
-    """Load a backbone, or return the one in use by another reward that asked for the same thing.
+    """Load a backbone, or return the one that another reward with the same settings holds.
 
-    A model lives as long as a reward holds it. Rewards that share one move together; where one of them was moved to
-    another dtype, the model is not shared any more.
+    A model lives as long as a reward holds it. Rewards that share one move together; once one of them has moved it to
+    another dtype, the model is no longer shared.
 
     Args:
         path: name of an embedded model, hub id or folder.
         torch_dtype: floating dtype of the weights.
-        offload: whether the weights rest on the CPU between calls; such rewards share only among themselves.
+        offload: whether the weights stay on the CPU between calls; such rewards share only among themselves.
         settings: the other keyword arguments of `load_backbone`.
     """
     key = (file_state(path), str((torch_dtype, offload)), *(f"{name}={settings[name]!r}" for name in sorted(settings)))
-    # Weak values: the last reward that goes takes the gigabytes with it.
+    # Weak values: with the last reward, the gigabytes are freed, too. The dtype may have changed since (`to`).
     model = _MODELS.get(key)
     if model is None or model.backbone.dtype != torch_dtype:
         model = LlavaRewardModel(load_backbone(path, torch_dtype=torch_dtype, **settings))

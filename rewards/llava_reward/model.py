@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fk_reward.rewards.llava_reward.adapters import NO_ADAPTER, AdapterSet
 from fk_reward.rewards.llava_reward.backbones.base import Backbone, BackboneInputs
-from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
+from fk_reward.rewards.llava_reward.checkpoint import CheckpointMismatchError, RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.head import RewardHead
 from fk_reward.rewards.prompt_limits import num_positions, require_positions
@@ -34,7 +34,7 @@ class LlavaRewardModel(nn.Module):
         self.projectors = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self.configs: dict[str, LlavaRewardConfig] = {}
-        self.sources: dict[str, str] = {}  # where a dimension came from -> its key, so that nothing is attached twice
+        self.sources: dict[str, str] = {}  # file and revision of a dimension -> its key, so that none is attached twice
         self.adapters = AdapterSet(backbone.language_model)
 
     def attach(self, key: str, checkpoint: RewardCheckpoint) -> None:
@@ -42,8 +42,8 @@ class LlavaRewardModel(nn.Module):
 
         Args:
             key: a new name without dots.
-            checkpoint: its weights. What is empty in it starts from the backbone's own (the projector), or as
-                for training (LoRA, head).
+            checkpoint: its weights. An empty projector starts from the backbone's, an empty LoRA or head from a new
+                initialisation for training.
 
         Raises:
             ValueError: when the key is taken or the weights do not fit the backbone; it says which.
@@ -68,7 +68,7 @@ class LlavaRewardModel(nn.Module):
         self.configs[key] = config
 
     def forward(self, images: Sequence[Tensor], prompts: Sequence[str], keys: Sequence[str]) -> list[Tensor]:
-        """Read images and prompts in one pass for all dimensions asked for; the vision tower runs once.
+        """Read images and prompts in one pass for all dimensions named in `keys`; the vision tower runs once.
 
         Args:
             images: B tensors (3, H, W) float32 in [0, 1], of any sizes.
@@ -108,16 +108,17 @@ class LlavaRewardModel(nn.Module):
         return states[rows, inputs.last_token.repeat(len(keys)).to(states.device)].split(batch)
 
     def _read(self, key: str, hidden: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        # The official Qwen rewards find no visual token (see `LlavaRewardConfig.attends_to`): so does an empty mask.
         if self.configs[key].attends_to == "nothing":
             mask = torch.zeros_like(mask)
         head = self.heads[key]
-        device = next(head.parameters()).device
+        device = next(head.parameters()).device  # with a device_map, the last layer may be on another GPU
         return head(hidden.to(device), tokens.to(device), mask.to(device))
 
     def train_dimension(self, key: str, *, projector: bool = True) -> None:
-        """Let gradients reach one dimension's LoRA, head and projector; freeze all else.
+        """Let gradients reach one dimension's LoRA, head and projector; freeze everything else.
 
-        What is trained becomes float32, since bfloat16 cannot resolve the steps of an optimizer; the backbone keeps its
+        Trained weights become float32, since bfloat16 cannot resolve the steps of an optimizer; the backbone keeps its
         dtype.
 
         Args:
@@ -129,7 +130,7 @@ class LlavaRewardModel(nn.Module):
             self.adapters.activate(key)
         trained = [*self.adapters.parameters_of(key).values(), *self.heads[key].parameters()]
         for weight in [*trained, *(self.projectors[key].parameters() if projector else ())]:
-            # In place, as PEFT and the optimizer hold on to the parameter itself.
+            # Through `.data`: PEFT and the optimizer hold references to the parameter itself.
             weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
             weight.requires_grad_(True)
 
@@ -138,8 +139,8 @@ class LlavaRewardModel(nn.Module):
 
         Args:
             key: the dimension.
-            state_dict: where to take the weights from, by their names in this module; the module itself by default.
-                For weights that are sharded over processes and were gathered.
+            state_dict: weights by their names in this module, such as those gathered from several processes; the
+                module's own by default.
         """
         weights = self.state_dict() if state_dict is None else state_dict
         lora = self._lora_names(key)
@@ -152,13 +153,16 @@ class LlavaRewardModel(nn.Module):
         )
 
     def restore(self, key: str, checkpoint: RewardCheckpoint) -> None:
-        """Put a checkpoint's weights into a dimension that is there; dtypes and what is trained stay as they are.
+        """Copy a checkpoint's weights into an attached dimension; dtypes and `requires_grad` stay as they are.
 
         Raises:
-            ValueError: when the checkpoint has another configuration, or other weights.
+            CheckpointMismatchError: a ValueError, when the checkpoint has another configuration.
+            ValueError: when it has other weights.
         """
         if checkpoint.config != self.configs[key]:
-            raise ValueError(f"The checkpoint is of another kind: {checkpoint.config}, expected {self.configs[key]}.")
+            raise CheckpointMismatchError(
+                f"The checkpoint is of another kind: {checkpoint.config}, expected {self.configs[key]}."
+            )
         own = self.adapters.parameters_of(key)
         if own.keys() != checkpoint.lora.keys():
             raise ValueError(f"The checkpoint's LoRA adapts other modules than dimension {key!r} does.")
@@ -169,8 +173,9 @@ class LlavaRewardModel(nn.Module):
                 weight.copy_(checkpoint.lora[name])
 
     def _lora_names(self, key: str) -> dict[str, str]:
-        """Names of an adapter's weights in a checkpoint, and in this module's state dict."""
+        """Map the names of an adapter's weights in a checkpoint to those in this module's state dict."""
         language_model = self.backbone.language_model
+        # PEFT swaps layers inside the language model, so its own path in this module stays what it was.
         place = next(name for name, module in self.named_modules() if module is language_model)
         return {name: f"{place}.{path}" for name, path in self.adapters.parameter_names(key).items()}
 
@@ -178,8 +183,8 @@ class LlavaRewardModel(nn.Module):
 def stack_rows(arguments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Join the keyword arguments of several calls of a language model into those of one call.
 
-    Tensors are joined along the axis of the batch: the first, but for `position_ids` the one before the last, since
-    rotary embeddings in three sections have (3, B, S). Anything else must be the same in all calls.
+    Tensors are joined along the batch axis: the first one, except for `position_ids`, where it is the last but one,
+    since rotary embeddings in three sections have (3, B, S). Anything else must be the same in all calls.
 
     Example:
         >>> call = {"attention_mask": torch.ones(2, 5), "position_ids": torch.ones(3, 2, 5), "use_cache": False}
@@ -217,8 +222,8 @@ def _padded(inputs: BackboneInputs, visual: list[Tensor]) -> list[tuple[Tensor, 
 
 
 def _loaded(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> nn.Module:
-    """Copy weights into a module; an error says what is missing, too much or of another size."""
-    if not weights:
+    """Copy weights into a module; an error says what is missing, unexpected or of another size."""
+    if not weights:  # left empty: the module keeps its initial weights
         return module
     try:
         module.load_state_dict(weights)
@@ -232,4 +237,5 @@ def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _detached(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # copy=True: weights on the CPU would otherwise go on changing with the training.
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}

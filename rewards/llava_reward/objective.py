@@ -22,15 +22,15 @@ OBJECTIVES: dict[str, str] = {
 
 
 class Objective(abc.ABC):
-    """The bridge between the head's raw output and everything that asks what it means.
+    """What the head's raw output means: how it is trained, compared and scored.
 
-    An objective has no state: the temperature is the checkpoint's.
+    An objective has no state: the temperature belongs to the checkpoint.
 
     Attributes:
-        name: as it stands in a checkpoint and on the command line.
+        name: name in a checkpoint and on the command line.
         takes_pairs: whether it is trained on pairs of a chosen and a rejected image; if not, on labelled images.
         compares_images: whether an image's score depends on the other images of its prompt.
-        default_outputs: size of the raw output where none is asked for.
+        default_outputs: size of the raw output where the user sets none.
     """
 
     name: ClassVar[str]
@@ -51,7 +51,7 @@ class Objective(abc.ABC):
             Scalar.
 
         Raises:
-            ValueError: for targets that the objective does not take, or lacks.
+            ValueError: for targets that the objective does not take, or missing ones.
 
         B: number of pairs or of labelled images, d: size of the reward's raw output.
         """
@@ -69,7 +69,7 @@ class Objective(abc.ABC):
         return vectors.squeeze(1)
 
     def items(self, outputs: Tensor) -> Tensor:
-        """Bring the outputs of one forward to one row an item of the data.
+        """Arrange the outputs of one forward as one row for each item of the data.
 
         Args:
             outputs: (2B, d), all chosen rows before all rejected ones, or (B, d) for labelled images.
@@ -89,10 +89,10 @@ class Objective(abc.ABC):
         return torch.stack(outputs.chunk(2), dim=1) if self.takes_pairs else outputs.unsqueeze(1)
 
     def check_outputs(self, value_head_dim: int) -> None:
-        """Refuse a size of the raw output.
+        """Check the size of the raw output.
 
         Raises:
-            ValueError: when it is not `default_outputs`, the only size unless a subclass knows others.
+            ValueError: when it is not `default_outputs`, the only size unless a subclass allows others.
         """
         if value_head_dim != self.default_outputs:
             raise ValueError(
@@ -100,7 +100,7 @@ class Objective(abc.ABC):
             )
 
     def check_data(self, *, is_labelled: bool) -> None:
-        """Refuse data of the other kind.
+        """Check that the data are of the kind that the objective is trained on.
 
         Raises:
             ValueError: for labelled images where pairs are needed, and the reverse.
@@ -132,7 +132,7 @@ def negative_log_likelihood(logits: Tensor) -> Tensor:
     Raises:
         ValueError: when there are no logits.
     """
-    if not len(logits):
+    if not len(logits):  # the mean would be NaN
         raise ValueError("chosen and rejected are empty: a loss needs at least one pair.")
     return -torch.nn.functional.logsigmoid(logits).mean()
 
@@ -143,7 +143,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def check_vectors(**vectors: Tensor) -> None:
-    """Refuse tensors that are not of one shape (B,) with B at least 1.
+    """Check that tensors have one shape (B,) with B at least 1.
 
     Raises:
         ValueError: it names the shapes.

@@ -94,8 +94,8 @@ def load_official_checkpoint(
 
     Args:
         folder: the folder with `reward_config.yaml`.
-        backbone: a name of `BACKBONES`; the files do not name it, but signs of another are refused.
-        dimension: what the reward judges; the files do not say it.
+        backbone: a name of `BACKBONES`; the files do not name it, but tensors of another backbone are refused.
+        dimension: what the reward judges; the files do not name it.
         base_model: hub id or folder of the backbone.
         objective: "bradley-terry" or "binary", which `reward_config.yaml` does not tell apart; by default
             Bradley-Terry. A general preference is recognised; one with a single output was trained as binary.
@@ -143,6 +143,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         logger.warning("%s: %s not read; the official code does not read them either.", path, ", ".join(unknown))
     for name, expected in _SETTINGS.items():
         value = settings[name]
+        # bool is a subclass of int: True must not pass for a number.
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             kind = "number" if isinstance(expected, tuple) else expected.__name__
             raise ValueError(f"{path.name}: {name} must be of type {kind}, got {value!r}.")
@@ -158,7 +159,7 @@ def _config(
     attends_to = layout.attends_to if cross_attention and layout.attends_to else "visual"
     if attends_to == "nothing":
         logger.warning(
-            "The official %s rewards select the padding token in place of the image token, so their SkipCA "
+            "The official %s rewards select the padding token instead of the image token, so their SkipCA "
             "adds nothing for one image; the %s reward is loaded so as to reproduce that (attends_to='nothing').",
             backbone,
             dimension,
@@ -177,11 +178,11 @@ def _config(
 
 
 def _objective(settings: Mapping[str, Any], asked: str | None) -> str:
-    """Without general preference, the official code ignores `value_head_dim` and has one output."""
+    # Without a general preference, the official code ignores value_head_dim and has one output.
     if settings["is_general_preference"] and settings["value_head_dim"] != 1:
         possible = [GENERAL_PREFERENCE.name]
     elif settings["is_general_preference"]:
-        possible = [BINARY.name]  # its trainer then takes the cross-entropy of chosen = 1, rejected = 0
+        possible = [BINARY.name]  # the official trainer then takes the cross-entropy of chosen = 1, rejected = 0
     else:
         possible = [BRADLEY_TERRY.name, BINARY.name]
     if asked is not None and asked not in possible:
@@ -195,7 +196,9 @@ def _read_lora(path: Path) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         match = _LORA_KEY.fullmatch(key)
         if match is None:
-            raise ValueError(f"{path}: {key} is no LoRA matrix of the language model, the only part that is adapted.")
+            raise ValueError(
+                f"{path}: {key} is not a LoRA matrix of the language model, the only part that is adapted."
+            )
         lora[f"{match['module']}.{match['matrix']}.weight"] = tensor
     if len(lora) != len(tensors) or not lora:
         raise ValueError(f"{path} must hold one adapter, got {len(tensors)} tensors for {len(lora)} matrices.")
@@ -203,7 +206,7 @@ def _read_lora(path: Path) -> dict[str, Tensor]:
 
 
 def _lora_config(folder: Path, lora: Mapping[str, Tensor], *, base_model: str) -> LoraConfig:
-    """The exact module names replace all other ways to select modules, and the authors' class names go."""
+    """The official configuration, with exact module names and without references to the authors' code."""
     config = read_lora_config(folder)
     for name in ("rank_pattern", "alpha_pattern"):
         if getattr(config, name):
@@ -245,12 +248,14 @@ def _split(
         kind = f"a reward with add_cross_attention: {str(cross_attention).lower()}"
         raise ValueError(f"{TENSORS_FILE} has tensors that {kind} does not have: {', '.join(strange[:4])}.")
     if rest:
-        logger.warning("%d tensors of %s are no part of a reward and not read: %s.", len(rest), TENSORS_FILE, rest[:4])
+        logger.warning(
+            "%d tensors of %s are not part of a reward and are ignored: %s.", len(rest), TENSORS_FILE, rest[:4]
+        )
     return parts
 
 
 def _pick(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Find each tensor by the end of its name, whatever wrappers stand before."""
+    """Find each tensor by the end of its name: the official files have wrappers' names before it."""
     found = {name: [key for key in tensors if _ends(key, name)] for name in names}
     if missing := [name for name, keys in found.items() if not keys]:
         raise ValueError(f"{TENSORS_FILE} lacks {', '.join(missing)}.")
@@ -264,10 +269,10 @@ def _ends(key: str, name: str) -> bool:
 
 
 _PROJECT = re.compile(r"llava[-_]?reward")
-"""Stands in folder names of all backbones, so that it says nothing about LLaVA."""
+"""Project name in the folder names of all backbones; its "llava" must not count as the backbone's."""
 
 _OTHER_WORDS = {"overall": "general", "fidelity": "quality"}
-"""What else the authors call a dimension; asked only when its own name is nowhere."""
+"""Other names that the authors give to a dimension; used only where its own name is not found."""
 
 
 def find_official_folder(files: Sequence[str], *, backbone: str, dimension: str) -> str:
@@ -310,8 +315,8 @@ def find_official_folder(files: Sequence[str], *, backbone: str, dimension: str)
 def download_official(repo: str, *, backbone: str, dimension: str, revision: str = "main") -> Path:
     """Download one official checkpoint, and of the repository's other folders only their small `reward_config.yaml`.
 
-    Those show where checkpoints are. Both steps are snapshots of the hub's client, so that without a network what was
-    downloaded before is used.
+    These files show where the checkpoints are. Both steps use `snapshot_download`, so that earlier downloads are found
+    without a network.
 
     Args:
         repo: hub id.
@@ -332,6 +337,7 @@ def download_official(repo: str, *, backbone: str, dimension: str, revision: str
     root = Path(snapshot_download(repo, revision=revision, allow_patterns=[f"*{YAML_FILE}"]))
     files = [file.relative_to(root).as_posix() for file in root.rglob(YAML_FILE)]
     folder = find_official_folder(files, backbone=backbone, dimension=dimension)
+    # Patterns of the hub's client are globs: a "[" in a folder name would match nothing.
     patterns = [f"{escape(folder)}/{name}" for name in (YAML_FILE, TENSORS_FILE, f"{LORA_FOLDER}/*")]
     return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)) / folder
 

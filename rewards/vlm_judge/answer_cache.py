@@ -1,4 +1,4 @@
-"""Answers on disk: a file for each, named by what was asked of whom."""
+"""Answers on disk: a file for each, named by a digest of question, images, model and sampling."""
 
 # Why not diskcache (5.6.3)? Its JSONDisk unpickles what a database marks as a pickle, so that a foreign cache runs code
 # (CVE-2025-69872, without a fix); SQLite's write-ahead log needs all processes on one machine, and clusters share
@@ -59,9 +59,9 @@ def answer_key(
 class AnswerCache:
     """A folder of answers that several processes may read and write at once.
 
-    An answer is written to a file of its own, which then takes its place in one step, so that a reader finds the whole
-    answer or none. A file that was damaged otherwise counts as absent, with a warning, and is replaced. Files hold the
-    question, too, for people to read; deleting any of them is safe.
+    An answer is written to a temporary file, which is then renamed in one step, so that a reader finds the complete
+    answer or none. A file that was damaged otherwise counts as absent, with a warning, and is replaced. Files also hold
+    the question, for human readers; deleting any of them is safe.
 
     Args:
         folder: made when the first answer is written; only its owner may look into it. One that others may look into
@@ -90,11 +90,11 @@ class AnswerCache:
             record = None
         if isinstance(record, dict) and record.get("key") == key and isinstance(record.get("answer"), str):
             return record["answer"]
-        logger.warning("%s does not hold a whole answer; the judge is asked again.", path)
+        logger.warning("%s does not hold a complete answer; the judge is asked again.", path)
         return None
 
     def put(self, key: str, answer: str, *, about: dict[str, str]) -> None:
-        """Keep an answer; `about` is for people who read the file."""
+        """Keep an answer; `about` is for human readers of the file."""
         path = self._path(key)
         with naming_path(path):
             self._write(path, key, answer, about=about)

@@ -79,7 +79,7 @@ class Address:
 
     @property
     def shown(self) -> str:
-        """The address for people: without anything in its path that looks like a key."""
+        """The address for messages: without anything in its path that looks like a key."""
         return redact_text(self.url)
 
     def __repr__(self) -> str:
@@ -128,7 +128,7 @@ class Credentials:
         return redact_text(text)
 
     def redact_reply(self, body: bytes, *, refused: bool) -> bytes:
-        """Hide the secrets of this endpoint in what it sends, before anybody reads it: it may echo them.
+        """Hide the secrets of this endpoint in its reply, which may echo them.
 
         Args:
             body: of a reply.
@@ -200,7 +200,7 @@ class BoundedCall:
         self._end = time.monotonic() + seconds
         self._sockets: list[socket.socket] = []
         self._timer = threading.Timer(seconds, self._shut)
-        self._timer.daemon = True
+        self._timer.daemon = True  # must not keep a process alive that ends before the deadline
         self.problem: str | None = None
 
     @property
@@ -219,13 +219,13 @@ class BoundedCall:
         found = None if stream is None else stream.get_extra_info("socket")
         if found is not None:
             self._sockets.append(found)
-            if self.is_over:
+            if self.is_over:  # the timer fired while this connection was being made
                 self._shut()
 
     def check(self) -> None:
         """Raise after the deadline."""
         if self.is_over:
-            raise CallEndedError("the time is over")
+            raise CallEndedError("the deadline has passed")
 
     def start(self) -> None:
         """Begin to watch the deadline."""
@@ -242,7 +242,7 @@ class BoundedCall:
 
 
 class BoundedTransport:
-    """Stands between an HTTP client and the network: adds the credentials, keeps to deadline and size.
+    """Transport between an HTTP client and the network: adds the credentials, enforces deadline and size limit.
 
     The client itself never sees a key, so that nothing it raises, logs or shows can hold one. Other hosts than the
     endpoint's get none either.
@@ -332,7 +332,7 @@ def make_transport(openai: ModuleType, url: str, credentials: Credentials) -> Bo
 
 def _body(response: Any, call: BoundedCall) -> bytes:
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise CallEndedError("the reply is compressed, though that was not asked for")
+        raise CallEndedError("the reply is compressed, although no compression was requested")
     parts, size = [], 0
     for part in response.stream:
         call.check()
@@ -344,7 +344,7 @@ def _body(response: Any, call: BoundedCall) -> bytes:
 
 
 def _own_headers(response: Any, length: int) -> list[tuple[str, str]]:
-    """Headers of a reply that has been read whole."""
+    """Headers of a reply whose body has been read completely."""
     of_transfer = ("content-length", "transfer-encoding")
     kept = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in of_transfer]
     return [*kept, ("content-length", str(length))]

@@ -39,7 +39,7 @@ class JudgeAnswerError(ValueError):
     Attributes:
         judge: name of the judge.
         reason: what is wrong.
-        answer: the whole answer; the message quotes its first 1000 characters.
+        answer: the complete answer; the message quotes its first 1000 characters.
         prompt: prompt of the images.
         indices: places of the images in the caller's order: one, or the two that were compared.
     """
@@ -53,7 +53,7 @@ class JudgeAnswerError(ValueError):
         super().__init__(f"{judge}, {images}, prompt {shown}: {reason}. The answer was {quoted}.")
 
     def at(self, places: Sequence[int]) -> JudgeAnswerError:
-        """The same error for someone who knows image i as `places[i]`."""
+        """The same error with image i renumbered as `places[i]`."""
         indices = [places[index] for index in self.indices]
         return JudgeAnswerError(self.judge, self.reason, answer=self.answer, prompt=self.prompt, indices=indices)
 
@@ -63,7 +63,7 @@ class JudgeEndpointError(RuntimeError):
 
 
 Messages = list[dict[str, Any]]
-"""One conversation in the form of chat templates; each `{"type": "image"}` in it stands for an image, in order."""
+"""One conversation in the form of chat templates; each `{"type": "image"}` is the next image, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Sampling:
 
 
 class JudgeEngine(Protocol):
-    """A vision-language model that answers in text; a class of one's own needs nothing but these two.
+    """A vision-language model that answers in text; a custom class needs these two members only.
 
     Attributes:
         name: model and settings, different for all that answer differently; part of the key of a cached answer.
@@ -101,6 +101,6 @@ class JudgeEngine(Protocol):
             sampling: how to answer.
 
         Returns:
-            One text a conversation, in their order; a `FlawedAnswer` where it is known not to be a whole answer.
+            One text per conversation, in their order; a `FlawedAnswer` where it is known to be incomplete.
         """
         ...

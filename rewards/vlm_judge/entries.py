@@ -55,7 +55,7 @@ def load_vlm_judge(  # noqa: PLR0913 (options of one reward)
         template: "rubric", "alignment", "safety", "preference" or a `JudgeTemplate`.
         model: hub id or folder of a local model, or a model's name at the endpoint.
         base_url: address of an OpenAI-compatible endpoint; None for a local model.
-        engine: an engine of one's own, or an `OpenAIEngine` with its options, in place of the two before.
+        engine: a custom engine, or an `OpenAIEngine` with its options, instead of `model` and `base_url`.
         cache: folder or `AnswerCache` of answers that could be read.
         on_unparsable: "raise" or "retry".
         num_retries: how often to ask again; counts only with "retry".

@@ -52,7 +52,7 @@ class OpenAIEngine:
         base_url: address of the endpoint, such as "http://localhost:8000/v1"; None for `OPENAI_BASE_URL`, or OpenAI's.
         api_key: None for `OPENAI_API_KEY` where `base_url` is None. An endpoint that is named gets no key but the one
             that is given here.
-        timeout: seconds for an answer as a whole: connecting, sending, reading, pauses and further tries.
+        timeout: seconds for an answer in total: connecting, sending, reading, pauses and further tries.
         max_retries: further tries of a request.
         concurrency: requests at once.
         parameters: more fields of `chat.completions.create`; None leaves a field out. For instance
@@ -65,7 +65,7 @@ class OpenAIEngine:
 
     Raises:
         ImportError: without the `openai` package.
-        ValueError: when `concurrency` is less than 1, `timeout` is not positive, or `base_url` is no address.
+        ValueError: when `concurrency` is less than 1, `timeout` is not positive, or `base_url` is not an address.
         JudgeEndpointError: without an API key for the default endpoint.
 
     Example:
@@ -136,7 +136,7 @@ class OpenAIEngine:
         raise JudgeEndpointError(message)
 
     def _try(self, request: Mapping[str, Any], call: BoundedCall) -> tuple[Any, _Failure | None]:
-        """A completion, or what came in its place."""
+        """A completion, or the failure of the request."""
         try:
             return self._client.chat.completions.create(**request), None
         except (self._openai.OpenAIError, json.JSONDecodeError, CallEndedError) as error:
@@ -146,7 +146,7 @@ class OpenAIEngine:
                 text=self._credentials.redact(call.problem or str(error)),
                 status=getattr(response, "status_code", None),
                 is_connection=isinstance(error, self._openai.APIConnectionError),
-                wait=_asked_pause(getattr(response, "headers", {})),
+                wait=_requested_pause(getattr(response, "headers", {})),
             )
 
     def _pause(self, failure: _Failure, attempt: int, call: BoundedCall) -> float | None:
@@ -160,7 +160,7 @@ class OpenAIEngine:
 
     def _message(self, failure: _Failure, call: BoundedCall, tries: int) -> str:
         late = call.is_over
-        reason = "APITimeoutError: the time is over" if late else f"{failure.kind}: {failure.text}"
+        reason = "APITimeoutError: the deadline has passed" if late else f"{failure.kind}: {failure.text}"
         if failure.wait is not None and failure.wait >= call.seconds_left:
             reason += f" (it asks for a pause of {failure.wait:g} s)"
         return self._credentials.redact(
@@ -225,7 +225,7 @@ def _default_key(address: Address, headers: Mapping[str, str]) -> str:
     )
 
 
-def _asked_pause(headers: Mapping[str, str]) -> float | None:
+def _requested_pause(headers: Mapping[str, str]) -> float | None:
     """Seconds that an endpoint asks to wait; None where it does not say so in a number."""
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:

@@ -17,7 +17,7 @@ from fk_reward.rewards.vlm_judge.vlm_judge import Question, Verdict, VLMJudge
 def ring_pairs(num_members: int, num_rounds: int | None = None) -> list[tuple[int, int]]:
     """Pair each member of a ring with the next `num_rounds` ones, so that all meet equally many others.
 
-    All K(K-1)/2 pairs need floor(K/2) rounds; m rounds cost K*m pairs. Each member stands first in as many of its pairs
+    All K(K-1)/2 pairs need floor(K/2) rounds; m rounds cost K*m pairs. Each member comes first in as many of its pairs
     as second, up to one.
 
     Args:
@@ -42,6 +42,7 @@ def ring_pairs(num_members: int, num_rounds: int | None = None) -> list[tuple[in
     return [
         (i, (i + step) % num_members)
         for step in rounds
+        # Half way round an even ring, members i and i + step meet from both sides: take each such pair once.
         for i in range(step if 2 * step == num_members else num_members)
     ]
 

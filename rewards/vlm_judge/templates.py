@@ -1,4 +1,4 @@
-"""What a judge is asked, and how its answer becomes a number: templates, strict readers, and those of the package.
+"""Questions to a judge, and how its answers become numbers: templates, strict readers, and the package's own.
 
 The wording of the package's templates is our own; the papers give the form of question and answer.
 """
@@ -27,8 +27,8 @@ class JudgeTemplate:
     Attributes:
         name: part of the reward's name, and of the key of a cached answer.
         summary: one line for the card.
-        text: the instructions, after the image or images; "{prompt}" stands for the prompt, other braces for
-            themselves.
+        text: the instructions, after the image or images; "{prompt}" is replaced by the prompt, other braces are
+            left alone.
         parse: reads an answer; raises `ValueError` where it does not hold a number, and never makes one up.
         score_range: (low, high) within which `parse` may lie; another value is an error. For a comparison (0, 1):
             1 prefers the first image.
@@ -98,7 +98,7 @@ def json_object(answer: str) -> dict[str, Any]:
     r"""Read the one JSON object of an answer; text around it, a code fence or a leading `<think>` block is passed over.
 
     Raises:
-        ValueError: when there is no object or more than one, one that is broken, or a key stands twice.
+        ValueError: when there is no object or more than one, one that is broken, or a key appears twice.
 
     Example:
         >>> json_object('```json\n{"score": 7}\n```')
@@ -206,7 +206,7 @@ def preference_score(answer: str) -> float:
 def _without_thought(answer: str) -> str:
     text = _THOUGHT.sub("", answer, count=1)
     if text.lstrip().startswith("<think>"):
-        raise ValueError("the thought has no end")
+        raise ValueError("the <think> block is not closed")
     return text
 
 
@@ -231,12 +231,12 @@ def _text(record: dict[str, Any], key: str) -> str:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
-        raise ValueError("a key stands twice in the JSON")
+        raise ValueError("a key appears twice in the JSON")
     return record
 
 
 def _no_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 _QUESTIONS = """\

@@ -51,7 +51,7 @@ class TransformersEngine:
         device_map: str | dict[str, Any] | None = None,
         revision: str = "main",
     ) -> TransformersEngine:
-        """Load a model, or share the one that another reward asked for with the same options.
+        """Load a model, or share the one that another reward loaded with the same options.
 
         Args:
             model: hub id or folder of a model that `AutoModelForImageTextToText` has.
@@ -103,9 +103,11 @@ class TransformersEngine:
         settings["pad_token_id"] = self.model.processor.tokenizer.pad_token_id
         network = self.model.model
         if sampling.temperature == 0:
+            # None, as transformers warns of sampling options from a generation_config.json when it does not sample.
             plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
             return network.generate(**inputs, **settings, **plain)
         devices = list(range(torch.cuda.device_count())) if network.device.type == "cuda" else []
+        # Without a CUDA model, seeding must not touch CUDA's generators, which fork_rng does not restore then.
         seed = torch.manual_seed if devices else torch.default_generator.manual_seed
         with torch.random.fork_rng(devices=devices):
             seed(sampling.seed)

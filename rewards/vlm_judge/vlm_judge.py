@@ -67,9 +67,9 @@ class VLMJudge(Reward):
     raises, at once or after further tries; there is no default. Not differentiable: the engine gets 8-bit images.
 
     Args:
-        engine: who answers: a `TransformersEngine`, an `OpenAIEngine` or any object with `name` and `generate`.
-        template: what is asked: a `JudgeTemplate` or the name of one in `TEMPLATES`.
-        cache: folder or `AnswerCache` where answers that could be read are kept; None for nowhere.
+        engine: the model: a `TransformersEngine`, an `OpenAIEngine` or any object with `name` and `generate`.
+        template: the question: a `JudgeTemplate` or the name of one in `TEMPLATES`.
+        cache: folder or `AnswerCache` where answers that could be read are kept; None for no cache.
         on_unparsable: "raise", or "retry" to ask again first, each time at temperature 0.7 with another seed.
         num_retries: how often to ask again; counts only with "retry".
         max_new_tokens: length that an answer may have; None for the template's own.
@@ -178,7 +178,7 @@ def judge_card(template: JudgeTemplate, *, weights: str) -> RewardCard:
     """The card of a template asked of a model, called `vlm-judge` for "rubric" and `vlm-judge-<name>` for others.
 
     Args:
-        template: what is asked.
+        template: the question.
         weights: hub id of the model, or any text that names it.
 
     Example:
@@ -203,10 +203,10 @@ class Interview:
     """Asks an engine the question of a template.
 
     Attributes:
-        engine: who answers.
-        template: what is asked.
+        engine: the model that answers.
+        template: the question.
         judge: name in errors.
-        cache: where answers that could be read are kept; None for nowhere.
+        cache: where answers that could be read are kept; None for no cache.
         max_new_tokens: length that an answer may have.
         num_retries: how often a question whose answer could not be read is asked again, each time with another seed.
     """
@@ -279,11 +279,11 @@ class Interview:
             failure = JudgeAnswerError(
                 self.judge, str(error), answer=answer, prompt=question.prompt, indices=question.indices
             )
-            failure.__cause__ = error
+            failure.__cause__ = error  # returned, not raised: further tries may still give a score
             return failure
 
     def _kept(self, question: Question, key: str) -> Verdict | None:
-        """The verdict on file, if there is one and today's template can read it."""
+        """The cached verdict, if there is one that the template can read."""
         answer = None if self.cache is None else self.cache.get(key)
         reading = None if answer is None else self._read(question, answer)
         return reading if isinstance(reading, Verdict) else None

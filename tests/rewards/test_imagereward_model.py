@@ -95,7 +95,7 @@ BROKEN = {
     "momentum": (random_state_dict() | {"blip.temp": torch.ones(1)}, "does not have: blip.temp"),
     "shape": (random_state_dict() | {"mlp.layers.0.bias": torch.ones(3)}, r"mlp.layers.0.bias \(3,\), not \(24,\)"),
     "no square": (random_state_dict() | {"blip.visual_encoder.pos_embed": torch.ones(1, 8, 192)}, "make no square"),
-    "another model": ({"logit_scale": torch.ones(1)}, "No weights of ImageReward"),
+    "another model": ({"logit_scale": torch.ones(1)}, "Not the weights of an ImageReward"),
     "flat": (random_state_dict() | {"blip.visual_encoder.cls_token": torch.ones(192)}, r"its shape is \(192,\)"),
 }
 

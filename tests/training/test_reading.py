@@ -289,7 +289,7 @@ def test_rows_of_another_kind(write_rows):
         read_preferences(write_rows([GOOD, LABELLED, {"prompt": "a cat"}, [1], "x"]))
     reasons = [problem.reason for problem in error.value.problems]
     assert "is one of labelled images among pairs" in reasons[0]
-    assert "has the keys ['prompt'], which are none of pairs" in reasons[1]
+    assert "has the keys ['prompt'], which fit none of pairs" in reasons[1]
     assert reasons[2:] == ["expected an object with keys, got list", "expected an object with keys, got str"]
 
 

@@ -1,1 +1,1 @@
-"""Multimodal LLMs that LLaVA-Reward can stand on, one file each; `base` has what they share and the table."""
+"""Multimodal LLMs as backbones of LLaVA-Reward, one file each; `base` has the interface and the table."""

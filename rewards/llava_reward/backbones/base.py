@@ -1,4 +1,4 @@
-"""What LLaVA-Reward asks of a multimodal LLM, and the table of those that it can stand on."""
+"""The interface of a backbone of LLaVA-Reward, and the table of the multimodal LLMs that implement it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class BackboneInputs:
     """A batch of images and prompts as a backbone reads them.
 
     Attributes:
-        input_ids: (B, S) int64, padded on the right; any valid id where a visual token will stand.
+        input_ids: (B, S) int64, padded on the right; any valid id at the places of visual tokens.
         attention_mask: (B, S) bool, True at real tokens.
-        image_mask: (B, S) bool, True where a visual token stands; row by row in the order of the visual tokens.
+        image_mask: (B, S) bool, True at visual tokens; row by row in the order of the visual tokens.
         pixel_values: what the vision tower reads, differentiable with respect to the images.
         extras: whatever else the backbone's other steps need (grids, sizes, positions).
 
@@ -63,13 +63,13 @@ class Backbone(nn.Module, abc.ABC):
     """A frozen multimodal LLM without language-model head.
 
     The four steps are `prepare`, `encode_images`, `project` and the language model on `language_arguments`. LoRA is put
-    into `language_model` only; each dimension has a projector of its own, which starts as a copy of `projector`.
+    into `language_model` only; each dimension has its own projector, which starts as a copy of `projector`.
 
-    A subclass sets the two class variables, keeps the whole model in `self.model`, and implements the abstract methods.
-    Its `BackboneSpec` stands in the same file, and a line in `BACKBONES` registers it.
+    A subclass sets the two class variables, keeps the complete model in `self.model`, and implements the abstract
+    methods. Its `BackboneSpec` is in the same file, and a line in `BACKBONES` registers it.
 
     Attributes:
-        model: the whole model without language-model head.
+        model: the complete model without language-model head.
         model_type: `model_type` in the checkpoint's config.json.
         norm_eps: epsilon of SkipCA's RMSNorm on this backbone.
     """
@@ -91,7 +91,7 @@ class Backbone(nn.Module, abc.ABC):
         revision: str = "main",
         **options: Any,
     ) -> Self:
-        """Load a hub repository or folder; a subclass names its preprocessing options in place of `options`.
+        """Load a hub repository or folder; a subclass names its preprocessing options instead of `options`.
 
         Args:
             path: hub id or folder.
@@ -132,7 +132,7 @@ class Backbone(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def options(self) -> dict[str, Any]:
-        """Preprocessing options that are in force, by the names of `from_pretrained` (`{"num_crops": 16}`)."""
+        """Preprocessing options in use, by the names of `from_pretrained` (`{"num_crops": 16}`)."""
 
     @abc.abstractmethod
     def prepare(self, images: Sequence[Tensor], prompts: Sequence[str]) -> BackboneInputs:
@@ -143,12 +143,12 @@ class Backbone(nn.Module, abc.ABC):
             prompts: B strings.
 
         Raises:
-            ValueError: for a prompt that holds a control token, such as the one that stands for the image.
+            ValueError: for a prompt that contains a control token, such as the placeholder of the image.
         """
 
     @abc.abstractmethod
     def encode_images(self, inputs: BackboneInputs) -> Tensor:
-        """Run the frozen vision tower; whatever of it comes before the projector."""
+        """Run the frozen vision tower, up to the projector."""
 
     @abc.abstractmethod
     def project(self, features: Tensor, inputs: BackboneInputs, projector: nn.Module) -> Tensor:
@@ -183,13 +183,14 @@ class Backbone(nn.Module, abc.ABC):
         return self.language_model.get_input_embeddings().weight.dtype
 
     def embed_tokens(self, inputs: BackboneInputs, visual_tokens: Tensor) -> Tensor:
-        """(B, S, D) token embeddings with the visual tokens (T, D) in the places that `image_mask` names."""
+        """(B, S, D) token embeddings with the visual tokens (T, D) where `image_mask` is True."""
+        # `masked_scatter` fills row by row, the order of the visual tokens, and keeps the graph to the images.
         embeddings = self.language_model.get_input_embeddings()(inputs.input_ids)
         mask = inputs.image_mask.unsqueeze(-1).expand_as(embeddings)
         return embeddings.masked_scatter(mask, visual_tokens.to(embeddings))
 
     def freeze(self) -> None:
-        """Evaluation mode, no gradients to the weights; subclasses call it last in their constructor."""
+        """Set evaluation mode and freeze the weights; subclasses call it last in their constructor."""
         self.eval().requires_grad_(False)
 
 
@@ -198,11 +199,11 @@ class OfficialLayout:
     """What the official LLaVA-Reward checkpoints of one backbone look like.
 
     Attributes:
-        folder_word: what stands for the backbone in the names of their folders ("phi").
+        folder_word: name of the backbone in the names of their folders ("phi").
         name_suffix: what follows the dimension in the names of their rewards ("@qwen").
         projector: name of the visual projector's module.
         projector_keys: its tensors.
-        query: module of the attention that only backbones of this kind have, fused or not.
+        query: name of the attention's query projection, which tells fused (`qkv_proj`) from separate ones (`q_proj`).
         attends_to: what SkipCA sees, as in `LlavaRewardConfig`; None where the official code has no SkipCA.
         options: preprocessing that the official code uses.
     """
@@ -218,16 +219,16 @@ class OfficialLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """All that is known of a backbone besides its code, in one place.
+    """Everything about a backbone besides its code.
 
     Attributes:
         backbone: the class; its `model_type` is the name in `BACKBONES`.
         hub_id: the checkpoint on the hub that the official scripts use, or the usual one.
         licence: of that checkpoint.
-        memory: that its rewards take, in words.
-        official: layout of the official reward checkpoints; None where there are none.
-        full_size: sizes of the hub's checkpoint, as `build` takes them, to the last number: they decide speed and
-            memory. What does not (token ids, the values of LongRoPE's factors) is left to `build`.
+        memory: memory of its rewards, in words.
+        official: layout of the official reward checkpoints; None where there are no such checkpoints.
+        full_size: sizes of the hub's checkpoint, as `build` takes them: all that decide speed and memory. The others
+            (token ids, the values of LongRoPE's factors) are left to `build`.
         tiny: sizes of a small model of the same architecture.
         build: makes a backbone with transformers' initial weights from sizes and preprocessing options.
     """
@@ -284,7 +285,7 @@ def spec_of(path: str | os.PathLike[str], *, revision: str = "main") -> Backbone
 
     path = model_source(path, "a backbone")
     config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
-    if not config:  # what transformers gives for a folder without the file
+    if not config:  # transformers returns {} for a folder without the file
         raise FileNotFoundError(f"{path} has no config.json: expected the folder of a multimodal LLM, or a hub id.")
     model_type = config.get("model_type")
     if model_type not in BACKBONES:
@@ -315,7 +316,7 @@ def load_backbone(
         quantization_config: as in `PreTrainedModel.from_pretrained`.
         revision: branch, tag or commit of the hub repository.
         options: preprocessing options of this backbone (`num_crops` of Phi-3.5-vision; `min_pixels` and `max_pixels`
-            of Qwen2.5-VL); None stands for the backbone's default.
+            of Qwen2.5-VL); None means the backbone's default.
 
     Raises:
         OSError: when files are missing.
@@ -325,6 +326,7 @@ def load_backbone(
     path = resolve_model(path)
     cls = spec_of(path, revision=revision).backbone
     known = cls.default_options().keys()
+    # None is what an unset option of the command line or of training arrives as, for backbones without it, too.
     given = {name: value for name, value in options.items() if value is not None}
     if not given.keys() <= known:
         raise TypeError(
@@ -378,12 +380,12 @@ TEXT_TINY: dict[str, Any] = {
 def random_backbone(model_type: str, *, full_size: bool = False, **options: Any) -> Backbone:
     """Make a backbone with transformers' initial weights, on PyTorch's default device and in its default dtype.
 
-    Nothing is downloaded: it is for measuring, counting and testing.
+    Nothing is downloaded. Use it to measure speed, count parameters and test.
 
     Args:
         model_type: a name of `BACKBONES`.
         full_size: the sizes of the hub's checkpoint (4, 8 and 13 billion parameters); tiny ones otherwise.
-        options: preprocessing options; None stands for the default, and a backbone without the option leaves it out.
+        options: preprocessing options; None means the default, and a backbone without the option ignores it.
 
     Raises:
         ValueError: for another name, or a backbone whose spec has no `build`.

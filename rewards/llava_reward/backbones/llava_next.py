@@ -38,7 +38,7 @@ class AnyResTransform:
     """What transformers' `LlavaNextImageProcessor` does to a PIL image, done to a tensor.
 
     The resolution of the grid that fits the image best is chosen; the image is resized into it with its aspect
-    kept, centred on black, and cut into square crops, row by row. Before them comes the whole image, squeezed into
+    kept, centred on black, and cut into square crops, row by row. Before them comes the complete image, squeezed into
     one crop. The difference to PIL is its rounding to 8 bits, see `ImagePreprocessing`.
 
     Attributes:
@@ -175,7 +175,7 @@ class LlavaNextBackbone(Backbone):
         self.transform = transform
         self._prefix = _prompt_prefix(tokenizer, model.config.image_token_id)
         self._feature_layers = _feature_layers(model.config)
-        encoder = model.vision_tower.encoder
+        encoder = model.vision_tower.encoder  # layers after the last one that is read would only cost time
         encoder.layers = encoder.layers[: max(self._feature_layers)]
         self.freeze()
 
@@ -192,7 +192,7 @@ class LlavaNextBackbone(Backbone):
     ) -> LlavaNextBackbone:
         """Load a hub repository or folder, whose weights may have the names of before transformers 5.
 
-        It has no options of its own: the grid is part of the checkpoint.
+        It has no preprocessing options: the grid is part of the checkpoint.
         """
         from transformers import LlavaNextModel
 
@@ -220,7 +220,7 @@ class LlavaNextBackbone(Backbone):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Nothing: the grid is part of the checkpoint."""
+        """Empty: the grid is part of the checkpoint."""
         return {}
 
     def prepare(self, images: Sequence[Tensor], prompts: Sequence[str]) -> BackboneInputs:
@@ -275,16 +275,18 @@ class LlavaNextBackbone(Backbone):
         return torch.cat(packed)
 
     def language_arguments(self, inputs: BackboneInputs, visual_tokens: Tensor) -> dict[str, Any]:
-        """Embeddings and no cache; no mask: padding stands on the right, where causal attention never looks."""
+        """Embeddings without cache and mask."""
+        # Padding is on the right, which causal attention never sees; without a mask, faster kernels can be used.
         return {"inputs_embeds": self.embed_tokens(inputs, visual_tokens), "use_cache": False}
 
     def _num_tokens(self, size: tuple[int, int]) -> int:
-        """Visual tokens of an image: those of the whole image, and rows without margins, with a newline each."""
+        """Visual tokens of an image: those of the complete image, and rows without margins, with a newline each."""
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
         config = self.model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
         grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        # Only its shape counts: `unpad_image` removes the margins as it will from the features.
         canvas = torch.empty(1, grid[0] * side, grid[1] * side, device="meta")
         rows, columns = unpad_image(canvas, size).shape[1:]
         return side * side + rows * (columns + 1)
@@ -295,7 +297,7 @@ class LlavaNextBackbone(Backbone):
         ids: list[int] = self.tokenizer(self._prefix + prompt + self.tokenizer.eos_token)["input_ids"]
         if ids.count(image_token) != 1:
             name = self.tokenizer.convert_ids_to_tokens(image_token)
-            raise ValueError(f"A prompt must not contain {name!r}, which stands for the image; got {prompt!r}.")
+            raise ValueError(f"A prompt must not contain {name!r}, the placeholder of the image; got {prompt!r}.")
         place = ids.index(image_token)
         return torch.tensor([*ids[:place], *[image_token] * num_visual_tokens, *ids[place + 1 :]])
 
@@ -311,7 +313,7 @@ def _check_fit(config: LlavaNextConfig, transform: AnyResTransform) -> None:
 
 
 def _prompt_prefix(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> str:
-    """What the chat template writes before the prompt; the image is in it."""
+    """What the chat template writes before the prompt, the image token included."""
     if tokenizer.chat_template is None:
         raise ValueError("The tokenizer has no chat template; the checkpoint needs a chat_template.json or .jinja.")
     content = [{"type": "text", "text": _PLACEHOLDER}, {"type": "image"}]
@@ -337,7 +339,7 @@ def _load_tokenizer(path: str | os.PathLike[str], *, revision: str) -> PreTraine
 
 
 def _feature_layers(config: LlavaNextConfig) -> list[int]:
-    """Where the features stand among the tower's hidden states, of which number 0 enters the first layer."""
+    """Indices of the features among the tower's hidden states; number 0 is the input of the first layer."""
     layers = config.vision_feature_layer
     layers = [layers] if isinstance(layers, int) else layers
     return [layer % (config.vision_config.num_hidden_layers + 1) for layer in layers]

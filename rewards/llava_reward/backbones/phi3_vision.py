@@ -143,6 +143,7 @@ class HDTransform:
         """
         images = self._normalize(self._pad(self._resize(images)))
         crop_shape = (self.crop_size, self.crop_size)
+        # Bicubic without antialias, and after normalisation: so the official processor shrinks its global crop.
         overview = functional.interpolate(images, crop_shape, mode="bicubic", align_corners=False)
         blocks = images.unflatten(3, (-1, self.crop_size)).unflatten(2, (-1, self.crop_size))
         crops = blocks.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
@@ -155,7 +156,7 @@ class HDTransform:
     def _pad(self, image: Tensor) -> Tensor:
         missing_height, missing_width = (-side % self.crop_size for side in image.shape[-2:])
         top, left = missing_height // 2, missing_width // 2
-        return functional.pad(image, (left, missing_width - left, top, missing_height - top), value=1.0)
+        return functional.pad(image, (left, missing_width - left, top, missing_height - top), value=1.0)  # white
 
     def _normalize(self, image: Tensor) -> Tensor:
         mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
@@ -163,7 +164,7 @@ class HDTransform:
 
 
 class PhiVisionBackbone(Backbone):
-    """`microsoft/Phi-3.5-vision-instruct`, run natively, in place of the hub's code, which transformers 5 cannot run.
+    """`microsoft/Phi-3.5-vision-instruct`, without the hub's code, which transformers 5 cannot run.
 
     A row reads `<|user|>`, newline, visual tokens, newline, prompt, end-of-text: the hub's chat template up to the end
     of the prompt. The texts before and after the image are tokenised by themselves, as the official processor does, so
@@ -201,7 +202,7 @@ class PhiVisionBackbone(Backbone):
     ) -> None:
         super().__init__()
         if tokenizer.eos_token is None:
-            raise ValueError("The tokenizer must have an eos_token (<|endoftext|> on the hub), it has none.")
+            raise ValueError("The tokenizer must have an eos_token (<|endoftext|> on the hub), got None.")
         self.model = model
         self.tokenizer = tokenizer
         self.hd_transform = HDTransform(
@@ -223,7 +224,7 @@ class PhiVisionBackbone(Backbone):
     ) -> PhiVisionBackbone:
         """Load a hub repository or folder in the layout of `microsoft/Phi-3.5-vision-instruct`; no code of it is run.
 
-        Its own option is `num_crops`, as for the class; the folder's own figure is not read.
+        Its own option is `num_crops`, as for the class; the number in the folder's files is not read.
         """
         from transformers import ImageProcessingMixin
 
@@ -284,12 +285,13 @@ class PhiVisionBackbone(Backbone):
         return self.model.vision_embed_tokens(inputs.pixel_values, inputs.extras["grids"])
 
     def project(self, features: Tensor, inputs: BackboneInputs, projector: nn.Module) -> Tensor:
-        """(T, D): the projector on features and separators alike, in the projector's dtype."""
+        """(T, D): the projector on features and separators, in the projector's dtype."""
         *_, bias = projector.parameters()
         return projector(features.to(bias))
 
     def language_arguments(self, inputs: BackboneInputs, visual_tokens: Tensor) -> dict[str, Any]:
-        """As `Backbone.language_arguments`; padding repeats a row's last position: LongRoPE knows its length by it."""
+        """As `Backbone.language_arguments`; position ids of padding repeat the last one of the row."""
+        # LongRoPE chooses its factors by a row's largest position: counting on into the padding could switch them.
         places = torch.arange(inputs.input_ids.shape[1], device=inputs.input_ids.device)
         return {
             "inputs_embeds": self.embed_tokens(inputs, visual_tokens),
@@ -307,7 +309,8 @@ class PhiVisionBackbone(Backbone):
     def _tokenize(self, prompts: Sequence[str], counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """For each prompt and number of visual tokens the ids of its row, 0 for the visual ones, and their mask."""
         refuse_control_tokens(prompts, control_tokens(self.tokenizer))
-        for prompt in prompts:  # not in the vocabulary: the official processor finds it by a pattern
+        # Image tags are not in the vocabulary: the official processor finds them by a pattern.
+        for prompt in prompts:
             refuse_control_tokens([prompt], _IMAGE_TAG.findall(prompt))
         before = self.tokenizer(_TEXT_BEFORE_IMAGE).input_ids
         after = self.tokenizer([f"\n{prompt}{self.tokenizer.eos_token}" for prompt in prompts]).input_ids
@@ -343,6 +346,7 @@ def _random(sizes: Mapping[str, Any], *, num_crops: int = 16) -> PhiVisionBackbo
     )
 
     tokenizer = byte_tokenizer("<|user|>")
+    # LongRoPE needs factors, one for each pair of channels; their values change neither speed nor memory.
     factors = [1.0] * (sizes["hidden_size"] // sizes["num_attention_heads"] // 2)
     config = PhiVisionConfig(
         **sizes,

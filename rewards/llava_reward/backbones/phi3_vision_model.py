@@ -20,7 +20,7 @@ EMBEDDING_LAYER = {
     "use_hd_transform": True,
     "with_learnable_separator": True,
 }
-"""`embd_layer` of the hub's config.json, the one way of embedding images that is written here."""
+"""`embd_layer` of the hub's config.json, the only way of embedding images that is implemented."""
 
 
 class PhiVisionConfig(Phi3Config):
@@ -30,7 +30,7 @@ class PhiVisionConfig(Phi3Config):
     `vision_config` with settings of `CLIPVisionConfig` overrides them.
 
     Raises:
-        ValueError: when the file asks for another way of embedding images than that of the hub.
+        ValueError: when the file configures another way of embedding images than the hub's.
 
     Example:
         >>> image = {"img_processor": {"image_dim_out": 1024}, "embd_layer": dict(EMBEDDING_LAYER)}
@@ -56,7 +56,7 @@ class PhiVisionConfig(Phi3Config):
         self._check_image_embedding()
 
     def convert_rope_params_to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Standardise `rope_scaling`, again once its type `su` has got its new name, `longrope`."""
+        """Standardise `rope_scaling`, once more after transformers has renamed its type `su` to `longrope`."""
         kwargs = super().convert_rope_params_to_dict(*args, **kwargs)
         self.standardize_rope_params()
         return kwargs
@@ -89,7 +89,7 @@ class PhiVisionConfig(Phi3Config):
 class RowwiseRotaryEmbedding(Phi3RotaryEmbedding):
     """LongRoPE whose short or long factors are chosen for each row, by the largest position in it.
 
-    transformers chooses once for a batch, so that a long row would change the states of its short neighbours.
+    transformers chooses once for a batch, so that a long row would change the states of the short rows beside it.
     """
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ class PhiImageEmbedding(nn.Module):
     def __init__(self, config: PhiVisionConfig) -> None:
         super().__init__()
         clip_config = copy.deepcopy(config.vision_config)
-        clip_config.num_hidden_layers = config.feature_layer
+        clip_config.num_hidden_layers = config.feature_layer  # later layers are never read
         width = 4 * clip_config.hidden_size
         self.crop_tokens = config.crop_tokens
         self.img_processor = CLIPVisionModel(clip_config)
@@ -148,7 +148,7 @@ class PhiImageEmbedding(nn.Module):
 
     def encode(self, crops: Tensor) -> Tensor:
         """(N, 3, crop_size, crop_size) -> (N, P, C), the tower's features of the patches of each crop."""
-        return self.img_processor(crops.to(self.glb_GN)).last_hidden_state[:, 1:]
+        return self.img_processor(crops.to(self.glb_GN)).last_hidden_state[:, 1:]  # without the class token
 
     def lay_out(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         """(N, P, C) features of patches -> (T, 4C) in the projector's order; `forward` has the rest."""
@@ -160,6 +160,7 @@ class PhiImageEmbedding(nn.Module):
 
     def num_tokens(self, rows: int, columns: int) -> int:
         """Number of visual tokens of an image of rows * columns crops besides the global one."""
+        # Patches, merged 2 x 2, of all crops; a separator for each line of the two images; one between the images.
         side = self.crop_tokens
         return (rows * columns + 1) * side**2 + (rows + 1) * side + 1
 
@@ -182,20 +183,21 @@ def _distinct_crops(grids: Sequence[tuple[int, int]]) -> tuple[list[int], list[i
     order: list[int] = []
     for rows, columns in grids:
         place, crops = len(order), 1 + rows * columns
-        different = 1 if crops == 2 else crops
+        different = 1 if crops == 2 else crops  # a single crop and the global crop show the same pixels
         order += [len(distinct) + min(crop, different - 1) for crop in range(crops)]
         distinct += range(place, place + different)
     return distinct, order
 
 
 class PhiVisionModel(Phi3PreTrainedModel):
-    """The two halves of the model; holds them for loading, placement and quantisation, and has no forward of its own.
+    """The two halves of the model, held together for loading, placement and quantisation; it has no forward.
 
     Load it with `key_mapping=PhiVisionModel.hub_keys`. Not loaded are the language-model head, the CLIP layers after
     the one that is read, and `wte`, a second name of the token embedding in some checkpoints.
     """
 
     config_class = PhiVisionConfig
+    # Phi3's prefix, "model", names the attribute that holds the base model; here none does.
     base_model_prefix = ""
     _no_split_modules: ClassVar[list[str]] = ["Phi3DecoderLayer", "PhiImageEmbedding"]
     hub_keys: ClassVar[dict[str, str]] = {

@@ -36,7 +36,7 @@ TEMPLATE = "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{prompt}<|im_
 
 _NEW_NAMES = {r"^model\.(?=visual\.|language_model\.)": ""}  # the hub's older names are mapped by transformers itself
 
-MAX_ASPECT_RATIO = 200
+MAX_ASPECT_RATIO = 200  # that of transformers' `smart_resize`
 
 _DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # transformers' for a silent configuration
 
@@ -44,8 +44,8 @@ _DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # tr
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Height and width that Qwen's processors resize an image to, as transformers' function of this name.
 
-    Each side goes to the nearest multiple of `factor`. Where the area then leaves the limits, both sides are scaled
-    alike first, and rounded towards the inside of the limit.
+    Each side is rounded to the nearest multiple of `factor`. Where the area is then outside the limits, both sides are
+    scaled by one factor first, and rounded towards the inside of the limits.
 
     Raises:
         ValueError: when one side is more than 200 times the other.
@@ -199,7 +199,7 @@ def _limit(config: Mapping[str, Any], name: str, edge: str) -> int:
 
 
 class _GroupedRows(nn.Module):
-    """Stands in the vision tower where the merger was: lays the rows of a visual token side by side.
+    """Replaces the merger in the vision tower: lays the rows of a visual token side by side.
 
     The tower applies it to rows in the order of its attention windows and then puts the result into reading order.
     """
@@ -242,6 +242,7 @@ class QwenVLBackbone(Backbone):
         self.model = model
         self.tokenizer = tokenizer
         self.transform = transform
+        # Each dimension has its own projector, the tower runs once for all: so the merger must be apart from it.
         self.merger = model.visual.merger
         model.visual.merger = _GroupedRows(transform.merge_size**2)
         self.freeze()
@@ -294,7 +295,7 @@ class QwenVLBackbone(Backbone):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The pixel limits that are in force."""
+        """The pixel limits in use."""
         return {"min_pixels": self.transform.min_pixels, "max_pixels": self.transform.max_pixels}
 
     def prepare(self, images: Sequence[Tensor], prompts: Sequence[str]) -> BackboneInputs:
@@ -308,7 +309,10 @@ class QwenVLBackbone(Backbone):
         patches, grids = zip(*(self.transform(image) for image in images), strict=True)
         grid_thw = torch.tensor([(1, *grid) for grid in grids])
         num_visual_tokens = (grid_thw.prod(dim=1) // self.transform.merge_size**2).tolist()
-        texts = [_text(prompt, count) for prompt, count in zip(prompts, num_visual_tokens, strict=True)]
+        texts = [
+            TEMPLATE.format(image=IMAGE_TOKEN * count, prompt=prompt)
+            for prompt, count in zip(prompts, num_visual_tokens, strict=True)
+        ]
         tokens = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         image_mask = tokens["input_ids"] == self.model.config.image_token_id
         position_ids, _ = self.model.get_rope_index(
@@ -330,22 +334,18 @@ class QwenVLBackbone(Backbone):
         return self.model.visual(inputs.pixel_values, grid_thw=inputs.extras["grid_thw"]).pooler_output
 
     def project(self, features: Tensor, inputs: BackboneInputs, projector: nn.Module) -> Tensor:
-        """(T, D) visual tokens; T and D as in the base class."""
+        """(T, D) visual tokens."""
         patches = features.unflatten(-1, (self.transform.merge_size**2, -1)).flatten(0, 1)
         return projector(patches)
 
     def language_arguments(self, inputs: BackboneInputs, visual_tokens: Tensor) -> dict[str, Any]:
-        """As in the base class; `position_ids` are the three-dimensional ones (3, B, S)."""
+        """As `Backbone.language_arguments`; `position_ids` are three-dimensional, (3, B, S)."""
         return {
             "inputs_embeds": self.embed_tokens(inputs, visual_tokens),
             "attention_mask": inputs.attention_mask,
             "position_ids": inputs.extras["position_ids"],
             "use_cache": False,
         }
-
-
-def _text(prompt: str, num_visual_tokens: int) -> str:
-    return TEMPLATE.format(image=IMAGE_TOKEN * num_visual_tokens, prompt=prompt)
 
 
 def _check_together(model: Qwen2_5_VLModel, tokenizer: Qwen2Tokenizer, transform: PatchTransform) -> None:
@@ -368,7 +368,7 @@ def _check_together(model: Qwen2_5_VLModel, tokenizer: Qwen2Tokenizer, transform
 
 
 def _random(sizes: Mapping[str, Any], *, min_pixels: int = 3136, max_pixels: int = 12845056) -> QwenVLBackbone:
-    """The limits are those of the hub's preprocessor_config.json."""
+    # The default limits are those of the hub's preprocessor_config.json.
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
     tokenizer = byte_tokenizer("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
@@ -394,7 +394,7 @@ QWEN2_5_VL = BackboneSpec(
         projector="merger",
         projector_keys=("ln_q.weight", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"),
         query="q_proj",
-        # The official code looks for the visual tokens by id 151643, which is padding, in place of 151655.
+        # The official code looks for the visual tokens by id 151643, which is padding, instead of 151655.
         attends_to="nothing",
     ),
     full_size={

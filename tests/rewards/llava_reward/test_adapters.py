@@ -16,7 +16,7 @@ from peft import LoraConfig
 from fk_reward.models import resolve_model
 from fk_reward.pipelines.acceleration import repeated_blocks
 from fk_reward.rewards import load_reward
-from fk_reward.rewards.llava_reward.adapters import CHANGE_THE_BASE, LEAVE_THE_BASE
+from fk_reward.rewards.llava_reward.adapters import BASE_CHANGING, BASE_PRESERVING
 
 PROMPT = "a photo of a cross"
 
@@ -91,7 +91,7 @@ def check_unchanged(reward, before):
 def test_the_backbone_is_the_same_after_every_initialisation_that_peft_knows(alignment, folder, images, value):
     before, scores = own_weights(alignment), alignment(images, PROMPT)
     set_fields(folder, init_lora_weights=value, **({"loftq_config": {"loftq_bits": 4}} if value == "loftq" else {}))
-    if isinstance(value, str) and value.lower().startswith(CHANGE_THE_BASE):
+    if isinstance(value, str) and value.lower().startswith(BASE_CHANGING):
         with pytest.raises(ValueError, match=rf"adapter_config.json: init_lora_weights='{value}'.*plain LoRA"):
             load(folder)
     else:
@@ -105,10 +105,10 @@ def test_the_backbone_is_the_same_after_every_initialisation_that_peft_knows(ali
 def test_every_initialisation_of_peft_is_sorted():
     """A newer PEFT may have more: decide for each whether it changes the base."""
     named = {value.partition("_niter_")[0] for value in INITIALISATIONS if isinstance(value, str)}
-    assert {name.lower() for name in named} == {*LEAVE_THE_BASE, *CHANGE_THE_BASE}
+    assert {name.lower() for name in named} == {*BASE_PRESERVING, *BASE_CHANGING}
 
 
-@pytest.mark.parametrize("name", [name for name in CHANGE_THE_BASE if name in ("pissa", "olora")])
+@pytest.mark.parametrize("name", [name for name in BASE_CHANGING if name in ("pissa", "olora")])
 def test_those_initialisations_do_change_a_base(name):
     """PEFT itself, on one layer."""
     model = torch.nn.Sequential(torch.nn.Linear(8, 8))

@@ -405,7 +405,7 @@ def test_save_pretrained_can_push(reward, tmp_path, hub):
 def test_somebody_elses_folder_is_left_alone(reward, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(FileExistsError, match=r"is no checkpoint, but holds config\.json, model\.safetensors"):
+    with pytest.raises(FileExistsError, match=r"is not a checkpoint, but holds config\.json, model\.safetensors"):
         reward.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 

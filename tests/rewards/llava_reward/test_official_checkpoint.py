@@ -160,7 +160,7 @@ def test_an_absent_file_is_named(write, name):
 
 
 def test_no_folder():
-    with pytest.raises(FileNotFoundError, match=r"lacks reward_config\.yaml.*it is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"lacks reward_config\.yaml.*it is not a folder"):
         load("nowhere")
 
 
@@ -318,7 +318,7 @@ def test_other_names_of_lora(write_lora, rename, pickled):
 def test_lora_elsewhere_is_refused(write_lora, key):
     folder = write_lora()
     rewrite_tensors(folder / "lora" / "adapter_model.safetensors", lambda tensors: tensors | {key: torch.zeros(4, 4)})
-    with pytest.raises(ValueError, match="is no LoRA matrix of the language model"):
+    with pytest.raises(ValueError, match="is not a LoRA matrix of the language model"):
         load_lora(folder)
 
 

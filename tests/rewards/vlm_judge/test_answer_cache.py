@@ -96,7 +96,7 @@ def test_a_damaged_file_counts_as_absent_and_is_replaced(tmp_path, damage, caplo
     engine = ScriptedEngine()
     assert torch.equal(VLMJudge(engine, cache=tmp_path)(IMAGES[:1], "a cat"), scores)
     assert len(engine.calls) == 1
-    assert "does not hold a whole answer" in caplog.text
+    assert "does not hold a complete answer" in caplog.text
     assert file.read_text(encoding="utf-8") == whole
 
 
