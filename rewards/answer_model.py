@@ -63,7 +63,7 @@ class AnswerModel(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
-        configs = (model.config, model.config.get_text_config())  # InstructBLIP's T5 is only in its text config
+        configs = (model.config, model.config.get_text_config())  # for InstructBLIP's T5, only the second says it
         self.is_encoder_decoder = any(bool(config.is_encoder_decoder) for config in configs)
         self._decoder_start = _decoder_start(model) if self.is_encoder_decoder else None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -137,7 +137,7 @@ class AnswerModel(nn.Module):
         if self.is_encoder_decoder:
             inputs["decoder_input_ids"] = self._decoder_input_ids(opening).expand(len(images), -1)
         elif self._keeps_logits:
-            inputs["logits_to_keep"] = 1  # (B, S, V) logits would take more memory than the model's states
+            inputs["logits_to_keep"] = 1  # only one is read, and (B, S, V) logits take gigabytes
         return self.model(**inputs, use_cache=False).logits[:, -1].float()
 
     def refuse_control_tokens(self, prompts: Sequence[str]) -> None:

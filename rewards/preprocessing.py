@@ -143,7 +143,9 @@ class ImagePreprocessing:
         return images[..., top : top + crop_height, left : left + crop_width]
 
     def _begin(self, margin: int) -> int:
-        return margin // 2  # of an odd number, the smaller half: as transformers; torchvision's is overridden below
+        return (
+            margin // 2
+        )  # the smaller half of an odd number, as in transformers; `TorchvisionPreprocessing` rounds otherwise
 
 
 def _resize_target(size: int | Mapping[str, int]) -> int | tuple[int, int]:

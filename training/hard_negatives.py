@@ -129,7 +129,7 @@ def _choose(negatives: list[HardNegative], num: int, seed: int) -> list[HardNega
     """Some of the negatives: in random order, but first one of each kind, then another of each."""
     if not negatives:
         return []
-    # Seeded by the caption, not by its place: other captions in the file do not change the choice.
+    # Seeded by the caption too, so that its place in the list does not matter.
     digest = hashlib.sha256(negatives[0].caption.encode()).digest()
     rng = np.random.default_rng([seed, *digest])
     shuffled = [negatives[place] for place in rng.permutation(len(negatives))]

@@ -171,7 +171,7 @@ def _embedded(dimension: str) -> RewardEntry:
         weights="in the package",
         memory="10 MB in float32",
     )
-    # Float32 and a large batch: the model has 10 MB, and small rewards should be exact on a CPU.
+    # Float32 and a large batch: for a model of 10 MB, less would save nothing.
     build = partial(load_llava_reward, adapter=card.name, torch_dtype=torch.float32, batch_size=64, card=card)
     return RewardEntry(card, build)
 

@@ -337,7 +337,7 @@ def download_official(repo: str, *, backbone: str, dimension: str, revision: str
     root = Path(snapshot_download(repo, revision=revision, allow_patterns=[f"*{YAML_FILE}"]))
     files = [file.relative_to(root).as_posix() for file in root.rglob(YAML_FILE)]
     folder = find_official_folder(files, backbone=backbone, dimension=dimension)
-    # Patterns of the hub's client are globs: a "[" in a folder name would match nothing.
+    # Patterns of the hub's client are globs: an unescaped "[" in a folder name would not match itself.
     patterns = [f"{escape(folder)}/{name}" for name in (YAML_FILE, TENSORS_FILE, f"{LORA_FOLDER}/*")]
     return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)) / folder
 

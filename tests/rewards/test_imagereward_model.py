@@ -94,7 +94,10 @@ BROKEN = {
     "unexpected": (random_state_dict() | {"mlp.layers.8.weight": torch.ones(1)}, "does not have: mlp.layers.8.weight"),
     "momentum": (random_state_dict() | {"blip.temp": torch.ones(1)}, "does not have: blip.temp"),
     "shape": (random_state_dict() | {"mlp.layers.0.bias": torch.ones(3)}, r"mlp.layers.0.bias \(3,\), not \(24,\)"),
-    "no square": (random_state_dict() | {"blip.visual_encoder.pos_embed": torch.ones(1, 8, 192)}, "make no square"),
+    "no square": (
+        random_state_dict() | {"blip.visual_encoder.pos_embed": torch.ones(1, 8, 192)},
+        "do not form a square",
+    ),
     "another model": ({"logit_scale": torch.ones(1)}, "Not the weights of an ImageReward"),
     "flat": (random_state_dict() | {"blip.visual_encoder.cls_token": torch.ones(192)}, r"its shape is \(192,\)"),
 }
@@ -187,7 +190,7 @@ def test_the_tokenizer_must_be_that_of_the_text_encoder(imagereward_folder, tmp_
     write_bert_tokenizer(tmp_path)
     with (tmp_path / "vocab.txt").open("a") as file:
         file.write("more\n")
-    with pytest.raises(ValueError, match=f"{NUM_TOKENS} tokens and the tokenizer {NUM_TOKENS + 1}: pass tokenizer="):
+    with pytest.raises(ValueError, match=f"{NUM_TOKENS} tokens, the tokenizer {NUM_TOKENS + 1}: pass tokenizer="):
         load_reward("imagereward", weights=imagereward_folder, tokenizer=tmp_path)
 
 

@@ -99,7 +99,7 @@ def test_token_ids_agree_with_the_processor(tiny: Tiny) -> None:
         assert torch.equal(ids, expected["input_ids"][row][expected["attention_mask"][row].bool()]), prompt
     assert inputs.num_visual_tokens == (expected["input_ids"] == tiny.processor.image_token_id).sum(dim=1).tolist()
     assert len(set(inputs.num_visual_tokens)) > 2
-    assert not inputs.attention_mask[:, 1:].gt(inputs.attention_mask[:, :-1]).any(), "padding stands on the right"
+    assert not inputs.attention_mask[:, 1:].gt(inputs.attention_mask[:, :-1]).any(), "padding is on the right"
 
 
 @pytest.mark.parametrize("number", range(len(SIZES)), ids=list(SIZES))
