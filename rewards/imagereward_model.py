@@ -176,7 +176,7 @@ def _size(state_dict: Mapping[str, Tensor], name: str, dimension: int) -> int:
     tensor = state_dict.get(name)
     if tensor is None or tensor.ndim <= dimension:
         found = "it is missing" if tensor is None else f"its shape is {tuple(tensor.shape)}"
-        raise ValueError(f"Not the weights of an ImageReward: tensor {name} gives a size, but {found}.")
+        raise ValueError(f"Not the weights of an ImageReward: a size is read from {name}, but {found}.")
     return tensor.shape[dimension]
 
 

@@ -119,7 +119,7 @@ class TestErrors:
 
     def test_checkpoint_of_another_dimension(self, phi, tmp_path):
         phi.load("safety").save_pretrained(tmp_path / "own")
-        with pytest.raises(ValueError, match="holds dimension 'safety', but 'alignment'"):
+        with pytest.raises(ValueError, match="holds dimension 'safety', not 'alignment'"):
             load_reward("llava-reward", backbone=phi.backbone, adapter={"alignment": tmp_path / "own"})
 
     def test_option_of_another_backbone(self, phi):
