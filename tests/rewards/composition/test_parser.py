@@ -126,7 +126,7 @@ DEEP = {
     "+ " * 4000 + "a": "nested",
     "min(a, " * 300 + "b" + ")" * 300: "nested 50 deep",
     "a if b > 0 else " * 400 + "a": "nested 50 deep",
-    "a if " * 400 + "b": "nested|one comparison|cannot stand",
+    "a if " * 400 + "b": "nested|one comparison|not allowed here",
     "a + " * 10_000 + "a": "at most 5,000 names, numbers and signs, got 20,001",
     "a" * 100_000 + " + b": "",
     "1e5" * 3000 + "+a": "",
