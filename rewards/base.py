@@ -275,14 +275,14 @@ class Reward(abc.ABC):
         """Check type, shape and values; `forbidden` (B,) says which may be `-inf`, by default those that are."""
         name = self.card.name
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
-            got, remedy = type(scores).__name__, "torch.as_tensor(scores), of one float an image"
+            got, remedy = type(scores).__name__, "torch.as_tensor(scores), of one float per image"
             if isinstance(scores, Tensor):
                 got, remedy = str(scores.dtype), "scores.float()"
             raise TypeError(f"Reward {name!r} must return a floating tensor, got {got}: return {remedy}.")
         if scores.shape != (len(indices),):
             hint = ": return scores.squeeze(1)" if scores.shape == (len(indices), 1) else ""
             raise ValueError(
-                f"Reward {name!r} must return shape ({len(indices)},), one score an image, got "
+                f"Reward {name!r} must return shape ({len(indices)},), one score per image, got "
                 f"{tuple(scores.shape)}{hint}."
             )
         forbidden = scores.detach().isneginf() if forbidden is None else forbidden
@@ -362,5 +362,5 @@ def _check_parameters(fn: Callable[..., Any]) -> None:
         name = getattr(fn, "__name__", type(fn).__name__)
         raise TypeError(
             f"A reward is called as fn(images, prompts), and {name}{signature} cannot be: {error}. "
-            "Write a function of these two, which may leave prompts unread."
+            "Write a function with these two parameters; it may ignore the prompts."
         ) from error

@@ -113,7 +113,7 @@ def _checked(origin: str, row: Any) -> Row:
 # looks like a date a datetime; a path with brackets is a pattern that matches nothing; and a copy goes to the cache.
 def _file_rows(path: Path) -> Iterable[tuple[int, Any]]:
     if not path.is_file():
-        raise FileNotFoundError(f"No such file of preferences: {path}.")
+        raise FileNotFoundError(f"No such preference file: {path}.")
     with path.open("rb") as file:
         if file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
             return enumerate(_parquet_rows(path), start=1)

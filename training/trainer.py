@@ -62,7 +62,7 @@ class LlavaRewardTrainer(Trainer):
     ) -> None:
         if args.n_gpu > 1:  # DataParallel splits tensors along their first axis: here, the channels of each image
             raise ValueError(
-                f"One process sees {args.n_gpu} GPUs: start one process a GPU with `accelerate launch`, or name one "
+                f"One process sees {args.n_gpu} GPUs: start one process per GPU with `accelerate launch`, or name one "
                 "GPU in CUDA_VISIBLE_DEVICES."
             )
         self.reward = model

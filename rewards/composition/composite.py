@@ -200,7 +200,7 @@ def _higher_is_better(expression: Expression, cards: Cards) -> bool:
     down = [name for name in raised if not cards[name].higher_is_better]
     if up and down:
         raise ValueError(
-            f"Of {', '.join(down)} lower is better, of {', '.join(up)} higher: {expression} rewards both. "
+            f"Lower is better for {', '.join(down)}, higher for {', '.join(up)}, but {expression} raises both. "
             f"Write a minus before {down[0]}."
         )
     return not down

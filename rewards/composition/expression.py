@@ -336,8 +336,8 @@ def make_standardized(
         mean = _rounded(sum(operand.typical_range(cards)) / 2)
         if not math.isfinite(mean):
             raise ValueError(
-                f"The typical range of {operand} is not known, and so no mean: give one, z({operand}, mean=...). "
-                "In a sum, any mean steers in the same way."
+                f"The typical range of {operand} is not known, so there is no default mean: give one, "
+                f"z({operand}, mean=...). In a sum, any mean steers in the same way."
             )
     if not (0 < spread < math.inf and math.isfinite(mean)):
         raise ValueError(f"z needs a finite mean and a positive, finite spread, got mean={mean}, spread={spread}.")
@@ -376,8 +376,8 @@ def make_gate(
         low, _ = passed.typical_range(cards)
         if not math.isfinite(low):
             raise ValueError(
-                f"What is the value where the condition fails? The typical range of {passed} is not known: write else "
-                "and a number below its usual scores. It must be finite, or no particle might be left."
+                f"The typical range of {passed} is not known, so there is no default value where the condition fails: "
+                "write else and a number below its usual scores. It must be finite, or no particle might be left."
             )
         failed = make_number(_rounded(low))
         logger.warning(

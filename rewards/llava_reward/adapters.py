@@ -203,7 +203,7 @@ def check_lora_settings(settings: Mapping[str, Any]) -> None:
         if name in _PLAIN_LORA_FIELDS or not value or value == defaults.get(name):
             continue
         if name not in defaults:
-            raise ValueError(f"{name}={value!r} is not known to PEFT {peft.__version__}: it may need a newer one.")
+            raise ValueError(f"{name}={value!r} is not known to PEFT {peft.__version__}: it may need a newer version.")
         raise ValueError(f"{name}={value!r} is not plain LoRA, which is all that a LLaVA-Reward is made of.")
 
 

@@ -153,7 +153,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         """
         name, key = attach_adapter(self.model, adapter, dimension=dimension, revision=revision)
         if self._keys.setdefault(name, key) != key:
-            raise ValueError(f"Dimension {name!r} is loaded already, from another checkpoint.")
+            raise ValueError(f"Dimension {name!r} is already loaded, from another checkpoint.")
         self._cards.setdefault(name, card_of(name))
         return self
 
@@ -349,5 +349,5 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
 
     def _key(self, dimension: str) -> str:
         if dimension not in self._keys:
-            raise ValueError(f"Dimension {dimension!r} is not loaded; there are: {', '.join(self._keys)}.")
+            raise ValueError(f"Dimension {dimension!r} is not loaded; loaded: {', '.join(self._keys)}.")
         return self._keys[dimension]

@@ -124,9 +124,7 @@ class AnswerCache:
             if all(_PART.fullmatch(entry.name) for entry in self.folder.iterdir()):
                 _close(self.folder)
             else:
-                logger.warning(
-                    "%s holds other things than answers, and its mode lets others look into it.", self.folder
-                )
+                logger.warning("%s holds files other than answers, and its mode lets other users read it.", self.folder)
         self._closed.add(part)
 
     def _path(self, key: str) -> Path:
@@ -142,4 +140,4 @@ def _close(folder: Path) -> None:
         try:
             folder.chmod(_OWNER_ALONE)
         except OSError as error:  # another user owns it
-            logger.warning("%s cannot be closed to others, who may read its answers: %s", folder, error)
+            logger.warning("%s cannot be made private, so that other users may read its answers: %s", folder, error)

@@ -154,7 +154,7 @@ class Credentials:
         return f"Credentials({HIDDEN})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("The key of an endpoint is neither pickled nor copied: make the engine anew in that process.")
+        raise TypeError("The key of an endpoint cannot be pickled or copied: create the engine again in that process.")
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

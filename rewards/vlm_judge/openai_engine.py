@@ -104,7 +104,9 @@ class OpenAIEngine:
         return f"OpenAIEngine({self.name!r})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("An OpenAIEngine is neither pickled nor copied, for its key: make it anew in that process.")
+        raise TypeError(
+            "An OpenAIEngine cannot be pickled or copied, since it holds a key: create it again in that process."
+        )
 
     def generate(
         self, images: Sequence[Sequence[Image.Image]], messages: Sequence[Messages], *, sampling: Sampling

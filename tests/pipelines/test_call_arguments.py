@@ -261,7 +261,7 @@ def test_functions_that_can_be_called_with_two_are_taken(fn):
             r"got torch.int64: return scores.float\(\)",
         ),
         (lambda images: torch.ones(len(images), 1), ValueError, r"got \(4, 1\): return scores.squeeze\(1\)"),
-        (lambda images: torch.tensor(1.0), ValueError, r"shape \(4,\), one score an image, got \(\)"),
+        (lambda images: torch.tensor(1.0), ValueError, r"shape \(4,\), one score per image, got \(\)"),
     ],
 )
 def test_a_wrong_result_of_a_reward_is_named(result, error, message):

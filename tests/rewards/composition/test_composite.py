@@ -223,7 +223,7 @@ def test_lower_is_better():
     assert (-minimum(harm, 1)).card.higher_is_better
     assert (-(harm - a)).card.higher_is_better
     assert gate(a, harm, below=0).card.higher_is_better
-    with pytest.raises(ValueError, match="Of harm lower is better, of a higher.*Write a minus before harm"):
+    with pytest.raises(ValueError, match="Lower is better for harm, higher for a.*Write a minus before harm"):
         a + 0.1 * harm
     with pytest.raises(ValueError, match="Write a minus before harm"):
         gate(a, a, above=0, otherwise=harm)

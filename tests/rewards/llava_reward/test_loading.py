@@ -81,7 +81,7 @@ def test_num_crops_reaches_the_backbone(phi):
 
 class TestErrors:
     def test_dimension_not_loaded(self, phi):
-        with pytest.raises(ValueError, match="'beauty' is not loaded; there are: alignment, safety"):
+        with pytest.raises(ValueError, match="'beauty' is not loaded; loaded: alignment, safety"):
             phi.load(["alignment", "safety"]).set_dimension("beauty")
 
     def test_dimension_not_in_the_folder(self, phi):

@@ -202,9 +202,9 @@ def test_names_and_representations(endpoint):
     judge = VLMJudge(engine)
     assert_clean(engine.name, repr(engine), repr(vars(engine)), str(judge.card), repr(vars(judge)))
     assert engine.name.startswith(f"openai {endpoint.url} judge ")
-    with pytest.raises(TypeError, match="neither pickled nor copied"):
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
         pickle.dumps(engine)
-    with pytest.raises(TypeError, match="neither pickled nor copied"):
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
         copy.deepcopy(engine)
 
 
@@ -343,4 +343,4 @@ def test_a_folder_that_holds_other_things_keeps_its_mode_and_is_told(tmp_path, c
     for key in ("0123", "4567", "0124"):
         cache.put(key, "an answer", about={})
     assert (mode(tmp_path), mode(tmp_path / "01")) == (0o755, 0o700)
-    assert "holds other things than answers" in caplog.text
+    assert "holds files other than answers" in caplog.text
