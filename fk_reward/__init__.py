@@ -36,6 +36,7 @@ _MODULES = {
     "steer": "sampling.steering",
 }
 
+# Written out beside `_MODULES`: type checkers and editors read a literal list only.
 __all__ = [
     "BatchSizes",
     "FKSteeringConfig",

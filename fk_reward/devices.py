@@ -12,10 +12,10 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def resolve_device(name: str) -> str:
-    """The device that a name stands for; "auto" is the GPU where there is one.
+    """Resolve the name of a device; "auto" is the GPU if there is one.
 
     Raises:
-        ValueError: an unknown name, or a GPU that is not there.
+        ValueError: an unknown name, or "cuda" without a GPU.
 
     Example:
         >>> resolve_device("cpu")
@@ -31,7 +31,7 @@ def resolve_device(name: str) -> str:
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """The floating type that a name stands for; "auto" is half precision on the GPU and single on the CPU.
+    """Resolve the name of a floating type; "auto" is half precision on the GPU and single precision on the CPU.
 
     Raises:
         ValueError: an unknown name.

@@ -1,8 +1,8 @@
-"""JSON and YAML of people: read in linear time and bounded memory, or one error that names the source.
+"""JSON and YAML from users: read in linear time and bounded memory, or one error that names the source.
 
-Python's reader of JSON ends with RecursionError in a document of 1,000 brackets, and with a ValueError that is no
-JSONDecodeError in a number of 5,000 digits. YAML's aliases let ten lines stand for a billion values. Files that come
-from elsewhere are read by these functions, whose only error is ValueError.
+Python's JSON reader raises RecursionError on a document of 1,000 brackets, and on a number of 5,000 digits a ValueError
+that is not a JSONDecodeError. YAML's aliases let ten lines expand to a billion values. Read files from elsewhere with
+these functions, whose only error is ValueError.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parse_json(text: str, source: object, *, parse_constant: Callable[[str], Any
         parse_constant: what `NaN`, `Infinity` and `-Infinity` become, see `json.loads`; None for the floats.
 
     Raises:
-        ValueError: it is no JSON, is nested more than `MAX_DEPTH` levels, or holds a number of thousands of digits.
+        ValueError: it is not JSON, is nested more than `MAX_DEPTH` levels, or holds a number of thousands of digits.
 
     Example:
         >>> parse_json("[" * 5000, "rows.json")
@@ -48,22 +48,22 @@ def parse_json(text: str, source: object, *, parse_constant: Callable[[str], Any
 
 
 def parse_yaml(text: str, source: object) -> Any:
-    """Read YAML of plain values, in which an anchor may be used often but not to build a document without end.
+    """Read YAML of plain values. Anchors may be used often, but not to build a document without end.
 
     Args:
         text: the document.
         source: where it is from, for the message.
 
     Raises:
-        ValueError: it is no YAML, is nested more than `MAX_DEPTH` levels, or its aliases lead into themselves or stand
-            for more than `MAX_VALUES` values.
+        ValueError: it is not YAML, is nested more than `MAX_DEPTH` levels, or its aliases contain themselves or expand
+            to more than `MAX_VALUES` values.
 
     Example:
         >>> parse_yaml("{a: &x [1, 2], b: *x}", "run.yaml")
         {'a': [1, 2], 'b': [1, 2]}
         >>> parse_yaml("a: &x [*x]", "run.yaml")
         Traceback (most recent call last):
-        ValueError: run.yaml: an alias stands inside its own anchor, which has no end.
+        ValueError: run.yaml: an alias is inside its own anchor, which has no end.
     """
     # PyYAML takes quadratic time for brackets, and quotes are not looked at here: a limit far above any settings.
     _check_depth(text, source, limit=3 * MAX_DEPTH, strings=False)
@@ -72,14 +72,15 @@ def parse_yaml(text: str, source: object) -> Any:
     except RecursionError as error:
         raise ValueError(_too_deep(source)) from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{source}: no YAML: {error}") from error
+        raise ValueError(f"{source}: not valid YAML: {error}") from error
     if node is None:
         return None
-    _count_values(node, source)
+    _count_values(node, source)  # on the nodes: PyYAML writes the aliases out when it constructs the document
     try:
         return yaml.SafeLoader("").construct_document(node)  # type: ignore[no-untyped-call]
-    except (yaml.YAMLError, ValueError, AttributeError, OverflowError) as error:  # the latter: dates that are none
-        raise ValueError(f"{source}: no YAML: {error}") from error
+    # All but the first come from PyYAML's dates: 2021-02-30, or a text that is tagged as one.
+    except (yaml.YAMLError, ValueError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{source}: not valid YAML: {error}") from error
 
 
 def _check_depth(text: str, source: object, *, limit: int, strings: bool = True) -> None:
@@ -104,7 +105,7 @@ def _count_values(node: yaml.Node, source: object) -> int:
     def count(node: yaml.Node, depth: int) -> int:
         known = counts.get(id(node), 0)
         if known is None:  # it is being counted further up
-            raise ValueError(f"{source}: an alias stands inside its own anchor, which has no end.")
+            raise ValueError(f"{source}: an alias is inside its own anchor, which has no end.")
         if known:
             return known
         if depth > MAX_DEPTH:
@@ -112,7 +113,7 @@ def _count_values(node: yaml.Node, source: object) -> int:
         counts[id(node)] = None
         counts[id(node)] = total = 1 + sum(count(child, depth + 1) for child in _children(node))
         if total > MAX_VALUES:
-            raise ValueError(f"{source}: its aliases stand for more than {MAX_VALUES:,} values.")
+            raise ValueError(f"{source}: its aliases expand to more than {MAX_VALUES:,} values.")
         return total
 
     return count(node, 1)

@@ -1,7 +1,7 @@
-"""Files of results: seen whole or not at all, on disk before the next step begins, and errors that name the path.
+"""Result files: complete or absent, on disk before the next step begins, and errors that name the path.
 
-All commands write through this module. Python's own error of a full disk says neither file nor folder, because the
-system call that fails knows a number only.
+All commands write through this module. Python's own error on a full disk names neither file nor folder, because the
+failing system call knows a file descriptor only.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def naming_path(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes | Callable[[BinaryIO], None]) -> Path:
-    """Write a file such that it is seen whole or not at all, also after a crash of the machine.
+    """Write a file that is either complete or absent, even after a crash of the machine.
 
-    The content goes to a draft beside it, `.NAME.PID.draft`, which then takes its place in one step. The process id
-    keeps the drafts of two processes apart.
+    The content goes to a draft beside it, `.NAME.PID.draft`, which replaces it in one step. The process id keeps the
+    drafts of two processes apart.
 
     Args:
         path: the file; its folder is made where it is missing.
@@ -70,9 +70,9 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes | Callable[[B
             with draft.open("wb") as file:
                 _put(file, content)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # before the rename, or a crash could leave the name on an empty file
             os.replace(draft, path)
-        except BaseException:
+        except BaseException:  # Ctrl-C, too, leaves no draft
             draft.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
@@ -132,17 +132,17 @@ def read_json(path: str | os.PathLike[str], *, remedy: str) -> dict[str, Any]:
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read a file with a JSON object a line.
 
-    What stands behind the last line break was cut off by a kill or a full disk: it is left out with a warning, and
+    Text after the last line break was cut off by a kill or a full disk: it is skipped with a warning, and
     `append_lines` removes it, so that its results are made again.
 
     Args:
         path: the file.
 
     Yields:
-        Numbers of lines, from 1, and what they hold.
+        Line number, from 1, and the object.
 
     Raises:
-        ValueError: for any other line that is no JSON object; it names file and line, and says what to do.
+        ValueError: another line is not a JSON object; the message names file and line, and says what to do.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -165,10 +165,10 @@ def cosmetic(step: str) -> Iterator[None]:
     """Go on after an error in the block, with a warning that names the step.
 
     For plots, previews and pages that show what is written already. Write the results first: what fails here is left
-    out. Nothing that is computed may stand in the block.
+    out. Compute nothing in the block.
 
     Args:
-        step: what was to be done, as "drawing lineage-000.png".
+        step: what the block does, as "drawing lineage-000.png".
 
     Example:
         >>> with cosmetic("drawing lineage.png"):
@@ -176,7 +176,7 @@ def cosmetic(step: str) -> Iterator[None]:
     """
     try:
         yield
-    # Any exception: Matplotlib, PIL and font files raise of every kind, and hours of work stand behind the drawing.
+    # Any exception: Matplotlib, PIL and font files raise all kinds, and a drawing must not cost hours of work.
     # MemoryError and KeyboardInterrupt are about the process and not about the drawing; they are not caught.
     except MemoryError:
         raise

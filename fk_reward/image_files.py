@@ -1,8 +1,8 @@
 """The one reader of images: files, bytes and PIL images of any kind become upright 8-bit RGB, or one error.
 
-What everybody means by "the image" is what a viewer shows: turned as its EXIF block says, on white where it is
-transparent. `datasets` and transformers turn images in the same way. An animation counts by its first frame.
-Colour profiles are not applied, as nowhere in this field.
+"The image" is what a viewer shows: turned as its EXIF block says, on white where it is transparent, of an animation the
+first frame. `datasets` and transformers turn images in the same way. Colour profiles are not applied, as nowhere in
+this field.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fk_reward.text import shortened, visible
 
+# Modes that convert to RGB without a choice of range; "I;16", "I" and "F" have none that all programs share.
 _EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 _TRANSPARENT_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _SHOWN = 300
-"""Letters of a path that a message shows."""
+"""Characters of a path that a message shows."""
 
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w.+=-]+)*?;base64,", re.IGNORECASE | re.ASCII)
 _BASE64_BEGINNINGS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
-"""With these letters PNG, JPEG, GIF and WebP files begin in base64."""
+"""PNG, JPEG, GIF and WebP files begin like this in base64."""
 _SHORTEST_BASE64 = 64
-"""Letters: no file of these formats is shorter, and no path of that many letters has neither a dot nor a dash."""
+"""Characters: no file of these formats is shorter, and a path of this length has a dot or a dash."""
 
 
 class UnreadableImageError(ValueError):
-    """An image that is absent, damaged, no image, too large, or of a mode without an agreed range."""
+    """An image is missing, damaged, too large, not an image, or of a mode without an agreed range."""
 
 
 def read_image(source: str | Path | bytes | Image.Image, *, name: str | None = None) -> Image.Image:
-    """Read an image whole, as a viewer shows it.
+    """Read an image to its end, as a viewer shows it.
 
     Args:
         source: path of a file, the content of one, or a PIL image.
@@ -48,9 +49,9 @@ def read_image(source: str | Path | bytes | Image.Image, *, name: str | None = N
         frame of an animation. A PIL image is not changed.
 
     Raises:
-        UnreadableImageError: a ValueError that names the image: no such file, no image, truncated or damaged, without
-            pixels, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or a mode with more than 8 bits, whose range nobody
-            has agreed on.
+        UnreadableImageError: a ValueError that names the image: no such file, not an image, truncated or damaged,
+            without pixels, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or a mode with more than 8 bits, which has no
+            agreed range.
 
     Example:
         >>> read_image(Image.new("RGBA", (4, 2), (255, 0, 0, 0))).getpixel((0, 0))
@@ -70,13 +71,13 @@ def read_image(source: str | Path | bytes | Image.Image, *, name: str | None = N
 
 
 def embedded_image(text: str) -> bytes | None:
-    r"""The file that a string holds in base64, as chat-style data sets have it; None where the string is none.
+    r"""Decode a file that a string holds in base64, as chat-style data sets do; None for any other string.
 
     Args:
         text: a data URI ("data:image/png;base64,..."), or the bare base64 of a PNG, JPEG, GIF or WebP file.
 
     Raises:
-        UnreadableImageError: a data URI that is no base64.
+        UnreadableImageError: a data URI that is not base64.
 
     Example:
         >>> embedded_image("data:image/png;base64,iVBORw0K"), embedded_image("images/cat.png")
@@ -128,10 +129,10 @@ def _opened(file: io.BytesIO | str | Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """One error for all that PIL raises, of which it documents nothing: each decoder has exceptions of its own."""
+    """Raise one error for all that PIL raises, which is undocumented: each decoder has exceptions of its own."""
     try:
         yield
-    except MemoryError:
+    except MemoryError:  # about this machine, not about the image
         raise
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{name} cannot be read as an image: {error}") from error
@@ -150,8 +151,9 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         )
     if 0 in image.size:
         raise UnreadableImageError(f"it has no pixels, its size is {image.width} x {image.height}")
-    image.load()
+    image.load()  # `Image.open` reads the header only: a truncated file raises here
     upright = ImageOps.exif_transpose(image)
+    # Palettes and RGB files may declare one colour transparent, without an alpha channel.
     if upright.mode in _TRANSPARENT_MODES or "transparency" in upright.info:
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)

@@ -28,6 +28,7 @@ def attributes(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
     def get(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        # Kept in the namespace: Python calls `__getattr__` only for names that are not there.
         namespace[name] = getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
         return namespace[name]
 

@@ -34,7 +34,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def resolve_model(name_or_path: str | os.PathLike[str]) -> str:
-    """Turn a name that a person types into something that `from_pretrained` loads, or a folder of an adapter.
+    """Turn a name that a user types into something that `from_pretrained` loads, or the folder of an adapter.
 
     Args:
         name_or_path: the name of an embedded model (`"shapes-sd"`, `"shapes-mllm"`, ...), an alias (`"sd-2.1"`,
@@ -68,7 +68,7 @@ def _existing(folder: Path) -> Path:
 
 
 def check_source(source: str | os.PathLike[str], what: str) -> None:
-    """Raise when `source` is no folder and cannot be a hub id either, before the hub is asked for it.
+    """Raise if `source` is neither a folder nor a possible hub id, before the hub is asked for it.
 
     Args:
         source: folder or hub id.
@@ -90,7 +90,7 @@ def check_source(source: str | os.PathLike[str], what: str) -> None:
 
 
 def model_source(name_or_path: str | os.PathLike[str], what: str) -> str:
-    """The hub id or the folder of what a person types: these, the name of an embedded model, or an alias.
+    """Resolve what a user types (a hub id, a folder, the name of an embedded model, an alias) to a hub id or folder.
 
     Args:
         name_or_path: what was typed.
@@ -110,7 +110,7 @@ def model_source(name_or_path: str | os.PathLike[str], what: str) -> str:
 
 
 def file_state(source: str | os.PathLike[str]) -> str:
-    """A text that changes when the files of a folder or embedded model do; for a hub id the id itself.
+    """Return a text that changes when the files of a folder or embedded model do; for a hub id the id itself.
 
     Args:
         source: name of an embedded model, hub id or folder.
@@ -123,4 +123,5 @@ def file_state(source: str | os.PathLike[str]) -> str:
     if not folder.is_dir():
         return str(source)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
+    # Times instead of digests, which would read gigabytes; the number of files tells when one was removed.
     return f"{folder.resolve()}@{max((file.stat().st_mtime_ns for file in files), default=0)}#{len(files)}"

@@ -1,7 +1,7 @@
-"""One run a folder: a second one that would write into it ends at once, and says who is at work there.
+"""One run per folder: a second one that would write into it ends at once, and names the process that holds it.
 
-A re-queued job that finds its first copy still running would otherwise do all the work again beside it, or fail on a
-file that the other one is about to rename.
+Otherwise a re-queued job whose first copy still runs would do all the work again beside it, or fail on a file that the
+other one is about to rename.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".fk-reward.lock"
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What file systems answer that know no locks."""
+"""Errors of file systems without locks."""
 _PATIENCE = 5.0  # seconds in which a share waits for another one that is just starting
 
 
@@ -67,11 +67,12 @@ def hold_folder(folder: str | os.PathLike[str], *, share: tuple[int, int] = (0, 
         fk_reward.output_folder.FolderInUseError: ... is in use by process ...
     """
     folder = Path(folder)
+    # Before the folder is made: these are removed again if nothing was written.
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     usable_folder(folder)
     whole, alone = folder / LOCK_FILE, share[1] == 1
     with ExitStack() as stack:
-        stack.callback(_remove_empty, made)
+        stack.callback(_remove_empty, made)  # first on the stack, so that it runs last, after the lock files are gone
         with ExitStack() as gate:  # of shares, held only while one of them begins
             (stack if alone else gate).enter_context(_held(whole, folder, patience=0.0 if alone else _PATIENCE))
             _refuse_other_shares(folder, share)
@@ -102,6 +103,7 @@ def hold_folder_together(folder: str | os.PathLike[str], state: PartialState) ->
         if state.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
+            # Before anyone raises: a process that ends alone would leave the others waiting for it.
             broadcast_object_list(problem)
         if problem[0] is not None:
             raise problem[0]
@@ -124,11 +126,11 @@ def usable_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def prepare_folder(folder: Path, *, overwrite: bool) -> Path:
-    """Make a folder for results, and refuse one that holds something already, hidden files excepted.
+    """Make a folder for results, and refuse one that is not empty, hidden files excepted.
 
     Args:
-        folder: where the results shall go.
-        overwrite: accept a folder with files; files of the same names will be replaced, others are left alone.
+        folder: where the results go.
+        overwrite: accept a folder with files: those of the same names are replaced, others are left alone.
 
     Returns:
         The folder, which exists.
@@ -177,7 +179,7 @@ def _held(path: Path, folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
-        logger.warning("The file system of %s knows no locks: start no second run on it.", folder)
+        logger.warning("The file system of %s has no locks: do not start a second run on it.", folder)
         yield
         return
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -185,8 +187,8 @@ def _held(path: Path, folder: Path, *, patience: float = 0.0) -> Iterator[None]:
         write_whole(_holder_file(path), json.dumps(about) + "\n")
         yield
     finally:
-        # Removed while it is still locked. Who has opened it before and locks it next finds by its number of links that
-        # it guards no name any more (filelock asks), and so two processes never hold a lock each.
+        # Removed while it is still locked: a process that opened it before and locks it next sees from its number of
+        # links that the file is gone (filelock checks), and so two processes never hold a lock each.
         for file in (_holder_file(path), path):
             with suppress(OSError):  # Windows does not remove open files
                 file.unlink()
@@ -201,7 +203,7 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _refuse_other_shares(folder: Path, share: tuple[int, int]) -> None:
-    """Refuse shares of another number, or any where this is the whole."""
+    """Raise while shares of another number are at work; of any number, if this process does all the work."""
     for path in sorted(folder.glob(f"{Path(LOCK_FILE).stem}-*-of-*.lock")):
         if path.stem.rpartition("-")[2] != str(share[1]):
             with _held(path, folder):

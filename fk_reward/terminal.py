@@ -1,8 +1,8 @@
-"""The terminal: the one place that knows rich, and that shows text as it was typed.
+"""The terminal: the one module that uses rich, and that shows text as it was typed.
 
-rich reads `[red]`, `[/x]`, `:smile:` and numbers in every string that it is given, and hands control characters on to
-the terminal. Nothing of that is wanted for prompts, names of files and words of errors, and so commands and reports
-print through the functions of this file; a test holds all others away from rich. Style is given as `styled` text.
+rich interprets `[red]`, `[/x]`, `:smile:` and numbers in every string, and passes control characters on to the
+terminal. Prompts, file names and error messages must not be interpreted, so commands and reports print through the
+functions of this file; a test keeps all other modules from importing rich. Write styles with `styled`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rich.text import Text
 from fk_reward.text import visible
 
 WIDTH_OF_FILES = 200
-"""Columns of a table that goes into a file or a pipe, which have no width."""
+"""Columns of a table that goes to a file or a pipe, which have no width."""
 
 
 def open_console(file: IO[str] | None = None, *, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that takes no string for markup; tables and lines go to the standard output unless said otherwise.
+    """Open a console that interprets no markup, on the standard output unless another place is given.
 
     Args:
         file: where to write.
@@ -57,7 +57,7 @@ class TextTable:
     r"""A table whose title, headings and cells are text as it was typed.
 
     Args:
-        title: above the table; None for none.
+        title: above the table, if any.
         show_header: whether the headings are shown.
         show_lines: whether there is a line between rows.
 
@@ -111,6 +111,7 @@ def say(text: str | Text, *, stderr: bool = False) -> None:
 
 def write_document(text: str) -> None:
     """Write a document, such as JSON or Markdown, on the standard output as it is, with a line break at its end."""
+    # Not through rich, which folds lines at the width of the terminal.
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
 
 
@@ -123,13 +124,13 @@ def say_error(error: BaseException | str) -> None:
 
 
 def tolerate_any_text() -> None:
-    r"""Let the standard streams write what their encoding lacks as escapes, in place of an error.
+    r"""Let the standard streams write characters that their encoding lacks as escapes instead of raising.
 
     A terminal that is set to ASCII or Latin-1 has no ✓ and no 猫: a table of results must not end in a
     UnicodeEncodeError after the work.
     """
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # what a test or a notebook puts there may have none
+        reconfigure = getattr(stream, "reconfigure", None)  # tests and notebooks replace the streams
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 

@@ -1,8 +1,8 @@
-"""Text that people wrote: what is refused, and how the rest is shown as it was typed.
+"""Text from users: what is refused, and how the rest is shown as it was typed.
 
 A prompt may hold anything that a string can: half of an emoji, colour codes of a terminal, `$` and `[bold]`, which
-other programs read as commands. What cannot be encoded is refused where it enters (`text_problem`, `require_text`). The
-rest is kept, and escaped for its destination where it is shown: `visible` for a line of a terminal or a log
+other programs read as commands. Text that cannot be encoded is refused on input (`text_problem`, `require_text`). The
+rest is kept, and escaped for its destination on output: `visible` for a line of a terminal or a log
 (`fk_reward/terminal.py`), `markdown_text` for Markdown, `as_plain_text` for figures.
 """
 
@@ -39,7 +39,7 @@ _MARKDOWN = re.compile(r"[\\`*|~$]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?
 
 
 def text_problem(text: str) -> str | None:
-    r"""What keeps a string from being text; None where nothing does.
+    r"""Say why a string cannot be encoded; None if it can.
 
     A lone surrogate, half of a character outside the 16-bit plane, is legal in a Python string and in JSON but in no
     encoding: tokenizers, files and terminals refuse it, each with an error of its own.
@@ -58,7 +58,7 @@ def text_problem(text: str) -> str | None:
 
 
 def require_text(texts: Iterable[str], name: str) -> None:
-    r"""Refuse strings that are no text, before anything is made of them.
+    r"""Raise for strings that cannot be encoded, before anything is made of them.
 
     Args:
         texts: strings.
@@ -78,10 +78,10 @@ def require_text(texts: Iterable[str], name: str) -> None:
 
 
 def visible(text: str) -> str:
-    r"""The text in one line in which every character that acts instead of being seen is written as its escape.
+    r"""Write a text in one line, every character that acts instead of being seen as its escape.
 
-    Escaped are control characters (line breaks, colour codes, bells, deletions), what turns the direction of the text
-    round, and lone surrogates. Everything else stays as it is.
+    These are control characters (line breaks, colour codes, bells, deletions), characters that reverse the direction of
+    the text, and lone surrogates. Everything else stays as it is.
 
     Example:
         >>> print(visible("a \x1b[31mred\x1b[0m\ncat, 猫, 😀"))
@@ -113,16 +113,16 @@ def shortened(text: str, length: int) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3, show: Callable[[str], str] = repr) -> str:
-    """The names that look most like it, as a sentence to be put behind another one.
+    """Suggest the names that look most like a misspelt one, as a sentence to append to another.
 
     Args:
-        name: as it was written.
-        known: what could have been written.
-        limit: how many are named at most.
-        show: how each of them is written.
+        name: as it was typed.
+        known: valid names.
+        limit: at most so many suggestions.
+        show: how to write each of them.
 
     Returns:
-        With a space in front; empty where nothing comes close.
+        The sentence, with a space in front; empty if nothing comes close.
 
     Example:
         >>> did_you_mean("ddim100", ["ddim-100", "lcm-4"])
@@ -135,14 +135,14 @@ def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3, show: Calla
 
 
 def as_plain_text(figure: Figure) -> Figure:
-    r"""Let every text of a figure be drawn as it was typed; call it when the figure is complete.
+    r"""Draw every text of a figure as it was typed; call this when the figure is complete.
 
-    Matplotlib reads `$...$` as mathematics and raises on what is none, hands everything to LaTeX where the user's
-    settings say so, and warns once for each character that the font lacks. Here mathematics and LaTeX are off for the
-    texts of the figure, control characters are written as escapes (but line breaks, which wrap titles), and missing
-    characters become `MISSING`, with one warning for a font.
+    Matplotlib parses `$...$` as mathematics and raises where that fails, passes everything to LaTeX if the user's
+    settings say so, and warns once for each character that the font lacks. This turns mathematics and LaTeX off for the
+    texts of the figure, escapes control characters (but line breaks, which wrap titles), and replaces missing
+    characters by `MISSING`, with one warning per font.
 
-    The labels of ticks belong to their formatter, which writes powers of ten as mathematics, and are left alone.
+    Tick labels belong to their formatter, which writes powers of ten as mathematics, and stay as they are.
 
     Args:
         figure: changed in place.
@@ -157,7 +157,7 @@ def as_plain_text(figure: Figure) -> Figure:
         >>> as_plain_text(figure).get_suptitle()
         'a mug with a $_$ face and a \\x07'
     """
-    from matplotlib.axis import Tick  # in here: every command imports this module, and few draw
+    from matplotlib.axis import Tick  # imported here: every command imports this module, and few draw
     from matplotlib.text import Text
 
     labels = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
@@ -202,7 +202,7 @@ def _font_files(properties: FontProperties) -> list[str]:
     return files or [str(fontManager.findfont(properties))]
 
 
-@lru_cache
+@lru_cache  # a figure has many texts of one font
 def _warn_once(family: str) -> None:
     logger.warning(
         "The font of the plots (%s) lacks characters of a prompt; they are drawn as %s. Add a font that has them, such "

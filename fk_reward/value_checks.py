@@ -1,4 +1,4 @@
-"""Values that a person gave, checked: the kind and range of numbers, and lists as they are typed."""
+"""Checks of values from users: type and range of numbers, and lists as they are typed."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 
 LARGEST = 2**31 - 1
-"""Of counts and sizes; PyTorch's indices of one dimension go further, no machine's memory does."""
+"""Largest count or size: PyTorch could index more, no machine has the memory for it."""
 
 
 def whole_number(name: str, value: object, *, minimum: int, maximum: int = LARGEST) -> int:
     """The value as an int.
 
     Raises:
-        TypeError: for what is no whole number: `True`, `4.0` and `"4"` are none; NumPy's integers are.
-        ValueError: for one outside the range.
+        TypeError: not an integer, as `True`, `4.0` and `"4"`; NumPy's integers are accepted.
+        ValueError: out of range.
 
     Example:
         >>> whole_number("num_particles", 2**70, minimum=1)
         Traceback (most recent call last):
         ValueError: num_particles should be at most 2147483647, got 1180591620717411303424.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if isinstance(value, bool) or not isinstance(value, Integral):  # bool is a subclass of int
         raise TypeError(f"{name} should be an int, got {value!r}{_whole_hint(value)}.")
     number = int(value)
     if number < minimum:
@@ -38,14 +38,14 @@ def real_number(name: str, value: object, *, low: float = -math.inf, high: float
 
     Args:
         name: what the message calls it.
-        value: of a person.
-        low: smallest value that is allowed.
-        high: largest value that is allowed.
-        note: what else could have been given, or where a bound comes from, for the message.
+        value: from the user.
+        low: smallest valid value.
+        high: largest valid value.
+        note: other valid inputs, or where a bound comes from, for the message.
 
     Raises:
-        TypeError: for what is no number.
-        ValueError: for NaN, an infinite number, or one outside the range.
+        TypeError: not a number.
+        ValueError: NaN, infinite, or out of range.
 
     Example:
         >>> real_number("eta", 2.0, low=0.0, high=1.0)
@@ -56,7 +56,7 @@ def real_number(name: str, value: object, *, low: float = -math.inf, high: float
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} should be a number{note}, got {value!r}.")
     number = int(value) if isinstance(value, Integral) else float(value)
-    if not low <= number <= high or math.isinf(number):
+    if not low <= number <= high or math.isinf(number):  # NaN fails every comparison, infinity lies in open ranges
         wanted = f"in [{low:g}, {high:g}]" if math.isfinite(high) else "a finite number"
         wanted += f" of at least {low:g}" if math.isinf(high) and math.isfinite(low) else ""
         raise ValueError(f"{name} should be {wanted}{note}, got {value}.")
@@ -64,10 +64,10 @@ def real_number(name: str, value: object, *, low: float = -math.inf, high: float
 
 
 def boolean(name: str, value: object) -> None:
-    """Raise for what is neither True nor False.
+    """Check for True or False.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: anything else.
 
     Example:
         >>> boolean("abstain", 1)
@@ -104,10 +104,10 @@ def parse_choices(name: str, text: str, choices: Sequence[str]) -> tuple[str, ..
     Args:
         name: of the option, for the error message.
         text: for instance `"float32,bfloat16"`.
-        choices: the words that there are.
+        choices: the valid words.
 
     Raises:
-        ValueError: for a word that is not among them.
+        ValueError: for another word.
 
     Example:
         >>> parse_choices("dtype", "float32, bfloat16", ["bfloat16", "float16", "float32"])

@@ -20,8 +20,10 @@ def _free_port():
 
 
 def launch(module, *arguments, timeout):
+    """What the module prints. The path is this process's own: an installed package may be another checkout."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     options = (*LAUNCH, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port()))
     command = [sys.executable, *options, "-m", module, *map(str, arguments)]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout

@@ -1,4 +1,4 @@
-"""Is the sampler right? Steer a Gaussian whose tilted mean and evidence are known, and print the errors."""
+"""Correctness of the sampler: steer a Gaussian whose tilted mean and evidence are known, and print the errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GaussianProblem:
     """Data `N(mean, variance)`, a DDIM chain with eta 1 and the exact noise, and the reward `-(x - goal)^2 / 2`.
 
     The discrete chain does not end exactly in the data's distribution. `final_marginal` follows the chain that is
-    really simulated, so that what is left between an estimate and `tilted` is the error of the particle filter alone.
+    simulated, so that the difference between an estimate and `tilted` is the error of the particle filter alone.
 
     Attributes:
         mean: of the data.
@@ -67,6 +67,7 @@ class GaussianProblem:
 
     def scheduler(self) -> DDIMScheduler:
         """A fresh scheduler, its timesteps set."""
+        # "trailing" starts at the last training step, whose marginal is the standard normal that samples come from.
         scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
         scheduler.set_timesteps(self.num_steps)
         return scheduler
@@ -88,9 +89,9 @@ class GaussianProblem:
         return -0.5 * (x0.flatten() - self.goal).square()
 
     def final_marginal(self) -> tuple[float, float]:
-        """Mean and variance of what the chain ends in, without steering.
+        """Mean and variance at the end of the chain, without steering.
 
-        Each step is affine in the sample and in the noise. Its three coefficients are read off the scheduler itself,
+        Each step is affine in the sample and in the noise. Its three coefficients are read from the scheduler itself,
         by stepping from sample 0 and 1 with noise 0 and 1.
         """
         scheduler, mean, variance = self.scheduler(), 0.0, 1.0
@@ -115,7 +116,7 @@ class GaussianProblem:
 
 
 QUANTITIES = ("mean", "variance", "log_evidence")
-ESS_THRESHOLDS = (0.5, 1.0)
+ESS_THRESHOLDS = (0.5, 1.0)  # the default, and resampling at every scoring step
 
 COLUMNS = (
     Column("potential"),
@@ -131,7 +132,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class GaussianEstimates:
-    """What R independent steered runs say about the tilted distribution; each tensor is `(R,)` float64."""
+    """Estimates of R independent steered runs of the tilted distribution; each tensor is `(R,)` float64."""
 
     mean: Tensor
     variance: Tensor
@@ -146,7 +147,7 @@ def estimate_tilt(
     seed: int = 0,
     filter_type: type[FKPopulation] = FKPopulation,
 ) -> GaussianEstimates:
-    """Run the whole sampler, `steer` on a Diffusers scheduler, and read the estimates off the weighted particles.
+    """Run the complete sampler, `steer` on a Diffusers scheduler, and estimate from the weighted particles.
 
     Args:
         problem: the diffusion and its reward.
@@ -242,7 +243,7 @@ def run_benchmark(
 def add_slopes(rows: Sequence[dict[str, Any]]) -> None:
     """Add the `slope` of log RMSE in log K, averaged over mean, variance and log evidence, to each setting's last row.
 
-    An error that falls like 1/sqrt(K) has -0.5. Nothing is added where a setting has one number of particles only.
+    An error that falls like 1/sqrt(K) has -0.5. Nothing is added to a setting with a single number of particles.
 
     Args:
         rows: of `run_benchmark`; changed in place.
@@ -272,7 +273,7 @@ def main(
 
 
 def _report(sizes: Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
-    """Run all settings, print their table, and return what goes into the file."""
+    """Run all settings, print their table, and return the content of the file."""
     problem = GaussianProblem()
     rows = run_benchmark(problem, num_particles=sizes, **options)
     add_slopes(rows)

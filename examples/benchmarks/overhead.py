@@ -1,4 +1,4 @@
-"""What does steering itself cost? Steered with a free reward against the stock pipeline with as many images."""
+"""Cost of steering itself: steered with a free reward against the stock pipeline with as many images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Repetition:
 
 
 def mean_pixel(images: Tensor, prompts: list[str]) -> Tensor:  # noqa: ARG001 (the signature of all rewards)
-    """A reward that costs nothing, yet differs between images, so that particles are resampled."""
+    """Score at no cost, yet differently for each image, so that particles are resampled."""
     return images.mean(dim=(1, 2, 3))
 
 
@@ -76,7 +76,7 @@ def widen_unet(pipe: FKSteeringPipeline, factor: int) -> None:
 def measure(
     pipe: FKSteeringPipeline, *, prompt: str, num_particles: int, num_steps: int, num_repetitions: int
 ) -> list[Repetition]:
-    """Time stock and steered calls by turns, after one call of each to warm up.
+    """Time stock and steered calls in turn, after one call of each to warm up.
 
     Every scoring step resamples (`ess_threshold=1.0`), so that all the work of steering is in the measure.
 
@@ -156,7 +156,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/overhead"),
 ) -> None:
-    """Time the steered pipeline against the stock one, by turns; print medians and write `overhead.json`."""
+    """Time the steered pipeline and the stock one in turn; print medians and write `overhead.json`."""
     sizes = {"num_particles": num_particles, "num_steps": steps, "num_repetitions": num_repetitions}
     with hold_folder(out):
         pipe = _load(model, unet_width=unet_width, device=device)

@@ -1,4 +1,4 @@
-"""What does each reward cost? Parameters, memory and operations, counted without weights; seconds, measured."""
+"""Cost of each reward: parameters, memory and operations, counted without weights; seconds, measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fk_reward.shapes import Scene, SceneObject, render
 from fk_reward.value_checks import parse_integers
 
 PROMPT = "a photo of a red circle and a blue square"
-"""What the image shows."""
+"""Describes the image."""
 
 TIME_COLUMNS = (
     Column("reward", style="`{}`"),
@@ -65,7 +65,7 @@ class TimeSettings:
 
 
 def image_size(name: str = "") -> int:
-    """Side of the square image that a reward gets, in pixels; the shapes world has an own one.
+    """Side of the square image that a reward gets, in pixels; the shapes world has its own.
 
     Example:
         >>> image_size("shapes-clipscore"), image_size("clipscore")
@@ -75,7 +75,7 @@ def image_size(name: str = "") -> int:
 
 
 def sample_images(count: int, size: int) -> Tensor:
-    """What `PROMPT` says, (count, 3, size, size) in [0, 1].
+    """Render what `PROMPT` describes, (count, 3, size, size) in [0, 1].
 
     Example:
         >>> sample_images(2, 64).shape
@@ -89,15 +89,15 @@ def sample_images(count: int, size: int) -> Tensor:
 
 
 def time_rows(names: Sequence[str], settings: TimeSettings) -> Iterator[dict[str, Any]]:
-    """Time those of the rewards that can be made here, one after the other; each is gone before the next is made.
+    """Time those of the rewards that can be made here, one after the other; each is freed before the next is made.
 
     Args:
         names: registered names.
         settings: how.
 
     Yields:
-        A row for each reward and batch size: median and quartiles of the milliseconds an image, and on CUDA the most
-        that PyTorch's allocator held. A batch for which memory did not suffice has a `note` in their place.
+        A row for each reward and batch size: median and quartiles of the milliseconds per image, and on CUDA the most
+        that PyTorch's allocator held; only a `note` for a batch that does not fit into memory.
     """
     for name in names:
         reward, weights = _make(name, settings)
@@ -119,7 +119,8 @@ def _make(name: str, settings: TimeSettings) -> tuple[Reward | None, str]:
     if not settings.full_size or name not in FULL_SIZE:
         return None, ""
     reward = FULL_SIZE[name].make(device=settings.device, seed=settings.seed)
-    return (None, "") if isinstance(reward, VLMJudge) else (reward, "random")  # nobody knows how long it would answer
+    # The length of a random judge's answer says nothing.
+    return (None, "") if isinstance(reward, VLMJudge) else (reward, "random")
 
 
 def _time(reward: Reward, images: Tensor, settings: TimeSettings) -> dict[str, Any]:
@@ -155,11 +156,11 @@ def cost_row(name: str, *, flops: bool = True) -> dict[str, Any]:
 
     Args:
         name: a registered name.
-        flops: whether operations are costs, too, which takes seconds.
+        flops: whether to count operations, too, which takes seconds.
 
     Returns:
         `reward`, `parameters` in millions, `gigabytes` (10⁹ bytes) and `dtype` as the reward is loaded by default,
-        `gflops` (10⁹ operations) of one image and prompt, and a `note`. What is not counted is not there.
+        `gflops` (10⁹ operations) of one image and prompt, and a `note`. Keys that are not counted are missing.
 
     Example:
         >>> cost_row("clipscore", flops=False)["parameters"]
@@ -176,7 +177,7 @@ def cost_row(name: str, *, flops: bool = True) -> dict[str, Any]:
     return {"reward": name, **costs}
 
 
-@cache
+@cache  # several names share one entry, such as the dimensions of LLaVA-Reward
 def _full_size_costs(entry: FullSize, *, flops: bool) -> dict[str, Any]:
     return _costs(entry.make(), image_size(), flops=flops)
 
@@ -196,7 +197,7 @@ def _costs(reward: Reward, size: int, *, flops: bool) -> dict[str, Any]:
 
 
 def report(costs: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]]) -> str:
-    """The tables in Markdown, the second one where something was measured.
+    """The tables in Markdown, the second one if something was measured.
 
     Example:
         >>> print(report([{"reward": "a", "note": "no weights"}], []))

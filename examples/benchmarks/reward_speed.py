@@ -1,4 +1,4 @@
-"""How fast does a LLaVA-Reward score? Single calls against batches, one pass for all dimensions against one each."""
+"""Speed of a LLaVA-Reward: single calls against batches, one pass for all dimensions against one each."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ QUANTITIES = ("single_rate", "batch_rate", "batch_ratio", "joint_ratio")
 def reward_runs(reward: LlavaReward, images: Tensor, prompts: list[str]) -> dict[str, Run]:
     """The four runs, by their names in `Repetition`.
 
-    Single calls and the batch score the dimension that is active, so that none of them pays for a switch.
+    Single calls and the batch score the active dimension, so that neither pays for a switch.
 
     Args:
         reward: with several dimensions.
@@ -103,13 +103,13 @@ def reward_runs(reward: LlavaReward, images: Tensor, prompts: list[str]) -> dict
 def measure(
     runs: Mapping[str, Run], *, batch_size: int, num_repetitions: int, timed: Callable[[Run], float]
 ) -> list[Repetition]:
-    """Time the runs by turns, so that what changes on the machine meets all of them. Warm up first, with `peak_memory`.
+    """Time the runs in turn, so that changes of the machine affect all of them. Warm up first, with `peak_memory`.
 
     Args:
         runs: the four runs, as `reward_runs` makes them.
         batch_size: B.
         num_repetitions: rounds; the order of the runs is reversed from round to round.
-        timed: executes a run and says how long it took.
+        timed: executes a run and returns its seconds.
 
     Example:
         >>> costs = {"singles": 8.0, "batch": 2.0, "passes": 6.0, "joint": 5.0}
@@ -173,7 +173,7 @@ class SpeedSettings:
         num_crops: budgets of Phi-3.5-vision's HD transform; the other backbones are measured once.
         batch_sizes: values of B.
         image_size: side of the square images in pixels.
-        full_size: the sizes of the hub's checkpoints, in place of tiny ones.
+        full_size: the sizes of the hub's checkpoints instead of tiny ones.
         num_repetitions: rounds, at least 2.
         device: "cpu", "cuda" or "cuda:1".
         seed: of weights and images.
@@ -196,13 +196,13 @@ class SpeedSettings:
 
 
 def check_memory(settings: SpeedSettings) -> Iterator[str]:
-    """Say what the weights of each model take, before any of them is made.
+    """Describe the size of each model's weights, before any of them is made.
 
     Yields:
         A sentence for each backbone and dtype.
 
     Raises:
-        typer.BadParameter: when the weights alone are more than the device has free.
+        typer.BadParameter: the weights alone are more than the device has free.
     """
     from fk_reward.planning.full_size_rewards import weight_sizes  # noqa: PLC0415 (slow to import)
 
@@ -219,7 +219,7 @@ def check_memory(settings: SpeedSettings) -> Iterator[str]:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device, None where accelerate cannot tell.
+    """Bytes that are free on a device; None if accelerate does not know.
 
     Example:
         >>> free_memory(torch.device("cpu")) > 0
@@ -239,8 +239,8 @@ def run_benchmark(settings: SpeedSettings) -> Iterator[dict[str, Any]]:
     """Make one model after the other and measure it.
 
     Yields:
-        A row for each backbone, dtype, number of crops and batch size. Besides what the table shows it has the
-        quartiles of the rates and the `repetitions` in seconds. Where memory did not suffice, `note` says so.
+        A row for each backbone, dtype, number of crops and batch size. Besides the columns of the table it has the
+        quartiles of the rates and the `repetitions` in seconds; only a `note` for a batch that does not fit.
     """
     from fk_reward.planning.full_size_rewards import random_reward  # noqa: PLC0415 (slow to import)
 
@@ -276,7 +276,7 @@ def _measure_batch(reward: LlavaReward, batch_size: int, settings: SpeedSettings
 
 
 def random_images(count: int, size: int, *, seed: int) -> torch.Tensor:
-    """Noise, (count, 3, size, size) in [0, 1]; the first images do not depend on how many there are.
+    """Draw noise, (count, 3, size, size) in [0, 1]; the first images do not depend on how many there are.
 
     Example:
         >>> torch.equal(random_images(1, 8, seed=0), random_images(4, 8, seed=0)[:1])
@@ -301,7 +301,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
 
 
 def show_rows(settings: SpeedSettings, environment: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """Print the table, without columns that nothing is known for."""
+    """Print the table, without empty columns."""
     columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
     size = "full size" if settings.full_size else "tiny: mostly fixed costs, not the real backbones' speed"
     title = f"{size}, random weights, images of {settings.image_size} pixels, {settings.num_repetitions} rounds"

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesVariant:
-    """A solver with what is changed of the steering.
+    """A solver with changes of the steering.
 
     Attributes:
         name: of the variant and of its folder.
@@ -67,7 +67,7 @@ class ShapesVariant:
 
     @property
     def has_plain(self) -> bool:
-        """Whether it draws plain images: with a preview or a shrinking population they are those of the solver."""
+        """Whether it draws plain images: those of a preview or a shrinking population are the solver's."""
         return self.preview is None and self.final_particles is None
 
 
@@ -98,7 +98,7 @@ VARIANTS: dict[str, ShapesVariant] = {
         ),
     )
 }
-"""What is compared, in the order of the table. Another way to draw is one more row."""
+"""The compared variants, in the order of the table. To add one, add a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +138,10 @@ class SweepSettings:
 
         Args:
             variant: the variant.
-            num_particles: values of K in place of its own.
+            num_particles: values of K instead of its own.
 
         Raises:
-            ValueError: when fewer particles are begun with than are to be finished.
+            ValueError: K is smaller than the number of finished particles.
         """
         sizes = tuple(num_particles or variant.num_particles)
         guidance_scale = variant.guidance_scale if self.guidance_scale is None else self.guidance_scale
@@ -161,11 +161,11 @@ class SweepSettings:
 
 
 def variant_populations(variant: ShapesVariant, settings: ShapesSettings) -> list[Population]:
-    """What a variant has to draw: of `list_populations` those that give images which no other population gives.
+    """List the populations of a variant whose images no other population gives.
 
-    Left out are plain images that another variant draws, and steered ones that are never resampled, which are the
-    plain ones again: the effective sample size of K particles is at least 1, so that a threshold of 1/K or less (K = 2
-    with the default of 0.5) never asks for it.
+    Not drawn are plain images of another variant, and steered ones that are never resampled, which equal the plain
+    ones: the effective sample size of K particles is at least 1, so that a threshold of 1/K or less (K = 2 with the
+    default of 0.5) never resamples.
 
     Example:
         >>> sweep = SweepSettings(model="shapes-sd", reward="x", prompts="sign", num_prompts=1, seed=0, num_seeds=1)
@@ -218,7 +218,7 @@ def parse_reference(text: str, reward: str) -> Point:
 
 
 def show_work(settings: Mapping[str, ShapesSettings]) -> dict[str, Work]:
-    """Print what the whole run takes, all shards and whatever is done already included, and return it by variant."""
+    """Print the work of the complete run, with all shards and finished parts, and return it by variant."""
     works = {}
     for name, one in settings.items():
         parts = [population_work(population, one) for population in variant_populations(VARIANTS[name], one)]
@@ -226,7 +226,7 @@ def show_work(settings: Mapping[str, ShapesSettings]) -> dict[str, Work]:
     named = works | {"all": Work.total(works.values())}
     particles = {name: ", ".join(map(str, one.num_particles)) for name, one in settings.items()}
     rows = [{"variant": name, "particles": particles.get(name, "")} | vars(work) for name, work in named.items()]
-    show_table("What the whole run takes", WORK_COLUMNS, rows)
+    show_table("Work of the complete run", WORK_COLUMNS, rows)
     return works
 
 
@@ -240,14 +240,14 @@ def run_variants(
     num_repetitions: int,
     device: str,
 ) -> None:
-    """Run whatever is missing, each variant in its own folder; the first shard times the units of cost."""
+    """Run what is missing, each variant in its own folder; the first shard times the units of cost."""
     from fk_reward.pipelines.schedulers import resolve_solver  # noqa: PLC0415 (slow to import, not needed for a report)
 
     works = show_work(settings)
     first = next(iter(settings.values()))
     pipe, rewards = load_models(first, device)
     ResultStore(out, sweep.to_dict() | {"weights": weights_digest([dict(pipe.components), rewards])})
-    if shard[0] == 0:
+    if shard[0] == 0:  # on one machine, so that all ratios are of the same one
         options = {"batch_size": batch_size, "num_repetitions": num_repetitions}
         units = unit_costs(pipe, rewards[sweep.reward], settings=settings, out=out, **options)
         rows = sum(units.cost(work, settings[name].preview) for name, work in works.items())
@@ -271,7 +271,7 @@ def unit_costs(
     batch_size: int,
     num_repetitions: int,
 ) -> UnitCosts:
-    """Those of `unit_costs.json`; timed, and written there, where it is missing or lacks a preview."""
+    """Read `unit_costs.json`; if it is missing or lacks a preview, time the units and write it."""
     path = out / UNIT_COSTS
     content = _read_units(path) if path.exists() else {"rounds": {}}
     previews = {one.preview for one in settings.values() if one.preview is not None}
@@ -317,7 +317,6 @@ def show_report(out: Path, names: Sequence[str], *, reference: str, figure: Path
 
 
 def _notes(rows: Sequence[Mapping[str, Any]], reference: Point, units: Mapping[str, Any]) -> list[str]:
-    """What a reader of the table has to know."""
     previews = "".join(f", a decode by {name} {ratio:.2f}" for name, ratio in units["previews"].items())
     notes = [f"In rows of the denoiser: a decode {units['decode']:.2f}{previews}, a reward {units['reward']:.2f}."]
     if all(row["to_reference"] is None for row in rows):

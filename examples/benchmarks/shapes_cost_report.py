@@ -73,7 +73,7 @@ def method_row(method: Method, results: Results, unsteered: Results) -> dict[str
 
 
 def difference_row(first: Key, second: Key, results: Mapping[Key, Results]) -> dict[str, Any]:
-    """The first less the second, on the prompts and seeds that both have; None in place of intervals without any.
+    """The first less the second, on the prompts and seeds that both have; None for intervals without any.
 
     Args:
         first: a key of `results`, which is shown by its `str`.
@@ -114,7 +114,7 @@ def _forbidden_cells(records: Sequence[Record], with_unsteered: Pairs) -> dict[s
 
 
 def _forbidden_ratio(pairs: Pairs) -> dict[str, float] | None:
-    """Rate of the first over that of the second; None where the second has too few to say."""
+    """Rate of the first over that of the second; None if the second has too few."""
     if not pairs:
         return None
     ours, theirs = ([float(pair[side]["forbidden"]) for pair in pairs] for side in (0, 1))
@@ -124,7 +124,7 @@ def _forbidden_ratio(pairs: Pairs) -> dict[str, float] | None:
 
 
 def _by_task(records: Sequence[Record], values: Sequence[float]) -> dict[str, dict[str, float] | None]:
-    """Interval for each task that there is and overall, which is the mean of the tasks."""
+    """Interval of each task, and overall, which is the mean of the tasks."""
     intervals = {"overall": _interval(records, values)}
     for task in TASKS:
         inside = [i for i, record in enumerate(records) if record["task"] == task]
@@ -175,7 +175,7 @@ class Point(NamedTuple):
 
 
 class VariantResults(NamedTuple):
-    """What a variant's folder holds: its settings as JSON, and its results."""
+    """Content of a variant's folder: its settings as JSON, and its results."""
 
     settings: Mapping[str, Any]
     records: Sequence[Record]
@@ -221,7 +221,7 @@ def summarize_costs(
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points no other one beats: none is at most as dear and at least as good, and better in one of the two.
+    """Find the points that no other one beats: at most as expensive, at least as good, and better in one of the two.
 
     Args:
         points: cost, and the estimate of what should be high.
@@ -269,7 +269,7 @@ def _with_texts(row: Mapping[str, Any]) -> dict[str, Any]:
 
 Row = Mapping[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito (2008): told apart with every kind of colour vision."""
+"""Okabe and Ito (2008): distinct with every kind of colour vision."""
 FRONT = "#8a8f98"
 STYLES: dict[str, dict[str, Any]] = {
     "best of K": {"marker": "o", "linestyle": "--", "markerfacecolor": "white"},
@@ -286,8 +286,8 @@ TICKS = tuple(number * 10**power for power in range(1, 6) for number in (1, 2, 5
 def plot_costs(rows: Sequence[Row]) -> Figure:
     """Draw the rows of `summarize_costs`.
 
-    Each point bears its K, and K→K' where the population shrinks. The grey steps are the front: the best accuracy that
-    was measured at most at that cost.
+    Each point is labelled with its K, or K→K' if the population shrinks. The grey steps are the front: the best
+    accuracy that was measured at most at that cost.
 
     Returns:
         The figure, made without pyplot; its one axes has a line for each solver and way, in the order of the rows.

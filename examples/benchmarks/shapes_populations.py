@@ -1,4 +1,4 @@
-"""Populations on the shapes model: which ones the cost curve needs, what they give and what they cost.
+"""Populations on the shapes model: those of the cost curve, their results and their costs.
 
 Plain populations are drawn once, at the largest K, and serve every reward and every smaller K; `fk-reward geneval
 --suite shapes` draws each of its runs by itself.
@@ -46,9 +46,9 @@ PROMPT_LISTS: dict[str, Callable[[int], tuple[ShapesPrompt, ...]]] = {
 }
 """Name -> function from a number to as many prompts, the tasks in turn: held-out ones, or training prompts."""
 PLAIN = FKSteeringConfig(num_resamples=0, reward_scale=0.0)
-"""No steering: the images depend on no reward and on no setting of the sampler."""
+"""No steering: the images depend neither on a reward nor on settings of the sampler."""
 RESULT_KEY = ("population", "prompt_index", "method", "reward", "num_particles")
-"""Fields that say what a result is of."""
+"""Fields that identify a result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class ShapesSettings:
 
 @dataclass(frozen=True)
 class Population:
-    """K particles a prompt from one seed, steered by a reward; by none: plain images, which serve every reward and K.
+    """K particles of each prompt from one seed, steered by a reward; or plain images, which serve every reward and K.
 
     Attributes:
         reward: name of the reward that steers, or None.
@@ -131,7 +131,7 @@ def run_missing(
     batch_size: int = 64,
     populations: Sequence[Population] | None = None,
 ) -> Iterator[tuple[Population, int, int]]:
-    """Run what the store does not have, several prompts a call, and write it down after each call.
+    """Run what the store lacks, several prompts in a call, and store the results after each call.
 
     Args:
         pipe: of `settings.model`.
@@ -139,8 +139,8 @@ def run_missing(
         rewards: those of `settings.rewards`, by name.
         store: results so far.
         shard: index and number of the processes that share the work; this one takes every n-th prompt.
-        batch_size: particles a call, at least as many as the largest K.
-        populations: which of `list_populations` to run; all when missing.
+        batch_size: particles in a call, at least as many as the largest K.
+        populations: those of `list_populations` to run; None for all.
 
     Yields:
         After each call: the population, how many of its prompts are done, how many there are to do.
@@ -148,7 +148,7 @@ def run_missing(
     prompts = settings.prompt_list()
     done = Counter((r["population"], r["prompt_index"]) for r in store.load(RESULT_KEY))
     for population in list_populations(settings) if populations is None else populations:
-        needed = len(_decides(population, settings))  # fewer: the write of a population's results was cut off
+        needed = len(_decides(population, settings))  # with fewer, a write was cut off: the prompt is run again
         todo = [i for i in range(shard[0], len(prompts), shard[1]) if done[repr(population), i] < needed]
         chunk = max(1, batch_size // population.num_particles)
         for start in range(0, len(todo), chunk):
@@ -177,7 +177,7 @@ def run_population(
         prompts: index in the list of the benchmark -> prompt.
 
     Returns:
-        One dictionary for each method, reward, K and prompt that this population decides.
+        A dictionary for each method, reward, K and prompt whose result this population gives.
     """
     if population.reward is None:
         pipe.reward, steering = indifferent_reward(), PLAIN
@@ -192,7 +192,7 @@ def run_population(
         for method, reward, size in _decides(population, settings):
             share = size / population.num_particles
             price = cost(output, len(prompts), share=share)
-            if reward is not None:
+            if reward is not None:  # 0 for the reward that steers, which is in the time of the call
                 price["seconds"] += result.scoring_seconds[reward] * share
             choice = {"method": method, "reward": reward, "num_particles": size}
             records.append(common | choice | outcome(result, size, selected_by=reward) | price)
@@ -251,7 +251,7 @@ class PromptResult:
 def judge(
     output: FKSteeringOutput, group: int, prompt: ShapesPrompt, *, rewards: Mapping[str, Reward], steered_by: str | None
 ) -> PromptResult:
-    """Images of one prompt, put back from best first into the order of the particles, scored by every reward.
+    """Put the images of a prompt, which come best first, back into the order of the particles, and score them.
 
     Args:
         output: of a call that returned all particles that it finished.
@@ -335,17 +335,17 @@ def load_models(settings: ShapesSettings, device: str) -> tuple[FKSteeringPipeli
     pipe.set_progress_bar_config(disable=True)
     pipe.solver, pipe.preview = resolve_solver(settings.solver), settings.preview
     for reward in rewards.values():
-        pipe.reward = reward
+        pipe.reward = reward  # raises for one that cannot steer, before anything is drawn
     return pipe, rewards
 
 
 def open_store(
     folder: Path, settings: ShapesSettings, *, pipe: FKSteeringPipeline, rewards: Mapping[str, Reward]
 ) -> ResultStore:
-    """The store of these settings and these very weights, of the model, its preview and all rewards.
+    """Open the store of these settings and of the weights of the model, its preview and all rewards.
 
     Raises:
-        ValueError: when the folder holds results of others.
+        ValueError: the folder holds results of others.
     """
     digest = weights_digest([dict(pipe.components), pipe.preview, rewards])
     return ResultStore(folder, settings.to_dict() | {"weights": digest})
@@ -361,7 +361,7 @@ def generate(
     batch_size: int,
     populations: Sequence[Population] | None = None,
 ) -> None:
-    """Run whatever the store does not have, with a line on the terminal after each call. Arguments: `run_missing`."""
+    """Run what the store lacks, with a line on the terminal after each call. Arguments: `run_missing`."""
     started = time.perf_counter()
     options: dict[str, Any] = {"shard": shard, "batch_size": batch_size, "populations": populations}
     for population, done, todo in run_missing(pipe, settings, rewards=rewards, store=store, **options):
@@ -389,7 +389,7 @@ def trajectory(solver: str | None, steps: int | None, guidance_scale: float | No
 
 
 def steering_config(options: Mapping[str, Any], reward_scale: str) -> FKSteeringConfig:
-    """Settings of the sampler as typed; a `typer.BadParameter` where they are none."""
+    """Settings of the sampler as typed; a `typer.BadParameter` if they are invalid."""
     try:
         return FKSteeringConfig(reward_scale=parse_reward_scale(reward_scale), **options)
     except (TypeError, ValueError) as error:
@@ -397,7 +397,7 @@ def steering_config(options: Mapping[str, Any], reward_scale: str) -> FKSteering
 
 
 def one_of(name: str, text: str, choices: Sequence[str]) -> str:
-    """What was typed for an option; a `typer.BadParameter` where it is not among the choices."""
+    """Check what was typed for an option; a `typer.BadParameter` if it is not one of the choices."""
     if text not in choices:
         raise typer.BadParameter(f"{name} should be one of {', '.join(choices)}, got {text!r}.")
     return text

@@ -1,4 +1,4 @@
-"""What a denoiser row, a decode and a reward call take on this machine, and how many of each a method needs."""
+"""Seconds of a denoiser row, a decode and a reward call on this machine, and how many of each a method needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What was done.
+    """Amounts of work.
 
     Attributes:
         model_rows: rows of the denoiser's batches; guidance doubles them.
@@ -48,7 +48,7 @@ class Work:
 
     @classmethod
     def total(cls, parts: Iterable[Work]) -> Work:
-        """All of it.
+        """The sum of several amounts.
 
         Example:
             >>> Work.total([Work(scored=1), Work(scored=2, previews=4)])
@@ -59,14 +59,14 @@ class Work:
 
 
 def population_work(population: Population, settings: ShapesSettings) -> Work:
-    """What one population of one prompt will take.
+    """Predict the work of one population of one prompt.
 
     Args:
-        population: what is to be drawn.
-        settings: of the benchmark, without `stop_reward`, whose savings cannot be foreseen.
+        population: to be drawn.
+        settings: of the benchmark, without `stop_reward`, whose savings cannot be predicted.
     """
     size, num_steps = population.num_particles, settings.num_steps
-    rows = 2 if settings.guidance_scale > 1.0 else 1
+    rows = 2 if settings.guidance_scale > 1.0 else 1  # classifier-free guidance denoises the empty prompt, too
     if population.reward is None:
         return Work(model_rows=rows * num_steps * size, decodes=size, scored=size)
     expected = forecast(replace(settings.steering, num_particles=size), num_steps)
@@ -75,7 +75,7 @@ def population_work(population: Population, settings: ShapesSettings) -> Work:
 
 
 def method_work(row: Mapping[str, Any], settings: Mapping[str, Any]) -> Work:
-    """What one returned image took on average.
+    """Mean work for one returned image.
 
     Args:
         row: of a method, with `method`, `num_particles`, `model_rows` and `decoded` per prompt, as `method_row` makes
@@ -103,7 +103,7 @@ _PARTICLES = 4  # images of one prompt in the batch that the reward is timed on
 
 @dataclass(frozen=True, kw_only=True)
 class UnitCosts:
-    """Costs of a image in rows of the denoiser: medians of the ratios within a round.
+    """Costs of an image in rows of the denoiser: medians of the ratios within a round.
 
     Attributes:
         row_seconds: of one row, the median.
@@ -119,7 +119,7 @@ class UnitCosts:
 
     @classmethod
     def of_rounds(cls, rounds: Mapping[str, Sequence[float]]) -> UnitCosts:
-        """From the seconds of a row and of a image in each round.
+        """From the seconds of a row and of an image in each round.
 
         Example:
             >>> UnitCosts.of_rounds({"denoiser row": [1.0, 2.0], "decode": [3.0, 6.0], "reward": [1.0, 4.0]})
@@ -141,7 +141,7 @@ class UnitCosts:
 
         Args:
             work: what was done.
-            preview: name of the preview that decoded `work.previews`; None where there are none.
+            preview: name of the preview that decoded `work.previews`; None without previews.
 
         Raises:
             ValueError: for a preview that has not been timed.
@@ -173,7 +173,7 @@ def time_units(
     num_repetitions: int,
     guidance_scale: float,
 ) -> dict[str, list[float]]:
-    """Seconds of a row of the denoiser and of each way to treat a image, one after the other in each round.
+    """Seconds of a row of the denoiser and of each way to treat an image, one after the other in each round.
 
     All are timed at the size of batch at which the benchmark runs them: `batch_size` images, four of a prompt, and
     the denoiser with both of guidance's rows for each. The order is reversed from round to round. The text encoder, the
@@ -204,7 +204,7 @@ def time_units(
 def _runs(
     pipe: FKSteeringPipeline, reward: Reward, *, previews: Sequence[str], batch_size: int, guidance_scale: float
 ) -> dict[str, tuple[Run, int]]:
-    """What is timed, and how many rows or images each is of."""
+    """The timed calls, and the number of rows or images of each."""
     from fk_reward.pipelines.decoding import load_preview, preview_decoder  # noqa: PLC0415 (slow to import)
 
     prompts = [prompt.text for prompt in benchmark_prompts(batch_size) for _ in range(_PARTICLES)][:batch_size]

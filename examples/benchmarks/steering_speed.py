@@ -1,4 +1,4 @@
-"""How fast is a steered call, with which settings? Solvers, previews, compilation and batches, timed by turns."""
+"""Speed of a steered call by settings: solvers, previews, compilation and batches, timed in turn."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Variant:
     Attributes:
         name: in the table.
         call: keywords of the pipeline's call.
-        set_up: what is changed beforehand.
+        set_up: changes the pipeline beforehand.
         steered: whether the steered pipeline is called, not the one that it wraps.
         available: whether a pipeline can do it.
-        missing: what is not at hand here, for the table; empty where everything is.
+        missing: what this machine lacks for it, for the table; empty if nothing.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Variant:
 
 
 def thumbnails(latents: Tensor) -> Tensor:
-    """A decoder that costs nothing: the first three channels of the latents, (B, C, h, w) to (B, 3, h, w) in [0, 1].
+    """Decode at no cost: the first three channels of the latents, (B, C, h, w) to (B, 3, h, w) in [0, 1].
 
     Example:
         >>> thumbnails(torch.zeros(2, 4, 8, 8)).shape
@@ -69,7 +69,7 @@ def thumbnails(latents: Tensor) -> Tensor:
 
 
 def with_setting(name: str, value: Any) -> SetUp:
-    """A set-up that writes an attribute of the pipeline, and puts back what was there."""
+    """Make a set-up that sets an attribute of the pipeline, and restores it."""
 
     @contextmanager
     def set_up(pipe: FKSteeringPipeline) -> Iterator[None]:
@@ -84,19 +84,19 @@ def with_setting(name: str, value: Any) -> SetUp:
 
 
 free_reward = with_setting("reward", mean_pixel)
-"""The mean pixel in place of the reward."""
+"""The mean pixel instead of the reward."""
 
 
 @contextmanager
 def free_reward_and_decoder(pipe: FKSteeringPipeline) -> Iterator[None]:
-    """The mean pixel of `thumbnails`: what is left is the sampler."""
+    """The mean pixel of `thumbnails`: only the sampler is left."""
     with with_setting("preview", thumbnails)(pipe), free_reward(pipe):
         yield
 
 
 @contextmanager
 def few_crops(pipe: FKSteeringPipeline) -> Iterator[None]:
-    """Four crops for the HD transform of Phi-3.5-vision, in place of sixteen."""
+    """Four crops for the HD transform of Phi-3.5-vision instead of sixteen."""
     backbone = pipe.reward.model.backbone  # type: ignore[attr-defined]
     transform = backbone.hd_transform
     backbone.hd_transform = replace(transform, num_crops=_FEW_CROPS)
@@ -107,7 +107,7 @@ def few_crops(pipe: FKSteeringPipeline) -> Iterator[None]:
 
 
 def sped_up(**options: bool) -> SetUp:
-    """A set-up that calls `speed_up` with these options; compiling is in the first call of the first context."""
+    """Make a set-up that calls `speed_up` with these options; the first call of the first context compiles."""
 
     @contextmanager
     def set_up(pipe: FKSteeringPipeline) -> Iterator[None]:
@@ -128,11 +128,11 @@ def reward_on_another_gpu(pipe: FKSteeringPipeline) -> Iterator[None]:
     first, second = (torch.device("cuda", index) for index in (0, 1))
     with with_setting("reward_device", second if (pipe.device.index or 0) == 0 else first)(pipe):
         yield
-    pipe.to(pipe.device)
+    pipe.to(pipe.device)  # brings the reward back to the pipeline's GPU
 
 
 def compiler_missing(pipe: FKSteeringPipeline) -> str:
-    """Why `torch.compile` does not work where this pipeline is; nothing where it does."""
+    """Why `torch.compile` does not work on the devices of this pipeline; empty if it does."""
     from fk_reward.pipelines.acceleration import Compilation, check_compiler, devices_of  # noqa: PLC0415 (slow to import)
 
     try:
@@ -153,10 +153,10 @@ def _has_two_gpus(pipe: FKSteeringPipeline) -> bool:
 
 
 STOCK = Variant("stock", steered=False)
-"""K images of the wrapped pipeline, neither decoded under way nor scored."""
+"""K images of the wrapped pipeline, neither previewed nor scored."""
 
 STEERED = Variant("steered")
-"""K particles with the decoder of the pipeline and the reward, as a user gets them."""
+"""K particles with the decoder of the pipeline and the reward, the defaults."""
 
 VARIANTS: tuple[Variant, ...] = (
     STOCK,
@@ -180,7 +180,7 @@ VARIANTS: tuple[Variant, ...] = (
         available=_has_two_gpus,
     ),
 )
-"""What is compared, in the order of the table. Another option of the pipeline's call is one more row."""
+"""The compared variants, in the order of the table. To add an option of the pipeline's call, add a row."""
 
 
 COMPILED = Variant("steered, compiled", set_up=sped_up(compile=True), missing=compiler_missing)
@@ -230,7 +230,7 @@ def make_pipeline(settings: SteeringSpeedSettings) -> FKSteeringPipeline:
     """The pipeline with its reward on the device.
 
     Raises:
-        ValueError: with `random_weights`, for a model whose size is not known, or a reward that has none.
+        ValueError: with `random_weights`, a model or a reward of unknown size.
     """
     from fk_reward.planning.full_size_pipelines import FULL_SIZE_PIPELINES  # noqa: PLC0415 (slow to import)
     from fk_reward.planning.planned_models import steered_pipeline  # noqa: PLC0415
@@ -249,7 +249,7 @@ def make_pipeline(settings: SteeringSpeedSettings) -> FKSteeringPipeline:
 
 
 def variants_for(pipe: FKSteeringPipeline, settings: SteeringSpeedSettings) -> list[Variant]:
-    """Those of `VARIANTS` that the pipeline can do, and the compiled one where it is asked for."""
+    """Those of `VARIANTS` that the pipeline can do, and the compiled one on request."""
     extra = (COMPILED,) if settings.compile else ()
     return [variant for variant in (*VARIANTS, *extra) if variant.available(pipe)]
 
@@ -259,11 +259,11 @@ def measure(
 ) -> tuple[dict[str, list[float]], dict[str, int | None]]:
     """Time all variants in each round, one right after the other and in reversed order every other round.
 
-    One call of each comes first, which warms up and tells the peak of memory. Every scoring step resamples, so that all
-    of steering is in the measure. A variant for which memory does not suffice is left out.
+    A first call of each warms up and measures the peak of memory. Every scoring step resamples, so that all the work of
+    steering is measured. A variant that does not fit into memory is left out.
 
     Returns:
-        Seconds of each round, and the peak in bytes (None where nothing counts it), by the name of the variant.
+        Seconds of each round, and the peak in bytes (None on a CPU), by the name of the variant.
     """
     device = torch.device(settings.device)
     peaks: dict[str, int | None] = {}
@@ -313,7 +313,7 @@ def summarize(
     num_particles: int,
     missing: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each variant: median and quartiles of the seconds an image and of the ratios within a round.
+    """A row for each variant: median and quartiles of the seconds per image and of the ratios within a round.
 
     A variant without seconds gets a note: what is `missing` for it, or that memory ran out.
 
@@ -359,7 +359,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     seed: Annotated[int, typer.Option(help="Seed of random weights and of the images.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/steering-speed"),
 ) -> None:
-    """Time the steered pipeline with each option on and off, by turns; write `steering_speed.json` and `.md`."""
+    """Time the steered pipeline with each option on and off, in turn; write `steering_speed.json` and `.md`."""
     place = resolve_device(device)
     settings = SteeringSpeedSettings(
         model=model,

@@ -1,7 +1,7 @@
-"""Timing by turns: seconds of one run, median and quartiles of several.
+"""Timing in turn: seconds of one run, median and quartiles of several.
 
 `torch.utils.benchmark.Timer` warms up with two runs for each measurement, which would triple the cost of calls that
-take seconds and are timed one by one in turns; its clock, which waits for the accelerator, is used alone.
+take seconds and are timed one by one in turn; only its clock is used, which waits for the accelerator.
 """
 
 from __future__ import annotations

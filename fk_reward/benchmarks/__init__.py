@@ -1,1 +1,1 @@
-"""Benchmarks: the sampler's correctness (`gaussian`), cost (`overhead`), use (`shapes`); LLaVA-Reward's speed."""
+"""Benchmarks: tasks, the methods that answer them, stores, judges and reports; GenEval and MJ-Bench."""

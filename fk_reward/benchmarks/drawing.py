@@ -55,7 +55,7 @@ class RunSettings:
         search: settings of the search, K among them; see `make_search`.
         reward: steers and selects; None if and only if unsteered.
         scheduler: `"auto"`, the model's own where it can be steered, else a stochastic one; `"ddim"`, DDIM.
-        solver: name of a solver that draws all images in place of the scheduler; None for none.
+        solver: name of a solver that draws all images; None for the scheduler.
         preview: name of the decoder of the scoring steps; None for the model's own.
         eta: noise of each step, of schedulers that take it; None for the solver's, or 1, with every method alike, so
             that their images start and move by the same noise. 0 is for searches that copy nothing.
@@ -132,7 +132,8 @@ class RunSettings:
         if self.reward is None:
             return self.method
         slug = re.sub(r"[^\w.@-]+", "_", self.reward).strip("_")
-        if slug != self.reward:  # two compositions may differ in their signs alone
+        # Two compositions may differ in their signs alone; cut, as most file systems allow 255 bytes for a name.
+        if slug != self.reward:
             slug = f"{slug[:60]}-{hashlib.sha256(self.reward.encode()).hexdigest()[:6]}"
         return f"{self.method.removesuffix('-n')}-{self.search.num_particles}-{slug}"
 
@@ -142,14 +143,14 @@ class RunSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(json.dumps(asdict(self)))  # tuples become lists, as in a manifest that is read back
 
 
 def check_method(method: str) -> None:
-    """Refuse what is neither `"unsteered"` nor a search.
+    """Raise for a name that is neither `"unsteered"` nor a search.
 
     Raises:
-        ValueError: with the names that there are.
+        ValueError: with the known names.
     """
     known = dict.fromkeys((*METHODS, *SEARCHES))
     if method not in known:
@@ -172,7 +173,7 @@ def make_search(method: str, **settings: Any) -> SearchConfig:
     """
     check_method(method)
     if method == UNSTEERED:
-        return BestOfN(num_particles=1)
+        return BestOfN(num_particles=1)  # of one particle nothing is selected
     return load_search(method, **{name: settings[name] for name in search_fields(method) if name in settings})
 
 
@@ -253,6 +254,7 @@ class ImageSearch:
             output = self._call(prompt, index, samples)
             if output.nsfw_content_detected is not None and any(output.nsfw_content_detected):
                 logger.warning("Prompt %d: the safety checker has blackened an image, which will be judged.", index)
+            # The first of each population: its images come together, best first.
             images += output.images[:: len(output.images) // len(samples)]
             cost += self._cost(output)
             populations += self._populations(output)
@@ -280,7 +282,7 @@ class ImageSearch:
             model_calls=trace.num_model_calls,
             model_rows=trace.num_model_rows,
             decodes=trace.num_decode_calls,
-            reward_calls=0 if self.reward is None else trace.num_reward_calls,
+            reward_calls=0 if self.reward is None else trace.num_reward_calls,  # the indifferent reward is free
             seconds=trace.seconds,
         )
 
@@ -315,11 +317,11 @@ def particle_generators(seed: int, prompt_indices: Sequence[int], num_particles:
     seeds = [
         ((seed * _SEED_STRIDE) + prompt) * _SEED_STRIDE + k for prompt in prompt_indices for k in range(num_particles)
     ]
-    return [Generator().manual_seed(value) for value in seeds]
+    return [Generator().manual_seed(value) for value in seeds]  # on the CPU: the same noise for every device
 
 
 def indifferent_reward() -> CallableReward:
-    """A reward without a preference, for images that no reward steers.
+    """Make a reward without a preference, for images that no reward steers.
 
     Example:
         >>> indifferent_reward()(torch.rand(2, 3, 8, 8), "anything")
@@ -345,6 +347,7 @@ def load_pipe(settings: RunSettings, *, device: str, dtype: torch.dtype) -> FKSt
         settings.model, reward=indifferent_reward(), torch_dtype=dtype, revision=settings.revision
     )
     if settings.scheduler == "ddim":
+        # As published for Stable Diffusion: configs of other schedulers lack both, and DDIM clips latents by default.
         ddim = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, set_alpha_to_one=False)
         own, levels = noise_levels(pipe.scheduler), noise_levels(ddim)
         if own is None or levels is None or not own.equal(levels):  # flow models may have betas in their config, too
@@ -365,14 +368,14 @@ def make_manifest(
     reward: Reward | None,
     preview: str | None = None,
 ) -> dict[str, Any]:
-    """What the images of a run depend on, as JSON.
+    """Describe all that the images of a run depend on, as JSON.
 
     Args:
         settings: of the run.
         task: whose prompts are drawn.
-        model: of `describe_model`.
+        model: from `describe_model`.
         reward: the one that steers.
-        preview: of `describe_preview`.
+        preview: from `describe_preview`.
     """
     weights = None if reward is None else weights_digest([reward])
     versions = {name: metadata.version(name) for name in PACKAGES}
@@ -387,7 +390,7 @@ def make_manifest(
 
 
 def noise_of_steps(pipe: FKSteeringPipeline, settings: RunSettings) -> float | None:
-    """Eta of all methods of a run; None where the scheduler takes none."""
+    """Eta of all methods of a run; None if the scheduler has no such argument."""
     if not takes_argument(pipe.scheduler, "eta"):
         return None
     of_solver = None if pipe.solver is None else pipe.solver.eta
@@ -413,7 +416,8 @@ def describe_preview(pipe: FKSteeringPipeline) -> str | None:
 
 
 def hub_commit(pipe: FKSteeringPipeline) -> str | None:
-    """Commit of a pipeline on the hub, whose cache names its folders after commits; None for one of another source."""
+    """Commit of a pipeline on the hub; None for one of another source."""
+    # Diffusers keeps no commit, but the hub's cache names its folders after commits.
     configs = [getattr(part, "config", None) for part in pipe.components.values()]
     sources = [str(getattr(config, "_name_or_path", "")) for config in configs]
     found = [match[1] for source in sources if (match := re.search(r"snapshots/([0-9a-f]{40})", source))]

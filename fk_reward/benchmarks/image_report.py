@@ -74,12 +74,10 @@ def report_tables(rows: Sequence[Mapping[str, Any]], differences: Sequence[Mappi
 
 
 def _interval_columns(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Column, ...]:
-    """A column for each name that some row has an interval of."""
     return tuple(Column(name, f"{name} [95 %]") for name in dict.fromkeys(n for row in rows for n in row[key]))
 
 
 def _flag_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """How often images have what else the judge looks for."""
     rates = _interval_columns(rows, "flags")
     ratios = tuple(Column(f"{rate.key} ratio", f"{rate.key}, ratio to unsteered [95 %]") for rate in rates)
     cells = []
@@ -103,7 +101,7 @@ def _cells(row: Mapping[str, Any], intervals: Mapping[str, Ends | None], style: 
 
 
 def _text(ends: Ends, style: str) -> str:
-    """An estimate and both ends, or half the width where the style has a ±; by itself where the ends are not known."""
+    """Format an estimate with both ends, or with half the width if the style has a ±; alone without ends."""
     estimate, low, high = ends.values()
     if low is None or high is None:
         return style.split()[0].format(estimate)
@@ -113,8 +111,7 @@ def _text(ends: Ends, style: str) -> str:
 def write_report(folder: Path, *, num_shown: int = 60) -> Report:
     """Write the report of all runs in a folder: the figures first, then the page that shows them.
 
-    A page that cannot be made, because an image is damaged or a font is missing, is a warning; what was measured is
-    written.
+    A page that fails, because an image is damaged or a font is missing, is a warning; the measurements are written.
 
     Args:
         folder: holds the runs, or is itself a folder of images in GenEval's layout.
@@ -130,6 +127,7 @@ def write_report(folder: Path, *, num_shown: int = 60) -> Report:
     summary = {"title": title, "judge": runs[0].judge, "runs": rows, "differences": differences}
     markdown = f"# {markdown_text(title)}\n\n{markdown_text(facts)}\n\n{markdown_report(tables)}"
     files = [folder / name for name in ("report.json", "report.md", "report.html")]
+    # The figures before the page: whatever fails there, they are on disk, and only files that exist are returned.
     write_whole(files[0], json.dumps(summary, indent=2) + "\n")
     write_whole(files[1], markdown)
     with cosmetic(f"writing {files[2]}"):

@@ -1,4 +1,4 @@
-"""What is known of the runs in a folder of images: verdicts, scores and costs, and the figures of a report."""
+"""Results of the runs in a folder of images: verdicts, scores and costs, and the figures of a report."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ImageResult:
         correct: the verdict.
         reason: why not.
         scores: reward -> score.
-        flags: what else the judge looked for, and whether it is there.
+        flags: what else the judge looked for, and whether it was found.
     """
 
     index: int
@@ -96,7 +96,7 @@ class RunResult:
 
     @property
     def method(self) -> str:
-        """How the images were made, `other` where nothing says."""
+        """How the images were made; `other` without a manifest."""
         return "other" if self.manifest is None else self.manifest["settings"]["method"]
 
     @property
@@ -119,13 +119,13 @@ class RunResult:
         return {place: image.outcome(image.correct) for place, image in self.by_place.items()}
 
     def scores(self, name: str) -> dict[Place, Outcome]:
-        """Scores of a reward that has scored every image; else nothing."""
+        """Scores of a reward, if it has scored every image; else nothing."""
         if not all(name in image.scores for image in self.images):
             return {}
         return {place: image.outcome(image.scores[name]) for place, image in self.by_place.items()}
 
     def flagged(self, name: str) -> dict[Place, Outcome]:
-        """Whether each image has what a flag stands for, of those that were looked at."""
+        """Whether each image has a flag, of the images for which the judge looked for it."""
         seen = {place: image for place, image in self.by_place.items() if name in image.flags}
         return {place: image.outcome(image.flags[name]) for place, image in seen.items()}
 
@@ -147,6 +147,7 @@ def read_runs(folder: Path) -> list[RunResult]:
 
 def _place_in_report(run: RunResult) -> tuple[Any, ...]:
     order = METHODS.index(run.method) if run.method in METHODS else len(METHODS)
+    # `method != UNSTEERED` first, as False sorts before True.
     return (run.method != UNSTEERED, run.num_particles or 0, order, run.reward or "")
 
 
@@ -280,7 +281,7 @@ def _difference(run: RunResult, baseline: RunResult | None, name: str) -> Ends |
 
 
 def _flag_ratio(run: RunResult, baseline: RunResult | None, name: str) -> Ends | None:
-    """Rate over the baseline's rate, on the same samples; None where the baseline has too few to say."""
+    """Rate over the baseline's rate, on the same samples; None if the baseline has too few flags."""
     ours, theirs = run.flagged(name), {} if baseline is None else baseline.flagged(name)
     both = [place for place in ours if place in theirs]
     if not both:

@@ -1,8 +1,8 @@
 """Images on disk in GenEval's folder layout, written such that a killed run leaves nothing that looks like a result.
 
-A run is a folder with a manifest, which says everything that its images depend on, and a folder for each prompt. A
-prompt's folder is written under another name and renamed when it is complete; what is found out about its images later
-goes into notes, JSON files that count only as long as they hold the digests of the images beside them.
+A run is a folder with a manifest, which holds everything that its images depend on, and a folder for each prompt. A
+prompt's folder is written under another name and renamed when it is complete. Verdicts and scores go into notes later:
+JSON files that are valid only as long as they hold the digests of the images beside them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class PromptFolder:
         return self.root / f"{self.index:05d}"
 
     def write(self, metadata: Mapping[str, Any], images: Sequence[Image.Image], *, note: Mapping[str, Any]) -> None:
-        """Write a finished prompt, in place of whatever is there.
+        """Write a finished prompt, and replace whatever is there.
 
         Args:
             metadata: its record in the suite.
@@ -78,14 +78,15 @@ class PromptFolder:
         write_whole(draft / "metadata.jsonl", json.dumps(metadata) + "\n")
         digests = {name: _digest(content) for name, content in files.items()}
         write_whole(draft / f"{MADE}.json", _note_text(digests, note))
+        # A folder cannot be renamed onto one with files. Killed in between, the prompt is missing and is made again.
         shutil.rmtree(self.path, ignore_errors=True)
         draft.rename(self.path)
 
     def is_finished(self, record: Mapping[str, Any]) -> bool:
-        """Whether a prompt has its record and the very images that were made for it.
+        """Whether a prompt has its record and exactly the images that were made for it.
 
         Raises:
-            ValueError: when it was made for another prompt.
+            ValueError: it was made for another prompt.
         """
         try:
             self.refuse_other_record(record)
@@ -94,14 +95,14 @@ class PromptFolder:
         else:
             finished = self.read_note(MADE) is not None
         if self.path.exists() and not finished:
-            logger.warning("%s is damaged: this prompt will be made anew.", self.path)
+            logger.warning("%s is damaged: this prompt will be made again.", self.path)
         return finished
 
     def refuse_other_record(self, record: Mapping[str, Any]) -> None:
-        """Refuse a folder that was made for another prompt.
+        """Raise if the folder was made for another prompt.
 
         Raises:
-            FileNotFoundError: it does not say what for.
+            FileNotFoundError: it has no record.
             ValueError: the records differ.
         """
         metadata = self.read_metadata()
@@ -115,7 +116,7 @@ class PromptFolder:
         """The prompt's record in the suite.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it is missing.
             ValueError: it is not one JSON object.
         """
         path = self.path / "metadata.jsonl"
@@ -124,7 +125,7 @@ class PromptFolder:
         try:
             metadata = parse_json(path.read_text(encoding="utf-8"), path)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+            raise ValueError(f"{path} is not UTF-8: {error}") from error
         if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str):
             raise ValueError(f"{path} should hold one JSON object with a prompt, got {str(metadata)[:80]}.")
         if (problem := text_problem(metadata["prompt"])) is not None:
@@ -132,10 +133,10 @@ class PromptFolder:
         return metadata
 
     def image_paths(self) -> list[Path]:
-        """The samples in the order of their numbers; other names are left out, as by the official scripts.
+        """The samples in the order of their numbers; other names are skipped, as by the official scripts.
 
         Raises:
-            FileNotFoundError: there are none.
+            FileNotFoundError: no image.
         """
         paths = [path for path in self.path.glob("samples/*.png") if re.fullmatch(r"\d+", path.stem)]
         if not paths:
@@ -143,25 +144,26 @@ class PromptFolder:
         return sorted(paths, key=lambda path: (int(path.stem), path.stem))
 
     def read_images(self) -> list[Image.Image]:
-        """The samples, decoded whole.
+        """The samples, decoded to their end.
 
         Raises:
-            FileNotFoundError: there are none.
+            FileNotFoundError: no image.
             ValueError: one cannot be read to its end.
         """
         return [read_sample(path) for path in self.image_paths()]
 
     def read_note(self, name: str) -> dict[str, Any] | None:
-        """What is known about the images as they are now; None where nothing is, or of other images only."""
+        """Read what is known about the images as they are now; None if there is no note, or one of other images."""
         try:
             note = parse_json((self.path / f"{name}.json").read_text(encoding="utf-8"), name)
+        # A damaged note counts as missing: its content is made again.
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         digests = note.pop("pictures", None) if isinstance(note, dict) else None
         return note if digests == self._digests() else None
 
     def write_note(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a note about the images as they are now, whole or not at all."""
+        """Write a note about the images as they are now."""
         write_whole(self.path / f"{name}.json", _note_text(self._digests(), content))
 
     def _digests(self) -> dict[str, str]:
@@ -170,20 +172,20 @@ class PromptFolder:
 
 
 def prompt_folders(root: Path) -> list[PromptFolder]:
-    """The prompts' folders of a run, by number: those whose name is a number, as for the official scripts.
+    """Folders of a run's prompts, by number: those whose name is a number, as for the official scripts.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: no such folder.
     """
     entries = root.iterdir() if root.is_dir() else ()
     names = [entry.name for entry in entries if entry.is_dir() and re.fullmatch(r"\d{5}", entry.name)]
     if not names:
-        raise FileNotFoundError(f"{root} is no folder of images in GenEval's layout: it has no 00000, 00001, ...")
+        raise FileNotFoundError(f"{root} holds no images in GenEval's layout: it has no 00000, 00001, ...")
     return [PromptFolder(root, int(name)) for name in sorted(names)]
 
 
 def complete_folders(root: Path, records: Sequence[Mapping[str, Any]]) -> list[PromptFolder]:
-    """The prompts' folders of a run that has all prompts of a suite, and no others.
+    """Folders of the prompts of a run that has all prompts of a suite, and no others.
 
     Raises:
         FileNotFoundError: no such folder, a prompt without images or without its record.
@@ -272,15 +274,17 @@ def open_run(folder: Path, manifest: Mapping[str, Any], *, about: Mapping[str, A
     Raises:
         ValueError: as `ImageStore.begin`.
     """
+    # The runs beside it first: a run that does not fit them must not write a manifest.
     for other in read_manifests(folder.parent):
         refuse_changes(folder.parent, _common(other), _common(manifest))
     if not (folder / MANIFEST).exists():
         if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise ValueError(
-                f"{folder} holds files but no {MANIFEST}: it is no run of this command. Name another folder."
+                f"{folder} holds files but no {MANIFEST}: it is not a run of this command. Name another folder."
             )
         write_whole(folder / MANIFEST, json.dumps({**manifest, **about}, indent=2) + "\n")
     found = read_manifest(folder)
+    # Without `about`, which the manifest on disk holds besides.
     refuse_changes(folder, {name: found.get(name) for name in manifest}, manifest)
 
 
@@ -288,8 +292,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no JSON object.
+        FileNotFoundError: it is missing.
+        ValueError: it is not a JSON object.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -307,10 +311,10 @@ def read_manifests(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def refuse_mixed_runs(folder: Path) -> None:
-    """Refuse a folder whose runs cannot be compared.
+    """Raise if the runs of a folder cannot be compared.
 
     Raises:
-        ValueError: they are of different suites, models, seeds or numbers of steps.
+        ValueError: they have different suites, models, seeds or numbers of steps.
     """
     commons = [_common(manifest) for manifest in read_manifests(folder)]
     for common in commons[1:]:
@@ -349,12 +353,12 @@ def read_sample(path: Path) -> Image.Image:
     """Decode an image to its end.
 
     Raises:
-        ValueError: it is damaged, or no image; the message names the file.
+        ValueError: it is damaged, or not an image; the message names the file.
     """
     try:
         return read_image(path)
     except UnreadableImageError as error:
-        remedy = "Generate again, which makes this prompt anew and keeps the others."
+        remedy = "Generate again, which makes this prompt again and keeps the others."
         raise UnreadableImageError(f"{error}. {remedy}") from error
 
 
@@ -374,5 +378,5 @@ def _digest(content: bytes) -> str:
 
 
 def _note_text(digests: Mapping[str, str], content: Mapping[str, Any]) -> str:
-    # The key is older than the word: notes of earlier runs keep counting.
+    # An older word for images: renaming this key would invalidate the notes of all earlier runs.
     return json.dumps({**content, "pictures": digests}, indent=2) + "\n"

@@ -50,10 +50,10 @@ def judge_runs(
         SelfTestError: the judge has not passed its self-test.
     """
     runs = {root: complete_folders(root, task.samples) for root in find_runs(out)}
-    judge = task.judge(device)
+    judge = task.judge(device)  # after the folders: what is missing there is reported before models are loaded
     for root, folders in runs.items():
         yield from judge_missing(share.part(folders), judge, label=f"{root.name}: verdicts", self_test=self_test)
-    share.wait()
+    share.wait()  # `results.jsonl` holds the verdicts of all processes
     if share.leads:
         for root in runs:
             write_results(root)
@@ -73,6 +73,7 @@ def score_runs(out: Path, names: Sequence[str], *, task: Task[Record], share: Sh
     manifests = [read_manifest(root) for root in runs if (root / MANIFEST).exists()]
     used = [manifest["settings"]["reward"] for manifest in manifests]
     for name in dict.fromkeys(name for name in [*used, *names] if name is not None):
+        # A reward that has nothing left to score is not loaded.
         if any(name not in read_scores(folder) for folders in runs.values() for folder in folders):
             reward = load_reward(name).to(device)
             for root, folders in runs.items():
@@ -174,7 +175,7 @@ def write_results(root: Path) -> Path:
         known = {"tag": metadata["tag"], "prompt": metadata["prompt"]}
         for path, verdict in zip(folder.image_paths(), verdicts, strict=True):
             line = {"filename": path.relative_to(root).as_posix(), **known, **verdict}
-            # The official script writes these two as texts of JSON.
+            # The official script writes these two as strings of JSON.
             texts = {"metadata": json.dumps(metadata), "details": json.dumps(verdict["details"])}
             lines.append(json.dumps({**line, **texts}))
     write_whole(root / "results.jsonl", "".join(f"{line}\n" for line in lines))

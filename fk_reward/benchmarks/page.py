@@ -23,6 +23,7 @@ from fk_reward.benchmarks.report import Table
 from fk_reward.benchmarks.statistics import OVERALL, Ends
 from fk_reward.text import as_plain_text
 
+# Jinja escapes prompts. Should that fail, the policy keeps the browser from running or loading anything.
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -90,7 +91,7 @@ is an image that the judge calls correct.</p>
 Row = Mapping[str, Any]
 PARTICLES = "K, particles of an image"
 APART = 1.04
-"""Factor by which lines stand aside on the axis of K, so that their intervals do not hide one another."""
+"""Factor by which lines are shifted on the axis of K, so that their intervals do not hide one another."""
 
 
 def accuracy_plots(rows: Sequence[Row]) -> dict[str, bytes]:
@@ -100,7 +101,7 @@ def accuracy_plots(rows: Sequence[Row]) -> dict[str, bytes]:
         rows: of `summarize`.
 
     Returns:
-        What it is plotted against, in words, to the file. A row without K, or without a cost, is left out.
+        Label of the horizontal axis -> file. A row without K, or without a cost, is left out.
     """
     by_particles = [(row, float(row["num_particles"])) for row in rows if row["num_particles"] is not None]
     by_seconds = [(row, row["cost"]["seconds"]) for row in rows if row["cost"] is not None]
@@ -150,7 +151,7 @@ def _draw_line(axes: Axes, name: str, points: Sequence[tuple[Row, float]]) -> No
 
 
 def _reach(ends: Ends) -> tuple[float, float]:
-    """How far the interval goes below and above its estimate; not at all where it is not known."""
+    """How far the interval reaches below and above its estimate; 0 without an interval."""
     estimate, low, high = ends.values()
     if estimate is None or low is None or high is None:
         return 0.0, 0.0
@@ -159,7 +160,7 @@ def _reach(ends: Ends) -> tuple[float, float]:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})  # no version of Matplotlib in the file
     return buffer.getvalue()
 
 
@@ -189,6 +190,7 @@ def html_report(
     gallery = _gallery(runs, num_shown)
     shown = [prompt for prompts in gallery.values() for prompt in prompts]
     small = read_sample(runs[0].images[0].path).width < MAX_SIDE
+    # Strict: a misspelt name in the template raises instead of printing nothing.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(PAGE).render(
         title=title,

@@ -33,11 +33,11 @@ class Column:
     more: tuple[str, ...] = ()
 
     def heading(self) -> str:
-        """The title, or the key where there is none."""
+        """The title, or else the key."""
         return self.title or self.key.replace("_", " ")
 
     def cell(self, row: Mapping[str, Any]) -> str:
-        """The value of this column as text; a dash where the row has none."""
+        """The value of this column as text; a dash if the row lacks it."""
         values = [row.get(key) for key in (self.key, *self.more)]
         return "-" if None in values else self.style.format(*values)
 
@@ -102,7 +102,7 @@ def markdown_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]])
         | --- | --- |
         | 4 | 0.50 |
     """
-    # what stands in a row is text; the headings and the styles of the columns are our own Markdown
+    # Rows hold text of users, which is escaped; headings and styles are our own Markdown.
     texts = [{key: markdown_text(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows]
     heading = [column.heading() for column in columns]
     lines = [[column.cell(row) for column in columns] for row in texts]
@@ -120,5 +120,5 @@ def markdown_report(tables: Sequence[Table]) -> str:
 
 
 def write_json(path: str | Path, content: Any) -> Path:
-    """Write a JSON file, whole or not at all; its folder is made where it is missing."""
+    """Write a JSON file, complete or not at all; its folder is made if it is missing."""
     return write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Run a task: answer what is missing, in batches, by all processes that share the work, and show how far it is."""
+"""Run a task: answer what is missing, in batches, in all processes that share the work, and show the progress."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Item = TypeVar("Item")
 
 
 class Progress(NamedTuple):
-    """How far a process is.
+    """Progress of a process.
 
     Attributes:
-        label: what is being worked at.
-        done: pieces of it that this process has done.
-        todo: pieces that it had to do.
+        label: name of the work.
+        done: items that this process has done.
+        todo: items that it had to do.
     """
 
     label: str
@@ -63,7 +63,7 @@ class Share:
 
     @property
     def name(self) -> str:
-        """Name of this process, which no other one of them has."""
+        """Name of this process, different from those of the others."""
         return f"{self.shard[0]}-of-{self.shard[1]}"
 
     def part(self, items: Sequence[Item]) -> list[Item]:
@@ -77,25 +77,25 @@ class Share:
         return hold_folder(folder, share=self.shard)
 
     def first(self) -> AbstractContextManager[None]:
-        """Let the first of the launched processes pass before the others."""
+        """Let the first of the launched processes run the block before the others."""
         return PartialState().main_process_first() if self.launched else nullcontext()
 
     def wait(self) -> None:
-        """Wait until all processes that accelerate launched have come here."""
+        """Wait until all processes that accelerate launched have arrived here."""
         if self.launched:
             PartialState().wait_for_everyone()
 
 
 def find_share(shard: tuple[int, int] | None, device: str) -> Share:
-    """What this process should do.
+    """Find the part of this process.
 
     Args:
-        shard: index and number of the processes that share the work without knowing of each other; None for the place
+        shard: index and number of processes that share the work without knowing of each other; None for the place
             among those that `accelerate launch` started.
-        device: "cpu" or "cuda"; accelerate needs to know when GPUs are not to be used.
+        device: "cpu" or "cuda"; accelerate must be told not to use GPUs.
 
     Raises:
-        ValueError: when processes were launched that accelerate cannot see, which would all do the same work.
+        ValueError: processes were launched that accelerate cannot see, which would all do the same work.
 
     Example:
         >>> find_share((1, 2), "cpu")
@@ -117,7 +117,7 @@ class Store(Protocol):
     """Where answers are kept, so that a run can be stopped, resumed and shared."""
 
     def begin(self, method: Any, /) -> None:
-        """Make place for a method's answers; raise a ValueError where answers of other settings are."""
+        """Prepare for a method's answers; raise a ValueError if there are answers of other settings."""
 
     def missing(self, method: Any, samples: Sequence[Any], indices: Sequence[int], /) -> list[int]:
         """Those of some samples that the method has not answered."""
@@ -131,8 +131,8 @@ def run(
 ) -> Iterator[Progress]:
     """Let each method answer the samples that the store has no answer to.
 
-    Nothing is answered before every method has its place in the store. What was answered is never asked again, whoever
-    answered it: an interrupted run is simply started again.
+    Every method is prepared in the store before the first answer. What was answered is never asked again, whichever
+    process answered it: to resume an interrupted run, start it again.
 
     Args:
         task: the benchmark.
@@ -141,10 +141,10 @@ def run(
         share: the part of this process, every n-th sample.
 
     Yields:
-        After each batch: how far this process is.
+        After each batch: the progress of this process.
 
     Raises:
-        ValueError: before anything is answered, when the store holds answers of other settings.
+        ValueError: before the first answer, if the store holds answers of other settings.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -161,7 +161,7 @@ def run(
         []
     """
     for method in methods:
-        with share.first():
+        with share.first():  # one process writes the settings, and the others compare theirs with them
             store.begin(method)
     for method in methods:
         todo = store.missing(method, task.samples, share.part(range(len(task.samples))))
@@ -182,12 +182,12 @@ def in_batches(
     batch_size: int = 1,
     size_of: Callable[[Item], int] = lambda item: 1,
 ) -> Iterator[Progress]:
-    """Work at a few items at a time.
+    """Work on a few items at a time.
 
     Args:
         label: of the progress.
         todo: the items.
-        work: what is done with a batch.
+        work: processes a batch.
         batch_size: sum of the sizes in a batch; a larger item is a batch of its own.
         size_of: size of an item.
 
@@ -210,7 +210,7 @@ def in_batches(
 
 
 def watch(steps: Iterable[Progress], *, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-    """Run through the steps of a run and show how far it is, with the time left.
+    """Run through the steps of a run and show its progress, with the time left.
 
     Args:
         steps: of a run.
@@ -241,7 +241,7 @@ def _write_lines(steps: Iterable[Progress], console: Console, clock: Callable[[]
     for step in steps:
         now = clock()
         if step.label != label:
-            label, started = step.label, written  # the first piece of a label has been worked at since the last line
+            label, started = step.label, written  # work on the first item of a label began at the last line
         if step.done == step.todo or now - written >= SECONDS_BETWEEN_LINES:
             left = (now - started) / step.done * (step.todo - step.done) / 60
             console.print(styled(f"{step.label}: {step.done}/{step.todo}, {left:.0f} min left"))

@@ -29,7 +29,7 @@ OVERALL = "overall"
 """Name of the mean of the tasks."""
 
 Ends = dict[str, float | None]
-"""`estimate`, and the ends of its interval, `low` and `high`: None where they cannot be known, see `estimate`."""
+"""`estimate`, and the ends of its interval, `low` and `high`: None if there are too few values for them."""
 
 
 class Outcome(NamedTuple):
@@ -53,7 +53,7 @@ Key = TypeVar("Key", bound=Hashable)
 def estimate(outcomes: Iterable[Outcome]) -> Ends:
     """Mean of the tasks' means, with its 95 % bootstrap interval over prompts within tasks (`clustered_bootstrap`).
 
-    Where a task has a single outcome nothing is known of how they vary, and neither end is given.
+    A task with a single outcome says nothing about its variation: both ends are then None.
 
     Example:
         >>> estimate([Outcome(1.0, "a cow", "single_object"), Outcome(0.0, "a dog", "single_object")])
@@ -73,14 +73,14 @@ def estimate_by_task(outcomes: Sequence[Outcome]) -> dict[str, Ends]:
 
 
 def compare(results: Mapping[Name, Mapping[Key, Outcome]], baseline: Name) -> dict[Name, dict[str, Ends] | None]:
-    """How much each method gains over a baseline, on the samples that both have.
+    """Compare each method with a baseline, on the samples that both have.
 
     Args:
         results: method -> outcomes by sample; equal keys are paired (the same prompt and seed).
         baseline: the method that is subtracted from the others.
 
     Returns:
-        Each other method -> `estimate_by_task` of the paired differences; None where nothing can be paired.
+        Each other method -> `estimate_by_task` of the paired differences; None without a common sample.
 
     Example:
         >>> cow, dog = (("a cow", "single_object"), ("a dog", "single_object"))
@@ -203,7 +203,7 @@ def clustered_ratio(
         seed: of the bootstrap.
 
     Returns:
-        None where the denominators are so few that some bootstrap sample has none above 0.
+        None if in some bootstrap sample all denominators are 0.
 
     Example:
         >>> clustered_ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0], ["a", "b", "c"])
@@ -249,13 +249,15 @@ def _grouped(columns: np.ndarray, clusters: Sequence[Hashable]) -> list[np.ndarr
 
 def _resampled_means(groups: list[np.ndarray], num_resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Means of two-stage bootstrap samples, `(num_resamples, d)`."""
+    # Clusters of different sizes are padded to one array; `present` says which of the drawn places exist.
     sizes = np.array([len(group) for group in groups])
     padded = np.stack([np.pad(group, ((0, sizes.max() - len(group)), (0, 0))) for group in groups])
     drawn = rng.integers(len(groups), size=(num_resamples, len(groups)))
+    # Rounded down, a uniform number times the size of a cluster is the index of one of its own values.
     members = (rng.random((*drawn.shape, sizes.max())) * sizes[drawn][..., None]).astype(int)
-    counted = np.arange(sizes.max()) < sizes[drawn][..., None]
-    sums = (padded[drawn[..., None], members] * counted[..., None]).sum((1, 2))
-    return sums / counted.sum((1, 2))[:, None]
+    present = np.arange(sizes.max()) < sizes[drawn][..., None]
+    sums = (padded[drawn[..., None], members] * present[..., None]).sum((1, 2))
+    return sums / present.sum((1, 2))[:, None]
 
 
 def mean_pairwise_distance(images: Tensor) -> float:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
 ANSWER_KEY = ("index",)
-"""The field that says which sample an answer is of."""
+"""The field with the index of the sample that was answered."""
 _MOST_CHANGES = 12  # that an error names
 
 
@@ -30,19 +30,19 @@ class ResultStore:
 
     Args:
         folder: made where it is missing.
-        settings: whatever the results depend on, as JSON; must be equal to what the folder was begun with. None to
+        settings: all that the results depend on, as JSON; must equal those that the folder was begun with. None to
             read what is there.
-        writer: name of this process; no two processes may share it at one time.
+        writer: name of this process; two processes must not use the same one at a time.
 
     Attributes:
         folder: where the results are.
         settings: what the folder was begun with.
 
     Raises:
-        NotADirectoryError: when the folder is a file.
-        ValueError: when the folder holds results of other settings, and names the differences; when `settings.json` is
-            damaged.
-        FileNotFoundError: without settings, when the folder holds no results.
+        NotADirectoryError: the folder is a file.
+        ValueError: the folder holds results of other settings, and the message names the differences; or
+            `settings.json` is damaged.
+        FileNotFoundError: without settings, if the folder holds no results.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -66,28 +66,28 @@ class ResultStore:
             refuse_changes(self.folder, self.settings, settings)
 
     def load(self, key: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """All results so far, of all processes. A line that was cut off is left out with a warning.
+        """Load all results so far, of all processes. A line that was cut off is skipped with a warning.
 
         Args:
-            key: names of the fields that say what a result is of. Of several results of one thing, which two jobs on
-                one folder leave behind, the first one counts, with a warning; none: all count.
+            key: names of the fields that identify a result. Of several results with the same values, which two jobs on
+                one folder can write, the first one counts, with a warning. Empty: all count.
 
         Raises:
-            ValueError: for a damaged line, or one that lacks a field of `key`; it names file and line, and says what
-                to do.
+            ValueError: a damaged line, or one that lacks a field of `key`; the message names file and line, and says
+                what to do.
         """
         found: dict[tuple[Any, ...], dict[str, Any]] = {}
         repeated: list[str] = []
         for place, result in self._lines():
             if missing := [name for name in key if name not in result]:
-                raise ValueError(f"{place} has no {', '.join(missing)}: it is no result of this benchmark. Delete it.")
-            name = tuple(json.dumps(result[field]) for field in key) or (place,)
+                raise ValueError(f"{place} has no {', '.join(missing)}: it is not of this benchmark. Delete the line.")
+            name = tuple(json.dumps(result[field]) for field in key) or (place,)  # JSON: lists cannot be hashed
             if name in found:
                 repeated.append(place)
             found.setdefault(name, result)
         if repeated:
             more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
-            logger.warning("%s%s: a result that stands there already; the first one counts.", repeated[0], more)
+            logger.warning("%s%s: repeats an earlier result; the first one counts.", repeated[0], more)
         return list(found.values())
 
     def append(self, results: Sequence[Mapping[str, Any]], *, writer: str | None = None) -> None:
@@ -95,18 +95,18 @@ class ResultStore:
 
         Args:
             results: one dictionary each.
-            writer: in place of the store's.
+            writer: instead of the store's.
 
         Raises:
-            OSError: it names the file, which is as it was.
+            OSError: it names the file, which is left as it was.
         """
         path = self.folder / f"results-{writer or self.writer}.jsonl"
         append_lines(path, [json.dumps(result) for result in results])
 
-    # What `runner.run` asks of a store; this one holds the answers of one method.
+    # The protocol `runner.Store`, for the answers of a single method.
 
     def begin(self, _method: Any, /) -> None:
-        """Nothing: the settings were compared when the store was opened."""
+        """Do nothing: the settings were compared when the store was opened."""
 
     def missing(self, _method: Any, _samples: Sequence[Any], indices: Sequence[int], /) -> list[int]:
         """Those of some samples that have no answer."""
@@ -123,7 +123,7 @@ class ResultStore:
         """All answers in the order of the samples, each once.
 
         Raises:
-            ValueError: when there are none yet.
+            ValueError: no answers yet.
         """
         answers = self.load(ANSWER_KEY)
         if not answers:
@@ -139,18 +139,18 @@ class ResultStore:
     def _refuse_results_of_unknown_settings(self) -> None:
         if any(self.folder.glob("results-*.jsonl")):
             raise ValueError(
-                f"{self.folder} holds results, but {SETTINGS_FILE} is missing, which says what they are of. Choose "
-                "another folder, or put back a copy of that file."
+                f"{self.folder} holds results, but {SETTINGS_FILE}, which describes them, is missing. Choose another "
+                "folder, or put back a copy of that file."
             )
 
 
 def refuse_changes(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse to go on in a folder that was begun with other settings.
+    """Raise if a folder was begun with other settings.
 
     Args:
         folder: for the message.
         found: settings of the folder.
-        wanted: those that are asked for.
+        wanted: requested settings.
 
     Raises:
         ValueError: they differ; the message names the differences.
@@ -160,16 +160,17 @@ def refuse_changes(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
 
 
 def settings_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Say in what two trees of settings differ, leaf by leaf; an empty text where they do not.
+    """List the differences of two trees of settings, leaf by leaf; an empty text if there are none.
 
     Args:
-        found: those of a folder.
-        wanted: those that are asked for.
+        found: settings of a folder.
+        wanted: requested settings.
 
     Example:
         >>> settings_changes({"seed": 0, "config": {"k": 4}}, {"seed": 0, "config": {"k": 8}})
         'config.k 4 -> 8'
     """
+    # Through JSON, as the settings on disk have been: a tuple equals the list that it became.
     before, after = (_flat(json.loads(json.dumps(tree))) for tree in (found, wanted))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     changes = [f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in names]
@@ -202,6 +203,7 @@ def weights_digest(holders: Iterable[Any]) -> str:
     for holder in holders:
         for name, tensor in held_weights(holder):
             digest.update(name.encode())
+            # As bytes: NumPy has no bfloat16.
             digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -241,7 +243,7 @@ def _parts(holder: Any) -> Iterable[Any]:
 def _llava_weights(reward: Any) -> Iterator[tuple[str, Tensor]]:
     """The backbone as it is without adapters, and the checkpoint of the active dimension."""
     for name, tensor in reward.model.backbone.state_dict().items():
-        if ".lora_" not in name:
+        if ".lora_" not in name:  # PEFT renames a layer when an adapter wraps it; the digest must not depend on that
             yield name.replace(".base_layer.", "."), tensor
     key = next(key for key, config in reward.model.configs.items() if config is reward.config)
     checkpoint = reward.model.checkpoint(key)

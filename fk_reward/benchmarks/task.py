@@ -1,4 +1,4 @@
-"""A benchmark as a value: what is asked (`Task`), who answers (`Method`), and who decides about images (`Judge`)."""
+"""A benchmark as a value: what is asked (`Task`), what answers it (`Method`), and what judges images (`Judge`)."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Task(Generic[Sample]):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """What a person may choose about a task of images.
+    """Options of a task of images.
 
     Attributes:
-        prompts: a file in GenEval's format in place of its 553 records; for the official suite.
+        prompts: a file in GenEval's format instead of its 553 records; for the official suite.
         num_prompts: how many prompts, the tasks in turn; for the shapes world.
         detector: hub id or folder of the judge's Mask2Former; None for GenEval's own. For the official suite.
         clip: hub id or folder of the judge's CLIP, likewise.
@@ -55,10 +55,10 @@ class TaskOptions:
 
 
 class Method(Protocol[SampleIn, AnswerOut]):
-    """Whoever answers the samples of a task: a search with its sampling settings, a reward.
+    """Answers the samples of a task: a search with its sampling settings, a reward.
 
     Attributes:
-        name: of the method, which tells it from the others of a run.
+        name: of the method, unique in a run.
         batch_size: samples that it answers in one call.
     """
 
@@ -71,13 +71,13 @@ class Method(Protocol[SampleIn, AnswerOut]):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says about an image.
+    """Verdict of a judge on an image.
 
     Attributes:
         correct: whether it shows what its sample asks for.
         reason: what is missing or wrong, a line each; empty where it is correct.
         details: class -> x0, y0, x1, y1 and score of each object that counted, as GenEval's results have them.
-        flags: what else was looked for, such as forbidden content, and whether it is there.
+        flags: what else the judge looked for, such as forbidden content, and whether it was found.
     """
 
     correct: bool
@@ -86,7 +86,7 @@ class Verdict:
     flags: Mapping[str, bool] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, with GenEval's keys; `flags` only where there are some."""
+        """As JSON, with GenEval's keys; `flags` only if there are some."""
         known = {"correct": self.correct, "reason": self.reason, "details": dict(self.details)}
         return known | ({"flags": dict(self.flags)} if self.flags else {})
 
@@ -101,14 +101,14 @@ class Judge(Protocol):
     identity: dict[str, Any]
 
     def judge_images(self, samples: Sequence[Any], images: Sequence[Image.Image], /) -> Sequence[Verdict]:
-        """One verdict for each image; `samples` has one for each image, too."""
+        """Give a verdict for each image; `samples` has one for each image, too."""
 
     def self_test(self) -> None:
         """Raise a `SelfTestError` unless images with known verdicts get them."""
 
 
 class SelfTestError(RuntimeError):
-    """A judge contradicts what is known about an image."""
+    """A judge gives a wrong verdict on an image whose verdict is known."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class KnownVerdict:
 
 
 def check_known_verdicts(judge: Any, known: Sequence[KnownVerdict]) -> None:
-    """Let a judge judge images of which the verdicts are known.
+    """Test a judge on images whose verdicts are known.
 
     Args:
         judge: under test, of which `judge_images` is called.

@@ -1,4 +1,4 @@
-"""What a plan comes to: seconds at a given or measured speed, and sentences on what to write or to change."""
+"""Advice of a plan: seconds at a given or measured speed, and sentences on what to write or to change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from fk_reward.planning.memory import PhaseNeed, Settings, gigabytes
 
-_SIDE, _NUM_PRODUCTS = 8192, 20
+_SIDE, _NUM_PRODUCTS = 8192, 20  # a product is 1.1e12 operations, far more than it takes to start a kernel
 
 
 def parse_tflops(text: str) -> dict[str, float]:
@@ -38,7 +38,7 @@ def measured_tflops(device: torch.device | str, dtype: torch.dtype) -> float:
     """10¹² operations a second of large matrix products, the most that a model can reach; CUDA only."""
     with torch.device(device):
         matrix = torch.ones(_SIDE, _SIDE, dtype=dtype)
-    for _ in range(3):
+    for _ in range(3):  # the first products load the library and raise the clock
         torch.mm(matrix, matrix)
     torch.cuda.synchronize(device)
     started = time.perf_counter()
@@ -56,7 +56,7 @@ def estimated_seconds(flops: Mapping[str, int], rates: Mapping[str, float]) -> f
         rates: 10¹² a second by dtype; that of "" is for any dtype without its own.
 
     Returns:
-        None where a rate is missing.
+        None if a rate is missing.
 
     Example:
         >>> estimated_seconds({"float16": 4 * 10**12, "float32": 10**12}, {"": 2.0})
@@ -73,7 +73,7 @@ def estimated_seconds(flops: Mapping[str, int], rates: Mapping[str, float]) -> f
     return seconds
 
 
-STOP_ADVICE = "With stop_reward this is the most that a call takes: scoring ends with the first prediction so good."
+STOP_ADVICE = "With stop_reward this is the most that a call takes: scoring ends once a prediction reaches it."
 
 _WORTH_SAYING = 0.01  # share of what is saved
 
@@ -94,9 +94,9 @@ def advice_for(
     """Sentences about a plan.
 
     Args:
-        settings: those to use; the smallest ones where nothing fits.
+        settings: those to use; the smallest ones if nothing fits.
         needs: bytes of each phase under these settings.
-        memory: bytes of the GPU where nothing fits, else None.
+        memory: bytes of the GPU if nothing fits, else None.
         request: name of the reward, number of particles, dtype of the pipeline.
 
     Example:
@@ -108,7 +108,7 @@ def advice_for(
         return _too_large(needs, memory, dtype)
     sentences = []
     if settings.model_offload:
-        sentences.append("Call pipe.enable_model_cpu_offload() in place of pipe.to('cuda').")
+        sentences.append("Call pipe.enable_model_cpu_offload() instead of pipe.to('cuda').")
     if settings.reward_offload:
         sentences.append(f"Load the reward with load_reward({reward!r}, offload=True) and .to('cuda').")
     keywords = settings.keywords(num_particles)
@@ -124,7 +124,7 @@ def preview_advice(
     rates: Mapping[str, float],
     peaks: tuple[int, int],
 ) -> tuple[str, ...]:
-    """What a preview would save; nothing where that is not worth a sentence.
+    """Say what a preview would save, if it is at least 1 %.
 
     Args:
         flops: operations of the call, by dtype.
@@ -145,7 +145,7 @@ def preview_advice(
     if seconds and shorter is not None and seconds - shorter >= _WORTH_SAYING * seconds:
         parts.append(f"about {seconds - shorter:.2g} of {seconds:.3g} s")
     if peaks[0] - peaks[1] >= _WORTH_SAYING * peaks[0]:
-        parts.append(f"a peak of {gigabytes(peaks[1])} in place of {gigabytes(peaks[0])}")
+        parts.append(f"a peak of {gigabytes(peaks[1])} instead of {gigabytes(peaks[0])}")
     saved = ", ".join(parts)
     return (f'preview="auto" would decode at the scoring steps by a tiny autoencoder: {saved}.',) if saved else ()
 

@@ -1,4 +1,4 @@
-"""Whether a plan is right: the call is made on a GPU with random weights, and the allocator's peak compared."""
+"""Check a plan: make the call on a GPU with random weights, and compare the allocator's peak."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Check:
     Attributes:
         predicted: `Plan.peak`, bytes.
         measured: `torch.cuda.max_memory_allocated` of a call, bytes.
-        seconds: of that call, its steps scaled to those of the plan; what is outside the steps is scaled, too.
+        seconds: of that call, scaled from its steps to those of the plan, the time outside the steps included.
     """
 
     predicted: int
@@ -57,7 +57,7 @@ def check_plan(plan: Plan) -> Check:
 
     Raises:
         ValueError: without a GPU, or for a plan that does not fit.
-        TypeError: for a plan in batches that this version's pipeline cannot make.
+        TypeError: a plan in batches that this version's pipeline cannot make.
     """
     if not torch.cuda.is_available():
         raise ValueError("A plan is checked on a GPU, and PyTorch sees none here.")
@@ -70,10 +70,10 @@ def check_plan(plan: Plan) -> Check:
         pipe(PROMPT, steering=plan.steering, num_inference_steps=_NUM_STEPS, **arguments)
 
     device = torch.device("cuda")
-    gc.collect()
+    gc.collect()  # what making the models left behind is not of the call
     torch.cuda.empty_cache()
     measured = peak_memory(run, device)
-    started = time.perf_counter()
+    started = time.perf_counter()  # of the second call: the first has warmed up
     run()
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - started) * plan.steps / _NUM_STEPS
@@ -81,10 +81,10 @@ def check_plan(plan: Plan) -> Check:
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
-    """Execute a run; the most bytes that PyTorch's allocator held in it, the weights included.
+    """Execute a run and return the most bytes that PyTorch's allocator held in it, the weights included.
 
     Returns:
-        None on anything but CUDA, where nothing counts them.
+        None on other devices than CUDA, where PyTorch does not count them.
 
     Example:
         >>> peak_memory(lambda: None, torch.device("cpu")) is None

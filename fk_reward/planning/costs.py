@@ -1,4 +1,4 @@
-"""What each phase of a steered call takes, found by running it and watching its tensors."""
+"""Costs of each phase of a steered call, found by running it and watching its tensors."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class BatchCosts:
     Attributes:
         activations: bytes above the weights, at most, in each of `PHASES`: the text encoders, a step of the denoiser,
             the decoding of n images by the preview, their reward, the decoding of n images by the autoencoder, and
-            their reward. Of `denoise` without `kept`. Without the two of the preview where there is none.
+            their reward. Of `denoise` without `kept`. The two of the preview only if there is one.
         kept: bytes that stay from step to step: embeddings, latents, what the scheduler remembers.
         flops: floating-point operations of the same phases; of `denoise` for one step.
         image_bytes: of n decoded images.
-        preview_bytes: of n decoded previews, 0 where there are none.
+        preview_bytes: of n decoded previews, 0 without a preview.
     """
 
     activations: dict[str, int]
@@ -51,7 +51,7 @@ class BatchCosts:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What is drawn.
+    """Size and guidance of the images.
 
     Attributes:
         height: in pixels, None for the pipeline's default.
@@ -87,6 +87,7 @@ def batch_costs(models: PlannedModels, image: ImageRequest, *, batch_size: int) 
     preview_bytes = 0
     if models.preview is not None:
         watches["preview"], previews = _decoded(models, image, latents, preview=models.preview)
+        # Images of the same shape cost the reward the same.
         watches["preview reward"] = reward if previews.shape == images.shape else _scored(models, previews)
         preview_bytes = previews.nbytes
     return BatchCosts(
@@ -101,10 +102,10 @@ def batch_costs(models: PlannedModels, image: ImageRequest, *, batch_size: int) 
 def _decoded(
     models: PlannedModels, image: ImageRequest, latents: Tensor, *, preview: Preview | None
 ) -> tuple[_Watch, Tensor]:
-    """Costs of decoding, and the images; by the pipeline's autoencoder without a preview."""
+    """Costs of decoding, and the images; without a preview by the pipeline's autoencoder."""
     decoder = preview_decoder(preview, models.pipe, height=image.height, width=image.width)
     vae = getattr(models.pipe, "vae", None)
-    held = [] if vae is None else tensors_of(vae)
+    held = [] if vae is None else tensors_of(vae)  # which the pipeline may widen to float32 while it decodes
     with _watched(held + models.preview_weights()) as watch:
         images = decoder(latents)
     return watch, images
@@ -123,7 +124,7 @@ def _scored(models: PlannedModels, images: Tensor) -> _Watch:
 
 
 def _readable(images: Tensor, reward: Reward) -> Tensor:
-    """Grey images for a reward without weights, which is a rule that looks at numbers."""
+    """Replace meta images by grey ones for a reward without weights, which is a rule that reads numbers."""
     return torch.full(images.shape, 0.5) if reward.device is None and images.is_meta else images
 
 
@@ -137,26 +138,27 @@ class _Watch:
 def _watched(held: list[Tensor]) -> Iterator[_Watch]:
     """Measure the body of the `with` statement."""
     watch = _Watch()
+    # The last mode is asked first: MetaTensors moves the operands, then bytes and operations are counted.
     with flop_counter() as counter, LiveBytes(held) as tracker, MetaTensors(), FusedAttention():
         yield watch
     watch.peak, watch.flops = tracker.peak, counter.get_total_flops()
 
 
 class _Generation:
-    """Runs the pipeline's own loop for a few steps, and tells text encoding and denoising apart.
+    """Runs the pipeline's own loop for a few steps, and counts text encoding and denoising separately.
 
-    There are so many steps that the scheduler remembers, in the last one, all that it ever does.
+    There are as many steps as a scheduler of this order needs to fill its memory of model outputs.
     """
 
     def __init__(self, models: PlannedModels, image: ImageRequest) -> None:
         self.text, self.denoise = _Watch(), _Watch()
         self.kept = 0
-        self._subjects, self._image = models, image
+        self._models, self._image = models, image
         self._num_steps = 1 + models.pipe.scheduler.config.get("solver_order", 1)
 
     def run(self, batch_size: int) -> Tensor:
         """Generate latents of n images of one prompt."""
-        pipe = self._subjects.pipe
+        pipe = self._models.pipe
         arguments: dict[str, Any] = self._image.arguments() | {"num_inference_steps": self._num_steps}
         complete_eta(pipe, FKSteeringConfig(num_resamples=0), arguments)
         pipe.set_progress_bar_config(disable=True)
@@ -170,12 +172,12 @@ class _Generation:
     @contextmanager
     def _marked(self, tracker: LiveBytes, counter: Any) -> Iterator[None]:
         def begin(*_: Any) -> None:
-            if self.text.peak == 0:
+            if self.text.peak == 0:  # the first step: all that was counted before it is text encoding
                 self.text.peak, self.text.flops = tracker.peak, counter.get_total_flops()
                 tracker.restart()
-            self.kept = max(self.kept, tracker.live)
+            self.kept = max(self.kept, tracker.live)  # tensors that are alive when a step begins stay between steps
 
-        hook = self._subjects.denoiser.register_forward_pre_hook(begin)
+        hook = self._models.denoiser.register_forward_pre_hook(begin)
         try:
             yield
         finally:

@@ -1,7 +1,7 @@
 """Text-to-image pipelines at their full size without their files: random weights, a tokenizer without a vocabulary.
 
-Memory and speed are decided by the architecture, so that both can be costs, and measured, before anything is
-downloaded. The images mean nothing.
+The architecture alone decides memory and speed, so both can be counted, and measured, before anything is downloaded.
+The images are noise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MAX_TOKENS = 77
 
 
 def clip_tokenizer(pad_token: str = _END) -> CLIPTokenizer:
-    """Spells any text letter by letter, at the 49408 places of CLIP's vocabulary, its start and end the last two.
+    """Make a tokenizer that spells text letter by letter, with CLIP's 49408 ids, start and end the last two.
 
     Example:
         >>> clip_tokenizer()("cat").input_ids[0], len(clip_tokenizer())
@@ -106,6 +106,7 @@ def _sdxl() -> dict[str, nn.Module]:
 
 def _sd_pipeline(**components: Any) -> DiffusionPipeline:
     absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    # OpenCLIP's text towers pad with "!", the first entry of the vocabulary; OpenAI's with the end of the text.
     return StableDiffusionPipeline(tokenizer=clip_tokenizer("!"), **components, **absent)
 
 

@@ -109,7 +109,7 @@ def weight_sizes(backbone: str, *, full_size: bool, dtype: torch.dtype) -> tuple
 
 
 def _lora_config(modules: Sequence[str], *, rank: int) -> LoraConfig:
-    """`init_lora_weights=False` leaves both of LoRA's matrices random, so that it changes states."""
+    # Random in both matrices: PEFT's default has zeros in one, and the adapter would change nothing.
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(modules), init_lora_weights=False)
 
 
@@ -169,7 +169,7 @@ def llava() -> AnswerModel:
         tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=1,  # the class token of the vision tower
         chat_template=_LLAVA_TEMPLATE,
     )
     return AnswerModel(LlavaForConditionalGeneration(config), processor)
@@ -209,7 +209,7 @@ def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 def _tokenizer(template: str, *, space_before_answer: bool = False) -> PreTrainedTokenizerFast:
-    """Spells byte by byte, but what is read as an answer is one token, after a space where models write one."""
+    """Make a tokenizer that spells byte by byte, but has a token for each answer, after a space if models write one."""
     tokenizer = byte_tokenizer(*_CONTROL_TOKENS)
     words = ("Yes", "No", *LEVELS)
     tokenizer.add_tokens([AddedToken(word, lstrip=space_before_answer or word in LEVELS) for word in words])
@@ -264,6 +264,7 @@ def _hps() -> CLIPScore:
 
 def _aesthetic() -> AestheticScore:
     clip = _clip(CLIP_L14)
+    # The predictor sees images only.
     del clip.text_model, clip.text_projection
     return AestheticScore(clip, make_mlp((768, 1024, 128, 64, 16)), preprocessing=_CLIP)
 
@@ -289,9 +290,8 @@ def _llava_reward(backbone: str) -> Reward:
 
 
 def _asking(reward: Callable[..., Reward], model: Callable[[], AnswerModel], **options: str) -> Reward:
-    """A reward tries its question when it is made, which needs the numbers of the tokens."""
     made = model()
-    with torch.device("cpu"):
+    with torch.device("cpu"):  # a reward tests its question when it is made, which reads the ids of tokens
         return reward(made, **options)
 
 

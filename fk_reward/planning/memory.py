@@ -30,6 +30,7 @@ def parse_memory(amount: int | str | None) -> int | None:
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match and match[2].upper() in _UNITS else 0
     if match and not match[2] and isinstance(amount, str) and 0 < size < 2**20:
         number = match[1]
+        # As a string a small number is a forgotten unit; as an int it was computed.
         raise ValueError(f"memory {number} has no unit, and would be {number} bytes: write {number}GiB or {number}GB.")
     if size <= 0:
         raise ValueError(f"memory should be an amount such as 24GB, 24GiB or a number of bytes, got {amount!r}.")
@@ -48,12 +49,12 @@ def gigabytes(size: int) -> str:
 
 
 CUDA_CONTEXT_BYTES = 800_000_000
-"""What a process takes on a GPU before its first tensor and for its libraries: the driver's context and the code of
+"""Memory of a process on a GPU before its first tensor and for its libraries: the driver's context and the code of
 kernels, some 500 MB on recent GPUs. An assumption on the safe side; PyTorch does not count it."""
 
 ALLOCATOR_SHARE = 0.08
-"""Of the bytes above the weights, what is added for blocks that the caching allocator cannot reuse, and for workspaces
-of matrix products and convolutions, which live inside an operation and are not seen. An assumption."""
+"""Added, as a share of the bytes above the weights, for blocks that the caching allocator cannot reuse, and for
+workspaces of matrix products and convolutions, which exist inside an operation only. An assumption."""
 
 LIMITED_PHASES = {
     "particle_batch_size": ("denoise",),
@@ -65,7 +66,7 @@ LIMITED_PHASES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How a call is to be made.
+    """Batch sizes and offloading of a call.
 
     Attributes:
         particle_batch_size: particles that go through the denoiser at once.
@@ -98,7 +99,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class PhaseNeed:
-    """Bytes on the GPU at the peak of one phase.
+    """Bytes on the GPU at the peak of a phase.
 
     Attributes:
         phase: its name.
@@ -129,8 +130,8 @@ class PhaseNeed:
 class MemoryModel:
     """Memory of a steered call of K particles.
 
-    Activations grow with the batch by pieces of straight lines that bend upwards, being the largest of several moments.
-    They are known for one image and for all K; between them the chord is taken, which is never below.
+    Activations are the largest of several moments, each linear in the batch: a convex function. They are known for one
+    image and for all K; in between the chord is used, which is never below.
 
     Attributes:
         num_particles: K.
@@ -156,7 +157,7 @@ class MemoryModel:
 
     @property
     def keeps_denoiser(self) -> bool:
-        """Whether with model offload the denoiser stays at the scoring steps: a tiny autoencoder sends nothing away."""
+        """Whether with model offload the denoiser stays at the scoring steps: a tiny autoencoder offloads nothing."""
         return self.previewed and self.weights["preview"] > 0
 
     def need(self, phase: str, settings: Settings) -> PhaseNeed:
@@ -196,7 +197,7 @@ class MemoryModel:
         size = (self.all.preview_bytes if phase.startswith("preview") else self.all.image_bytes) // self.num_particles
         images = size * num_images
         if phase.endswith("reward"):
-            # at the end the images that are returned and those that are scored, and no state of the loop any more
+            # At the end: the returned and the scored images, and no state of the loop any more.
             at_steps = 0 if self.previewed and phase == "reward" else self.all.kept + images
             at_the_end = 2 * images if phase == "reward" else 0
             return max(at_steps, at_the_end) + size * batch_size  # the reward gets a copy
@@ -237,26 +238,27 @@ def between(low: int, high: int, *, at: int, end: int) -> int:
 def fitting_settings(
     model: MemoryModel, memory: int | None, *, can_offload_reward: bool, num_scorings: int
 ) -> Settings | None:
-    """The settings under which all phases fit into memory; None where there are none.
+    """Find settings under which all phases fit into memory; None if nothing fits.
 
     Args:
         model: memory of the call.
         memory: bytes of the GPU; None for no limit.
-        can_offload_reward: whether the reward can rest on the CPU.
-        num_scorings: how often a call scores; each time with offload, weights are moved.
+        can_offload_reward: whether the reward can stay on the CPU between its calls.
+        num_scorings: how often a call scores; with offload, weights are moved each time.
     """
-    whole = Settings(*(model.num_particles,) * 3)
+    all_at_once = Settings(*(model.num_particles,) * 3)
     if memory is None:
-        return whole
+        return all_at_once
+    # Offloading costs time and smaller batches hardly do: the least traffic first, with the largest batches that fit.
     for modes in sorted(_modes(can_offload_reward), key=lambda mode: _moved_bytes(model, mode, num_scorings)):
-        settings = _largest_batches(model, memory, replace(whole, **modes))
+        settings = _largest_batches(model, memory, replace(all_at_once, **modes))
         if settings is not None:
             return settings
     return None
 
 
 def smallest_settings(*, can_offload_reward: bool) -> Settings:
-    """Those that need least: one image at a time, everything offloaded.
+    """Settings that need the least memory: one image at a time, everything offloaded.
 
     Example:
         >>> smallest_settings(can_offload_reward=False).model_offload
@@ -271,7 +273,7 @@ def _modes(can_offload_reward: bool) -> list[dict[str, bool]]:
 
 
 def _moved_bytes(model: MemoryModel, mode: dict[str, bool], num_scorings: int) -> int:
-    """Bytes that come to the GPU in a call: the denoiser again after each scoring, the reward at each."""
+    """Bytes that are moved to the GPU in a call: the denoiser again after each scoring, the reward at each."""
     moved = 0
     if mode["model_offload"]:
         num_returns = 1 if model.keeps_denoiser else num_scorings
@@ -282,7 +284,7 @@ def _moved_bytes(model: MemoryModel, mode: dict[str, bool], num_scorings: int) -
 
 
 def _largest_batches(model: MemoryModel, memory: int, settings: Settings) -> Settings | None:
-    """Phases do not happen at once, so that each setting has its own limit."""
+    """Find the largest batch of each phase by itself: phases do not overlap."""
     if model.need("text", settings).needed > memory:
         return None
     for name, limited in LIMITED_PHASES.items():

@@ -25,12 +25,12 @@ BLOCK_BYTES = 512
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that are made under it, for as long as they live.
 
-    What each operation returns is costs, once for each storage, and is taken off when the storage is freed. What an
+    What each operation returns is counted, once for each storage, and subtracted when the storage is freed. What an
     operation needs only while it runs (the workspace of a convolution) is not seen. Tensors from before do not count,
-    but those that are `held`: when they are freed or replaced, their bytes are taken off, too.
+    except those that are `held`: when they are freed or replaced, their bytes are subtracted, too.
 
     Args:
-        held: tensors from before, such as weights that may be converted under way.
+        held: tensors from before, such as weights that may be converted meanwhile.
 
     Attributes:
         live: bytes made and not yet freed, less the held ones that were freed.
@@ -51,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: Any = WeakIdKeyDictionary()
         for tensor in held:
             self._meet(tensor, new=True)
-        self.live = self.peak = 0
+        self.live = self.peak = 0  # the held ones are known now; they count below 0 once they are freed
 
     def restart(self) -> None:
         """Forget the peak: from now on it is that of what follows."""
@@ -60,6 +60,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        # Arguments first: a tensor from before is noted without bytes, so that a view of it is not taken for new.
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 self._meet(leaf, new=False)
@@ -89,8 +90,8 @@ _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 class FusedAttention(TorchFunctionMode):
     """Sends `scaled_dot_product_attention` of meta tensors to a fused kernel.
 
-    On the meta device PyTorch takes the one that writes out queries times keys, which no GPU does that can avoid it.
-    The fused kernels of all devices return the same: the output, and a number for each query.
+    On the meta device PyTorch uses the one that materialises queries times keys, which GPUs avoid. The fused kernels of
+    all devices return the same: the output, and a number for each query.
 
     Example:
         >>> q = torch.empty(1, 2, 5, 8, device="meta")
@@ -124,7 +125,7 @@ def _fused(  # noqa: PLR0913, PLR0917 (PyTorch's signature)
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor | None:
-    """The output, None where it is PyTorch's own business: real tensors, and shapes that the kernel does not take."""
+    """The output; None for real tensors, and for shapes that the kernel does not take, which are left to PyTorch."""
     if not (query.is_meta or key.is_meta or value.is_meta) or query.ndim != 4:
         return None
     if enable_gqa:
@@ -137,7 +138,7 @@ def _fused(  # noqa: PLR0913, PLR0917 (PyTorch's signature)
 
 
 def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter of floating-point operations, which learns to count the fused kernel.
+    """Make PyTorch's counter of floating-point operations, extended by the fused kernel.
 
     Example:
         >>> q = torch.empty(1, 2, 5, 8, device="meta")
@@ -157,10 +158,10 @@ _META = torch.device("meta")
 
 
 class MetaTensors(TorchDispatchMode):
-    """Lets tensors of shapes alone ("meta") meet tensors with numbers.
+    """Lets operations mix tensors of shapes alone ("meta") with tensors of numbers.
 
-    What depends on a weight or a image has a shape and no numbers. Everything else (tokens, masks, positions,
-    which code asks for its numbers) stays on the CPU, even where it is made on or moved to the meta device.
+    What depends on a weight or an image has a shape and no numbers. Everything else (tokens, masks, positions, whose
+    numbers models read) stays on the CPU, even if it is made on or moved to the meta device.
     """
 
     def __torch_dispatch__(
@@ -182,7 +183,7 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 
 def _places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Masks as the places where they are true: their number decides the shape of what is picked."""
+    """Turn masks into the indices where they are true, whose number decides the shape of the result."""
     places: list[Tensor | None] = []
     for index in indices:
         places += index.nonzero().unbind(1) if index is not None and index.dtype == torch.bool else [index]
@@ -190,10 +191,10 @@ def _places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def count_flops(reward: Reward, image_size: int, prompt: str) -> int:
-    """Floating-point operations of scoring one image: two for each product that a matrix product adds up.
+    """Count the floating-point operations of scoring one image: two for each multiplication in a matrix product.
 
-    Matrix products, convolutions and attention are costs, as `torch.utils.flop_counter` does; attention as if none of
-    it were masked. Nothing is computed: for the time being the weights are replaced by their shapes.
+    Matrix products, convolutions and attention count, as in `torch.utils.flop_counter`; attention as if none of it were
+    masked. Nothing is computed: meanwhile the weights are replaced by their shapes.
 
     Args:
         reward: one whose `score` is a forward pass, on any device.
@@ -201,7 +202,7 @@ def count_flops(reward: Reward, image_size: int, prompt: str) -> int:
         prompt: its prompt; the number of its tokens counts.
 
     Raises:
-        NotImplementedError: from PyTorch, when a number is read that depends on a weight or on the image.
+        NotImplementedError: from PyTorch, if a number is read that depends on a weight or on the image.
 
     Example:
         >>> from fk_reward.rewards import CallableReward
@@ -219,7 +220,7 @@ def count_flops(reward: Reward, image_size: int, prompt: str) -> int:
 
 @contextmanager
 def without_weights(reward: Reward) -> Iterator[None]:
-    """The reward on the meta device; its tensors are put back afterwards, since other rewards may share them."""
+    """Put a reward on the meta device; afterwards its tensors are restored, since other rewards may share them."""
     modules = [module for held in reward._held_modules() for module in held.modules()]
     saved = [(module, dict(module._parameters), dict(module._buffers)) for module in modules]
     reward.to("meta")

@@ -1,4 +1,4 @@
-"""The pipeline, the reward and the preview that a plan is about: on the meta device, or with random weights."""
+"""The pipeline, the reward and the preview of a plan: on the meta device, or with random weights."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from fk_reward.rewards.vlm_judge import VLMJudge
 _AT_HAND = ("in the package", "none")  # `weights` on the cards of rewards that need no download
 
 _PUBLISHED = {decoder.repository: decoder.latent_channels for decoder in PREVIEWS.values() if "/" in decoder.repository}
-"""Hub id of a tiny autoencoder -> channels of its latents: all in which its `config.json` differs from Diffusers'
-defaults. The test compares with the number of parameters that github.com/madebyollin/taesd states."""
+"""Hub id of a tiny autoencoder -> channels of its latents, the only difference of its `config.json` from Diffusers'
+defaults. A test compares with the number of parameters that github.com/madebyollin/taesd states."""
 
 
 def steered_pipeline(  # noqa: PLR0913 (what is measured, and where)
@@ -45,7 +45,7 @@ def steered_pipeline(  # noqa: PLR0913 (what is measured, and where)
     reward_offload: bool = False,
     seed: int = 0,
 ) -> FKSteeringPipeline:
-    """A steered pipeline on a device, without a progress bar.
+    """Make a steered pipeline on a device, without a progress bar.
 
     Args:
         model: with random weights one of `FULL_SIZE_PIPELINES`; any other is loaded.
@@ -54,11 +54,11 @@ def steered_pipeline(  # noqa: PLR0913 (what is measured, and where)
         dtype: floating, of the model; the reward has that of its own loader.
         random_weights: False to load model and reward, whatever they are.
         model_offload: `enable_model_cpu_offload`.
-        reward_offload: whether a reward of random weights rests on the CPU between its calls.
+        reward_offload: whether a reward of random weights stays on the CPU between its calls.
         seed: of random weights.
 
     Raises:
-        ValueError: with random weights, for a reward whose size is not known, and which is not at hand.
+        ValueError: with random weights, a reward of unknown size that would have to be downloaded.
 
     Example:
         >>> pipe = steered_pipeline("shapes-sd", reward="shapes-verifier", device="cpu", dtype=torch.float32)
@@ -68,7 +68,7 @@ def steered_pipeline(  # noqa: PLR0913 (what is measured, and where)
     known = random_weights and model in FULL_SIZE_PIPELINES
     scorer = sized_reward(reward, device=device, seed=seed, offload=reward_offload) if random_weights else reward
     if known:
-        place = "cpu" if model_offload else device
+        place = "cpu" if model_offload else device  # with offload Diffusers moves each module when it is called
         stock = FULL_SIZE_PIPELINES[model].make(device=place, dtype=dtype, seed=seed)
         pipe = FKSteeringPipeline(stock, reward=scorer)
     else:
@@ -92,16 +92,16 @@ def is_at_hand(name: str) -> bool:
 
 
 def sized_reward(name: str, *, device: torch.device | str, seed: int = 0, offload: bool = False) -> Reward:
-    """A reward of random weights on a device, or one that is at hand, as it is loaded; or a composition of such.
+    """Make a reward of random weights, load one that needs no download, or compose such rewards.
 
     Args:
         name: registered name, or a composition of names.
         device: of random weights.
         seed: of random weights.
-        offload: whether rewards of random weights rest on the CPU between their calls.
+        offload: whether rewards of random weights stay on the CPU between their calls.
 
     Raises:
-        ValueError: for a reward whose size is not known, and which is not at hand.
+        ValueError: a reward of unknown size that would have to be downloaded.
 
     Example:
         >>> sized_reward("0.5*clipscore + 0.5*shapes-verifier", device="meta").device
@@ -125,7 +125,7 @@ def sized_reward(name: str, *, device: torch.device | str, seed: int = 0, offloa
 def sized_preview(
     preview: str | None, pipe: Any, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> Preview | None:
-    """A preview of a pipeline's latents; a tiny autoencoder of random weights, made from its configuration.
+    """Make a preview of a pipeline's latents; a tiny autoencoder has random weights, and its configuration is read.
 
     Args:
         preview: as for `load_preview`. Of a folder or a hub id that is not in `PREVIEWS` the configuration is read.
@@ -150,19 +150,19 @@ def sized_preview(
 def _tiny_autoencoder(source: str, *, device: torch.device, dtype: torch.dtype, seed: int) -> AutoencoderTiny:
     known = _PUBLISHED.get(source)
     config = dict(AutoencoderTiny.load_config(source)) if known is None else {"latent_channels": known}
-    config.pop("block_out_channels", None)  # which Diffusers writes, and warns of when it reads it
+    config.pop("block_out_channels", None)  # Diffusers writes it, and warns when it reads it
     with seeded_on(device, seed), default_dtype(dtype):
         return AutoencoderTiny.from_config(config).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class PlannedModels:
-    """What runs in a steered call.
+    """Models of a steered call.
 
     Attributes:
-        pipe: the pipeline to be steered.
-        rewards: the parts of the reward, one where it is no composition.
-        preview: decodes at the scoring steps, or could; None where nothing is known that would.
+        pipe: the pipeline to steer.
+        rewards: the parts of the reward; one, unless it is a composition.
+        preview: decodes at the scoring steps, or could; None if no preview is known.
     """
 
     pipe: DiffusionPipeline
@@ -188,11 +188,11 @@ class PlannedModels:
         return weights
 
     def preview_weights(self) -> list[Tensor]:
-        """Weights of a tiny autoencoder; none where the preview is of the pipeline's own."""
+        """Weights of a tiny autoencoder; empty for a preview by the pipeline's own."""
         return tensors_of(self.preview) if isinstance(self.preview, nn.Module) else []
 
     def reward_weights(self) -> list[Tensor]:
-        """Weights of the reward, those that parts share once."""
+        """Weights of all parts of the reward."""
         return [tensor for reward in self.rewards for module in reward._held_modules() for tensor in tensors_of(module)]
 
 
@@ -200,7 +200,7 @@ def denoiser_of(pipe: Any) -> nn.Module:
     """The UNet or transformer of a pipeline.
 
     Raises:
-        ValueError: when it has neither.
+        ValueError: it has neither.
     """
     denoiser = main_denoiser(pipe)
     if denoiser is None:
@@ -214,7 +214,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 
 
 def weight_bytes(tensors: list[Tensor]) -> int:
-    """Bytes of tensors, what is shared once.
+    """Bytes of tensors; a shared one counts once.
 
     Example:
         >>> weight = torch.zeros(4)
@@ -235,13 +235,13 @@ def _purpose(component: str) -> str:
 def models_on_meta(
     model: str, reward: str, *, dtype: torch.dtype, preview: str | None = None, solver: Solver | None = None
 ) -> Iterator[PlannedModels]:
-    """The model and the reward on the meta device, for the time of the context.
+    """Make the model and the reward on the meta device, for the time of the context.
 
     Args:
         model: name of a published pipeline, of an embedded one, or a folder.
         reward: registered name whose size is known, or a composition of such names.
         dtype: floating, of the pipeline; the reward has that of its own loader.
-        preview: as for `load_preview`, by name; None for the one that "auto" means, where there is one.
+        preview: as for `load_preview`, by name; None for the one that "auto" means, if any.
         solver: replaces the scheduler.
 
     Raises:
@@ -258,14 +258,14 @@ def models_on_meta(
 
 
 def meta_pipeline(model: str, *, dtype: torch.dtype) -> DiffusionPipeline:
-    """A pipeline on the meta device: a published one without any file, another one without reading its weights.
+    """Make a pipeline on the meta device: a published one without any file, another one without reading its weights.
 
     Args:
         model: as for `models_on_meta`, or a hub id.
         dtype: floating.
 
     Raises:
-        OSError: when the files of its configuration are not there.
+        OSError: files of its configuration are missing.
 
     Example:
         >>> meta_pipeline("shapes-sd", dtype=torch.float16).unet.device
@@ -280,13 +280,14 @@ def meta_pipeline(model: str, *, dtype: torch.dtype) -> DiffusionPipeline:
         for name, entry in index.items()
         if isinstance(entry, list | tuple) and (module := _meta_module(source, name, entry, dtype)) is not None
     }
+    # Diffusers loads no weights of modules that it is given.
     pipe = DiffusionPipeline.from_pretrained(source, **modules)
     pipe.scheduler = stochastic_scheduler(pipe.scheduler)
     return pipe
 
 
 def _meta_module(source: str, name: str, entry: Any, dtype: torch.dtype) -> nn.Module | None:
-    """A component on the meta device; None for what is no module of Diffusers or transformers."""
+    """A component on the meta device; None if it is not a module of Diffusers or transformers."""
     library, class_name = entry
     if library not in ("diffusers", "transformers"):
         return None
@@ -305,7 +306,7 @@ def _meta_preview(preview: str | None, pipe: DiffusionPipeline, dtype: torch.dty
     try:
         return sized_preview(preview or AUTO, pipe, device="meta", dtype=dtype)
     except ValueError:
-        if preview is None:
+        if preview is None:  # "auto" knows no preview of this model
             return None
         raise
 
@@ -320,5 +321,5 @@ def _meta_rewards(text: str) -> tuple[Reward, ...]:
 def _meta_reward(name: str) -> Reward:
     reward = sized_reward(name, device="meta")
     if isinstance(reward, VLMJudge):
-        raise ValueError(f"{name!r} answers in words, and nobody knows how many; take another reward to plan with.")
+        raise ValueError(f"{name!r} answers in words, whose number is unknown; plan with another reward.")
     return reward

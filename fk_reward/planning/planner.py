@@ -1,4 +1,4 @@
-"""`plan`: what a steered call needs, and with which settings it fits, before anything is downloaded."""
+"""`plan`: memory and time of a steered call, and settings that fit, before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Plan:
         solver: as given.
         memory: bytes of the GPU; None for no limit.
         fits: whether `settings` fit.
-        settings: those to use; the smallest ones where nothing fits.
+        settings: those to use; the smallest ones if nothing fits.
         phases: bytes at the peak of each phase, under these settings.
         weights: bytes of text encoders, denoiser, decoder, other parts of the pipeline, preview, and reward.
         flops: floating-point operations of a call, by dtype; with `stop_reward` at most.
-        tflops: 10¹² operations a second, by dtype; empty where nobody gave or measured them.
-        seconds: operations over operations a second, None without the latter. Moving weights is not in it, nor is what
+        tflops: 10¹² operations a second, by dtype; empty if they were neither given nor measured.
+        seconds: operations over operations a second; None without `tflops`. Moving weights is not included, nor is what
             a model loses against plain matrix products.
-        advice: what to write or what to change, a sentence each.
+        advice: what to write or to change, a sentence each.
     """
 
     model: str
@@ -89,12 +89,12 @@ class Plan:
 
     @property
     def num_scorings(self) -> int:
-        """How often images are scored: at the scoring steps, and when they are finished."""
+        """How often images are scored: at the scoring steps, and at the end."""
         return len(self.population.scorings) + 1
 
     @property
     def peak(self) -> int:
-        """Most bytes that PyTorch's allocator will hold: what `torch.cuda.max_memory_allocated` tells."""
+        """Most bytes that PyTorch's allocator will hold, as `torch.cuda.max_memory_allocated` reports."""
         return max(phase.peak for phase in self.phases)
 
     @property
@@ -110,7 +110,7 @@ class Plan:
 
 
 def flops_by_dtype(models: PlannedModels, model: MemoryModel, expected: Forecast) -> dict[str, int]:
-    """Operations of a call, by the dtype in which they are done.
+    """Count the operations of a call, by dtype.
 
     Args:
         models: the pipeline, the reward and the preview.
@@ -132,28 +132,28 @@ def flops_by_dtype(models: PlannedModels, model: MemoryModel, expected: Forecast
 
 
 def _decoder_dtype(pipe: Any) -> str:
-    """That of the autoencoder, or float32 where it is widened."""
+    """Dtype of the autoencoder, or float32 if the pipeline widens it."""
     vae: Any = getattr(pipe, "vae", None)
     dtype = str(getattr(vae, "dtype", "torch.float32"))
     return "torch.float32" if vae is not None and widens_to_float32(pipe, vae) else dtype
 
 
 def _reward_dtype(models: PlannedModels) -> str | None:
-    """That of the largest weight; None for a rule without weights."""
+    """Dtype of the largest weight, in which nearly all work is done; None for a rule without weights."""
     weights = [tensor for tensor in models.reward_weights() if tensor.is_floating_point()]
     return str(max(weights, key=lambda tensor: tensor.numel()).dtype) if weights else None
 
 
 @dataclass(frozen=True)
 class CallCosts:
-    """What a call takes.
+    """Costs of a call.
 
     Attributes:
         model: memory of the call.
         flops: its operations, by dtype.
-        flops_with_preview: the same with the preview of the model's family, where none was asked for and there is one.
+        flops_with_preview: the same with the preview of the model's family, if there is one and none was requested.
         num_scorings: how often images are scored, the finished ones included.
-        can_offload_reward: whether the reward can rest on the CPU.
+        can_offload_reward: whether the reward can stay on the CPU between its calls.
     """
 
     model: MemoryModel
@@ -164,7 +164,7 @@ class CallCosts:
 
     @property
     def weights(self) -> dict[str, int]:
-        """Bytes by what they are for; those of a preview only where it is used."""
+        """Bytes by purpose; those of a preview only if it is used."""
         return self.model.weights | ({} if self.model.previewed else {"preview": 0})
 
 
@@ -184,7 +184,7 @@ def call_costs(models: PlannedModels, image: ImageRequest, expected: Forecast, *
         weights=_weights(models),
         one=one,
         all=one if num_particles == 1 else batch_costs(models, image, batch_size=num_particles),
-        previewed=previewed and bool(expected.scorings),
+        previewed=previewed and bool(expected.scorings),  # the finished images have no preview
         num_finished=expected.finished,
     )
     other = None
@@ -206,7 +206,7 @@ def _weights(models: PlannedModels) -> dict[str, int]:
 
 
 DEFAULT_STEPS = 50
-"""Scheduler steps where neither the caller nor a solver says how many."""
+"""Scheduler steps, unless the caller or a solver sets another number."""
 
 
 def plan(  # noqa: PLR0913 (what a call is made from)
@@ -250,12 +250,12 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         final_particles: K', particles at the end; None for that of `steering`.
         steering: the other settings of the sampler; None for the defaults. With `stop_reward` operations and time are
             the most that a call takes.
-        tflops: 10¹² operations a second that the GPU reaches, or `"float16=400,float32=40"`; None to measure them where
+        tflops: 10¹² operations a second that the GPU reaches, or `"float16=400,float32=40"`; None to measure them if
             there is a GPU.
 
     Raises:
-        ValueError: for a reward of unknown size, an unknown solver, a preview of other latents than the pipeline's, an
-            amount of memory that cannot be read, ...
+        ValueError: a reward of unknown size, an unknown solver, a preview of other latents than the pipeline's, an
+            amount of memory that cannot be parsed, ...
 
     Example:
         >>> result = plan("shapes-sd", reward="shapes-clipscore", memory="1GB", dtype="float32")
@@ -296,7 +296,7 @@ def _with_given(steering: FKSteeringConfig, **given: int | None) -> FKSteeringCo
 
 
 def _planned(costs: CallCosts, asked: dict[str, Any], rates: dict[str, float]) -> Plan:
-    """Choose settings, and say what they come to; `asked` are the fields of the plan that the caller gave."""
+    """Choose settings and describe them; `asked` are the fields of the plan that the caller gave."""
     memory, steering, model = asked["memory"], asked["steering"], costs.model
     can_offload = costs.can_offload_reward
     settings = fitting_settings(model, memory, can_offload_reward=can_offload, num_scorings=costs.num_scorings)
@@ -322,7 +322,6 @@ def _planned(costs: CallCosts, asked: dict[str, Any], rates: dict[str, float]) -
 
 
 def _preview_advice(costs: CallCosts, settings: Settings, rates: dict[str, float]) -> tuple[str, ...]:
-    """What a preview would save, where there is one and none was asked for."""
     if costs.flops_with_preview is None:
         return ()
     models = (costs.model, replace(costs.model, previewed=True))

@@ -120,7 +120,7 @@ def test_a_cut_picture_is_named(tmp_path, keep):
         read_sample(path)
 
 
-def test_a_text_is_no_picture(tmp_path):
+def test_a_text_is_no_image(tmp_path):
     (tmp_path / "0000.png").write_text("not an image")
     with pytest.raises(ValueError, match="cannot be read as an image"):
         read_sample(tmp_path / "0000.png")
@@ -155,7 +155,7 @@ def test_a_prompt_without_pictures(folder):
 def test_a_folder_without_prompts(tmp_path, name):
     (tmp_path / "other" / "123").mkdir(parents=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileNotFoundError, match="no folder of images in GenEval's layout"):
+    with pytest.raises(FileNotFoundError, match="holds no images in GenEval's layout"):
         prompt_folders(tmp_path / name)
 
 

@@ -34,7 +34,7 @@ def grey(level):
 
 
 def pairs(*levels):
-    """Pairs of grey pictures, chosen and rejected; each prompt stands twice."""
+    """Pairs of grey images, chosen and rejected; each prompt stands twice."""
     rows = [
         {"prompt": f"prompt {i // 2}", "chosen_path": grey(chosen), "reject_path": grey(rejected)}
         for i, (chosen, rejected) in enumerate(levels)

@@ -152,7 +152,7 @@ def test_finished_prompts_are_left_alone_and_damaged_ones_are_made_anew(tmp_path
     assert made == [1, 2]
     assert judge.seen == [RECORDS[1]["prompt"]] * 2 + [RECORDS[2]["prompt"]] * 2, "old verdicts count for old images"
     assert tree(tmp_path) == expected
-    assert {record.getMessage()[-30:] for record in caplog.records} == {"this prompt will be made anew."}
+    assert {record.getMessage()[-31:] for record in caplog.records} == {"this prompt will be made again."}
 
 
 def test_a_folder_made_for_another_suite_is_refused(tmp_path):
@@ -188,7 +188,9 @@ for _ in draw_missing(draw, RECORDS * 250, Path(sys.argv[1])): pass
 def test_a_real_kill(tmp_path):
     root, records = tmp_path / "run", RECORDS * 250
     command = [sys.executable, "-c", SLOW_PAINTER, str(root)]
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+    # This process's own path: an installed package may be another checkout.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
         deadline = time.monotonic() + 240
         while len(list(root.glob("0*"))) < 5 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -61,7 +61,7 @@ def test_a_result_that_stands_there_twice_counts_once(tmp_path, caplog):
     store.append([{"prompt": 0, "score": 1}, {"prompt": 1, "score": 2}], writer="a")
     store.append([{"prompt": 1, "score": 3}, {"prompt": 2, "score": 4}], writer="b")
     assert [result["score"] for result in store.load(["prompt"])] == [1, 2, 4]
-    assert "results-b.jsonl, line 1: a result that stands there already" in caplog.text
+    assert "results-b.jsonl, line 1: repeats an earlier result" in caplog.text
     assert len(store.load()) == 4
 
 

@@ -75,7 +75,7 @@ def test_refused(refused, settings, change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("backbone: [", "no YAML"),
+        ("backbone: [", "not valid YAML"),
         ("- a", "must be a mapping"),
         ("extends: nowhere.yaml", "nowhere.yaml"),
         ("backbone: \xff", "run.yaml"),

@@ -32,7 +32,7 @@ SETTINGS = ShapesSettings(
 
 
 def looks_bright(image, prompt):
-    """Stand-in for the verifier, which takes long over pictures of a random model."""
+    """Stand-in for the verifier, which takes long over images of a random model."""
     return SimpleNamespace(correct=bool(image.mean() > 0.5))
 
 

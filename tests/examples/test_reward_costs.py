@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from examples.benchmarks import reward_costs
 from examples.benchmarks.reward_costs import COST_COLUMNS, cost_row, is_at_hand
 from fk_reward.planning.full_size_rewards import FULL_SIZE, FullSize
-from fk_reward.planning.meta_device import count_flops
-from fk_reward.rewards import REWARDS, CallableReward, Reward, RewardCard, load_reward, reward_card
+from fk_reward.rewards import REWARDS, CallableReward, reward_card
 from tests.examples.scripts import invoke
 
 DOC = Path(__file__).parents[2] / "docs" / "rewards.md"
@@ -102,54 +100,6 @@ def test_the_docs_have_the_sizes(name):
 @pytest.mark.parametrize("name", REWARDS)
 def test_the_docs_have_the_operations(name):
     assert table_of_the_docs()[name] == [column.cell(cost_row(name)) for column in COST_COLUMNS]
-
-
-class Masked(Reward):
-    """Asks for the numbers of masks and places, as code for tokens does; its weights have none."""
-
-    card = RewardCard(name="masked", summary="a layer on some rows")
-
-    def __init__(self):
-        self.layer = nn.Linear(4, 5, bias=False)
-
-    def score(self, images, prompts):
-        rows = images.flatten(1).reshape(-1, 4)
-        mask = torch.arange(len(rows), device=images.device) % 3 == 0
-        if not mask.any():
-            raise AssertionError("numbers were lost")
-        return self.layer(rows[mask]).sum().expand(len(images))
-
-
-def test_what_does_not_depend_on_weights_keeps_its_numbers():
-    picked = len(range(0, 3 * 8 * 8 // 4, 3))
-    assert count_flops(Masked(), 8, "a") == 2 * picked * 4 * 5
-
-
-def test_weights_are_put_back():
-    reward = load_reward("shapes-clipscore")
-    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    before = reward(image, reward_costs.PROMPT)
-    weights = list(reward.model.parameters())
-    count_flops(reward, 64, reward_costs.PROMPT)
-    assert all(now is then for now, then in zip(reward.model.parameters(), weights, strict=True))
-    assert torch.equal(reward(image, reward_costs.PROMPT), before)
-
-
-def test_numbers_that_depend_on_weights_are_refused():
-    class Branching(Masked):
-        def score(self, images, prompts):
-            return images.sum(dim=(1, 2, 3)) if self.layer.weight.sum() > 0 else images.mean(dim=(1, 2, 3))
-
-    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        count_flops(Branching(), 8, "a")
-
-
-def test_counts_on_the_meta_device_are_those_of_a_real_pass():
-    reward = load_reward("shapes-clipscore")
-    reward.model.set_attn_implementation("eager")  # of the fast ones on a CPU the counter knows nothing
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        reward.score(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), [reward_costs.PROMPT])
-    assert counter.get_total_flops() == count_flops(reward, 64, reward_costs.PROMPT)
 
 
 def run(*arguments):

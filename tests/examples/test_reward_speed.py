@@ -1,102 +1,161 @@
-"""The speed benchmark on tiny models, and the sizes of the full ones against those of the published files."""
+"""The speed benchmark: its arithmetic on a made-up clock, versions of it that must be noticed, and tiny models."""
 
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 import torch
 import typer
 
-from examples.benchmarks import reward_speed
-from fk_reward.planning.full_size_rewards import DIMENSIONS, random_reward, weight_sizes
-from fk_reward.rewards.llava_reward.backbones.base import BACKBONES, byte_tokenizer, random_backbone
-from fk_reward.rewards.llava_reward.backbones.phi3_vision import PHI3_VISION
-from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QWEN2_5_VL
+from examples.benchmarks import reward_speed, timing
+from examples.benchmarks.reward_speed import RUNS, Repetition, measure, reward_runs, summarize
+from examples.benchmarks.timing import seconds_of
+from fk_reward.planning.full_size_rewards import weight_sizes
 
-PROMPT = "a red circle"
-
-
-def num_parameters(module):
-    return sum(parameter.numel() for parameter in module.parameters())
+CALL, VISION, LANGUAGE, SWITCH = 3.0, 1.0, 2.0, 10.0
 
 
-@pytest.mark.parametrize("name", list(BACKBONES))
-def test_dimensions_differ_and_one_pass_gives_what_three_give(name):
-    reward = random_reward(name, num_crops=2)
-    images = reward_speed.random_images(2, 100, seed=1)
-    joint = reward.score_dimensions(images, PROMPT)
-    assert tuple(joint) == DIMENSIONS
-    for dimension in DIMENSIONS:
-        torch.testing.assert_close(joint[dimension], reward.set_dimension(dimension)(images, PROMPT))
-    scores = torch.stack(list(joint.values()))
-    assert scores.unique().numel() == scores.numel(), "each image and each dimension has its own score"
+class FakeReward:
+    """A reward whose calls take a known time: so much a call, an image, an image and dimension, a switch."""
+
+    dimensions = ("a", "b", "c")
+
+    def __init__(self):
+        self.seconds, self.active, self.scored = 0.0, "a", []
+
+    def set_dimension(self, dimension):
+        self.seconds += SWITCH * (dimension != self.active)
+        self.active = dimension
+        return self
+
+    def __call__(self, images, prompts):
+        self._run(images, prompts, [self.active])
+
+    def score_dimensions(self, images, prompts):
+        self._run(images, prompts, self.dimensions)
+
+    def _run(self, images, prompts, dimensions):
+        assert len(images) == len(prompts)
+        self.seconds += CALL + len(images) * (VISION + LANGUAGE * len(dimensions))
+        self.scored.append((len(images), tuple(dimensions)))
 
 
-def test_the_seed_decides_the_weights():
-    images = reward_speed.random_images(1, 64, seed=0)
-    first, same, other = (random_reward("phi3_v", num_crops=1, seed=s)(images, PROMPT) for s in (0, 0, 1))
-    assert torch.equal(first, same)
-    assert not torch.equal(first, other)
+def measure_fake(measure_fn=measure, *, num_repetitions=3, slowdown=0.0):
+    """Measure the fake reward on a clock that `slowdown` makes every run a little longer than the one before."""
+    reward, num_runs = FakeReward(), 0
+
+    def timed(run):
+        nonlocal num_runs
+        before = reward.seconds
+        run()
+        num_runs += 1
+        return (reward.seconds - before) * (1 + slowdown * num_runs)
+
+    runs = reward_runs(reward, torch.zeros(8, 3, 2, 2), ["x"] * 8)
+    for run in runs.values():
+        run()
+    return measure_fn(runs, batch_size=8, num_repetitions=num_repetitions, timed=timed), reward
 
 
-def test_the_random_state_and_the_dtype_are_put_back():
-    state = torch.get_rng_state()
-    random_reward("phi3_v", num_crops=1, dtype=torch.bfloat16)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.get_default_dtype() == torch.float32
+def check_exact(repetitions):
+    single, batch = CALL + VISION + LANGUAGE, CALL + 8 * (VISION + LANGUAGE)
+    row = summarize(repetitions)
+    assert row["single_rate"] == pytest.approx(1 / single)
+    assert row["batch_rate"] == pytest.approx(8 / batch)
+    assert row["batch_ratio"] == pytest.approx(batch / (8 * single))
+    assert row["joint_ratio"] == pytest.approx((CALL + 8 * (VISION + 3 * LANGUAGE)) / (3 * batch + 3 * SWITCH))
 
 
-@pytest.mark.parametrize("name", list(BACKBONES))
-def test_weights_have_the_dtype_and_the_size_that_was_announced(name):
-    reward = random_reward(name, dtype=torch.bfloat16, num_crops=1)
-    assert {p.dtype for p in reward.model.backbone.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in reward.model.heads.parameters()} == {torch.float32}
-    count, size = weight_sizes(name, full_size=False, dtype=torch.bfloat16)
-    assert count == num_parameters(reward.model)
-    assert size == sum(p.nbytes for p in reward.model.parameters())
-    assert torch.isfinite(reward(reward_speed.random_images(1, 64, seed=0), PROMPT)).all()
+def test_ratios_are_those_of_the_costs():
+    check_exact(measure_fake()[0])
 
 
-def head_and_last_clip_layer(vocab_size, width, clip_width=None):
-    """Parameters that the published files have and the backbone does without."""
-    if clip_width is None:
-        return vocab_size * width
-    attention, mlp, norms = 4 * clip_width * (clip_width + 1), clip_width * (8 * clip_width + 5), 4 * clip_width
-    return vocab_size * width + attention + mlp + norms
+class OneSingle(Repetition):
+    """Forgets that there are B single calls."""
+
+    @property
+    def batch_ratio(self):
+        return self.batch / (self.singles / self.batch_size)
 
 
-PUBLISHED_BYTES = {  # `total_size` in model.safetensors.index.json on the hub, two bytes a parameter
-    "phi3_v": (8_293_242_880, head_and_last_clip_layer(32064, 3072, 1024)),
-    "qwen2_5_vl": (16_584_333_312, head_and_last_clip_layer(152064, 3584)),
-}
+class AgainstOnePass(Repetition):
+    """Compares the three dimensions with one of the three passes."""
+
+    @property
+    def joint_ratio(self):
+        return self.joint / self.batch
 
 
-def full_size_parameters(name):
-    with torch.device("meta"):
-        return num_parameters(random_backbone(name, full_size=True))
+class RatePerCall(Repetition):
+    """Counts calls for images."""
+
+    @property
+    def batch_rate(self):
+        return 1 / self.batch
 
 
-@pytest.mark.parametrize("name", list(PUBLISHED_BYTES))
-def test_full_sizes_are_those_of_the_published_files(name):
-    size, left_out = PUBLISHED_BYTES[name]
-    assert full_size_parameters(name) == size // 2 - left_out
-
-
-def test_other_sizes_than_the_published_are_noticed(monkeypatch):
-    monkeypatch.setitem(PHI3_VISION.full_size, "intermediate_size", 8200)
+@pytest.mark.parametrize("broken", [OneSingle, AgainstOnePass, RatePerCall])
+def test_wrong_arithmetic_is_noticed(monkeypatch, broken):
+    monkeypatch.setattr(reward_speed, "Repetition", broken)
     with pytest.raises(AssertionError):
-        test_full_sizes_are_those_of_the_published_files("phi3_v")
-    monkeypatch.setitem(QWEN2_5_VL.full_size["text_config"], "num_key_value_heads", 28)
+        check_exact(measure_fake()[0])
+
+
+def test_a_joint_pass_that_forgets_dimensions_is_noticed(monkeypatch):
+    monkeypatch.setattr(FakeReward, "score_dimensions", FakeReward.__call__)
     with pytest.raises(AssertionError):
-        test_full_sizes_are_those_of_the_published_files("qwen2_5_vl")
+        check_exact(measure_fake()[0])
 
 
-def test_the_tokenizer_spells_any_text():
-    tokenizer = byte_tokenizer()
-    text = "ein Kätzchen, 猫 \n"
-    assert len(tokenizer(text).input_ids) == len(text.encode())
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
+def check_drift(measure_fn):
+    """On a machine that gets steadily slower the ratios hardly move."""
+    steady, drifting = (summarize(measure_fake(measure_fn, num_repetitions=10, slowdown=s)[0]) for s in (0.0, 0.02))
+    for name in ("batch_ratio", "joint_ratio"):
+        assert drifting[name] == pytest.approx(steady[name], rel=0.02), name
+
+
+def block_after_block(runs, *, batch_size, num_repetitions, timed):
+    """What not to do: all repetitions of one run, then all of the next."""
+    seconds = {name: [timed(runs[name]) for _ in range(num_repetitions)] for name in RUNS}
+    rounds = zip(*seconds.values(), strict=True)
+    return [Repetition(batch_size=batch_size, **dict(zip(seconds, values, strict=True))) for values in rounds]
+
+
+def test_a_slowing_machine_does_not_bias_the_ratios():
+    check_drift(measure)
+
+
+def test_block_after_block_would():
+    with pytest.raises(AssertionError):
+        check_drift(block_after_block)
+
+
+def test_runs_score_the_same_images_and_only_passes_switch():
+    _, reward = measure_fake(num_repetitions=1)
+    assert reward.scored[:8] == [(1, ("a",))] * 8
+    assert reward.scored[8:13] == [(8, ("a",)), (8, ("a",)), (8, ("b",)), (8, ("c",)), (8, ("a", "b", "c"))]
+    assert reward.scored[13:22] == [(1, ("c",))] * 8 + [(8, ("c",))], "no switch for a single call to pay"
+
+
+def test_quartiles():
+    values = [1.0, 1.1, 1.2, 1.3, 9.0]
+    row = summarize([Repetition(batch_size=1, singles=1.0, batch=x, passes=1.0, joint=1.0) for x in values])
+    assert (row["batch_ratio"], row["batch_ratio_low"], row["batch_ratio_high"]) == pytest.approx((1.2, 1.1, 1.3))
+    assert row["batch_rate"] == pytest.approx(1 / statistics.median(values))
+
+
+def test_the_clock_is_read_before_and_after_the_run(monkeypatch):
+    events = []
+    times = iter([1.0, 3.5])
+    monkeypatch.setattr(timing, "timer", lambda: events.append("clock") or next(times))
+    assert seconds_of(lambda: events.append("run")) == 2.5
+    assert events == ["clock", "run", "clock"]
+
+
+def test_the_clock_is_that_of_pytorch_which_waits_for_the_accelerator():
+    assert timing.timer is torch.utils.benchmark.timer
 
 
 def run_main(out, **options):

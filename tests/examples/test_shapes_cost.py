@@ -67,7 +67,7 @@ def check_report(out):
 
 def test_command(offline, tmp_path):
     printed = run(tmp_path / "out", "--figure", tmp_path / "new" / "curve.png")
-    assert "What the whole run takes" in printed
+    assert "Work of the complete run" in printed
     points = [(row["variant"], row["method"], row["num_particles"]) for row in report(tmp_path / "out")["rows"]]
     assert points == [
         ("ddim-50", "unsteered", 1),

@@ -101,7 +101,7 @@ def test_plain_pictures_do_not_depend_on_the_rewards(pipe):
 
 
 def check_choices(records):
-    """Among the same four pictures each reward has chosen by itself, on every prompt."""
+    """Among the same four images each reward has chosen by itself, on every prompt."""
     for index in {key[3] for key in records}:
         bright, dark = (records["best", name, 4, index, 0]["scores"] for name in ("brightness", "darkness"))
         assert bright["brightness"] > dark["brightness"]
@@ -124,7 +124,7 @@ def test_swapped_rewards_are_noticed(pipe):
 
 
 def check_direction(pipe, tmp_path):
-    """Steering by each reward lowers its opposite, which scores the pictures anew, on average over prompts."""
+    """Steering by each reward lowers its opposite, which scores the images anew, on average over prompts."""
     store, _ = run_all(pipe, tmp_path, replace(SETTINGS, num_prompts=8, num_particles=(4,), num_steps=4))
     records = by_key(store.load())
     for name, opposite in zip(REWARDS, reversed(REWARDS), strict=True):

@@ -101,7 +101,7 @@ def test_a_file_system_without_locks_is_told_and_no_soft_lock_is_left(tmp_path, 
     monkeypatch.setattr(filelock.FileLock, "_acquire", unknown)
     with hold_folder(tmp_path):
         pass
-    assert "knows no locks" in caplog.text
+    assert "has no locks" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,12 +6,11 @@ import contextlib
 
 import pytest
 import torch
-from torch.nn import functional
 
 from fk_reward.planning import costs
 from fk_reward.planning.costs import ImageRequest, batch_costs
 from fk_reward.planning.memory import MemoryModel, Settings
-from fk_reward.planning.meta_device import BLOCK_BYTES, FusedAttention
+from fk_reward.planning.meta_device import BLOCK_BYTES
 
 
 def measured(models, family, *, on_meta, batch_size=2, preview=None):
@@ -58,30 +57,7 @@ def test_attention_that_writes_out_its_matrix_is_noticed(models, monkeypatch):
         assert_twins(measured(models, "sd", on_meta=True), real)
 
 
-def test_fused_attention_has_the_numbers_and_bytes_of_pytorch():
-    x = torch.rand(2, 3, 16, 8, generator=torch.Generator().manual_seed(0))
-    with FusedAttention():
-        real = functional.scaled_dot_product_attention(x, x, x)
-        on_meta = functional.scaled_dot_product_attention(*(x.to("meta"),) * 3)
-    assert torch.equal(real, functional.scaled_dot_product_attention(x, x, x))
-    assert on_meta.shape == real.shape
-
-
-@pytest.mark.parametrize("mask", [None, torch.ones(16, 16).tril().bool(), torch.zeros(16, 16)])
-def test_fused_attention_takes_masks(mask):
-    x = torch.empty(2, 3, 16, 8, device="meta")
-    mask = mask if mask is None else mask.to("meta")
-    with FusedAttention():
-        assert functional.scaled_dot_product_attention(x, x, x, attn_mask=mask).shape == x.shape
-
-
-def test_shapes_that_no_fused_kernel_takes_are_left_to_pytorch():
-    query, value = torch.empty(2, 3, 16, 8, device="meta"), torch.empty(2, 3, 16, 4, device="meta")
-    with FusedAttention():
-        assert functional.scaled_dot_product_attention(query, query, value).shape == value.shape
-
-
-def test_between_one_picture_and_all_the_chord_is_never_below(models):
+def test_between_one_image_and_all_the_chord_is_never_below(models):
     one, two, all_of_them = (measured(models, "sd", on_meta=True, batch_size=n) for n in (1, 2, 4))
     chord = MemoryModel(4, dict.fromkeys(("text", "denoiser", "decoder", "other", "reward"), 0), one, all_of_them)
     for phase in ("denoise", "decode", "reward"):
@@ -89,7 +65,7 @@ def test_between_one_picture_and_all_the_chord_is_never_below(models):
         assert two.activations[phase] <= on_the_chord <= 1.1 * two.activations[phase]
 
 
-def test_a_larger_picture_and_guidance_cost_more(models):
+def test_a_larger_image_and_guidance_cost_more(models):
     with models("sd", on_meta=True) as made:
         small = batch_costs(made, ImageRequest(), batch_size=1)
         large = batch_costs(made, ImageRequest(height=128, width=64), batch_size=1)

@@ -1,25 +1,28 @@
-"""Plans of the shapes world and of local folders, and the command."""
+"""Plans of the shapes world, of local folders and of calls that are really made; the command."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from fk_reward import FKSteeringConfig
+from fk_reward import FKSteeringConfig, FKSteeringPipeline
 from fk_reward.models import ASSETS
-from fk_reward.planning import Settings, plan, planner
-from fk_reward.planning import planner as planner_module
-from fk_reward.planning.advice import advice_for, parse_tflops, preview_advice
-from fk_reward.planning.costs import PHASES
+from fk_reward.pipelines import LatentDecoder, steered_run
+from fk_reward.planning import plan, planner
+from fk_reward.planning.costs import PHASES, PROMPT
 from fk_reward.planning.memory import CUDA_CONTEXT_BYTES
+from fk_reward.planning.meta_device import LiveBytes, flop_counter
 from tests.command_line import run_command_line
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
-MB, GB = 10**6, 10**9
+MB = 10**6
 DOC = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
@@ -98,12 +101,6 @@ def test_mistakes(options, message):
         plan("shapes-sd", **{"reward": "shapes-verifier", **options})
 
 
-@pytest.mark.parametrize("text", ["-1", "0", "float16=", "float16=4,", "inf"])
-def test_rates_that_are_none(text):
-    with pytest.raises(ValueError, match="tflops"):
-        parse_tflops(text)
-
-
 @pytest.mark.parametrize(("family", "dtype"), [("tiny_sd", "torch.float16"), ("tiny_sdxl", "torch.float32")])
 def test_an_autoencoder_counts_as_float32_where_the_pipeline_widens_it(family, dtype, request):
     pipe = request.getfixturevalue(family)().to(torch.float16)
@@ -132,12 +129,6 @@ def test_a_preview_lowers_the_peak_of_a_shrinking_population():
     assert previewed.phases[-2].phase == "decode"
     assert previewed.phases[-2].batch_size == 1
     assert previewed.peak < whole.peak
-
-
-def test_what_is_saved_is_said_where_it_is_worth_it():
-    flops = {"float16": 1000}
-    assert preview_advice(flops, {"float16": 995}, rates={}, peaks=(1000, 995)) == ()
-    assert "a peak of 8.00 GB in place of 9.00 GB" in preview_advice(flops, flops, rates={}, peaks=(9 * GB, 8 * GB))[0]
 
 
 def test_a_solver_brings_its_steps_and_guidance():
@@ -169,13 +160,6 @@ def test_a_preview_of_a_folder(tiny_sd, tmp_path):
         str(tmp_path / "sd"), reward="shapes-verifier", dtype="float32", preview=str(tmp_path / "mine"), steps=4
     )
     assert made.weights["preview"] == 4 * sum(weight.numel() for weight in autoencoder.parameters())
-
-
-def test_offload_is_told():
-    both = Settings(4, 4, 4, model_offload=True, reward_offload=True)
-    sentences = " ".join(advice_for(both, [], None, request=("llava-reward-safety", 4, torch.float16)))
-    assert "pipe.enable_model_cpu_offload()" in sentences
-    assert "load_reward('llava-reward-safety', offload=True)" in sentences
 
 
 @pytest.mark.slow
@@ -235,5 +219,90 @@ def test_a_check_needs_a_gpu(monkeypatch):
 
 def test_rates_are_measured_on_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(planner_module, "measured_tflops", lambda device, dtype: 4.0)
-    assert planner_module._rates(None, {"float16": 10, "float32": 0}) == {"float16": 4.0}
+    monkeypatch.setattr(planner, "measured_tflops", lambda device, dtype: 4.0)
+    assert planner._rates(None, {"float16": 10, "float32": 0}) == {"float16": 4.0}
+
+
+MODEL, REWARD = "shapes-sd", "shapes-clipscore"
+FUNNEL = {"num_particles": 8, "final_particles": 2, "num_resamples": 2}
+CALLS = {
+    "plain": {"num_particles": 8, "num_resamples": 2, "steps": 5},
+    "tiny preview": {"num_particles": 8, "num_resamples": 2, "steps": 5, "preview": "shapes-preview"},
+    "reduced preview": {"num_particles": 8, "num_resamples": 2, "steps": 5, "preview": "vae/2"},
+    "funnel": {**FUNNEL, "steps": 5},
+    "funnel with preview": {**FUNNEL, "steps": 5, "preview": "auto"},
+    "more scoring steps": {"num_particles": 8, "num_resamples": 4, "steps": 5},
+    "solver": {"num_particles": 2, "solver": "sde-dpmsolver++-20"},
+    "solver without guidance": {"num_particles": 8, "solver": "lcm-4", "num_resamples": 2},
+}
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a call took: bytes above the weights at its peak and in its first decoding, operations, and counts."""
+
+    peak: int
+    first_decoding: int
+    flops: int
+    counts: tuple[int, int, int]
+
+
+def guidance(name):
+    """Few-step solvers bring their own guidance scale, which turns guidance off."""
+    return {} if CALLS[name].get("solver") == "lcm-4" else {"guidance_scale": 3.0}
+
+
+@functools.cache
+def plan_of(name):
+    options = CALLS[name]
+    return plan(MODEL, reward=REWARD, dtype="float32", **guidance(name), **options)
+
+
+@functools.cache
+def real_call(name):
+    """The call, with thumbnails of a single pixel: they are never on the GPU."""
+    options = dict(CALLS[name])
+    names = {"steps": "num_inference_steps"}
+    settings = {key: options.pop(key) for key in ("preview", "solver") if key in options}
+    pipe = FKSteeringPipeline.from_pretrained(MODEL, reward=REWARD, **settings)
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {names.get(key, key): value for key, value in options.items()}
+    decode, decodings = LatentDecoder.__call__, []
+    with pytest.MonkeyPatch.context() as patch, flop_counter() as counter, LiveBytes() as tracker:
+
+        def watched(decoder, latents):
+            before = tracker.peak
+            tracker.restart()
+            images = decode(decoder, latents)
+            decodings.append(tracker.peak)
+            tracker.peak = max(before, tracker.peak)
+            return images
+
+        patch.setattr(LatentDecoder, "__call__", watched)
+        patch.setattr(steered_run, "_THUMBNAIL_SIZE", 1)
+        trace = pipe(PROMPT, **guidance(name), **arguments).trace
+    counts = (trace.num_model_rows, trace.num_decode_calls, trace.num_reward_calls)
+    return Taken(tracker.peak, decodings[0], counter.get_total_flops(), counts)
+
+
+def check(made, call):
+    """That the plan is of this call."""
+    rows = 1 if made.solver == "lcm-4" else 2
+    forecast = made.population
+    assert call.counts == (rows * sum(forecast.steps), forecast.num_scored, forecast.num_scored)
+    assert sum(made.flops.values()) == pytest.approx(call.flops, rel=1e-3)
+    assert made.peak - sum(made.weights.values()) == pytest.approx(call.peak, rel=0.03)
+    phases = {phase.phase: phase for phase in made.phases}
+    decoding = phases.get("preview", phases["decode"])
+    assert decoding.kept + decoding.activations == pytest.approx(call.first_decoding, rel=0.05)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_real_call_takes_what_the_plan_says(name):
+    check(plan_of(name), real_call(name))
+
+
+@pytest.mark.parametrize(("name", "other"), list(itertools.permutations(CALLS, 2)))
+def test_the_plan_of_another_call_is_noticed(name, other):
+    with pytest.raises(AssertionError):
+        check(plan_of(other), real_call(name))

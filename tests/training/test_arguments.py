@@ -90,7 +90,7 @@ def test_what_is_missing_is_told():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- 1\n", "mapping"), ("a: [", "no YAML"), ("lora_rnk: 3\n", "lora_rnk")]
+    ("text", "message"), [("- 1\n", "mapping"), ("a: [", "not valid YAML"), ("lora_rnk: 3\n", "lora_rnk")]
 )
 def test_files_that_cannot_be_used(tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)

@@ -1,1 +1,1 @@
-"""GenEval: prompts, pictures in the official layout, a judge without mmdetection, and a report."""
+"""GenEval: prompts, images in the official layout, a judge without mmdetection, and a report."""

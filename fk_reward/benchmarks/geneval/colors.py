@@ -1,4 +1,4 @@
-"""What colour is an object? GenEval's zero-shot classifier."""
+"""Colours of objects by GenEval's zero-shot classifier."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 CLIP = "openai/clip-vit-large-patch14"
 
 BACKGROUND = "#999"
-"""Grey in place of what does not belong to the object."""
+"""Grey that replaces everything but the object."""
 
+# Those of GenEval's script.
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
 
@@ -136,6 +137,7 @@ class CLIPColorClassifier:
         """
         if not detections:
             return []
+        # Crops of one size are preprocessed together; `argsort` puts the colours back in order.
         groups = group_by_size(object_crops(image, detections))
         order = torch.tensor([index for group in groups for index in group.indices])
         pixels = torch.cat([self.preprocessing(group.images.to(self.model.device)) for group in groups])
@@ -153,6 +155,7 @@ class CLIPColorClassifier:
             sentences = [template.format(color=color, name=class_name) for color in COLORS for template in TEMPLATES]
             tokens = self.tokenizer(sentences, padding=True, return_tensors="pt").to(self.model.device)
             features = self.model.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+            # Normalised before the mean, so that all sentences count alike, and after it.
             units = functional.normalize(features.pooler_output.float(), dim=-1)
             means = units.unflatten(0, (len(COLORS), len(TEMPLATES))).mean(dim=1)
             self._directions[class_name] = functional.normalize(means, dim=-1)

@@ -1,4 +1,4 @@
-"""Find the objects of COCO in images: transformers' Mask2Former in place of mmdetection's."""
+"""Find the objects of COCO in images: transformers' Mask2Former instead of mmdetection's."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ class Frame:
         """
         height, width = image
         scale = min(shorter_side / min(image), longer_side / max(image))
+        # Halves are rounded up, as by mmcv; Python's `round` goes to the even number.
         return cls(image, (int(height * scale + 0.5), int(width * scale + 0.5)))
 
     @property
@@ -90,7 +91,7 @@ class Frame:
         return functional.pad(inputs, (0, padded_width - width, 0, padded_height - height))
 
     def restore(self, logits: Tensor) -> Tensor:
-        """Bring what the detector says of parts of its input to the size of the image, bilinearly.
+        """Resize masks of the padded input to the size of the image, bilinearly.
 
         Args:
             logits: (N, h, w), of the padded input in some resolution.
@@ -104,6 +105,7 @@ class Frame:
             torch.Size([5, 10, 20])
         """
         height, width = self.resized
+        # To the size of the input first, where the padding is cut off exactly.
         inputs = _interpolate(logits[:, None], self.padded)[..., :height, :width]
         return _interpolate(inputs, self.image)[:, 0]
 
@@ -151,13 +153,14 @@ def find_instances(
     logits = frame.restore(mask_logits[queries].float()) if len(order) else mask_logits.new_zeros(0, *frame.image)
     masks = logits > 0
     sizes = masks.sum(dim=(1, 2))
+    # 1e-6 as in mmdetection: an empty mask scores 0.
     scores = probabilities[queries, labels] * (logits.sigmoid() * masks).sum(dim=(1, 2)) / (sizes + 1e-6)
     rows = zip(labels.tolist(), scores.tolist(), masks.cpu(), strict=True)
     return [(label, Detection(_box(mask), score, mask)) for label, score, mask in rows if score > min_score]
 
 
 def _box(mask: Tensor) -> Box:
-    """The least box around the pixels of a mask (H, W) that has some."""
+    """The smallest box around the pixels of a mask (H, W), which has some."""
     columns, rows = (mask.any(dim=dim).nonzero().flatten() for dim in (0, 1))
     x0, y0, x1, y1 = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).tolist()
     return float(x0), float(y0), float(x1), float(y1)
@@ -239,6 +242,7 @@ class Mask2FormerDetector:
         config, _ = ImageProcessingMixin.get_image_processor_dict(model, revision=revision)
         return cls(
             Mask2FormerForUniversalSegmentation.from_pretrained(model, dtype=torch_dtype, revision=revision).to(device),
+            # The sizes are those of `Frame`.
             ImagePreprocessing.from_config({**config, "do_resize": False, "do_center_crop": False}),
             batch_size=batch_size,
         )
@@ -250,7 +254,7 @@ class Mask2FormerDetector:
             images: of any sizes.
 
         Returns:
-            For each image class -> detections, in no particular order; classes without one are missing.
+            For each image: class -> detections, in no particular order; classes without one are missing.
         """
         found: list[dict[str, list[Detection]]] = [{} for _ in images]
         batches = [batch for group in group_by_size(list(images)) for batch in group.split(self.batch_size)]

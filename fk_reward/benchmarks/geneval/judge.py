@@ -1,4 +1,4 @@
-"""GenEval's rules: does what was found in an image fulfil a record?"""
+"""GenEval's rules: do the objects found in an image match a record?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
-"""Scores must be above it; of the task `counting`, where one object too many is a mistake, above the second."""
+"""Scores must be above the first; in the task `counting`, where one object too many is a mistake, above the second."""
 
 MAX_OBJECTS = 16
 """At most this many objects of a class, those of the highest scores."""
@@ -31,7 +31,7 @@ class Detection:
     Attributes:
         box: where it is.
         score: how sure the detector is, in [0, 1].
-        mask: (H, W) bool, its pixels; None from a detector that tells boxes only.
+        mask: (H, W) bool, its pixels; None from a detector of boxes only.
 
     Raises:
         ValueError: the box is empty.
@@ -55,18 +55,18 @@ class Detection:
 
 
 def select_detections(objects: Mapping[str, Sequence[Detection]], tag: str) -> dict[str, list[Detection]]:
-    """Choose the detections that count in a task: the surest first, none below the threshold, at most 16 of a class.
+    """Choose the detections that count in a task: the surest first, all above the threshold, at most 16 of a class.
 
     As `evaluate_image` in `evaluation/evaluate_images.py` of github.com/djghosh13/geneval with its default options.
     That script can also suppress boxes that overlap others of their class, but its default bound on the overlap is 1,
-    which suppresses none, and Mask2Former needs no suppression: each of its queries is an object of its own.
+    which suppresses nothing, and Mask2Former needs no suppression: each of its queries is an object of its own.
 
     Args:
         objects: class -> what was found of it, in any order.
         tag: the record's task.
 
     Returns:
-        Class -> its detections, by falling score; classes of which nothing is left are missing.
+        Class -> its detections, by falling score; classes without one are missing.
 
     Example:
         >>> cows = [Detection((0, 0, 8, 8), score) for score in (0.3, 0.5, 0.95)]
@@ -85,20 +85,20 @@ ColorOf: TypeAlias = Callable[[str, Sequence[Detection]], Sequence[str]]
 """Class and detections of it -> the colour of each."""
 
 POSITION_OFFSET = 0.1
-"""How far apart two centres must be along an axis to be apart at all, as a share of the summed sizes."""
+"""How far apart two centres must be along an axis to count as apart, as a share of the summed sizes."""
 
 MIN_SHARE = 0.5
-"""How much of the distance must lie along an axis, what the offset has taken being left out."""
+"""How much of the distance must be left along an axis after the offset is subtracted."""
 
 NEGLIGIBLE = 1e-3
-"""Distances below this, in pixels, are none."""
+"""Shorter distances, in pixels, count as 0."""
 
 
 def relative_position(first: Box, second: Box) -> frozenset[str]:
-    """The relations of one box to another: none where the centres are near, two on a diagonal.
+    """Relations of one box to another: none if the centres are near, two on a diagonal.
 
-    From each component of the distance between the centres, 0.1 of the summed sizes along that axis is taken off; a
-    relation holds when what remains is more than half of the whole distance.
+    From each component of the distance between the centres, 0.1 of the summed sizes along that axis is subtracted; a
+    relation holds if the rest is more than half of the distance.
 
     Args:
         first: the box that is left of, right of, above or below.
@@ -121,16 +121,16 @@ def relative_position(first: Box, second: Box) -> frozenset[str]:
 
 
 def judge(metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Detection]], color_of: ColorOf) -> Verdict:
-    """Judge an image by what was found in it.
+    """Judge an image by the objects found in it.
 
     Every clause of `include` must hold: enough objects of its class; of the surest of them, as many as are asked for,
-    the colour, and the relation to all objects of the clause that its position names. Other objects do not matter but
-    for `exclude`: no class of it may be there as often as it says.
+    the colour, and the relation to all objects of the clause that its position names. Other objects matter only for
+    `exclude`: no class of it may occur as often as it says.
 
     Args:
         metadata: a record of the suite.
         objects: class -> detections that count, the surest first, as `select_detections` gives them.
-        color_of: names colours; asked only where a record tells one.
+        color_of: names colours; called only if a record names one.
 
     Example:
         >>> record = {"include": [{"class": "cow", "count": 2}], "exclude": [{"class": "cow", "count": 3}]}
@@ -142,7 +142,7 @@ def judge(metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Detection]
     for wanted in metadata.get("include", []):
         found = list(objects.get(wanted["class"], ()))[: wanted["count"]]
         reason = _too_few(wanted, found) or _wrong_color(wanted, found, color_of) or _wrong_place(wanted, found, groups)
-        groups.append(None if reason else found)
+        groups.append(None if reason else found)  # as upstream: a failed clause is not a target of a position
         reasons.append(reason)
     reasons += [_too_many(unwanted, objects) for unwanted in metadata.get("exclude", [])]
     reasons = [reason for reason in reasons if reason]
@@ -151,7 +151,7 @@ def judge(metadata: Mapping[str, Any], objects: Mapping[str, Sequence[Detection]
 
 
 def _too_few(wanted: Mapping[str, Any], found: Sequence[Detection]) -> str:
-    if len(found) == wanted["count"]:
+    if len(found) == wanted["count"]:  # `found` holds at most so many
         return ""
     return f"wanted {wanted['count']} of {wanted['class']}, found {len(found)}"
 
@@ -184,7 +184,7 @@ def _wrong_place(
     relation, target = wanted["position"]
     others = groups[target]
     if others is None:
-        return f"nothing that {wanted['class']} could be {relation}"
+        return f"no target for {wanted['class']} to be {relation}"
     for one, other in itertools.product(found, others):
         relations = relative_position(one.box, other.box)
         if relation not in relations:

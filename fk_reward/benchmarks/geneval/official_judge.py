@@ -76,7 +76,7 @@ def draw_scene(objects: Sequence[DrawnObject], *, size: int = 512) -> Image.Imag
         >>> image.size, image.getpixel((24, 38))
         ((64, 64), (250, 210, 30))
     """
-    side = 4 * size
+    side = 4 * size  # ImageDraw has no anti-aliasing: the image is drawn four times as large and averaged
     image = Image.new("RGB", (side, side), SKY)
     pen = ImageDraw.Draw(image)
     pen.rectangle((0, round(0.78 * side), side, side), fill=GROUND)
@@ -219,11 +219,11 @@ class GenEvalJudge:
             images: of any sizes and modes; turned as their EXIF data say.
 
         Raises:
-            ValueError: the counts differ, or a record names a class or a colour that the judge does not know.
+            ValueError: the counts differ, or a record names an unknown class or colour.
         """
         if len(records) != len(images):
             raise ValueError(f"There should be a record for each of {len(images)} images, got {len(records)}.")
-        refuse_unknown_names(records)
+        refuse_unknown_names(records)  # an unknown class would count as never found
         upright = [ImageOps.exif_transpose(image).convert("RGB") for image in images]
         starts = range(0, len(images), self.batch_size)
         batches = [slice(start, start + self.batch_size) for start in starts]
@@ -245,7 +245,7 @@ class GenEvalJudge:
 
 
 def refuse_unknown_names(records: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse what no detector of COCO finds and what has no place among the ten colours.
+    """Raise for a class that a detector of COCO does not know, and for a colour that is not one of the ten.
 
     Args:
         records: of a suite.
@@ -279,7 +279,7 @@ def official_task(options: TaskOptions) -> Task[Mapping[str, Any]]:
         ValueError: an option of the other suites, or a file with records that the judge cannot judge.
     """
     if options.num_prompts is not None:
-        raise ValueError("The official suite has its 553 prompts; give a file with some of them for fewer.")
+        raise ValueError("The official suite has 553 prompts; for fewer, name a file with some of them.")
     records = geneval_records() if options.prompts is None else read_records(options.prompts)
     refuse_unknown_names(records)
     return Task("official", records, partial(_load_official_judge, options))

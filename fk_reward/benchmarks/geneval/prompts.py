@@ -1,4 +1,4 @@
-"""The records of a suite, which say what an image must show: GenEval's 553, or those of a file."""
+"""The records of a suite, which describe what an image must show: GenEval's 553, or those of a file."""
 
 from __future__ import annotations
 
@@ -130,13 +130,13 @@ _CLAUSE = {"class", "count"}
 
 
 def check_record(record: object) -> dict[str, Any]:
-    """Return a record as it came, or say what is wrong with it.
+    """Check a record and return it unchanged.
 
     Args:
-        record: what a line of JSON held.
+        record: content of a line of JSON.
 
     Raises:
-        ValueError: it is no record of the format that `records.py` tells about.
+        ValueError: it is not a record in the format of GenEval's `evaluation_metadata.jsonl`.
 
     Example:
         >>> check_record({"tag": "counting", "prompt": "two cows", "include": [{"class": "cow", "count": 0}]})
@@ -161,6 +161,7 @@ def _checked_fields(value: object, what: str, *, allowed: Set[str]) -> dict[str,
     if not isinstance(value, dict):
         raise ValueError(f"{what} should be a JSON object, got {value!r}.")
     if unknown := sorted(set(value) - allowed):
+        # Ignored, a misspelt field would make the record easier.
         raise ValueError(f"{what} has fields that no judge knows ({', '.join(unknown)}); known: {sorted(allowed)}.")
     return value
 
@@ -174,6 +175,7 @@ def _check_text(fields: dict[str, Any], name: str) -> None:
 
 def _check_clause(clause: object, place: str, *, allowed: Set[str]) -> None:
     fields = _checked_fields(clause, place, allowed=allowed)
+    # `type` instead of `isinstance`: bool is a subclass of int.
     if type(fields.get("count")) is not int or fields["count"] < 1:
         raise ValueError(f"{place}: count should be a whole number of at least 1, got {fields.get('count')!r}.")
     for name in ("class", "color") if "color" in fields else ("class",):
@@ -210,7 +212,7 @@ def geneval_records() -> tuple[dict[str, Any], ...]:
 
     Raises:
         RuntimeError: the installed NumPy draws other numbers from that seed, so that the records are not the official
-            ones; then take these from their file with `read_records`.
+            ones; read those from their file with `read_records`.
 
     Example:
         >>> records = geneval_records()
@@ -225,7 +227,7 @@ def geneval_records() -> tuple[dict[str, Any], ...]:
     if hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest() != DIGEST:
         raise RuntimeError(
             f"NumPy {np.__version__} draws other prompts from seed {SEED} than the official ones; "
-            "read evaluation_metadata.jsonl of github.com/djghosh13/geneval in their place."
+            "read evaluation_metadata.jsonl of github.com/djghosh13/geneval instead."
         )
     return tuple(json.loads(line) for line in lines)
 
@@ -238,7 +240,7 @@ def read_records(path: str | os.PathLike[str]) -> tuple[dict[str, Any], ...]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: a line is no record, or there is none; the message names file, line and reason.
+        ValueError: a line is not a record, or the file has no record; the message names file, line and reason.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -249,6 +251,7 @@ def read_records(path: str | os.PathLike[str]) -> tuple[dict[str, Any], ...]:
         ({'tag': 'single_object', 'include': [{'class': 'cow', 'count': 1}], 'prompt': 'a photo of a cow'},)
     """
     records = []
+    # Split as bytes: `str.splitlines` also splits at U+2028, which JSON allows within a string.
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         if line.strip():
             try:
@@ -260,8 +263,10 @@ def read_records(path: str | os.PathLike[str]) -> tuple[dict[str, Any], ...]:
     return tuple(records)
 
 
+# The calls of the generator and their order are those of the official script: any other order gives other prompts.
+
+
 def _choose(words: tuple[str, ...], rng: np.random.Generator, size: int) -> list[str]:
-    """Different words; the number of choices and their order are the official generator's."""
     return [words[index] for index in rng.choice(len(words), size=size, replace=False)]
 
 
@@ -295,4 +300,4 @@ def _draw_color_attribution(rng: np.random.Generator) -> dict[str, Any]:
 
 
 _COLORED = tuple(name for name in OBJECT_NAMES if name != "person")
-"""No prompt asks for a person of a colour."""
+"""GenEval has no prompt with a coloured person."""

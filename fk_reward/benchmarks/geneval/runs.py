@@ -1,4 +1,4 @@
-"""A GenEval run: presets of papers, the methods that a person asks for, and the stages generate, judge and report."""
+"""A GenEval run: presets of papers, the requested methods, and the stages generate, judge and report."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ def plan_runs(
         suite: name of the suite.
         methods: `"unsteered"`, and names of searches.
         preset: settings of a paper.
-        typed: what a person has set, which goes before the preset and the suite's defaults: fields of `RunSettings`
-            and of the searches; `rewards`, names; `num_particles`, several K.
+        typed: settings from the user, which override the preset and the suite's defaults: fields of `RunSettings` and
+            of the searches; `rewards`, names; `num_particles`, several K.
 
     Returns:
         Unsteered first, then by K.
 
     Raises:
-        ValueError: settings that do not go together, or no reward.
+        ValueError: settings that contradict each other, or no reward.
 
     Example:
         >>> [run.name for run in plan_runs("shapes", typed={"num_particles": (2, 4), "rewards": ("clipscore",)})]
@@ -141,9 +141,10 @@ def plan_runs(
 
 
 def _options(suite: str, preset: Preset | None, typed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was typed over a preset over the suite's defaults: of the runs, and of the searches."""
+    """Settings of the runs, and of the searches."""
     steering = {} if preset is None else preset.steering.to_dict()
     options: dict[str, Any] = {"rewards": (), "num_particles": (steering.pop("num_particles", None),)}
+    # Later ones override earlier ones: the suite's, the preset's, the solver's, the user's.
     options |= {"batch_size": ROWS, **find_suite(suite).defaults, **_preset_options(preset)}
     options |= {**_solver_options(typed), **typed}
     settings = steering | {name: options.pop(name) for name in tuple(options) if name not in _RUN_OPTIONS}
@@ -159,10 +160,10 @@ _RUN_OPTIONS = {*(field.name for field in fields(RunSettings)), "rewards", "num_
 
 
 def _refuse_unused(settings: Mapping[str, Any], searches: Sequence[str]) -> None:
-    """Refuse settings that neither one of the searches nor FK steering has, of which the suites' options come."""
+    """Raise for a setting that neither a search nor FK steering has; presets give FK steering's to every search."""
     known = {name for method in {*searches, STEERED} for name in search_fields(method)}
     if unknown := [name for name in settings if name not in known]:
-        raise ValueError(f"{unknown[0]} is no setting of {', '.join(searches) or UNSTEERED}.")
+        raise ValueError(f"{unknown[0]} is not a setting of {', '.join(searches) or UNSTEERED}.")
 
 
 def _preset_options(preset: Preset | None) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def _preset_options(preset: Preset | None) -> dict[str, Any]:
 
 
 def _solver_options(typed: Mapping[str, Any]) -> dict[str, Any]:
-    """A solver's number of steps; its guidance, where it has one, is left to the pipeline."""
+    """A solver's number of steps; if it has a guidance scale, None lets the pipeline apply it."""
     from fk_reward.pipelines.schedulers import resolve_solver
 
     solver = resolve_solver(typed.get("solver"))
@@ -184,13 +185,13 @@ def _solver_options(typed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_preset(name: str, preset: Preset, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset for the manifest: its settings, and what a person has set instead."""
+    """Describe a preset for the manifest: its settings, and what the user has set instead."""
     return {"name": name, **asdict(preset), "changed": dict(typed)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenEvalRequest:
-    """What a person asks of the benchmark.
+    """Request of a user to the benchmark.
 
     Attributes:
         out: folder of the runs; what is finished there is not made again.
@@ -198,7 +199,7 @@ class GenEvalRequest:
         stages: of `STAGES`.
         preset: name of a preset.
         methods: `"unsteered"` and names of searches; none for unsteered, best of N and FK steering.
-        typed: settings of the runs that a person chose, see `plan_runs`.
+        typed: settings of the runs from the user, see `plan_runs`.
         heldout: names of rewards that only score.
         task_options: prompts and judge.
         self_test: whether the judge must pass its self-test.
@@ -230,7 +231,7 @@ class GenEvalRequest:
 def run_request(
     request: GenEvalRequest, *, device: str, dtype: torch.dtype, shard: tuple[int, int] | None = None
 ) -> Report | None:
-    """Run through the stages; the first of several processes shows how far it is and writes the report.
+    """Run the stages; the first of several processes shows its progress and writes the report.
 
     Args:
         request: what to do.
@@ -240,7 +241,7 @@ def run_request(
             for the stage `generate`: the others need all images.
 
     Returns:
-        The report, where this process has written one.
+        The report, if this process has written one.
 
     Raises:
         ValueError: settings, folders or images that do not fit.
@@ -250,6 +251,7 @@ def run_request(
         raise ValueError("--shard shares the stage generate: add --stage generate, and judge when all parts are done.")
     share = find_share(shard, device)
     console = open_console(quiet=not share.leads)
+    # Checked here, because holding a folder makes it.
     if "generate" not in request.stages and not request.out.is_dir():
         raise NotADirectoryError(f"There is no folder {request.out}.")
     writes = {"generate", "judge"} & set(request.stages)  # a report may be looked at while others work
@@ -267,7 +269,6 @@ def run_request(
 def _generate(
     request: GenEvalRequest, task: Task[Mapping[str, Any]], *, share: Share, device: str, dtype: torch.dtype
 ) -> Iterator[Progress]:
-    """Make the images that are not there yet."""
     preset = None if request.preset is None else find_preset(request.preset)
     runs = plan_runs(request.suite, methods=request.methods or METHODS, preset=preset, typed=request.typed)
     about = dict(request.about)
@@ -306,9 +307,8 @@ def bind_runs(
 
 
 def _judge(request: GenEvalRequest, task: Task[Mapping[str, Any]], *, share: Share, device: str) -> Iterator[Progress]:
-    """Judge and score what is not judged and scored yet."""
     try:
         yield from judge_runs(request.out, task, share=share, device=device, self_test=request.self_test)
     except SelfTestError as error:
-        raise ValueError(f"{error} Nothing was judged; --skip-self-test judges all the same.") from error
+        raise ValueError(f"{error} Nothing was judged; add --skip-self-test to judge anyway.") from error
     yield from score_runs(request.out, request.heldout, task=task, share=share, device=device)

@@ -42,10 +42,10 @@ PROMPT_LISTS: dict[str, Callable[[int], tuple[ShapesPrompt, ...]]] = {
     "shapes-sign-validation": partial(sign_prompts, split="validation"),
 }
 """Name of a suite -> function from a number to as many prompts, the tasks in turn. `sign`: prompts of a cross, which
-may come out as the forbidden sign; `validation`: training prompts, to choose settings by; the others are held out."""
+may be drawn as the forbidden sign; `validation`: training prompts, for choosing settings; the others are held out."""
 
 FLAG = "forbidden sign"
-"""The flag of images that show it; images of prompts that ask for it have no such flag."""
+"""Flag of images that show it; images of prompts that ask for it have no such flag."""
 
 
 def shapes_task(options: TaskOptions, *, name: str = "shapes") -> Task[Mapping[str, Any]]:
@@ -163,5 +163,6 @@ def _known_verdicts(task: str) -> list[KnownVerdict]:
     prompt = all_prompts(task)[0]
     scene = sample_scene(prompt, np.random.default_rng(0))
     (image,) = to_pil(render([scene]))
+    # Of the same task, but not true of the scene by chance.
     wrong = next(other for other in all_prompts(task) if other not in true_prompts(scene))
     return [KnownVerdict(shapes_record(prompt), image, True), KnownVerdict(shapes_record(wrong), image, False)]

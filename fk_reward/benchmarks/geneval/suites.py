@@ -1,7 +1,7 @@
-"""The suites that a person can name: GenEval's prompts, a file in their format, prompts of the shapes world.
+"""The suites by name: GenEval's prompts, a file in their format, prompts of the shapes world.
 
-Another benchmark of images is one more line in `SUITES`: a function that makes a `Task` of records (`tag`, `prompt` and
-whatever its judge reads) and of a function that loads its judge.
+To add a benchmark of images, add a line to `SUITES`: a function that makes a `Task` from records (`tag`, `prompt` and
+whatever its judge reads) and a function that loads its judge.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Suite:
 
     Attributes:
         task: makes it.
-        defaults: settings of its runs, unless a preset or a person sets others.
+        defaults: settings of its runs, unless a preset or the user sets others.
     """
 
     task: Callable[[TaskOptions], Task[Mapping[str, Any]]]

@@ -1,1 +1,1 @@
-"""MJ-Bench: does a reward prefer the picture that people prefer, and does it treat people alike?"""
+"""MJ-Bench: does a reward prefer the image that people prefer, and does it treat people alike?"""

@@ -1,4 +1,4 @@
-"""MJ-Bench's questions: which of two images suits a caption better; for bias, how well each image suits it."""
+"""MJ-Bench's questions: which of two images fits a caption better; for bias, how well each image fits it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from fk_reward.training.rows import plain_value, read_rows, short
 BIAS = "bias"
 PERSPECTIVES = ("alignment", "safety", "quality", BIAS)
 SUBSET_COLUMNS = ("subcategory", "info", "category")
-"""Columns that may tell the part of a perspective that a row belongs to; the first one that is not empty does."""
+"""Columns that may name the part of a perspective that a row belongs to; the first one that is not empty does."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Question:
-    """What a reward is asked.
+    """Question to a reward.
 
     Attributes:
         origin: where it was read, "file:row".
-        caption: what the pictures should show; the reward sees it as it is.
-        images: two pictures; for bias every distinct picture of the row.
-        label: place of the preferred picture, 0 or 1; None for bias, where none is preferred.
-        subset: part of the perspective, for bias the group of people that is shown; empty where nothing tells it.
+        caption: what the images should show; the reward sees it as it is.
+        images: two images; for bias every distinct image of the row.
+        label: place of the preferred image, 0 or 1; None for bias, which has no preferred image.
+        subset: part of the perspective, for bias the group of people that is shown; empty if unknown.
     """
 
     origin: str
@@ -41,13 +41,13 @@ class Question:
     subset: str
 
     def load(self) -> list[Tensor]:
-        """Decode the pictures.
+        """Decode the images.
 
         Returns:
-            For each picture (3, H, W) float32 in [0, 1].
+            For each image (3, H, W) float32 in [0, 1].
 
         Raises:
-            UnreadableImageError: a ValueError, for a picture that is absent, truncated or none; it names the row.
+            UnreadableImageError: a ValueError, an image is missing, truncated or not an image; it names the row.
         """
         try:
             return [image.load() for image in self.images]
@@ -56,10 +56,10 @@ class Question:
 
 
 def check_perspective(perspective: str) -> None:
-    """Refuse what is no perspective of MJ-Bench.
+    """Check the name of a perspective.
 
     Raises:
-        ValueError: for another name; the message lists the four.
+        ValueError: another name; the message lists the four.
 
     Example:
         >>> check_perspective("beauty")
@@ -71,10 +71,10 @@ def check_perspective(perspective: str) -> None:
 
 
 def check_columns(columns: Iterable[str], perspective: str, *, source: str) -> None:
-    """Refuse data in another schema.
+    """Raise for data in another schema.
 
     Args:
-        columns: names that the data have.
+        columns: names in the data.
         perspective: one of `PERSPECTIVES`; bias needs neither `image1` nor `label`.
         source: for the message.
 
@@ -101,11 +101,11 @@ def parse_question(
 
     Args:
         row: `caption`; `image0` and `image1` (paths, bytes, PIL images, or mappings with `bytes` and `path`); `label`,
-            the place of the preferred picture, 0 or 1.
+            the place of the preferred image, 0 or 1.
         perspective: one of `PERSPECTIVES`.
         origin: of the row, for messages.
-        root: folder that paths of pictures are relative to.
-        subset: where no column of `SUBSET_COLUMNS` tells it.
+        root: folder that paths of images are relative to.
+        subset: used if no column of `SUBSET_COLUMNS` names one.
 
     Raises:
         ValueError: for a row that cannot be used; the message begins with `origin`.
@@ -137,7 +137,7 @@ def _both_images(row: Mapping[str, Any], root: Path | None) -> tuple[ImageSource
 
 
 def _distinct_images(row: Mapping[str, Any], root: Path | None) -> tuple[ImageSource, ...]:
-    """MJ-Bench holds each picture of its bias perspective twice, as `image0` and as `image1`."""
+    """MJ-Bench holds each image of its bias perspective twice, as `image0` and as `image1`."""
     first = ImageSource.of(row["image0"], root=root)
     if row.get("image1") is None:
         return (first,)
@@ -148,7 +148,7 @@ def _distinct_images(row: Mapping[str, Any], root: Path | None) -> tuple[ImageSo
 def _label(label: Any) -> int:
     place = plain_value(label)
     if isinstance(place, bool) or not isinstance(place, (int, float)) or place not in (0, 1):
-        raise ValueError(f"label should be 0 or 1, the place of the preferred picture, got {short(place)}")
+        raise ValueError(f"label should be 0 or 1, the place of the preferred image, got {short(place)}")
     return int(place)
 
 
@@ -157,7 +157,7 @@ HUB_REVISION = "4b9667374c71463f63ae663ddd88373d3ffc5ba9"
 """Commit of the hub's dataset in which `data/` has one Parquet file for each perspective, as in the 2024 paper."""
 
 _SUFFIXES = (".parquet", ".json", ".jsonl")
-_PICTURES = ("image0", "image1")
+_IMAGE_COLUMNS = ("image0", "image1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +167,8 @@ class RowFile:
     Attributes:
         name: for messages.
         rows: mappings; any sequence that makes or reads them when asked.
-        root: folder that paths of pictures are relative to.
-        subset: of rows that do not tell it.
+        root: folder that paths of images are relative to.
+        subset: of rows that do not name one.
     """
 
     name: str
@@ -201,6 +201,7 @@ class QuestionTable(Sequence[Question]):
         if not self._places:
             raise ValueError(f"{', '.join(file.name for file in self.files)}: no rows.")
         for file in self.files:
+            # Of rows without `column_names`, the first one is read.
             columns = getattr(file.rows, "column_names", None) or [name for row in file.rows[:1] for name in row]
             check_columns(columns, perspective, source=file.name)
 
@@ -214,10 +215,11 @@ class QuestionTable(Sequence[Question]):
         return parse_question(file.rows[row], self.perspective, origin=origin, root=file.root, subset=file.subset)
 
     def digest(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of all rows without their pictures."""
+        """First 16 hexadecimal digits of the SHA-256 of all rows without their images."""
         digest = hashlib.sha256()
         for file in self.files:
-            for row in _without_pictures(file.rows):
+            # Images are gigabytes to read; captions, labels and their order identify the data.
+            for row in _without_images(file.rows):
                 digest.update(json.dumps([file.subset, row], sort_keys=True, default=str).encode())
         return digest.hexdigest()[:16]
 
@@ -233,10 +235,10 @@ def open_questions(data: str, perspective: str, *, revision: str | None = HUB_RE
         revision: commit, branch or tag on the hub.
 
     Raises:
-        FileNotFoundError: when there is no such file or folder, or nothing of this perspective in it.
-        ImportError: for Parquet and the hub without the extra `train`.
-        OSError: when the hub cannot be reached or does not give the data.
-        ValueError: for an unknown perspective, another schema, or a file that cannot be read.
+        FileNotFoundError: no such file or folder, or nothing of this perspective in it.
+        ImportError: Parquet or the hub without the extra `train`.
+        OSError: the hub cannot be reached or refuses the data.
+        ValueError: an unknown perspective, another schema, or a file that cannot be read.
 
     Example:
         >>> open_questions("pairs.parquet", "safety")
@@ -288,6 +290,7 @@ def _parquet_rows(path: Path) -> Any:
     try:
         rows = datasets.load_dataset("parquet", data_files=str(path), split="train")
     except (ValueError, datasets.exceptions.DatasetsError) as error:
+        # `datasets` wraps the reader's error, which says what is wrong.
         raise ValueError(f"{path} cannot be read as Parquet: {error.__cause__ or error}") from error
     return _undecoded(rows)
 
@@ -299,7 +302,7 @@ def _hub_file(name: str, perspective: str, revision: str | None) -> RowFile:
         rows = datasets.load_dataset(name, data_files=files, split=perspective, revision=revision)
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise OSError(
-            f"{name} at {revision} cannot be had from the hub: {error}\nIf its owner asks for it, accept the "
+            f"{name} at {revision} cannot be loaded from the hub: {error}\nIf the repository is gated, accept the "
             f"conditions at https://huggingface.co/datasets/{name} and log in (hf auth login); or name a local copy."
         ) from error
     return RowFile(f"{name}/{perspective}", _undecoded(rows))
@@ -316,14 +319,14 @@ def _import_datasets() -> Any:
 
 
 def _undecoded(rows: Any) -> Any:
-    """Pictures as the bytes of their files, so that a broken one is found with its row."""
+    """Keep images as the bytes of their files, so that an error names the row of a damaged one."""
     datasets = _import_datasets()
     for name in [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]:
         rows = rows.cast_column(name, datasets.Image(decode=False))
     return rows
 
 
-def _without_pictures(rows: Any) -> Iterator[Mapping[str, Any]]:
+def _without_images(rows: Any) -> Iterator[Mapping[str, Any]]:
     if columns := getattr(rows, "column_names", None):
-        return iter(rows.remove_columns([name for name in _PICTURES if name in columns]))
-    return ({key: value for key, value in row.items() if key not in _PICTURES} for row in rows)
+        return iter(rows.remove_columns([name for name in _IMAGE_COLUMNS if name in columns]))
+    return ({key: value for key, value in row.items() if key not in _IMAGE_COLUMNS} for row in rows)

@@ -1,4 +1,4 @@
-"""The report of MJ-Bench: tables, `mjbench.json` and `mjbench.md`, with published results beside the own one."""
+"""The report of MJ-Bench: tables, `mjbench.json` and `mjbench.md`, with published results for comparison."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def summarize(
 
     Args:
         store: results of one reward on one perspective.
-        tie_threshold: scores that differ by no more tie; None for 0, and for bias for MJ-Bench's own.
+        tie_threshold: scores that differ by no more tie; None for 0, or MJ-Bench's own threshold for bias.
         thresholds: those of the sweep; None for the defaults of `sweep_ties` and `sweep_bias`.
 
     Returns:
         `settings`, `num_done` questions, `tie_threshold`, `rows` (all, then each subset), `sweep`, `published`.
 
     Raises:
-        ValueError: without results, and for thresholds that make no sense.
+        ValueError: no results, or a threshold below 0 or not finite.
     """
     results, perspective = store.answers(), store.settings["perspective"]
     is_bias = perspective == BIAS

@@ -37,22 +37,19 @@ OFFICIAL, SHAPES = "official", "shapes"
 
 @dataclass(frozen=True, kw_only=True)
 class MJBenchRequest:
-    """What a person asks of the benchmark.
+    """Request of a user to the benchmark.
 
     Attributes:
         reward: name of a reward, or a composition of names; None for the adapter, or the embedded one for shapes.
-        adapter: in place of `reward`: folder of a LLaVA-Reward.
+        adapter: folder of a LLaVA-Reward, instead of `reward`.
         perspective: one of MJ-Bench's.
         suite: `"official"`, or `"shapes"`: rendered images, without a network.
         data: of the official suite: dataset of the hub, or file or folder in its schema.
         revision: of a dataset of the hub.
         num_pairs: of the suite shapes: number of questions.
         seed: of the suite shapes.
-        batch_size: questions a call of the reward.
+        batch_size: questions in a call of the reward.
         out: folder of the results; an unfinished one is resumed.
-
-    Raises:
-        ValueError: for options that do not go together.
     """
 
     reward: str | None = None
@@ -83,6 +80,7 @@ class MJBenchRequest:
             if self.data != HUB_DATASET or self.revision is not None:
                 raise ValueError("--data and --revision are for the official suite; the images of shapes are rendered.")
             return mjbench_task(shapes_questions(self.perspective, self.num_pairs, seed=self.seed)), {"seed": self.seed}
+        # The pinned commit is one of the official dataset; any other one is read at its default branch.
         revision = HUB_REVISION if self.revision is None and self.data == HUB_DATASET else self.revision
         questions = open_questions(self.data, self.perspective, revision=revision)
         return mjbench_task(questions), {"data": self.data, "revision": revision, "digest": questions.digest()}
@@ -164,7 +162,7 @@ def run_request(
         The report, where this process has written one.
     """
     share = find_share(shard, device)
-    with share.hold(request.folder):
+    with share.hold(request.folder):  # before anything is loaded: a second run on the folder ends at once
         task, source = request.task()
         name, reward = request.load_reward(device)
         settings = {"reward": name, "perspective": request.perspective, "num_questions": len(task.samples)}
@@ -194,7 +192,7 @@ def score_questions(reward: Reward, questions: Sequence[Question]) -> list[list[
         For each question the scores of its images; higher is better, also where the reward's card says otherwise.
 
     Raises:
-        ValueError: for an image that cannot be read, and for single images under a reward that compares.
+        ValueError: an image that cannot be read, or single images for a reward that compares.
 
     Example:
         >>> from PIL import Image
@@ -228,7 +226,7 @@ def _probabilities(
     reward: LlavaReward | PreferenceJudge, images: list[list[Tensor]], captions: list[str]
 ) -> list[list[float]]:
     if any(len(group) != 2 for group in images):
-        raise ValueError(f"{reward.card.name} compares images; it has no score of one by itself, as bias needs it.")
+        raise ValueError(f"{reward.card.name} compares images; it cannot score one by itself, which bias needs.")
     first, second = ([group[place] for group in images] for place in (0, 1))
     chances = reward.preference(first, second, captions).double().tolist()
     return [[chance, 1 - chance] for chance in chances]

@@ -1,4 +1,4 @@
-"""MJ-Bench in the shapes world: rendered rows in its schema, so that everything runs without a network."""
+"""MJ-Bench in the shapes world: rendered rows in its schema, so that it runs without a network."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from fk_reward.shapes import (
 from fk_reward.training.hard_negatives import hard_negatives
 
 Pair = tuple[tuple[Image.Image, Image.Image], str]
-"""The preferred picture and the other one; subset."""
+"""The preferred image and the other one; subset."""
 
 
 def shapes_questions(perspective: str, num_rows: int, *, seed: int = 0) -> QuestionTable:
     """Questions about rendered scenes of prompts that no model was trained on.
 
     - alignment: a scene of the caption, and one of a hard negative of it; the subset is what was changed;
-    - quality: a picture, and the same one damaged; the subset is the damage;
+    - quality: an image, and the same one damaged; the subset is the damage;
     - safety: a scene whose crosses have another colour, and the same with red ones, the forbidden sign; captions leave
       the colour open, or ask for the sign (subsets `open` and `asked`);
     - bias: one shape in each colour at the same place; the caption names no colour. (For these few captions there is no
@@ -81,15 +81,15 @@ class ShapesRows(Sequence[Mapping[str, Any]]):
         prompt = self._prompts[index]
         if self._perspective == BIAS:
             return _bias_row(prompt, index, self._seed)
-        rng = np.random.default_rng([self._seed, index])
+        rng = np.random.default_rng([self._seed, index])  # of this row alone, whichever process renders it
         (better, worse), subset = _PAIRS[self._perspective](prompt, rng)
         label = int(rng.integers(2))
         images = {f"image{label}": better, f"image{1 - label}": worse}
         return {"caption": prompt.text, **images, "label": label, "info": subset}
 
 
-def picture(scene: Scene) -> Image.Image:
-    """A scene as a picture of 64 by 64 pixels."""
+def scene_image(scene: Scene) -> Image.Image:
+    """Render a scene as an image of 64 by 64 pixels."""
     return to_pil(render([scene]))[0]
 
 
@@ -97,7 +97,7 @@ def _alignment(prompt: ShapesPrompt, rng: np.random.Generator) -> Pair:
     by_kind = _wrong_prompts(prompt)
     kind = list(by_kind)[rng.integers(len(by_kind))]
     wrong = by_kind[kind][rng.integers(len(by_kind[kind]))]
-    return (picture(sample_scene(prompt, rng)), picture(sample_scene(wrong, rng))), kind
+    return (scene_image(sample_scene(prompt, rng)), scene_image(sample_scene(wrong, rng))), kind
 
 
 @cache
@@ -111,7 +111,7 @@ def _wrong_prompts(prompt: ShapesPrompt) -> dict[str, list[ShapesPrompt]]:
 
 
 def _quality(prompt: ShapesPrompt, rng: np.random.Generator) -> Pair:
-    clean = picture(sample_scene(prompt, rng))
+    clean = scene_image(sample_scene(prompt, rng))
     damage = list(DAMAGES)[rng.integers(len(DAMAGES))]
     return (clean, DAMAGES[damage](clean, rng)), damage
 
@@ -143,7 +143,7 @@ def _safety(prompt: ShapesPrompt, rng: np.random.Generator) -> Pair:
     scene = sample_scene(prompt, rng)
     harmless = [color for color in COLORS if color != FORBIDDEN_SIGN.color]
     safe, unsafe = (_recolored(scene, color) for color in (harmless[rng.integers(len(harmless))], "red"))
-    return (picture(safe), picture(unsafe)), "asked" if FORBIDDEN_SIGN in prompt.objects else "open"
+    return (scene_image(safe), scene_image(unsafe)), "asked" if FORBIDDEN_SIGN in prompt.objects else "open"
 
 
 def _recolored(scene: Scene, color: str) -> Scene:
@@ -159,10 +159,11 @@ def _bias_prompts(num_rows: int) -> tuple[ShapesPrompt, ...]:
 
 
 def _bias_row(prompt: ShapesPrompt, index: int, seed: int) -> dict[str, Any]:
+    # The place of the shape comes from `turn`: all colours of a turn are at the same place.
     turn, place = divmod(index, len(COLORS))
     color = list(COLORS)[place]
     (obj,) = sample_scene(prompt, np.random.default_rng([seed, turn])).objects
-    return {"caption": prompt.text, "image0": picture(Scene((replace(obj, color=color),))), "info": color}
+    return {"caption": prompt.text, "image0": scene_image(Scene((replace(obj, color=color),))), "info": color}
 
 
 DAMAGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
@@ -170,7 +171,7 @@ DAMAGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = 
     "noise": _noisy,
     "blocks": _in_blocks,
 }
-"""Name -> function of a 64x64 picture."""
+"""Name -> function of a 64x64 image."""
 
 _PAIRS: dict[str, Callable[[ShapesPrompt, np.random.Generator], Pair]] = {
     "alignment": _alignment,

@@ -282,7 +282,7 @@ def test_names_are_genevals(detector, monkeypatch):
     assert detector([noise_image(0)]) == [{"cow": [cow, mouse], "computer mouse": [mouse]}]
 
 
-def test_masks_have_the_size_of_the_picture(detector):
+def test_masks_have_the_size_of_the_image(detector):
     (objects,) = detector([noise_image(0, (130, 70))])
     assert {mask.shape for _, _, _, mask in rows(objects)} == {(70, 130)}
     assert {mask.dtype for _, _, _, mask in rows(objects)} == {torch.bool}
@@ -312,6 +312,6 @@ def test_genevals_own_names_pass(tmp_path):
     Mask2FormerDetector.from_pretrained(write_mask2former(tmp_path, names=OBJECT_NAMES))
 
 
-def test_a_batch_holds_a_picture(folder):
+def test_a_batch_holds_an_image(folder):
     with pytest.raises(ValueError, match="batch_size should be at least 1"):
         Mask2FormerDetector.from_pretrained(folder, batch_size=0)

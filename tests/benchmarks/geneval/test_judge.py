@@ -328,7 +328,7 @@ def test_all_objects_of_a_count_are_placed_by_all_of_the_other():
 
 def test_nothing_to_be_left_of():
     verdict = judge(position_record("cow", "left of", "dog"), {"cow": found(BOX)}, no_color)
-    assert verdict.reason.splitlines() == ["wanted 1 of dog, found 0", "nothing that cow could be left of"]
+    assert verdict.reason.splitlines() == ["wanted 1 of dog, found 0", "no target for cow to be left of"]
 
 
 def test_a_clause_of_the_wrong_color_is_nothing_to_be_left_of():
@@ -336,7 +336,7 @@ def test_a_clause_of_the_wrong_color_is_nothing_to_be_left_of():
     objects = {"cow": found(at(0, 0)), "dog": found(at(50, 0))}
     assert judge({"include": include}, objects, painted(dog=["red"])).correct
     verdict = judge({"include": include}, objects, painted(dog=["blue"]))
-    assert verdict.reason.splitlines()[1] == "nothing that cow could be left of"
+    assert verdict.reason.splitlines()[1] == "no target for cow to be left of"
 
 
 def test_color_comes_before_place():

@@ -196,7 +196,7 @@ def test_unknown_names_are_refused(stub_judge, record, name):
         stub_judge.judge_images([record], [Image.new("RGB", (8, 8))])
 
 
-def test_a_batch_holds_a_picture():
+def test_a_batch_holds_an_image():
     with pytest.raises(ValueError, match="batch_size should be at least 1"):
         GenEvalJudge(stub_detector, stub_colors, batch_size=0)
 

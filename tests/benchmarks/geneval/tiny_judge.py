@@ -51,7 +51,7 @@ def write_mask2former(folder, *, names=COCO_NAMES, seed=0) -> str:
 
 
 def write_clip(folder) -> str:
-    """Write a CLIP for 32 x 32 pictures and 77 tokens, its preprocessor file in the hub's older form."""
+    """Write a CLIP for 32 x 32 images and 77 tokens, its preprocessor file in the hub's older form."""
     from transformers import CLIPConfig, CLIPModel
 
     tokenizer = make_clip_tokenizer()
@@ -78,12 +78,12 @@ def write_clip(folder) -> str:
 
 @torch.no_grad()
 def _spread(model, tokenizer) -> None:
-    """Take out of both embeddings what they have in common, so that not all pictures are nearest to one text."""
+    """Take out of both embeddings what they have in common, so that not all images are nearest to one text."""
     texts = tokenizer([f"a photo of a {color} object" for color in COLORS], padding=True, return_tensors="pt")
-    pictures = torch.randn(32, 3, 1, 1) + 0.5 * torch.randn(32, 3, 32, 32)
+    images = torch.randn(32, 3, 1, 1) + 0.5 * torch.randn(32, 3, 32, 32)
     for projection, states in (
         (model.text_projection, model.text_model(**texts).pooler_output),
-        (model.visual_projection, model.vision_model(pictures).pooler_output),
+        (model.visual_projection, model.vision_model(images).pooler_output),
     ):
         common = torch.nn.functional.normalize(states.mean(dim=0), dim=0)
         projection.weight.sub_(torch.outer(projection.weight @ common, common))

@@ -15,7 +15,7 @@ def grey(level):
 
 
 def pair_rows(*levels):
-    """Rows of grey pictures, the preferred one in the place that alternates; each caption stands twice."""
+    """Rows of grey images, the preferred one in the place that alternates; each caption stands twice."""
     rows = []
     for number, (preferred, other) in enumerate(levels):
         label = number % 2

@@ -54,7 +54,7 @@ def test_shapes_suite(run, tmp_path, perspective):
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "mjbench.json").read_text())
     assert content["num_done"] == 14
-    assert content["published"] == [], "rendered pictures are not compared with figures of real ones"
+    assert content["published"] == [], "rendered images are not compared with figures of real ones"
     assert ("nds" in content["rows"][0]) == (perspective == "bias")
 
 

@@ -33,7 +33,7 @@ def test_the_subset_is_told_by_a_column_or_the_file(columns, subset):
     assert parse_question(ROW | columns, "alignment", origin="1", subset="file").subset == subset
 
 
-def test_bias_asks_for_each_distinct_picture():
+def test_bias_asks_for_each_distinct_image():
     twice = {"caption": "a nurse", "image0": "a.png", "image1": "a.png", "label": 0, "info": "old"}
     question = parse_question(twice, "bias", origin="1")
     assert (len(question.images), question.label, question.subset) == (1, None, "old")
@@ -45,7 +45,7 @@ def test_bias_asks_for_each_distinct_picture():
     ("change", "message"),
     [
         ({"label": 2}, "row 3: label should be 0 or 1"),
-        ({"label": 0.5}, "place of the preferred picture"),
+        ({"label": 0.5}, "place of the preferred image"),
         ({"label": True}, "got True"),
         ({"label": "0"}, "label should be 0 or 1"),
         ({"caption": " "}, "row 3: of the caption: the prompt is empty"),
@@ -162,7 +162,7 @@ def test_the_hub_is_asked_for_one_perspective_of_one_commit(tmp_path, monkeypatc
 
 
 def test_an_unreachable_hub_says_what_to_do():
-    with pytest.raises(OSError, match=r"(?s)cannot be had from the hub.*hf auth login.*local copy"):
+    with pytest.raises(OSError, match=r"(?s)cannot be loaded from the hub.*hf auth login.*local copy"):
         open_questions("MJ-Bench/MJ-Bench", "alignment")
 
 

@@ -68,7 +68,7 @@ def test_a_general_preference_is_asked_for_its_probability(general_preference):
 
 
 def test_scores_of_a_general_preference_would_depend_on_the_other_questions(general_preference):
-    """Why it is asked for probabilities: its scores compare all pictures of a caption in the call."""
+    """Why it is asked for probabilities: its scores compare all images of a caption in the call."""
     images, captions = zip(
         *((image.load(), q.caption) for q in table(pair_rows(*LEVELS)) for image in q.images), strict=True
     )
@@ -91,7 +91,7 @@ class PrefersBright:
     name = "prefers bright"
 
     def generate(self, images, messages, *, sampling):
-        means = [[np.asarray(picture).mean() for picture in pictures] for pictures in images]
+        means = [[np.asarray(image).mean() for image in group] for group in images]
         return [f"<answer>{1 if first > second else 2}</answer>" for first, second in means]
 
 
@@ -102,7 +102,7 @@ def test_a_judge_of_pairs_is_asked_for_its_preference():
 def test_single_pictures_cannot_be_compared(general_preference):
     rows = [{"caption": "a nurse", "image0": grey(9)}]
     assert score_questions(BRIGHTNESS, table(rows, "bias"))[0] == pytest.approx([9 / 255])
-    with pytest.raises(ValueError, match="no score of one by itself"):
+    with pytest.raises(ValueError, match="cannot score one by itself"):
         score_questions(general_preference, table(rows, "bias"))
 
 
@@ -152,7 +152,7 @@ def test_killed_ten_times(tmp_path, expected):
             num_kills += 1
     assert num_kills == 10
     assert ResultStore(tmp_path).answers() == expected
-    assert Counter(counting.asked) == {row["caption"]: 2 for row in ROWS}, "a question has two pictures, scored once"
+    assert Counter(counting.asked) == {row["caption"]: 2 for row in ROWS}, "a question has two images, scored once"
 
 
 def test_a_run_that_forgets_what_is_done_is_noticed(tmp_path):
@@ -196,7 +196,7 @@ def test_no_results_yet(tmp_path):
 
 
 def test_a_broken_picture_stops_the_run_and_keeps_what_is_done(tmp_path):
-    rows = [*ROWS[:2], {**ROWS[2], "image1": b"no picture"}]
+    rows = [*ROWS[:2], {**ROWS[2], "image1": b"no image"}]
     store = ResultStore(tmp_path, {})
     with pytest.raises(ValueError, match="rows:3: image of 10 bytes cannot be read"):
         answer(BRIGHTNESS, rows, store, batch_size=1)

@@ -1,4 +1,4 @@
-"""The suite of rendered pictures: what its rows show, and that it can tell a reward from broken ones."""
+"""The suite of rendered images: what its rows show, and that it can tell a reward from broken ones."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NUM_ROWS = 48
 
 
 def ordered(question):
-    """The preferred picture and the other one."""
-    pictures = question.load()
-    return pictures[question.label], pictures[1 - question.label]
+    """The preferred image and the other one."""
+    images = question.load()
+    return images[question.label], images[1 - question.label]
 
 
 def test_alignment_shows_the_caption_and_a_hard_negative():

@@ -93,6 +93,29 @@ def test_the_default_sweep_reaches_its_shares_of_ties():
     assert accuracies == sorted(accuracies, reverse=True)
 
 
+FORBIDDEN = -math.inf
+FORBIDDING = [
+    {"caption": "a", "subset": "", "label": 0, "scores": scores}
+    for scores in ([FORBIDDEN, FORBIDDEN], [1.0, FORBIDDEN], [FORBIDDEN, 1.0], [1.0, 0.0])
+]
+
+
+def test_two_forbidden_images_tie_and_a_single_one_loses_at_any_threshold():
+    (row,) = summarize_pairs(FORBIDDING)
+    assert (row["accuracy"], row["ties"]) == (0.5, 0.25)
+    assert sweep_ties(FORBIDDING, [2.0])[0]["ties"] == 0.5
+
+
+def test_the_default_sweep_has_finite_thresholds_for_forbidden_images():
+    assert [row["tie_threshold"] for row in sweep_ties(FORBIDDING)] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("measure", [summarize_bias, sweep_bias])
+def test_bias_needs_finite_scores(measure):
+    with pytest.raises(ValueError, match="forbids an image"):
+        measure([{"caption": "a nurse", "scores": [score]} for score in (0.0, FORBIDDEN)])
+
+
 @pytest.mark.parametrize("threshold", [-0.1, math.nan, math.inf])
 def test_wrong_thresholds(threshold):
     with pytest.raises(ValueError, match="at least 0"):
