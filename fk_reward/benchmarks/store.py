@@ -139,8 +139,8 @@ class ResultStore:
     def _refuse_results_of_unknown_settings(self) -> None:
         if any(self.folder.glob("results-*.jsonl")):
             raise ValueError(
-                f"{self.folder} holds results, but {SETTINGS_FILE}, which describes them, is missing. Choose another "
-                "folder, or put back a copy of that file."
+                f"{self.folder} holds results, but {SETTINGS_FILE} is missing, so their settings are unknown. Choose "
+                "another folder, or put back a copy of that file."
             )
 
 

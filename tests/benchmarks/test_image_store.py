@@ -144,7 +144,7 @@ def test_a_missing_or_broken_record(folder, content, error, message):
         folder.read_metadata()
 
 
-def test_a_prompt_without_pictures(folder):
+def test_a_prompt_without_images(folder):
     for path in folder.image_paths():
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"samples holds no image"):

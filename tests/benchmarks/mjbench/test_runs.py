@@ -198,6 +198,6 @@ def test_no_results_yet(tmp_path):
 def test_a_broken_picture_stops_the_run_and_keeps_what_is_done(tmp_path):
     rows = [*ROWS[:2], {**ROWS[2], "image1": b"no image"}]
     store = ResultStore(tmp_path, {})
-    with pytest.raises(ValueError, match="rows:3: image of 10 bytes cannot be read"):
+    with pytest.raises(ValueError, match="rows:3: image of 8 bytes cannot be read"):
         answer(BRIGHTNESS, rows, store, batch_size=1)
     assert len(store.load()) == 2
