@@ -30,7 +30,7 @@ class Compilation:
         mode: see `Mode`.
         dynamic: as `torch.compile` takes it: None to compile for the first batch size, and for any from the second
             on; True for any at once, False for each size anew.
-        whole_denoiser: the denoiser in one piece, convolutions included, in place of its repeated blocks only: faster
+        whole_denoiser: the denoiser in one piece, convolutions included, instead of its repeated blocks only: faster
             to run, and many times slower to compile.
 
     Raises:

@@ -223,7 +223,7 @@ class BatchLayout:
         return value
 
     def join(self, parts: Sequence[Any]) -> Any:
-        """The output of the whole batch from the outputs of its parts, which are in order.
+        """The output of the undivided batch from the outputs of its parts, which are in order.
 
         Args:
             parts: tensors, or mappings (Diffusers' `BaseOutput`), lists or tuples of them; of anything else the first.

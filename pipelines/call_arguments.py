@@ -114,7 +114,7 @@ def _searches_with(name: str) -> list[str]:
     """Names of the searches that have a setting of this name; of the presets of one, its own name alone."""
     found: dict[type[Any], str] = {}
     for search in SEARCHES:
-        with contextlib.suppress(SearchLoadError):  # somebody else's, which says so itself when it is asked for
+        with contextlib.suppress(SearchLoadError):  # of another package, which raises when it is asked for
             kind = search_class(search)
             if name in search_fields(kind):
                 found.setdefault(kind, search)
@@ -201,18 +201,13 @@ def check_output(pipe: Any, output_type: str, num_images_per_prompt: int, config
     if output_type in ("pt", "pil") and isinstance(getattr(pipe, "image_processor", None), VaeImageProcessorLDM3D):
         raise ValueError(f"{type(pipe).__name__} cannot return its depths as {output_type!r}. Ask for 'np'.")
     finished = num_finished(config)
-    name = "num_particles" if finished == config.num_particles else _finishing_field(config)
     whole_number("num_images_per_prompt", num_images_per_prompt, minimum=1)
     if num_images_per_prompt > finished:
-        raise ValueError(
-            f"num_images_per_prompt should be in [1, {name} = {finished}], got {num_images_per_prompt}; "
-            f"raise {name} for more."
-        )
-
-
-def _finishing_field(config: SearchConfig) -> str:
-    """The setting that says how many particles are finished, for a message."""
-    return "final_particles" if isinstance(config, FKSteeringConfig) else f"the end of {type(config).__name__}"
+        name = "num_particles" if finished == config.num_particles else "final_particles"
+        limit, remedy = f"[1, {name} = {finished}]", f"raise {name} for more"
+        if name not in search_fields(config):  # of another search, whose settings are not known here
+            limit, remedy = f"[1, {finished}]", f"{type(config).__name__} finishes {finished} particles of a prompt"
+        raise ValueError(f"num_images_per_prompt should be in {limit}, got {num_images_per_prompt}; {remedy}.")
 
 
 def complete_eta(pipe: Any, config: SearchConfig, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -269,7 +264,7 @@ def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         arguments: of its call. None stands for what was not given.
 
     Returns:
-        The arguments, with Python's numbers in place of NumPy's.
+        The arguments, with Python's numbers instead of NumPy's.
 
     Raises:
         TypeError: for a value of another kind.
@@ -421,7 +416,7 @@ def check_rows(arguments: dict[str, Any], *, num_prompts: int, num_particles: in
         num_particles: K.
 
     Returns:
-        The arguments, with lists in place of tuples: Diffusers looks for lists.
+        The arguments, with lists instead of tuples: Diffusers looks for lists.
 
     Raises:
         TypeError: for a value of another kind.

@@ -55,7 +55,7 @@ def _versions() -> dict[str, str]:
 def resampling_effect(
     config: FKSteeringConfig, steps: Sequence[TraceStep], *, reward_scale: Tensor, stopped: Tensor
 ) -> str | None:
-    """A sentence about prompts that should have been resampled and were not; None where there are none.
+    """A sentence about prompts that should have been resampled and were not; None without such prompts.
 
     The rewards' spread is the mean, over these prompts and the scoring steps, of the standard deviation among the
     particles of a prompt. Log-weights that are normal with standard deviation s leave an ESS of about K exp(-s^2),

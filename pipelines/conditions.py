@@ -37,7 +37,7 @@ class Conditions:
     copied the other has to follow. This is a `RowState`.
 
     A pipeline hands its conditions over as they were at every step, so only a tensor that was there before the first
-    copying is gathered. One that is made anew is either the particle's already or nobody's, and raises.
+    copying is gathered. One that is made anew is either the particle's already or belongs to none, and raises.
 
     Args:
         pipe: the wrapped pipeline.
@@ -152,7 +152,8 @@ class Conditions:
                 if self._takes:
                     raise ValueError(
                         f"{type(self._pipe).__name__} makes {name}, which differs from particle to particle, anew "
-                        "after particles were copied, so that it cannot follow them: use num_resamples=0."
+                        "after particles were copied, so that it cannot follow them: take search='best-of-n' "
+                        "(num_resamples=0)."
                     )
                 first.append(tensor)
             for take, num_rows in self._takes:
@@ -226,7 +227,7 @@ def fit_conditions(pipe: Any, population: Population) -> Iterator[None]:
     if not denoisers:
         raise ValueError(
             f"{type(pipe).__name__} has no unet and no transformer, so that the number of particles cannot change: "
-            "leave final_particles out."
+            "leave final_particles out, and take no other search that changes the number of particles."
         )
     first = population.num_particles
 

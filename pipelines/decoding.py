@@ -36,7 +36,7 @@ class LatentDecoder:
         height: height of the image in pixels, None for the pipeline's default. Only packed latents outside a call need
             it.
         width: the same for the width.
-        autoencoder: decodes in place of the pipeline's own. It is moved to the latents and to the precision of the
+        autoencoder: decodes instead of the pipeline's own. It is moved to the latents and to the precision of the
             pipeline's own.
         shrink: factor by which the latents are averaged down first; the image is as much smaller.
         call: the call that is running.

@@ -30,10 +30,10 @@ from fk_reward.pipelines.hooks import DENOISERS
 DecodeFn = Callable[[Tensor], Tensor]
 """Samples `(B, ...)` as the scheduler sees them, to images `(B, 3, H, W)` in [0, 1]."""
 DecodeHook = Callable[..., Any]
-"""`(autoencoder, latents, *args, **kwargs)` in the place of `autoencoder.decode(latents, *args, **kwargs)`."""
+"""`(autoencoder, latents, *args, **kwargs)` instead of `autoencoder.decode(latents, *args, **kwargs)`."""
 
 _RESULT = "_step_result"
-# Nobody sees a prediction, and checking it would cost a forward pass and black out what may become a harmless image.
+# No user sees a prediction, and checking it would cost a forward pass and black out what may become a harmless image.
 _NOT_AT_SCORING = ("safety_checker", "watermark", "watermarker")
 # Parts of the names of outputs that are no images: videos, sounds, and the embeddings of a prior.
 _NOT_IMAGES = ("frame", "video", "audio", "embed")
@@ -41,7 +41,7 @@ _PREVIEW = (
     "pass FKSteeringPipeline(pipe, reward=..., preview=...), a function of these samples to images (B, 3, H, W) in "
     "[0, 1]"
 )
-_BEST_OF_K = "num_resamples=0, which scores finished images alone: best of K"
+_BEST_OF_K = "search='best-of-n' (num_resamples=0), which scores finished images alone"
 
 
 class CannotDecodeError(ValueError):
@@ -276,7 +276,7 @@ def find_epilogue(code: CodeType, line: int) -> CompiledEpilogue | None:
     """The epilogue of the loop over steps around a line of a function; None where there is no such loop.
 
     Raises:
-        CannotDecodeError: for steps in a loop within a loop, of which none gives the whole sample.
+        CannotDecodeError: for steps in a loop within a loop, of which none gives the complete sample.
     """
     function = _syntax_tree(code)
     path = [] if function is None else _path(function.body, line)
@@ -414,7 +414,7 @@ def _pipeline_of(frame: FrameType) -> Any:
 
 
 class _Tensors:
-    """An image processor that returns tensors in place of arrays: the same numbers, on their device still."""
+    """An image processor that returns tensors instead of arrays: the same numbers, on their device still."""
 
     def __init__(self, processor: VaeImageProcessor) -> None:
         self._processor = processor
@@ -487,7 +487,7 @@ def _unchanged(modules: Iterator[nn.Module] | Any, device: torch.device) -> Iter
 
 
 def _precision(module: nn.Module) -> torch.dtype | None:
-    # of the first weight: Diffusers' `dtype` walks through the whole module
+    # of the first weight: Diffusers' `dtype` walks through all of the module
     return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), None)
 
 

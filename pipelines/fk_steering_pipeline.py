@@ -216,7 +216,7 @@ class FKSteeringPipeline(PipelineProxy):
 
     @property
     def solver(self) -> Solver | None:
-        """The solver whose scheduler runs; None once somebody has written the wrapped pipeline's own `scheduler`."""
+        """The solver whose scheduler runs; None once the wrapped pipeline's own `scheduler` was written."""
         installed = self._installed
         return installed.solver if installed is not None and self.pipe.scheduler is installed.scheduler else None
 
@@ -429,7 +429,7 @@ class FKSteeringPipeline(PipelineProxy):
         # a batch that grows cannot be tried out before it has grown
         sizes = [len(call.prompts) * min(num_finished(call.config), population.num_particles)]
         if self.reward_device is not None and call.batch_sizes.decode_batch_size is not None:
-            sizes.append(1)  # decoded a few at a time, each batch through the whole end of the call
+            sizes.append(1)  # decoded a few at a time, each batch through the complete end of the call
         watched = RunningCall(
             self.pipe, output_type=call.output_type, sizes=sizes, decodes=can_move(population), preview=of_user
         )

@@ -64,7 +64,7 @@ def wrap_method(owner: object, name: str, around: Callable[..., Any]) -> Iterato
     try:
         yield
     finally:
-        # somebody may have put another method there inside the block: then that one stays
+        # other code may have put its own method there inside the block: then that one stays
         if vars(owner).get(name) is wrapper:
             if had_its_own:
                 setattr(owner, name, original)
@@ -146,7 +146,7 @@ class WrapForward(ModelHook):
         return args, kwargs
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """In the place of `forward`."""
+        """Instead of `forward`."""
         if self._around is None:  # removed, but accelerate has kept the module's `forward` of inside the block
             return self.fn_ref.original_forward(*args, **kwargs)
         return self._around(self.fn_ref.original_forward, *args, **kwargs)

@@ -54,11 +54,14 @@ def kept_rows(pipe: Any, *, resizes: bool = False) -> Iterator[list[RowState]]:
     """
     reason = next((_REFUSED[cls.__name__] for cls in type(pipe).__mro__ if cls.__name__ in _REFUSED), None)
     if reason is not None:
-        raise ValueError(f"{type(pipe).__name__} {reason}, which cannot follow the copies: use num_resamples=0.")
+        raise ValueError(
+            f"{type(pipe).__name__} {reason}, which cannot follow the particles: take search='best-of-n' "
+            "(num_resamples=0)."
+        )
     if resizes and "mask_image" in inspect.signature(pipe.__call__).parameters:
         raise ValueError(
-            f"{type(pipe).__name__} keeps mask and image for every particle that it began with: leave final_particles "
-            "out."
+            f"{type(pipe).__name__} keeps mask and image for every particle that it began with: leave "
+            "final_particles out, and take no other search that changes the number of particles."
         )
     caches, guiders = CacheStates(pipe, resizes=resizes), GuiderStates(pipe)
     noise = KnownRegionNoise()
@@ -100,12 +103,13 @@ class CacheStates:
                 raise ValueError(
                     f"{type(hook).__name__} keeps state from one step to the next "
                     f"({', '.join(unknown) or 'of an unknown kind'}) that cannot follow the copies of a particle: "
-                    "disable this cache, or resample nothing (num_resamples=0)."
+                    "disable this cache, or take search='best-of-n' (num_resamples=0)."
                 )
             if resizes and any(kind.__name__ == "TextKVCacheBlockState" for kind in kinds):
                 raise ValueError(
                     "TextKVCache knows a prompt by the address of its embeddings, which change when fewer particles "
-                    "are left: disable this cache, or leave final_particles out."
+                    "are left: disable this cache, or leave final_particles out, and take no other search that changes "
+                    "the number of particles."
                 )
 
     def reset(self) -> None:
@@ -120,7 +124,7 @@ class CacheStates:
             self._gather_state(state, take, num_rows)
 
     def _gather_state(self, state: Any, take: Take, num_rows: int) -> None:
-        # FasterCache's deltas put the frames of a particle side by side, where guidance puts whole batches
+        # FasterCache's deltas put the frames of a particle side by side, where guidance puts complete batches
         inner = type(state).__name__ == "FasterCacheDenoiserState"
 
         def gathered(tensor: Tensor) -> Tensor:
@@ -129,7 +133,7 @@ class CacheStates:
             if len(tensor) % num_rows:
                 raise ValueError(
                     f"{type(state).__name__} holds a tensor of shape {tuple(tensor.shape)}, whose rows are not those "
-                    f"of {num_rows} particles: disable this cache, or resample nothing (num_resamples=0)."
+                    f"of {num_rows} particles: disable this cache, or take search='best-of-n' (num_resamples=0)."
                 )
             return _by_particle(tensor, take, num_rows) if inner else _by_block(tensor, take, num_rows)
 
@@ -154,7 +158,7 @@ class GuiderStates:
             if not type(guider).__module__.startswith("diffusers."):
                 raise ValueError(
                     f"{type(guider).__name__} is not a guider of Diffusers, and what it keeps from one step to the "
-                    "next is not known: use one of theirs, or resample nothing (num_resamples=0)."
+                    "next is not known: use one of theirs, or take search='best-of-n' (num_resamples=0)."
                 )
 
     def gather(self, take: Take, num_rows: int) -> None:
@@ -267,7 +271,7 @@ def _is_known(kind: type) -> bool:
 
 
 def _by_block(tensor: Tensor, take: Take, num_rows: int) -> Tensor:
-    """Gather `(num_blocks * num_rows, ...)`: whole batches one after the other."""
+    """Gather `(num_blocks * num_rows, ...)`: complete batches one after the other."""
     if len(tensor) == num_rows:
         return take(tensor)
     return torch.cat([take(block) for block in tensor.split(num_rows)])
@@ -316,5 +320,6 @@ def _check_foreign(before: dict[str, list[Tensor]], after: dict[str, list[Tensor
         if any(all(tensor is not old for old in before.get(name, ())) for tensor in tensors):
             raise ValueError(
                 f"{name} keeps tensors from one call of the denoiser to the next, which cannot follow the copies of a "
-                "particle: use an attention processor or a hook without state, or resample nothing (num_resamples=0)."
+                "particle: use an attention processor or a hook without state, or take search='best-of-n' "
+                "(num_resamples=0)."
             )

@@ -40,7 +40,7 @@ class RunningCall:
         output_type: of the call.
         sizes: numbers of rows of the samples that will be decoded, as far as they are known.
         decodes: whether predictions are decoded during the run.
-        preview: decodes them in place of the epilogue.
+        preview: decodes them instead of the epilogue.
     """
 
     def __init__(

@@ -336,7 +336,7 @@ def _clock(after: Tensor) -> float:
 
 
 def _check_denoising_end(pipe: Any, arguments: dict[str, Any]) -> None:
-    """Refuse to return noise that nobody can score: SDXL's base stops early with `denoising_end`."""
+    """Refuse to return noise that cannot be scored: SDXL's base stops early with `denoising_end`."""
     end, scheduler = arguments.get("denoising_end"), pipe.scheduler
     if end is not None and 0 < end < 1 and scheduler_name(scheduler) is None:
         raise ValueError(

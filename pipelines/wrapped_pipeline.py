@@ -18,7 +18,7 @@ class PipelineProxy:
 
     A subclass keeps the wrapped pipeline in `_pipe`, annotates its private attributes in the body of the class, and
     makes properties of its public ones. A name that neither of the two objects has cannot be written: it would be a
-    misspelt setting that nobody ever reads.
+    misspelt setting that is never read.
 
     Example:
         >>> class Loud(PipelineProxy):
@@ -42,7 +42,7 @@ class PipelineProxy:
 
     def __getattr__(self, name: str) -> Any:
         # Before __init__ has run (copy, pickle) there is nothing to read through to; and the wrapped pipeline's
-        # __reduce__, __deepcopy__, ... would copy it in place of this object.
+        # __reduce__, __deepcopy__, ... would copy it instead of this object.
         if name in self._own or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         try:
@@ -99,7 +99,7 @@ class PipelineProxy:
         return not isinstance(kind, property) or kind.fset is not None
 
     def _remedy(self, name: str) -> str:
-        """What to write in place of an attribute that is not there, or that cannot be written."""
+        """What to write instead of an attribute that is not there, or that cannot be written."""
         settings = self._settings()
         for holder, names in settings.items():
             if name in names:

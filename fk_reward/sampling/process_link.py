@@ -2,7 +2,7 @@
 
 A collective of `torch.distributed` waits for a process that never comes until the group's time-out, which can be days,
 and then says nothing of the reason. So the processes meet in the group's key-value store before each of them. The store
-answers at once, also while somebody else computes, fails or has been killed.
+answers at once, also while another process computes, fails or has been killed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ProcessLink:
         try:
             self._store.set(self._failure_key(self.process), f"{type(error).__name__}: {error}"[:_LONGEST_WORDS])
             self._store.add(f"{self._prefix}/failures", 1)
-        except RuntimeError as lost:  # the process that keeps the store has ended: nobody is left to be told
+        except RuntimeError as lost:  # the process that keeps the store has ended: no process is left to tell
             logger.warning("The other processes could not be told of %r: %s", error, lost)
 
     def _part(self) -> None:

@@ -83,7 +83,7 @@ class GeneratorRows:
     """Generators of a loop that has one for each particle, as the population changes.
 
     Where particles are copied, a generator belongs to a slot of its prompt, so that copies draw different noise; slots
-    beyond those that the loop began with get generators derived from theirs. Where nobody is copied, a generator goes
+    beyond those that the loop began with get generators derived from theirs. Where none is copied, a generator goes
     with its particle, which then ends as it would have ended alone.
 
     Args:
@@ -122,7 +122,7 @@ class GeneratorRows:
     def _of_slot(self, generators: Sequence[Generator], group: int, slot: int) -> Generator:
         if slot < self._first:
             return generators[group * self._first + slot]
-        place = group * 2**20 + slot
+        place = group * 2**20 + slot  # one number for both; no prompt has a million particles
         if place not in self._derived:
             parent = generators[group * self._first + slot % self._first]
             # by its state and not its seed: the next call with the same generators should draw other noise

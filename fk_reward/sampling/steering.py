@@ -175,7 +175,7 @@ class _StepInterceptor:
                 bound.arguments[name] = value
         if self._num_done == 0:
             self._begin(bound.arguments)
-        self._count(bound.arguments)
+        self._count(bound.arguments)  # before scoring, which changes the size
         if self._is_due():
             self._score_and_advance(bound.arguments)
         if "generator" in bound.arguments:
@@ -189,6 +189,7 @@ class _StepInterceptor:
 
     def _move(self, bound: inspect.BoundArguments) -> Any:
         """Let the scheduler make its step, and look at what it did."""
+        # read before the step, which advances the scheduler
         state, stochastic = dict(vars(self._scheduler)), adds_noise_now(self._scheduler)
         output = self._call_original(bound)
         if len(self._roles) == _NUM_ROLES:
@@ -227,11 +228,12 @@ class _StepInterceptor:
 
         move = RepeatableStep(self._scheduler, step, state)
         moved = transition(state, move, self._score)
+        output = move.output(moved, getattr(transition, "__name__", type(transition).__name__))
         if moved.log_ratio is not None:
             log_ratio = self._exchange.gather(moved.log_ratio.detach().to(torch.float64).cpu())
             before = self.records.log_ratio
             self.records.log_ratio = log_ratio if before is None else before + log_ratio
-        return move.output(moved, getattr(transition, "__name__", type(transition).__name__))
+        return output
 
     def _state(self, arguments: dict[str, Any]) -> StepState:
         model_output, timestep, sample = self._inputs(arguments)
@@ -345,7 +347,7 @@ class _StepInterceptor:
         return predict_x0(self._scheduler, model_output, timestep, sample)
 
     def _advanced(self, rewards: Tensor) -> Tensor | None:
-        # the log-ratio belongs to the particles of now: it is weighed before anybody is copied
+        # the log-ratio belongs to the particles of now: weigh it before any is copied
         log_ratio, self.records.log_ratio = self.records.log_ratio, None
         return self._population.advance(rewards, step=self._num_done, log_ratio=log_ratio)
 
@@ -392,7 +394,7 @@ def _roles(signature: inspect.Signature) -> list[str]:
 
 
 def _require_prediction(scheduler: Any, population: Population, prediction: Prediction | None) -> None:
-    """Refuse a scheduler of which nobody here knows what it predicts, before anything is drawn."""
+    """Refuse a scheduler whose predictions are not known here, before anything is drawn."""
     if prediction is None and not predicts_x0(scheduler):
         raise ValueError(
             f"{type(population).__name__} scores predicted clean samples, which the step of "

@@ -1,4 +1,4 @@
-"""Which schedulers add noise and keep the model's marginals, and what to use in place of the others."""
+"""Which schedulers add noise and keep the model's marginals, and what to use instead of the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ samples, and shrinks each mode where a model predicts means. Choosing one of the
 
 NOT_STEERABLE = (
     "No stochastic scheduler is known for its model, which therefore cannot be steered. A search that copies no "
-    "particles runs on any scheduler: best of N, with num_resamples=0."
+    "particles runs on any scheduler: best of N, with search='best-of-n' or num_resamples=0."
 )
 """The remedy where there is none."""
 
@@ -150,7 +150,7 @@ def _why_refused(scheduler: Any, eta: float | None) -> str | None:
 
 
 def _remedy(scheduler: Any) -> str:
-    """What to use in place of a scheduler that is not supported, as code."""
+    """What to use instead of a scheduler that is not supported, as code."""
     found = counterpart(scheduler)
     if found is None:
         return NOT_STEERABLE

@@ -44,7 +44,7 @@ class TraceStep:
         log_weights: (G, K) float64, un-normalised log-weights after weighing, before resampling.
         ess: (G,) float64 in [1, K], the effective sample size of these weights; 0 where every image is forbidden.
         ancestors: (G, K') int64, the slot within its prompt from which each of the K' particles that go on continues;
-            None where everybody stayed in place.
+            None where all stayed in place.
         decode_seconds: wall clock spent in decoding the predicted images.
         reward_seconds: wall clock spent in the reward.
         thumbnails: (G, K, 3, h, w) uint8, the predicted images before resampling, or None.
@@ -154,7 +154,7 @@ class Cost:
         denoiser_rows: rows of the batches of the denoiser; guidance makes two of each sample.
         decodes: images decoded.
         reward_calls: images scored.
-        seconds: wall clock of the whole call.
+        seconds: wall clock of the call.
 
     Example:
         >>> Cost(sample_steps=200, denoiser_rows=400, decodes=20, reward_calls=20, seconds=3.5).decodes
@@ -170,7 +170,7 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class SteeringTrace:
-    """The whole run. It can be saved, read back exactly, and drawn.
+    """The complete run. It can be saved, read back exactly, and drawn.
 
     Attributes:
         prompts: the G prompts.
@@ -188,7 +188,7 @@ class SteeringTrace:
         num_model_rows: rows of the batches of these calls (guidance doubles them).
         num_decode_calls: images decoded.
         num_reward_calls: images scored.
-        seconds: wall clock of the whole call.
+        seconds: wall clock of the call.
         notes: sentences about this run that its reader must know, such as what was never resampled.
         provenance: what ran; None in files of before it was recorded.
         search: name of the search.

@@ -84,7 +84,7 @@ class _Scene:
 
     @property
     def cell(self) -> float:
-        """Height of a row: smaller for many particles or steps, so that the picture fits on a screen."""
+        """Height of a row: smaller for many particles or steps, so that the figure fits on a screen."""
         tallest = 0.55 if all(step.thumbnails is None for step in self.trace.steps) else 0.95
         return max(0.34, min(tallest, 7.2 / self.num_rows, 10.5 / len(self.trace.steps)))
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from fk_reward.sampling.x0_prediction import predict_x0, signal_share
@@ -147,7 +148,8 @@ class RepeatableStep:
             name: of the transition, for the message.
 
         Raises:
-            ValueError: when the step was never made, or the sample is of another shape.
+            ValueError: when the step was never made, the sample is of another shape, or the log-ratio is of another
+                shape, NaN or `+inf`.
         """
         if not self._num_calls:
             raise ValueError(f"{name} never called `move`, so that the scheduler has not made its step.")
@@ -156,9 +158,24 @@ class RepeatableStep:
                 f"{name} should return samples of shape {tuple(self._output[0].shape)}, got "
                 f"{tuple(moved.sample.shape)}."
             )
+        _check_ratio(moved, name)
         if moved.sample is self._output[0]:
             return self._output
         if isinstance(self._output, tuple) and not hasattr(self._output, "_fields"):
             return (moved.sample, *self._output[1:])
         self._output.prev_sample = moved.sample
         return self._output
+
+
+def _check_ratio(moved: Moved, name: str) -> None:
+    ratio, expected = moved.log_ratio, (len(moved.sample),)
+    if ratio is None:
+        return
+    if tuple(ratio.shape) != expected:
+        raise ValueError(f"{name} should return a log_ratio of shape {expected}, got {tuple(ratio.shape)}.")
+    bad = (ratio.isnan() | (ratio == torch.inf)).nonzero().flatten().tolist()
+    if bad:
+        # it would make the weights of all particles of the prompt NaN, from which nothing can be drawn
+        raise ValueError(
+            f"The log_ratio of {name} for row {bad[0]} is {ratio[bad[0]].item()}: expected finite or -inf."
+        )

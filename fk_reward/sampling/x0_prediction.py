@@ -241,4 +241,4 @@ DETERMINISTIC_X0_PREDICTIONS: dict[str, PredictX0] = {
     "PNDMScheduler": _from_alpha_bar,
     "UniPCMultistepScheduler": _from_unipc,
 }
-"""Schedulers that never add noise, for searches that copy nobody, by class name."""
+"""Schedulers that never add noise, for searches without copies, by class name."""

@@ -29,7 +29,7 @@ class Forecast:
 
     Attributes:
         steps: in each step of the denoiser.
-        scorings: at each scoring step, before anybody is dropped or copied.
+        scorings: at each scoring step, before any is dropped or copied.
         finished: at the end.
     """
 
@@ -91,8 +91,8 @@ class Population(Protocol):
     def copies(self) -> bool:
         """Whether an ancestor can have several descendants.
 
-        Copies need noise of their own, so that `steer` refuses a deterministic transition; where nobody is copied, any
-        scheduler will do.
+        Copies need noise of their own, so that `steer` refuses a deterministic transition; where no particle is
+        copied, any scheduler will do.
         """
 
     @property
@@ -110,7 +110,7 @@ class Population(Protocol):
         """Ascending 0-based indices of the scheduler steps before which the particles are scored."""
 
     def forecast(self, num_steps: int) -> Forecast:
-        """Sizes and scorings of a whole run, for planning and batching."""
+        """Sizes and scorings of a complete run, for planning and batching."""
 
     def advance(self, rewards: Tensor, *, step: int, log_ratio: Tensor | None = None) -> Tensor | None:
         """Decide who goes on.
@@ -123,7 +123,7 @@ class Population(Protocol):
 
         Returns:
             `(G * K',)` int64, flat indices of the ancestors, prompt-major: the i-th particle of prompt g goes on from
-            `ancestors[g * K' + i]`, which is one of the same prompt. None where everybody stays in place.
+            `ancestors[g * K' + i]`, which is one of the same prompt. None where all stay in place.
         """
 
     def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> None:
@@ -172,7 +172,7 @@ class SearchConfig(Protocol):
 
 
 class PlainPopulation:
-    """Particles without weights: nobody is scored on the way, nobody moves, the best finished ones are selected.
+    """Particles without weights: none is scored on the way, none moves, the best finished ones are selected.
 
     The base of searches that rank. Override `scoring_steps`, `sizes` and `advance`.
 
@@ -232,7 +232,7 @@ class PlainPopulation:
         return self._sizes[due[-1]] if due else self.num_particles
 
     def advance(self, rewards: Tensor, *, step: int, log_ratio: Tensor | None = None) -> Tensor | None:
-        """Nobody moves."""
+        """No particle moves."""
         self.grouped(rewards, step=step)
         self.refuse_ratio(log_ratio)
         return None
@@ -349,7 +349,7 @@ def num_finished(config: SearchConfig) -> int:
 
 @dataclass(frozen=True)
 class Scored:
-    """Whole trajectories and what they are worth.
+    """Complete trajectories and what they are worth.
 
     Attributes:
         noise: `(G * K, ...)`, the starts.
@@ -363,7 +363,7 @@ class Scored:
 
 
 class Rollout(Protocol):
-    """Whole trajectories, for searches over starts."""
+    """Complete trajectories, for searches over starts."""
 
     def __call__(self, start: Tensor | None = None, *, from_step: int = 0, num_particles: int) -> Scored:
         """Draw, finish and score.

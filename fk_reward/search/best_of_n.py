@@ -1,4 +1,4 @@
-"""Best of N: whole trajectories, of which the best finished images are returned."""
+"""Best of N: complete trajectories, of which the best finished images are returned."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from fk_reward.value_checks import boolean, whole_number
 class BestOfN:
     """Draw N images as the pipeline would, and return the best of them.
 
-    Nothing is scored on the way and nobody is copied, so that any scheduler will do: the images are those of the
-    wrapped pipeline with `num_images_per_prompt=N`, bit for bit. The baseline of every other search.
+    Nothing is scored on the way and nothing is copied, so that any scheduler will do: the images are those of the
+    wrapped pipeline with `num_images_per_prompt=N`, bit for bit. (Stable Diffusion 3 and Flux pass no `generator` to
+    their scheduler, and here it gets the caller's: a stochastic one then draws other noise.) The baseline of every
+    other search.
 
     Attributes:
         num_particles: N, images of one prompt. At least 1.

@@ -117,7 +117,7 @@ def check_ancestors(ancestors: Tensor | None, population: Population, num_before
     """Check what a population answered to `advance`.
 
     Args:
-        ancestors: `(G * K',)` flat indices, or None where everybody stays.
+        ancestors: `(G * K',)` flat indices, or None where all stay.
         population: that gave them.
         num_before: K, particles of a prompt before.
 

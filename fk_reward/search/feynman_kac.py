@@ -296,7 +296,7 @@ class FKPopulation(ParticleFilter):
         return tuple(self.sizes(num_steps))
 
     def forecast(self, num_steps: int) -> Forecast:
-        """Sizes of a whole run; with `stop_reward` what it scores at most."""
+        """Sizes of a complete run; with `stop_reward` what it scores at most."""
         return Forecast.of(num_steps, self.config.num_particles, self.sizes(num_steps))
 
     def begin(self, num_steps: int) -> str | None:

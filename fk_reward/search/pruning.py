@@ -1,4 +1,4 @@
-"""Pruning: many starts, of which the best go on at each cut. Nobody is copied."""
+"""Pruning: many starts, of which the best go on at each cut. None is copied."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fk_reward.value_checks import boolean, real_number, whole_number
 class Pruning:
     """Begin with many particles, and at each cut go on with those of the highest reward.
 
-    Nobody is copied, so that any scheduler will do, deterministic ones too: a particle that is left at the end is the
+    None is copied, so that any scheduler will do, deterministic ones too: a particle that is left at the end is the
     image that its start would have given alone. Of a stochastic scheduler that holds with one generator for each
     particle (`generator=[...]`), which then goes with it. One generator for all draws other numbers for a smaller
     batch: good images still, but not those of the same starts alone.

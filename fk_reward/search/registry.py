@@ -1,4 +1,4 @@
-"""The table of all searches: one dict for those of the package, an entry-point group for everybody else's."""
+"""The table of all searches: one dict for those of the package, an entry-point group for those of other packages."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class ParticleFilter:
         Args:
             rewards: `(G * K,)`, group-major, finite or `-inf`: of the predicted clean samples, or of the finished ones
                 if `final`.
-            final: apply the terminal correction in place of the potential. Nothing can be weighed afterwards.
+            final: apply the terminal correction instead of the potential. Nothing can be weighed afterwards.
             step: scheduler step, for the error message.
 
         Raises:
@@ -215,10 +215,13 @@ class ParticleFilter:
         resampler = RESAMPLERS[self.config.resampling]
         for group in groups:
             ancestors[group] = resampler(self.log_weights[group], size, self._generators[group])
+        # before the weights are gathered, after which num_particles is K'
         offsets = self.num_particles * torch.arange(self.num_groups)[:, None]
         self._path = self._path.gather(ancestors)
+        # what was applied goes with the particle: the terminal correction takes it back, also after resampling
         self._applied = self._applied.gather(1, ancestors)
         self.log_weights = self.log_weights.gather(1, ancestors)
+        # equal again; the evidence of the step is in log_evidence already
         self.log_weights[groups] = 0.0
         return (ancestors + offsets).flatten()
 
@@ -227,6 +230,7 @@ class ParticleFilter:
             raise ValueError(f"num_left should be in [1, {self.num_particles}], got {size}.")
         if size < self.num_particles:
             return list(range(self.num_groups))
+        # at 1.0 always: the ESS of almost equal weights rounds to K, which is not below K
         below = (self.ess < self.config.ess_threshold * self.num_particles) | (self.config.ess_threshold == 1.0)
         unequal = self.log_weights.amax(1) > self.log_weights.amin(1)
         return (below & unequal & ~self.stopped).nonzero().flatten().tolist()
@@ -372,7 +376,7 @@ def require_allowed(grouped: Tensor, *, abstain: bool) -> str | None:
         abstain: whether such a group is accepted.
 
     Returns:
-        A sentence about such groups; None where there are none.
+        A sentence about such groups; None without one.
 
     Raises:
         ValueError: the message names the groups.

@@ -65,6 +65,7 @@ def multinomial(log_weights: Tensor, num_samples: int, generator: Generator) -> 
         >>> multinomial(torch.tensor([0.0, -torch.inf, 0.0]), 4, torch.Generator().manual_seed(0))
         tensor([0, 2, 2, 2])
     """
+    # sorted, so that the ancestors ascend as those of the other schemes do
     points = _uniforms(num_samples, generator).sort().values
     return _inverse_cdf(points, _checked_weights(log_weights))
 

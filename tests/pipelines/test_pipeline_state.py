@@ -312,7 +312,7 @@ def test_unknown_state_is_refused_by_name_before_the_first_step(name, monkeypatc
         pytest.fail("a step was made")
 
     monkeypatch.setattr(type(pipe.scheduler), "step", never)
-    with pytest.raises(ValueError, match=rf"{name} .*num_resamples=0"):
+    with pytest.raises(ValueError, match=rf"{name} .*search='best-of-n' \(num_resamples=0"):
         steered(pipe)("a red circle", num_inference_steps=4, generator=generator())
 
 
@@ -327,9 +327,11 @@ def test_a_cache_that_knows_prompts_by_their_address_cannot_shrink():
         steered(_with_hook(hook))("a red circle", generator=generator(), **FUNNEL)
 
 
-def test_a_mask_for_every_particle_cannot_shrink():
-    with pytest.raises(ValueError, match="keeps mask and image for every particle .* leave final_particles out"):
-        steered(inpainting("sd"))("a red circle", generator=generator(), **FUNNEL, **inpainting_arguments())
+@pytest.mark.parametrize("settings", [FUNNEL, {"search": "pruning"}], ids=["funnel", "pruning"])
+def test_a_mask_for_every_particle_cannot_shrink(settings):
+    message = "keeps mask and image for every particle .* leave final_particles out, and take no other search"
+    with pytest.raises(ValueError, match=message):
+        steered(inpainting("sd"))("a red circle", generator=generator(), **settings, **inpainting_arguments())
 
 
 def test_functional_caches_cannot_be_split_into_micro_batches():

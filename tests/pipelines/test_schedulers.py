@@ -99,7 +99,7 @@ def test_a_scheduler_without_a_counterpart_is_kept_and_best_of_n_runs_on_it(tmp_
         wrapped = FKSteeringPipeline.from_pretrained(tmp_path, reward=constant)
     assert "IPNDMScheduler cannot be steered" in caplog.text
     assert type(wrapped.scheduler) is IPNDMScheduler
-    with pytest.raises(ValueError, match="best of N, with num_resamples=0"):
+    with pytest.raises(ValueError, match="best of N, with search='best-of-n' or num_resamples=0"):
         wrapped(PROMPT, num_inference_steps=3)
     out = wrapped(PROMPT, num_particles=3, num_resamples=0, num_inference_steps=3, generator=generator())
     assert len(out.images) == 1

@@ -120,6 +120,15 @@ def test_a_search_without_weights_refuses_a_ratio():
     [
         (lambda state, move, score: Moved(state.sample), "never called `move`"),
         (lambda state, move, score: Moved(move()[:1]), r"should return samples of shape"),
+        (
+            lambda state, move, score: Moved(move(), torch.zeros(4, 1)),
+            r"should return a log_ratio of shape \(4,\), got \(4, 1\)",
+        ),
+        (
+            lambda state, move, score: Moved(move(), torch.tensor([0.0, torch.nan, 0.0, 0.0])),
+            "log_ratio of <lambda> for row 1 is nan: expected finite",
+        ),
+        (lambda state, move, score: Moved(move(), torch.tensor([torch.inf, 0.0, 0.0, 0.0])), "row 0 is inf"),
     ],
 )
 def test_transitions_that_do_not_move(transition, message):

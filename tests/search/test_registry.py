@@ -157,7 +157,7 @@ class TestPipeline:
             pipe("a star", search="prune")
 
     def test_more_images_than_are_finished(self, pipe):
-        with pytest.raises(ValueError, match=r"\[1, the end of Pruning = 2\], got 3"):
+        with pytest.raises(ValueError, match=r"in \[1, 2\], got 3; Pruning finishes 2 particles of a prompt"):
             pipe("a star", search="pruning", num_particles=4, keep=(3, 2), num_images_per_prompt=3)
 
     def test_the_default_may_be_any_search(self, pipe):
