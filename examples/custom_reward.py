@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import typer
 from torch import Tensor
 
+from fk_reward.cli import run_script
 from fk_reward.pipelines import FKSteeringPipeline
 from fk_reward.rewards import Reward, RewardCard
 
@@ -41,7 +41,15 @@ def main(
     seed: int = 0,
     out: Path = Path("custom_reward.png"),
 ) -> Tensor:
-    """Write the most colourful of the steered images and print the rewards of all, best first."""
+    """Write the most colourful of the steered images and print the rewards of all, best first.
+
+    Args:
+        prompt: What to draw.
+        num_particles: K.
+        steps: Scheduler steps.
+        seed: Seed of the images.
+        out: File to write.
+    """
     pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward=Colourfulness())
     result = pipe(
         prompt,
@@ -57,4 +65,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -15,9 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-import typer
 from filelock import FileLock, Timeout
 
 from fk_reward.durable_files import naming_path, write_whole
@@ -148,25 +147,6 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> Path:
     if not overwrite and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise FileExistsError(f"The output folder {folder} is not empty; choose another one or add --overwrite.")
     return folder
-
-
-def named_path(text: str | Path) -> Path:
-    """The path that was typed.
-
-    Raises:
-        typer.BadParameter: for an empty one (of an unset variable of a shell), which would be the current folder.
-
-    Example:
-        >>> named_path("results").name
-        'results'
-    """
-    if not str(text).strip():
-        raise typer.BadParameter("the name is empty; write . for the current folder.")
-    return Path(text)
-
-
-NAMED_PATH: Final[dict[str, Any]] = {"parser": named_path, "metavar": "PATH"}
-"""Arguments of the `typer.Option` or `typer.Argument` of a path to write to."""
 
 
 @contextmanager

@@ -9,10 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import TextIO
 
-import typer
-
-from fk_reward.cli import main
-from fk_reward.cli.errors import clean_errors
+from fk_reward import cli
 
 
 @dataclass(frozen=True)
@@ -48,19 +45,12 @@ class _Tee(io.StringIO):
 
 def run_command_line(*arguments: object) -> Result:
     """Run `fk-reward` with these arguments; no process is started."""
-    return captured(lambda: main([str(argument) for argument in arguments]))
+    return captured(lambda: cli.main([str(argument) for argument in arguments]))
 
 
 def run_script(script: Callable[..., None], *arguments: object) -> Result:
     """Run the `main` of a script of examples/ as its command line does."""
-    app = typer.Typer(add_completion=False)
-    app.command()(script)
-
-    def call() -> None:
-        with clean_errors():
-            app([str(argument) for argument in arguments])
-
-    return captured(call)
+    return captured(lambda: cli.run_script(script, [str(argument) for argument in arguments]))
 
 
 def captured(call: Callable[[], None]) -> Result:

@@ -8,22 +8,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from diffusers import DDIMScheduler
 from torch import Generator, Tensor
 
 from fk_reward.benchmarks.report import Column, show_table, write_json
 from fk_reward.benchmarks.statistics import log_log_slope, mean_and_error, root_mean_square
-from fk_reward.cli.errors import clean_errors
-from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.cli import run_script
+from fk_reward.cli.options import OutOption
+from fk_reward.output_folder import hold_folder
 from fk_reward.sampling.steering import steer
 from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
 from fk_reward.smc.potentials import POTENTIALS
 from fk_reward.smc.resampling import RESAMPLERS
-from fk_reward.value_checks import parse_integers
+from fk_reward.terminal import say
+from fk_reward.value_checks import parse_integers, whole_number
 
 
 @dataclass(frozen=True)
@@ -258,18 +259,28 @@ def add_slopes(rows: Sequence[dict[str, Any]]) -> None:
             ours[-1]["slope"] = sum(each) / len(each)
 
 
-def main(
-    num_particles: Annotated[str, typer.Option(help="Numbers of particles, separated by commas.")] = "250,1000,4000",
-    num_runs: Annotated[int, typer.Option(help="Independent runs of each setting, at least 2.", min=2)] = 12,
-    reward_scale: Annotated[float, typer.Option(help="Lambda.")] = 2.0,
-    seed: Annotated[int, typer.Option(help="Seed of all runs.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/gaussian"),
+def main(  # noqa: PLR0913 (one parameter for each option)
+    *,
+    num_particles: str = "250,1000,4000",
+    num_runs: int = 12,
+    reward_scale: float = 2.0,
+    seed: int = 0,
+    out: OutOption = Path("results/gaussian"),
 ) -> None:
-    """Compare the sampler with a tilted Gaussian in closed form; print a table and write `gaussian.json`."""
+    """Compare the sampler with a tilted Gaussian in closed form; print a table and write `gaussian.json`.
+
+    Args:
+        num_particles: Numbers of particles, separated by commas.
+        num_runs: Independent runs of each setting, at least 2.
+        reward_scale: Lambda.
+        seed: Seed of all runs.
+        out: Folder of the results.
+    """
+    whole_number("--num-runs", num_runs, minimum=2)
     sizes = parse_integers("num_particles", num_particles)
     options: dict[str, Any] = {"num_runs": num_runs, "reward_scale": reward_scale, "seed": seed}
     with hold_folder(out):
-        typer.echo(f"Results: {write_json(out / 'gaussian.json', _report(sizes, options))}")
+        say(f"Results: {write_json(out / 'gaussian.json', _report(sizes, options))}")
 
 
 def _report(sizes: Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
@@ -286,5 +297,4 @@ def _report(sizes: Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with clean_errors():
-        typer.run(main)
+    run_script(main)

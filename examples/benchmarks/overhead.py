@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import typer
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor
 from torch.utils.benchmark import timer
 
 from examples.benchmarks.timing import quartiles
 from fk_reward.benchmarks.report import Column, show_table, write_json
-from fk_reward.cli.errors import clean_errors
-from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.cli import run_script
+from fk_reward.cli.options import OutOption
+from fk_reward.output_folder import hold_folder
 from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.terminal import say
+from fk_reward.value_checks import whole_number
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline
@@ -147,16 +149,31 @@ def summarize(repetitions: Sequence[Repetition]) -> list[dict[str, Any]]:
 
 def main(  # noqa: PLR0913 (one parameter for each option)
     *,
-    model: Annotated[str, typer.Option(help="Model, by name, hub id or folder.")] = "shapes-sd",
-    unet_width: Annotated[int, typer.Option(help="Multiply the UNet's channels; above 1 it is random.", min=1)] = 1,
-    prompt: Annotated[str, typer.Option(help="What to draw.")] = "a photo of a red circle",
-    num_particles: Annotated[int, typer.Option(help="K.", min=2)] = 4,
-    steps: Annotated[int, typer.Option(help="Scheduler steps.", min=2)] = 50,
-    num_repetitions: Annotated[int, typer.Option(help="Pairs of runs, at least 2.", min=2)] = 15,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/overhead"),
+    model: str = "shapes-sd",
+    unet_width: int = 1,
+    prompt: str = "a photo of a red circle",
+    num_particles: int = 4,
+    steps: int = 50,
+    num_repetitions: int = 15,
+    device: str = "cpu",
+    out: OutOption = Path("results/overhead"),
 ) -> None:
-    """Time the steered pipeline and the stock one in turn; print medians and write `overhead.json`."""
+    """Time the steered pipeline and the stock one in turn; print medians and write `overhead.json`.
+
+    Args:
+        model: Model, by name, hub id or folder.
+        unet_width: Multiply the UNet's channels; above 1 it is random.
+        prompt: What to draw.
+        num_particles: K.
+        steps: Scheduler steps.
+        num_repetitions: Pairs of runs, at least 2.
+        device: Device: auto, cpu or cuda.
+        out: Folder of the results.
+    """
+    whole_number("--unet-width", unet_width, minimum=1)
+    whole_number("--num-particles", num_particles, minimum=2)
+    whole_number("--steps", steps, minimum=2)
+    whole_number("--num-repetitions", num_repetitions, minimum=2)
     sizes = {"num_particles": num_particles, "num_steps": steps, "num_repetitions": num_repetitions}
     with hold_folder(out):
         pipe = _load(model, unet_width=unet_width, device=device)
@@ -168,7 +185,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         settings = {"model": model, "unet_millions": millions, "device": str(pipe.device)}
         settings |= {"threads": torch.get_num_threads(), **sizes}
         content = {"settings": settings, "rows": rows, "repetitions": [asdict(r) for r in repetitions]}
-        typer.echo(f"Results: {write_json(out / 'overhead.json', content)}")
+        say(f"Results: {write_json(out / 'overhead.json', content)}")
 
 
 def _load(model: str, *, unet_width: int, device: str) -> FKSteeringPipeline:
@@ -186,5 +203,4 @@ def _load(model: str, *, unet_width: int, device: str) -> FKSteeringPipeline:
 
 
 if __name__ == "__main__":
-    with clean_errors():
-        typer.run(main)
+    run_script(main)

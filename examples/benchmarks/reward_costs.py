@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor
 from torch.nn import functional
 
 from examples.benchmarks.timing import quartiles, seconds_of
 from fk_reward.benchmarks.report import Column, markdown_table, show_table, write_json
-from fk_reward.cli.errors import clean_errors
-from fk_reward.devices import DEVICES, resolve_device
+from fk_reward.cli import run_script
+from fk_reward.cli.options import OutOption
+from fk_reward.devices import resolve_device
 from fk_reward.durable_files import write_whole
-from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.output_folder import hold_folder
 from fk_reward.planning.check import peak_memory
 from fk_reward.planning.full_size_rewards import FULL_SIZE, FullSize
 from fk_reward.planning.meta_device import count_flops
@@ -27,7 +27,8 @@ from fk_reward.planning.planned_models import is_at_hand
 from fk_reward.rewards import REWARDS, Reward, load_reward, reward_card
 from fk_reward.rewards.vlm_judge import VLMJudge
 from fk_reward.shapes import Scene, SceneObject, render
-from fk_reward.value_checks import parse_integers
+from fk_reward.terminal import say, write_document
+from fk_reward.value_checks import parse_integers, whole_number
 
 PROMPT = "a photo of a red circle and a blue square"
 """Describes the image."""
@@ -211,19 +212,30 @@ def report(costs: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]]) -> 
 
 def main(  # noqa: PLR0913 (one parameter for each option)
     *,
-    reward: Annotated[list[str] | None, typer.Option(help="Name of a reward; may be repeated. All by default.")] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Time the rewards that come with the package.")] = False,
-    full_size: Annotated[
-        bool, typer.Option("--full-size", help="With --measure: the others, too, with random weights of their size.")
-    ] = False,
-    batch_size: Annotated[str, typer.Option(help="Images in a call, separated by commas.")] = "1,8",
-    num_repetitions: Annotated[int, typer.Option(help="Timed calls, at least 2.", min=2)] = 7,
-    device: Annotated[str, typer.Option(help=f"Where to time: {', '.join(DEVICES)}.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown and nothing else.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/reward-costs"),
+    reward: list[str] | None = None,
+    measure: bool = False,
+    full_size: bool = False,
+    batch_size: str = "1,8",
+    num_repetitions: int = 7,
+    device: str = "cpu",
+    seed: int = 0,
+    markdown: bool = False,
+    out: OutOption = Path("results/reward-costs"),
 ) -> None:
-    """Count what each reward costs, without its weights, and time what can be; write `reward_costs.json` and `.md`."""
+    """Count what each reward costs, without its weights, and time what can be; write `reward_costs.json` and `.md`.
+
+    Args:
+        reward: Name of a reward; may be repeated. All by default.
+        measure: Time the rewards that come with the package.
+        full_size: With --measure: the others, too, with random weights of their size.
+        batch_size: Images in a call, separated by commas.
+        num_repetitions: Timed calls, at least 2.
+        device: Where to time: auto, cpu or cuda.
+        seed: Seed of random weights.
+        markdown: Print Markdown and nothing else.
+        out: Folder of the results.
+    """
+    whole_number("--num-repetitions", num_repetitions, minimum=2)
     settings = TimeSettings(
         batch_sizes=parse_integers("batch_size", batch_size),
         full_size=full_size,
@@ -239,14 +251,13 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         path = write_json(out / "reward_costs.json", content)
         write_whole(path.with_suffix(".md"), report(costs, times) + "\n")
     if markdown:
-        typer.echo(report(costs, times))
+        write_document(report(costs, times))
         return
     show_table("Costs, counted", COST_COLUMNS, costs)
     if times:
         show_table(f"Times, measured on {settings.device}", TIME_COLUMNS, times)
-    typer.echo(f"Results: {path}")
+    say(f"Results: {path}")
 
 
 if __name__ == "__main__":
-    with clean_errors():
-        typer.run(main)
+    run_script(main)

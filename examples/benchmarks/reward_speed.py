@@ -8,20 +8,21 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-import typer
 from torch import Generator, Tensor
 
 from examples.benchmarks.timing import quartiles, seconds_of
 from fk_reward.benchmarks.report import Column, show_table, write_json
-from fk_reward.cli.errors import clean_errors
+from fk_reward.cli import run_script
+from fk_reward.cli.options import OutOption
 from fk_reward.devices import resolve_device
-from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.output_folder import hold_folder
 from fk_reward.planning.check import peak_memory
 from fk_reward.rewards.llava_reward.backbones.base import BACKBONES, backbone_spec
-from fk_reward.value_checks import parse_choices, parse_integers
+from fk_reward.terminal import say
+from fk_reward.value_checks import parse_choices, parse_integers, whole_number
 
 if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
@@ -202,7 +203,7 @@ def check_memory(settings: SpeedSettings) -> Iterator[str]:
         A sentence for each backbone and dtype.
 
     Raises:
-        typer.BadParameter: the weights alone are more than the device has free.
+        ValueError: the weights alone are more than the device has free.
     """
     from fk_reward.planning.full_size_rewards import weight_sizes  # noqa: PLC0415 (slow to import)
 
@@ -211,7 +212,7 @@ def check_memory(settings: SpeedSettings) -> Iterator[str]:
         count, size = weight_sizes(backbone, full_size=settings.full_size, dtype=DTYPES[dtype])
         facts = f"{backbone} with 3 dimensions in {dtype}: {count / 1e6:,.1f} million parameters, {size / 1e9:.3f} GB"
         if free is not None and size > free:
-            raise typer.BadParameter(
+            raise ValueError(
                 f"{facts} of weights alone, but {settings.device} has {free / 1e9:.3f} GB free. Take another device, "
                 "a narrower --dtype, another --backbone, or leave out --full-size."
             )
@@ -310,18 +311,33 @@ def show_rows(settings: SpeedSettings, environment: dict[str, Any], rows: Sequen
 
 def main(  # noqa: PLR0913 (one parameter for each option)
     *,
-    backbone: Annotated[str, typer.Option(help=f"Backbones of {', '.join(BACKBONES)}.")] = "phi3_v",
-    num_crops: Annotated[str, typer.Option(help="Numbers of crops (phi3_v), separated by commas.")] = "4,16",
-    batch_size: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "8",
-    dtype: Annotated[str, typer.Option(help=f"Dtypes of {', '.join(DTYPES)}.")] = "float32",
-    image_size: Annotated[int, typer.Option(help="Side of the square images in pixels.", min=1)] = 512,
-    num_repetitions: Annotated[int, typer.Option(help="Rounds, at least 2.", min=2)] = 7,
-    full_size: Annotated[bool, typer.Option("--full-size", help="The hub's sizes; no weights are needed.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/reward-speed"),
+    backbone: str = "phi3_v",
+    num_crops: str = "4,16",
+    batch_size: str = "8",
+    dtype: str = "float32",
+    image_size: int = 512,
+    num_repetitions: int = 7,
+    full_size: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+    out: OutOption = Path("results/reward-speed"),
 ) -> None:
-    """Time LLaVA-Reward on random weights: batches and three dimensions in one pass; write `reward_speed.json`."""
+    """Time LLaVA-Reward on random weights: batches and three dimensions in one pass; write `reward_speed.json`.
+
+    Args:
+        backbone: Names of backbones, separated by commas.
+        num_crops: Numbers of crops (phi3_v), separated by commas.
+        batch_size: Batch sizes, separated by commas.
+        dtype: Floating types, separated by commas: float32, bfloat16 or float16.
+        image_size: Side of the square images in pixels.
+        num_repetitions: Rounds, at least 2.
+        full_size: The hub's sizes; no weights are needed.
+        device: Device: auto, cpu or cuda.
+        seed: Seed of weights and images.
+        out: Folder of the results.
+    """
+    whole_number("--image-size", image_size, minimum=1)
+    whole_number("--num-repetitions", num_repetitions, minimum=2)
     settings = SpeedSettings(
         backbones=parse_choices("backbone", backbone, BACKBONES),
         dtypes=parse_choices("dtype", dtype, tuple(DTYPES)),
@@ -339,14 +355,13 @@ def main(  # noqa: PLR0913 (one parameter for each option)
 
 def _report(settings: SpeedSettings, out: Path) -> None:
     for sentence in check_memory(settings):
-        typer.echo(sentence)
+        say(sentence)
     environment = _environment(torch.device(settings.device))
     rows = list(run_benchmark(settings))
     show_rows(settings, environment, rows)
     content = {"settings": asdict(settings), "environment": environment, "rows": rows}
-    typer.echo(f"Results: {write_json(out / 'reward_speed.json', content)}")
+    say(f"Results: {write_json(out / 'reward_speed.json', content)}")
 
 
 if __name__ == "__main__":
-    with clean_errors():
-        typer.run(main)
+    run_script(main)

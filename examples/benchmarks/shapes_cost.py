@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-import typer
 
 from examples.benchmarks.shapes_cost_report import ONE, Method, Point, VariantResults, cost_table, summarize_costs
 from examples.benchmarks.shapes_populations import (
@@ -25,20 +24,20 @@ from examples.benchmarks.shapes_populations import (
     load_models,
     one_of,
     open_store,
-    steering_config,
     trajectory,
 )
 from examples.benchmarks.shapes_unit_costs import PREVIEW, UnitCosts, Work, population_work, time_units
 from fk_reward.benchmarks.report import Column, markdown_report, show_table, write_json
 from fk_reward.benchmarks.store import ResultStore, weights_digest
-from fk_reward.cli import sampler_options
-from fk_reward.cli.errors import clean_errors
+from fk_reward.cli import run_script
+from fk_reward.cli.options import SEARCH, OutOption, TypedFields
 from fk_reward.devices import resolve_device
 from fk_reward.durable_files import cosmetic, read_json, write_whole
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
-from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.output_folder import hold_folder
 from fk_reward.search.feynman_kac import FKSteeringConfig
-from fk_reward.value_checks import parse_integers, parse_shard
+from fk_reward.terminal import say
+from fk_reward.value_checks import parse_integers, parse_shard, whole_number
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline
@@ -198,7 +197,7 @@ def parse_reference(text: str, reward: str) -> Point:
     """Variant, method and K as typed: `"ddim-50 steered 4"`.
 
     Raises:
-        typer.BadParameter: for anything else.
+        ValueError: for anything else.
 
     Example:
         >>> print(parse_reference("ddim-50 steered 4", "clipscore"))
@@ -209,7 +208,7 @@ def parse_reference(text: str, reward: str) -> Point:
     words = text.split()
     is_known = len(words) == 3 and words[0] in VARIANTS and words[1] in (UNSTEERED, BEST, STEERED)
     if not (is_known and words[2].isdecimal()):
-        raise typer.BadParameter(
+        raise ValueError(
             f"reference should be a variant, a method ({UNSTEERED}, {BEST}, {STEERED}) and K, as in "
             f"'ddim-50 steered 4'; got {text!r}. Variants are {', '.join(VARIANTS)}."
         )
@@ -252,9 +251,9 @@ def run_variants(
         units = unit_costs(pipe, rewards[sweep.reward], settings=settings, out=out, **options)
         rows = sum(units.cost(work, settings[name].preview) for name, work in works.items())
         minutes = rows * units.row_seconds / 60
-        typer.echo(f"{rows:,.0f} rows with decodes and rewards: about {minutes:,.0f} minutes of one such process.")
+        say(f"{rows:,.0f} rows with decodes and rewards: about {minutes:,.0f} minutes of one such process.")
     for name, one in settings.items():
-        typer.echo(f"{name}:")
+        say(f"{name}:")
         pipe.solver, pipe.preview = resolve_solver(one.solver), one.preview
         store = open_store(out / name, one, pipe=pipe, rewards=rewards)
         populations = variant_populations(VARIANTS[name], one)
@@ -308,7 +307,7 @@ def show_report(out: Path, names: Sequence[str], *, reference: str, figure: Path
     table = cost_table(rows)
     show_table(*table)
     for line in _notes(rows, point, timing["units"]):
-        typer.echo(line)
+        say(line)
     write_json(out / "shapes_cost.json", content)
     write_whole(out / "shapes_cost.md", markdown_report([table]))
     with cosmetic(f"drawing {figure}"):
@@ -326,50 +325,64 @@ def _notes(rows: Sequence[Mapping[str, Any]], reference: Point, units: Mapping[s
     return notes
 
 
+_STEERING = ("potential", "reward_scale", "resample_start", "resample_stop", "num_resamples", "ess_threshold")
+SteeringOptions = Annotated[dict[str, Any], TypedFields(FKSteeringConfig, SEARCH, names=_STEERING)]
+
+
 def main(  # noqa: PLR0913 (one parameter for each option)
     *,
-    variant: Annotated[
-        list[str] | None, typer.Option(help="One of the ways to draw; may be repeated.", show_default="all")
-    ] = None,
-    reward: Annotated[str, typer.Option(help="Steers and selects.")] = DEFAULT_EMBEDDED_REWARD,
-    model: Annotated[str, typer.Option(help="A model of the shapes world, by name or folder.")] = "shapes-sd",
-    prompts: Annotated[str, typer.Option(help=f"{', '.join(PROMPT_LISTS)}: as for shapes.")] = "benchmark",
-    num_prompts: Annotated[int, typer.Option(help="Prompts, the tasks in turn.", min=1)] = 108,
-    num_seeds: Annotated[int, typer.Option(help="Runs of each prompt.", min=1)] = 2,
-    seed: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
-    num_particles: Annotated[
-        str | None, typer.Option(help="Values of K, separated by commas.", show_default="the variant's")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Scheduler steps.", min=2, show_default="the solver's")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance.", show_default="the solver's, or 3")
-    ] = None,
-    potential: Annotated[str, sampler_options.POTENTIAL] = "max",
-    reward_scale: Annotated[str, sampler_options.REWARD_SCALE] = "10",
-    resample_start: Annotated[float, sampler_options.RESAMPLE_START] = 0.2,
-    resample_stop: Annotated[float, sampler_options.RESAMPLE_STOP] = 0.8,
-    num_resamples: Annotated[int, sampler_options.NUM_RESAMPLES] = 4,
-    ess_threshold: Annotated[float, sampler_options.ESS_THRESHOLD] = 0.5,
-    reference: Annotated[
-        str, typer.Option(help="Variant, method (unsteered, best, steered) and K to compare with.")
-    ] = "ddim-50 steered 4",
-    num_repetitions: Annotated[int, typer.Option(help="Rounds in which the units of cost are timed.", min=1)] = 15,
-    batch_size: Annotated[int, typer.Option(help="Particles a call.", min=1)] = 64,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    shard: Annotated[str, typer.Option(help="i/n: this process takes every n-th prompt.")] = "0/1",
-    report: Annotated[bool, typer.Option("--report", help="Only report what is in the folder.")] = False,
-    figure: Annotated[
-        Path | None, typer.Option(help="PNG of the curve.", show_default="shapes_cost.png in --out")
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder of the results; an unfinished run is resumed.", **NAMED_PATH)
-    ] = Path("results/shapes-cost"),
+    variant: list[str] | None = None,
+    reward: str = DEFAULT_EMBEDDED_REWARD,
+    model: str = "shapes-sd",
+    prompts: str = "benchmark",
+    num_prompts: int = 108,
+    num_seeds: int = 2,
+    seed: int = 0,
+    num_particles: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    steering: SteeringOptions,
+    reference: str = "ddim-50 steered 4",
+    num_repetitions: int = 15,
+    batch_size: int = 64,
+    device: str = "cpu",
+    shard: str = "0/1",
+    report: bool = False,
+    figure: Path | None = None,
+    out: OutOption = Path("results/shapes-cost"),
 ) -> None:
-    """Accuracy against cost of solvers, previews and shrinking populations, on the same prompts and seeds."""
+    """Accuracy against cost of solvers, previews and shrinking populations, on the same prompts and seeds.
+
+    Args:
+        variant: One of the ways to draw; may be repeated; all if not given.
+        reward: Steers and selects.
+        model: A model of the shapes world, by name or folder.
+        prompts: Prompts of the shapes world: benchmark, validation or test.
+        num_prompts: Prompts, the tasks in turn.
+        num_seeds: Runs of each prompt.
+        seed: The first seed.
+        num_particles: Values of K, separated by commas; the variant's if not given.
+        steps: Scheduler steps; the solver's if not given.
+        guidance_scale: Classifier-free guidance; the solver's, or 3 if not given.
+        steering: Settings of the sampler.
+        reference: Variant, method (unsteered, best, steered) and K to compare with.
+        num_repetitions: Rounds in which the units of cost are timed.
+        batch_size: Particles a call.
+        device: Device: cpu or cuda.
+        shard: i/n: this process takes every n-th prompt.
+        report: Only report what is in the folder.
+        figure: PNG of the curve; shapes_cost.png in --out if not given.
+        out: Folder of the results; an unfinished run is resumed.
+    """
+    whole_number("--num-prompts", num_prompts, minimum=1)
+    whole_number("--num-seeds", num_seeds, minimum=1)
+    whole_number("--seed", seed, minimum=0)
+    if steps is not None:
+        whole_number("--steps", steps, minimum=2)
+    whole_number("--num-repetitions", num_repetitions, minimum=1)
+    whole_number("--batch-size", batch_size, minimum=1)
     names, part = [one_of("variant", name, list(VARIANTS)) for name in variant or VARIANTS], parse_shard(shard)
     parse_reference(reference, reward)
-    sampler = {"potential": potential, "resample_start": resample_start, "resample_stop": resample_stop}
-    sampler |= {"num_resamples": num_resamples, "ess_threshold": ess_threshold}
     if not report:
         sweep = SweepSettings(
             model=model,
@@ -380,7 +393,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
             num_seeds=num_seeds,
             steps=steps,
             guidance_scale=guidance_scale,
-            steering=steering_config(sampler, reward_scale),
+            steering=FKSteeringConfig(**steering),
         )
         sizes = None if num_particles is None else parse_integers("num_particles", num_particles)
         settings = {name: sweep.of_variant(VARIANTS[name], sizes) for name in names}
@@ -389,9 +402,8 @@ def main(  # noqa: PLR0913 (one parameter for each option)
             run_variants(settings, sweep, out=out, shard=part, device=resolve_device(device), **options)
     if report or part[1] == 1:
         show_report(out, names, reference=reference, figure=figure or out / "shapes_cost.png")
-        typer.echo(f"Results: {out / 'shapes_cost.json'}, {out / 'shapes_cost.md'}, the figure beside them")
+        say(f"Results: {out / 'shapes_cost.json'}, {out / 'shapes_cost.md'}, the figure beside them")
 
 
 if __name__ == "__main__":
-    with clean_errors():
-        typer.run(main)
+    run_script(main)

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import typer
 from torch import Tensor
 
 from fk_reward.benchmarks.drawing import indifferent_reward, particle_generators
 from fk_reward.benchmarks.statistics import mean_pairwise_distance
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.rewards import Reward, load_reward
-from fk_reward.search.feynman_kac import FKSteeringConfig, parse_reward_scale
+from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.shapes import (
     FORBIDDEN_SIGN,
     ShapesPrompt,
@@ -31,6 +30,7 @@ from fk_reward.shapes import (
     sign_prompts,
     verify,
 )
+from fk_reward.terminal import say
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
@@ -367,17 +367,14 @@ def generate(
     for population, done, todo in run_missing(pipe, settings, rewards=rewards, store=store, **options):
         kind = "plain" if population.reward is None else f"steered by {population.reward}"
         elapsed, size = time.perf_counter() - started, population.num_particles
-        typer.echo(f"{elapsed:7.0f} s  seed {population.seed}, {kind}, K = {size}: {done}/{todo} prompts")
+        say(f"{elapsed:7.0f} s  seed {population.seed}, {kind}, K = {size}: {done}/{todo} prompts")
 
 
 def trajectory(solver: str | None, steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
     """Steps and guidance: what was typed, else the solver's, else the defaults of the benchmark."""
     from fk_reward.pipelines.schedulers import resolve_solver
 
-    try:
-        chosen = resolve_solver(solver)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    chosen = resolve_solver(solver)
     if chosen is not None:
         steps = chosen.num_inference_steps if steps is None else steps
         guidance_scale = chosen.guidance_scale if guidance_scale is None else guidance_scale
@@ -388,16 +385,8 @@ def trajectory(solver: str | None, steps: int | None, guidance_scale: float | No
     }
 
 
-def steering_config(options: Mapping[str, Any], reward_scale: str) -> FKSteeringConfig:
-    """Settings of the sampler as typed; a `typer.BadParameter` if they are invalid."""
-    try:
-        return FKSteeringConfig(reward_scale=parse_reward_scale(reward_scale), **options)
-    except (TypeError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-
-
 def one_of(name: str, text: str, choices: Sequence[str]) -> str:
-    """Check what was typed for an option; a `typer.BadParameter` if it is not one of the choices."""
+    """Check what was typed for an option; a ValueError if it is not one of the choices."""
     if text not in choices:
-        raise typer.BadParameter(f"{name} should be one of {', '.join(choices)}, got {text!r}.")
+        raise ValueError(f"{name} should be one of {', '.join(choices)}, got {text!r}.")
     return text

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-import typer
 from torch import Generator, Tensor
 from torch.nn import functional
 
@@ -18,14 +17,17 @@ from examples.benchmarks.reward_costs import PROMPT
 from examples.benchmarks.reward_speed import OUT_OF_MEMORY
 from examples.benchmarks.timing import quartiles, seconds_of
 from fk_reward.benchmarks.report import RANGE, Column, markdown_table, show_table, write_json
-from fk_reward.cli.errors import clean_errors
-from fk_reward.devices import DEVICES, DTYPES, resolve_device, resolve_dtype
+from fk_reward.cli import run_script
+from fk_reward.cli.options import OutOption
+from fk_reward.devices import resolve_device, resolve_dtype
 from fk_reward.durable_files import write_whole
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
-from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.output_folder import hold_folder
 from fk_reward.pipelines.loading import default_guidance
 from fk_reward.planning.check import peak_memory
 from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.terminal import say
+from fk_reward.value_checks import whole_number
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringPipeline
@@ -344,22 +346,36 @@ def _row(
 
 def main(  # noqa: PLR0913 (one parameter for each option)
     *,
-    model: Annotated[str, typer.Option(help="Model, by name, hub id or folder.")] = "shapes-sd",
-    reward: Annotated[str, typer.Option(help="Reward, by name.")] = DEFAULT_EMBEDDED_REWARD,
-    random_weights: Annotated[
-        bool,
-        typer.Option("--random-weights", help="sd-2.1, sd-2.1-base or sdxl and the reward at full size, no files."),
-    ] = False,
-    num_particles: Annotated[int, typer.Option(help="K.", min=2)] = 4,
-    steps: Annotated[int, typer.Option(help="Scheduler steps.", min=2)] = 50,
-    num_repetitions: Annotated[int, typer.Option(help="Rounds, at least 2.", min=2)] = 7,
-    device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "auto",
-    dtype: Annotated[str, typer.Option(help=f"Of the pipeline, one of {', '.join(DTYPES)}.")] = "auto",
-    compile_blocks: Annotated[bool, typer.Option("--compile", help="Time compiled blocks, too.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of random weights and of the images.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/steering-speed"),
+    model: str = "shapes-sd",
+    reward: str = DEFAULT_EMBEDDED_REWARD,
+    random_weights: bool = False,
+    num_particles: int = 4,
+    steps: int = 50,
+    num_repetitions: int = 7,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,
+    seed: int = 0,
+    out: OutOption = Path("results/steering-speed"),
 ) -> None:
-    """Time the steered pipeline with each option on and off, in turn; write `steering_speed.json` and `.md`."""
+    """Time the steered pipeline with each option on and off, in turn; write `steering_speed.json` and `.md`.
+
+    Args:
+        model: Model, by name, hub id or folder.
+        reward: Reward, by name.
+        random_weights: sd-2.1, sd-2.1-base or sdxl and the reward at full size, no files.
+        num_particles: K.
+        steps: Scheduler steps.
+        num_repetitions: Rounds, at least 2.
+        device: Device: auto, cpu or cuda.
+        dtype: Floating type of the pipeline: auto, float32, float16 or bfloat16.
+        compile: Time compiled blocks, too.
+        seed: Seed of random weights and of the images.
+        out: Folder of the results.
+    """
+    whole_number("--num-particles", num_particles, minimum=2)
+    whole_number("--steps", steps, minimum=2)
+    whole_number("--num-repetitions", num_repetitions, minimum=2)
     place = resolve_device(device)
     settings = SteeringSpeedSettings(
         model=model,
@@ -370,7 +386,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         num_repetitions=num_repetitions,
         device=place,
         dtype=str(resolve_dtype(dtype, place)).removeprefix("torch."),
-        compile=compile_blocks,
+        compile=compile,
         seed=seed,
     )
     with hold_folder(out):
@@ -390,9 +406,8 @@ def _report(settings: SteeringSpeedSettings, pipe: FKSteeringPipeline, out: Path
     write_whole(path.with_suffix(".md"), markdown_table(COLUMNS, rows) + "\n")
     title = f"{settings.model} with {settings.reward}, K = {settings.num_particles}, {settings.steps} steps, {machine}"
     show_table(title, COLUMNS, rows)
-    typer.echo(f"Results: {path}")
+    say(f"Results: {path}")
 
 
 if __name__ == "__main__":
-    with clean_errors():
-        typer.run(main)
+    run_script(main)

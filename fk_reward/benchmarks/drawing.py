@@ -49,20 +49,20 @@ class RunSettings:
     Attributes:
         suite: name of the suite.
         model: name, hub id or folder of the text-to-image model.
-        revision: of the model on the hub; None for the newest.
+        revision: revision of the model on the hub; None for the newest.
         method: `"unsteered"`, or a name of `fk_reward.search.SEARCHES`: `"best-of-n"` draws K independent images,
             `"fk"` steers K particles, ... Of each population the image that its search selects first is kept.
         search: settings of the search, K among them; see `make_search`.
         reward: steers and selects; None if and only if unsteered.
-        scheduler: `"auto"`, the model's own where it can be steered, else a stochastic one; `"ddim"`, DDIM.
+        scheduler: `"auto"`, the model's own where it can be steered, else a stochastic one; or `"ddim"`.
         solver: name of a solver that draws all images; None for the scheduler.
         preview: name of the decoder of the scoring steps; None for the model's own.
-        eta: noise of each step, of schedulers that take it; None for the solver's, or 1, with every method alike, so
+        eta: noise of each step, of schedulers that take it; None for the solver's, or 1. It is that of every method, so
             that their images start and move by the same noise. 0 is for searches that copy nothing.
-        num_steps: scheduler steps.
-        guidance_scale: of classifier-free guidance; None for the solver's, or the pipeline's default.
+        num_steps: scheduler steps; the preset's, the solver's, or 50, if not given.
+        guidance_scale: classifier-free guidance; None for the solver's, or the pipeline's default.
         num_samples: images of each prompt, each from a population of its own.
-        seed: of the first sample; sample s is the first one of seed + s.
+        seed: seed of the first sample; sample s is the first one of seed + s.
         batch_size: most particles in one call, the samples of a prompt together.
         batch_sizes: most particles, latents and images that the denoiser, the decoder and the reward take at once.
         diversity: whether to measure how different the finished particles of a population are, for which all of their

@@ -9,6 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from PIL import Image
 
+from fk_reward.value_checks import whole_number
+
 Sample = TypeVar("Sample")
 SampleIn = TypeVar("SampleIn", contravariant=True)
 AnswerOut = TypeVar("AnswerOut", covariant=True)
@@ -45,13 +47,20 @@ class TaskOptions:
         prompts: a file in GenEval's format instead of its 553 records; for the official suite.
         num_prompts: how many prompts, the tasks in turn; for the shapes world.
         detector: hub id or folder of the judge's Mask2Former; None for GenEval's own. For the official suite.
-        clip: hub id or folder of the judge's CLIP, likewise.
+        clip: hub id or folder of the judge's CLIP; None for GenEval's own. For the official suite.
+
+    Raises:
+        ValueError: no prompts.
     """
 
     prompts: Path | None = None
     num_prompts: int | None = None
     detector: str | None = None
     clip: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_prompts is not None:
+            whole_number("--num-prompts", self.num_prompts, minimum=1)
 
 
 class Method(Protocol[SampleIn, AnswerOut]):

@@ -1,5 +1,5 @@
 """The command line, `fk-reward`."""
 
-from fk_reward.cli.app import main
+from fk_reward.cli.app import main, run_script
 
-__all__ = ["main"]
+__all__ = ["main", "run_script"]

@@ -5,38 +5,29 @@ Whatever is slow to import is imported inside the commands, so that `--help` ans
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError
 
-from fk_reward.cli.benchmark import benchmark, run_typer
 from fk_reward.cli.convert import convert
 from fk_reward.cli.demo import demo
-from fk_reward.cli.errors import clean_errors
 from fk_reward.cli.generate import generate
 from fk_reward.cli.geneval import geneval
 from fk_reward.cli.hard_negatives import hard_negatives
 from fk_reward.cli.mjbench import mjbench
-from fk_reward.cli.options import named_search, other_searches, with_options
+from fk_reward.cli.options import DEFAULT_SEARCH, named_searches, other_searches, with_options
 from fk_reward.cli.plan import plan
+from fk_reward.cli.preferences import preferences
 from fk_reward.cli.rewards import rewards
 from fk_reward.cli.score import score
 from fk_reward.cli.train import train, trainable_share
-from fk_reward.terminal import tolerate_any_text
+from fk_reward.terminal import say_error, tolerate_any_text
 from fk_reward.version import __version__
-
-
-def _geneval(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
-    """Run GenEval: unsteered, best of K and steered images, judged and compared."""
-    run_typer("geneval", geneval, arguments)
-
-
-def _mjbench(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
-    """Measure a reward on MJ-Bench: accuracy with and without ties, by subset, beside published results."""
-    run_typer("mjbench", mjbench, arguments)
-
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": generate,
@@ -48,19 +39,29 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": convert,
     "hard-negatives": hard_negatives,
     "demo": demo,
-    "geneval": _geneval,
-    "mjbench": _mjbench,
-    "benchmark": benchmark,
+    "geneval": geneval,
+    "mjbench": mjbench,
+    "preferences": preferences,
 }
 """Name -> function."""
 
-SEARCHING = ("generate",)
+SEARCHING = ("generate", "plan", "geneval")
 """Commands whose options depend on `--search`."""
 
-RAW = ("train", "benchmark", "geneval", "mjbench")
+RAW = ("train",)
 """Commands that read their own flags, `--help` among them."""
 
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+"""What the library raises on wrong input, absent or unusable files, missing packages and diverging trainings."""
+SHOW_TRACEBACK = "FK_REWARD_TRACEBACK"
+"""Environment variable: any value keeps the tracebacks."""
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
 INSTALL_COMPLETION = "--install-completion"
+
+# No --no-... and --empty-... beside each flag and list; the last of several values holds, so that a script can add "$@"
+# to its own options.
+_EVERYWHERE = Parameter(negative=(), allow_repeating=True)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -76,7 +77,26 @@ def main(tokens: Sequence[str] | None = None) -> None:
     tokens = sys.argv[1:] if tokens is None else list(tokens)
     tolerate_any_text()
     with clean_errors():
-        command, bound = _parsed(tokens)
+        command, bound = _parsed(tokens, build_app(tokens))
+        command(*bound.args, **bound.kwargs)
+
+
+def run_script(script: Callable[..., Any], tokens: Sequence[str] | None = None) -> None:
+    """Run a function of a script as the commands are run: its keywords are options, its docstring their help.
+
+    Args:
+        script: a function.
+        tokens: the command line; that of this process if not given.
+
+    Raises:
+        SystemExit: as for `main`.
+    """
+    tokens = sys.argv[1:] if tokens is None else list(tokens)
+    tolerate_any_text()
+    with clean_errors():
+        app = App(name=sys.argv[0], version_flags=[], default_parameter=_EVERYWHERE)
+        app.default(with_options(script, tokens))
+        command, bound = _parsed(tokens, app)
         command(*bound.args, **bound.kwargs)
 
 
@@ -90,9 +110,7 @@ def build_app(tokens: Sequence[str] = ()) -> App:
         name="fk-reward",
         help="Reward-guided inference-time scaling for Diffusers.",
         version=f"fk-reward {__version__}",
-        # No --no-... and --empty-... beside each flag and list; the last of several values holds, so that a script can
-        # add "$@" to its own options.
-        default_parameter=Parameter(negative=(), allow_repeating=True),
+        default_parameter=_EVERYWHERE,
     )
     for name, command in COMMANDS.items():
         named = bool(tokens) and tokens[0] in (name, INSTALL_COMPLETION)
@@ -102,14 +120,14 @@ def build_app(tokens: Sequence[str] = ()) -> App:
     return app
 
 
-def _parsed(tokens: Sequence[str]) -> tuple[Callable[..., Any], Any]:
+def _parsed(tokens: Sequence[str], app: App) -> tuple[Callable[..., Any], Any]:
     """The command and its arguments.
 
     Raises:
         ValueError: the command line cannot be read.
     """
     try:
-        command, bound, _ = build_app(tokens).parse_args(tokens, exit_on_error=False, print_error=False)
+        command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         raise ValueError(_usage_message(error, tokens)) from error
     return command, bound
@@ -119,10 +137,58 @@ def _usage_message(error: CycloptsError, tokens: Sequence[str]) -> str:
     """What is wrong with the command line; an option of another search is no misspelling."""
     if isinstance(error, UnknownOptionError) and tokens[0] in SEARCHING:
         option = (error.token.keyword or error.token.value).partition("=")[0]
-        if searches := other_searches(option):
-            return f"Search {named_search(tokens)!r} has no setting {option}; {', '.join(searches)} has: add --search."
+        if others := other_searches(option):
+            names = named_searches(tokens) or [DEFAULT_SEARCH]
+            asked = f"Search {names[0]!r} has" if len(names) == 1 else f"{' and '.join(map(repr, names))} have"
+            return f"{asked} no setting {option}; {', '.join(others)} has: add --search."
     if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens:
         name = error.keyword or error.argument.name
         typed = name in tokens
         return f"{name} needs a value." if typed else f"Missing {name}; --help says what it is."
     return str(error).strip()
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Turn the errors that the library raises on wrong input into one message and exit code 2.
+
+    Other exceptions are defects of the program and keep their traceback; with `FK_REWARD_TRACEBACK=1` in the
+    environment all do.
+
+    Raises:
+        SystemExit: with code 2, in place of one of `USER_ERRORS`, or of an error of a judge's endpoint.
+
+    Example:
+        >>> with clean_errors():
+        ...     raise TypeError("a defect")
+        Traceback (most recent call last):
+        TypeError: a defect
+    """
+    try:
+        yield
+    except BrokenPipeError:  # `| head` has read enough; Python would fail once more when it flushes at exit
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt as error:
+        say_error("interrupted.")
+        raise SystemExit(130) from error  # 128 + SIGINT, as shells say it
+    except Exception as error:
+        if not _is_mistake(error) or os.environ.get(SHOW_TRACEBACK):
+            raise
+        say_error(_message(error))
+        raise SystemExit(2) from error
+
+
+def _is_mistake(error: Exception) -> bool:
+    if isinstance(error, USER_ERRORS):
+        return True
+    from fk_reward.rewards.vlm_judge.engine import JudgeEndpointError
+
+    return isinstance(error, JudgeEndpointError)
+
+
+def _message(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in _FULL:
+        text += ". Make room and start the same command again."
+    return text

@@ -2,147 +2,155 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Group, Parameter
 
-from fk_reward.cli import sampler_options, trajectory_options
+from fk_reward.cli.options import (
+    MEMORY,
+    MODEL,
+    REWARD,
+    SEARCH,
+    Build,
+    FieldOptions,
+    OutOption,
+    PlacementOptions,
+    ShardOption,
+    TypedFields,
+    named_searches,
+    search_parameters,
+)
 from fk_reward.devices import resolve_device, resolve_dtype
-from fk_reward.output_folder import NAMED_PATH
 from fk_reward.value_checks import parse_integers, parse_shard
 
+BENCHMARK = Group("Benchmark", sort_key=0)
+_RUNS = "fk_reward.benchmarks.geneval.runs:GenEvalRequest"
+_SETTINGS = "fk_reward.benchmarks.drawing:RunSettings"
+_METHOD_HELP = "unsteered, best-of-n, fk or another search, whose settings are then shown here; may be repeated."
+_SIZES_HELP = "K, particles of one prompt; several values are separated by commas. That of the search if not given."
 
-def geneval(  # noqa: PLR0913 (one parameter for each option)
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """`--method NAME`, which may be repeated, and the settings of all searches that are named."""
+
+    def expand(self, tokens: Sequence[str]) -> tuple[list[inspect.Parameter], Build]:
+        """The names, K, and one keyword for each field of the searches that the command line names.
+
+        Raises:
+            ValueError: there is no such method; the message lists the known ones.
+            SearchLoadError: it is registered and cannot be imported.
+        """
+        from fk_reward.benchmarks.drawing import METHODS, UNSTEERED, check_method, make_search
+
+        methods = tuple(dict.fromkeys(named_searches(tokens))) or METHODS
+        named = Annotated[list[str], Parameter(help=_METHOD_HELP, alias="--search", group=SEARCH)]
+        sizes = Annotated[str, Parameter(help=_SIZES_HELP, alias="-k", group=SEARCH)]
+        made = {name: _keyword(name, hint) for name, hint in (("method", named), ("num_particles", sizes))}
+        for method in methods:
+            check_method(method)
+            for parameter in search_parameters(method) if method != UNSTEERED else ():
+                made.setdefault(parameter.name, parameter)
+
+        def build(typed: Mapping[str, Any]) -> dict[str, Any]:
+            settings = {name: value for name, value in typed.items() if name not in ("method", "num_particles")}
+            for method in methods:
+                # A TypeError of a value is a mistake here, and would look like a defect later on; ranges are checked
+                # with the values of preset and suite.
+                with suppress(ValueError):
+                    make_search(method, **settings)
+            return dict(typed)
+
+        return list(made.values()), build
+
+
+def _keyword(name: str, hint: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+
+
+if TYPE_CHECKING:
+    from fk_reward.benchmarks.task import TaskOptions
+
+    Typed = dict[str, Any]
+    RequestOptions = ModelOptions = SampleOptions = MethodFields = BatchOptions = Typed
+    SuiteOptions = TaskOptions
+else:
+    RequestOptions = Annotated[
+        Any,
+        TypedFields(_RUNS, BENCHMARK, names=("suite", "stages", "preset", "heldout", "skip_self_test", "num_shown")),
+    ]
+    ModelOptions = Annotated[
+        Any,
+        TypedFields(
+            _SETTINGS,
+            MODEL,
+            names=("model", "revision", "scheduler", "solver", "num_steps", "guidance_scale", "eta", "preview"),
+        ),
+    ]
+    SampleOptions = Annotated[Any, TypedFields(_SETTINGS, BENCHMARK, names=("num_samples", "seed", "diversity"))]
+    MethodFields = Annotated[Any, MethodOptions()]
+    BatchOptions = Annotated[Any, TypedFields("fk_reward.pipelines.batching:BatchSizes", MEMORY)]
+    SuiteOptions = Annotated[Any, FieldOptions("fk_reward.benchmarks.task:TaskOptions", BENCHMARK)]
+
+
+def geneval(  # noqa: PLR0913 (groups of options)
     *,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the runs; an unfinished one is resumed.", **NAMED_PATH)
-    ],
-    suite: Annotated[
-        str, typer.Option(help="official; shapes, shapes-sign, ...: offline, with models of the package.")
-    ] = "official",
-    stage: Annotated[
-        list[str] | None, typer.Option(help="generate, judge or report; may be repeated.", show_default="all three")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="fk-paper or llava-reward-paper; options go before it.")] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="unsteered, best-of-n, fk or another search; may be repeated.", show_default="unsteered, best-of-n, fk"
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Name, hub id or folder.", show_default="sd-2.1 or shapes-sd")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of the model on the hub.")] = None,
-    reward: Annotated[
-        list[str] | None, typer.Option("--reward", "-r", help="Steers and selects; may be repeated.")
-    ] = None,
-    heldout_reward: Annotated[list[str] | None, typer.Option(help="Only scores; may be repeated.")] = None,
-    num_particles: Annotated[
-        str | None, typer.Option("--num-particles", "-k", help="Values of K, separated by commas.", show_default="4")
-    ] = None,
-    solver: Annotated[str | None, trajectory_options.SOLVER] = None,
-    preview: Annotated[str | None, trajectory_options.PREVIEW] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Scheduler steps.", show_default="the preset's or the solver's, or 50")
-    ] = None,
-    scheduler: Annotated[str | None, typer.Option(help="auto, or ddim.", show_default="auto")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Guidance.", show_default="the solver's, 3 for shapes, else the pipeline's own")
-    ] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option(help="Noise of each step, of schedulers that take it.", show_default="the solver's, or 1"),
-    ] = None,
-    num_samples: Annotated[int | None, typer.Option(help="Images of each prompt.", show_default="4")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the first image of each prompt.", show_default="0")] = None,
-    potential: Annotated[str | None, sampler_options.POTENTIAL] = None,
-    reward_scale: Annotated[str | None, sampler_options.REWARD_SCALE] = None,
-    resample_start: Annotated[float | None, sampler_options.RESAMPLE_START] = None,
-    resample_stop: Annotated[float | None, sampler_options.RESAMPLE_STOP] = None,
-    num_resamples: Annotated[int | None, sampler_options.NUM_RESAMPLES] = None,
-    ess_threshold: Annotated[float | None, sampler_options.ESS_THRESHOLD] = None,
-    resampling: Annotated[str | None, sampler_options.RESAMPLING] = None,
-    target_ess: Annotated[float | None, sampler_options.TARGET_ESS] = None,
-    final_particles: Annotated[int | None, sampler_options.FINAL_PARTICLES] = None,
-    stop_reward: Annotated[float | None, sampler_options.STOP_REWARD] = None,
-    diversity: Annotated[
-        bool | None,
-        typer.Option(
-            "--diversity/--no-diversity", help="Measure the diversity of each population.", show_default="for shapes"
-        ),
-    ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Other records than the official ones, in their format.")] = None,
-    num_prompts: Annotated[int | None, typer.Option(help="Of the suites of shapes.", min=1, show_default="60")] = None,
-    detector: Annotated[str | None, typer.Option(help="Hub id or folder of the judge's Mask2Former.")] = None,
-    clip: Annotated[str | None, typer.Option(help="Hub id or folder of the judge's CLIP.")] = None,
-    skip_self_test: Annotated[
-        bool, typer.Option("--skip-self-test", help="Judge even where the judge fails on images that it should know.")
-    ] = False,
-    batch_size: Annotated[int | None, typer.Option(help="Particles a call.", min=1, show_default="16")] = None,
-    particle_batch_size: Annotated[str | None, typer.Option(help="Particles in one pass of the denoiser.")] = None,
-    decode_batch_size: Annotated[str | None, typer.Option(help="Latents decoded at once.")] = None,
-    reward_batch_size: Annotated[str | None, typer.Option(help="Images that the reward sees at once.")] = None,
-    num_shown: Annotated[int, typer.Option(help="Prompts with images in the HTML page.", min=1)] = 60,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="i/n: with --stage generate, this process takes every n-th prompt.",
-            show_default="as accelerate launched it",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    out: OutOption,
+    request: RequestOptions,
+    suite_options: SuiteOptions,
+    search: MethodFields,
+    reward: Annotated[list[str] | None, Parameter(alias="-r", group=REWARD, allow_leading_hyphen=True)] = None,
+    model: ModelOptions,
+    samples: SampleOptions,
+    placement: PlacementOptions,
+    batch_size: Annotated[int | None, Parameter(group=MEMORY)] = None,
+    batch_sizes: BatchOptions,
+    shard: ShardOption = None,
 ) -> None:
     """Run GenEval: unsteered, best of K and steered images, judged and compared.
 
     What is finished is never made again, so that an interrupted command is simply started again. Several processes
     share the work: accelerate launch -m fk_reward.cli geneval ...
+
+    Args:
+        out: Folder of the runs; an unfinished one is resumed.
+        request: Suite, stages and report.
+        suite_options: Prompts and judge.
+        search: Methods and their settings.
+        reward: Reward that steers and selects; may be repeated. The embedded one for shapes if not given.
+        model: Model and trajectory.
+        samples: Images of each prompt.
+        placement: Device and floating type.
+        batch_size: Particles in one call, the samples of a prompt together; 16 if not given.
+        batch_sizes: How much is run at once.
+        shard: With --stage generate, i/n: this process takes every n-th prompt; as accelerate launched it if not given.
     """
-    from fk_reward.benchmarks.geneval.runs import STAGES, GenEvalRequest, run_request
+    from fk_reward.benchmarks.geneval.runs import GenEvalRequest, run_request
     from fk_reward.benchmarks.report import show_report
-    from fk_reward.benchmarks.task import TaskOptions
+    from fk_reward.pipelines.batching import BatchSizes
     from fk_reward.rewards.vlm_judge.endpoint import redact_text
 
-    typed: dict[str, Any] = {"model": model, "revision": revision, "seed": seed, "batch_size": batch_size}
-    typed |= {"num_samples": num_samples, "num_steps": steps, "scheduler": scheduler, "guidance_scale": guidance_scale}
-    typed |= {"solver": solver, "preview": preview, "diversity": diversity, "eta": eta, "potential": potential}
-    typed |= {"resample_start": resample_start, "resample_stop": resample_stop, "num_resamples": num_resamples}
-    typed |= {"ess_threshold": ess_threshold, "resampling": resampling, "target_ess": target_ess}
-    typed |= {"final_particles": final_particles, "stop_reward": stop_reward, "rewards": tuple(reward or ()) or None}
-    typed |= {"num_particles": num_particles, "reward_scale": reward_scale}
-    sizes = {"particle_batch_size": particle_batch_size, "decode_batch_size": decode_batch_size}
-    request = GenEvalRequest(
+    typed = search | model | samples
+    methods = tuple(typed.pop("method", None) or ())
+    if "num_particles" in typed:
+        typed["num_particles"] = parse_integers("num_particles", typed["num_particles"])
+    more = {"rewards": tuple(reward or ()) or None, "batch_size": batch_size}
+    more["batch_sizes"] = BatchSizes(**batch_sizes) if batch_sizes else None
+    asked = GenEvalRequest(
         out=out,
-        suite=suite,
-        stages=tuple(stage or STAGES),
-        preset=preset,
-        methods=tuple(method or ()),
-        typed=_parsed(typed, {**sizes, "reward_batch_size": reward_batch_size}),
-        heldout=tuple(heldout_reward or ()),
-        task_options=TaskOptions(prompts=prompts, num_prompts=num_prompts, detector=detector, clip=clip),
-        self_test=not skip_self_test,
-        num_shown=num_shown,
+        **request,
+        methods=methods,
+        typed=typed | {name: value for name, value in more.items() if value is not None},
+        task_options=suite_options,
         about={"command": redact_text(" ".join(["fk-reward", *sys.argv[1:]]))},
     )
-    place = resolve_device(device)
+    place = resolve_device(placement.device)
     part = None if shard is None else parse_shard(shard)
-    report = run_request(request, device=place, dtype=resolve_dtype(dtype, place), shard=part)
+    report = run_request(asked, device=place, dtype=resolve_dtype(placement.dtype, place), shard=part)
     if report is not None:
         show_report(report)
-
-
-def _parsed(typed: Mapping[str, Any], sizes: Mapping[str, str | None]) -> dict[str, Any]:
-    """What was typed, with its texts read; what was not is left out."""
-    from fk_reward.pipelines.batching import BatchSizes, parse_batch_size
-    from fk_reward.search.feynman_kac import parse_reward_scale
-
-    readers = {"num_particles": lambda text: parse_integers("num_particles", text), "reward_scale": parse_reward_scale}
-    known = {name: value for name, value in typed.items() if value is not None}
-    read = {name: readers[name](value) if name in readers else value for name, value in known.items()}
-    if any(sizes.values()):
-        read["batch_sizes"] = BatchSizes(**{name: parse_batch_size(text) for name, text in sizes.items()})
-    return read

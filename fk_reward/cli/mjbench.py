@@ -3,65 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from fk_reward.output_folder import NAMED_PATH
-from fk_reward.value_checks import parse_shard
+from fk_reward.cli.options import OUTPUT, REWARD, DeviceOption, ShardOption, TypedFields, named_path
+from fk_reward.value_checks import parse_shard, real_number
+
+if TYPE_CHECKING:
+    RequestOptions = dict[str, Any]
+else:
+    RequestOptions = Annotated[
+        Any, TypedFields("fk_reward.benchmarks.mjbench.runs:MJBenchRequest", skip=("reward", "out"))
+    ]
 
 
-def mjbench(  # noqa: PLR0913 (options of a command)
+def mjbench(  # noqa: PLR0913 (one parameter for each option)
     *,
-    reward: Annotated[
-        str | None,
-        typer.Option(
-            "--reward", "-r", help="A reward of `fk-reward rewards`, or a composition of them.", show_default=False
-        ),
-    ] = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(help="In place of --reward: folder of a LLaVA-Reward of one's own.", show_default=False),
-    ] = None,
-    perspective: Annotated[str, typer.Option(help="alignment, safety, quality or bias.")] = "alignment",
-    suite: Annotated[str, typer.Option(help="official, or shapes: rendered images, without a network.")] = "official",
-    data: Annotated[
-        str, typer.Option(help="Of the official suite: dataset of the hub, or file or folder in its schema.")
-    ] = "MJ-Bench/MJ-Bench",
-    revision: Annotated[
-        str | None, typer.Option(help="Of a dataset of the hub.", show_default="that of the paper's four perspectives")
-    ] = None,
-    num_pairs: Annotated[int, typer.Option(help="Of the suite shapes: number of questions.", min=1)] = 210,
-    seed: Annotated[int, typer.Option(help="Of the suite shapes.", min=0)] = 0,
-    tie_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Scores that differ by no more tie.", show_default="0; for bias 0.1 of the scores' range", min=0
-        ),
-    ] = None,
-    sweep: Annotated[
-        str | None, typer.Option(help="Tie thresholds to try, separated by commas.", show_default="10 to 50 % of ties")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions a call of the reward.", min=1)] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    shard: Annotated[
-        str | None,
-        typer.Option(help="i/n: this process takes every n-th question.", show_default="as accelerate launched it"),
-    ] = None,
-    report: Annotated[bool, typer.Option("--report", help="Only report what is in the folder.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the results; an unfinished one is resumed.",
-            show_default="results/mjbench/...",
-            **NAMED_PATH,
-        ),
-    ] = None,
+    reward: Annotated[str | None, Parameter(alias="-r", group=REWARD, allow_leading_hyphen=True)] = None,
+    request: RequestOptions,
+    tie_threshold: float | None = None,
+    sweep: str | None = None,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    report: Annotated[bool, Parameter(group=OUTPUT)] = False,
+    out: Annotated[Path | None, Parameter(alias="-o", converter=named_path, group=OUTPUT)] = None,
 ) -> None:
     """Measure a reward on MJ-Bench: accuracy with and without ties, by subset, beside published results.
 
     The reward sees captions and images, no template of a judge. Results are written after each batch; what is there
     is not scored again. Several GPUs: accelerate launch --multi_gpu -m fk_reward.cli mjbench --reward ...
+
+    Args:
+        reward: Reward of `fk-reward rewards`, or a composition of them.
+        request: What is asked.
+        tie_threshold: Scores that differ by no more tie; 0 if not given, for bias 0.1 of the scores' range.
+        sweep: Tie thresholds to try, separated by commas; those of 10 to 50 % of ties if not given.
+        device: Device of the reward: auto (the GPU where there is one), cpu or cuda.
+        shard: i/n: this process takes every n-th question; as accelerate launched it if not given.
+        report: Only report what is in the folder.
+        out: Folder of the results; an unfinished one is resumed. results/mjbench/... if not given.
     """
     from fk_reward.benchmarks.mjbench.report import write_report
     from fk_reward.benchmarks.mjbench.runs import MJBenchRequest, run_request
@@ -69,24 +50,15 @@ def mjbench(  # noqa: PLR0913 (options of a command)
     from fk_reward.benchmarks.store import ResultStore
     from fk_reward.devices import resolve_device
 
-    request = MJBenchRequest(
-        reward=reward,
-        adapter=adapter,
-        perspective=perspective,
-        suite=suite,
-        data=data,
-        revision=revision,
-        num_pairs=num_pairs,
-        seed=seed,
-        batch_size=batch_size,
-        out=out,
-    )
+    if tie_threshold is not None:
+        real_number("--tie-threshold", tie_threshold, low=0)
+    asked = MJBenchRequest(reward=reward, **request, out=out)
     options: dict[str, Any] = {"tie_threshold": tie_threshold, "thresholds": parse_thresholds(sweep)}
     if report:
-        show_report(write_report(ResultStore(request.folder), **options), "Results")
+        show_report(write_report(ResultStore(asked.folder), **options), "Results")
         return
     part = None if shard is None else parse_shard(shard)
-    found = run_request(request, device=resolve_device(device), shard=part, **options)
+    found = run_request(asked, device=resolve_device(device), shard=part, **options)
     if found is not None:
         show_report(found, "Results")
 
@@ -95,7 +67,7 @@ def parse_thresholds(text: str | None) -> tuple[float, ...] | None:
     """Tie thresholds as typed: `"0,0.01"`; None stays None.
 
     Raises:
-        typer.BadParameter: for anything but numbers that are at least 0.
+        ValueError: for anything but numbers that are at least 0.
 
     Example:
         >>> parse_thresholds("0, 0.01")
@@ -106,7 +78,7 @@ def parse_thresholds(text: str | None) -> tuple[float, ...] | None:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"sweep should be numbers separated by commas, got {text!r}.") from error
+        raise ValueError(f"--sweep should be numbers separated by commas, got {text!r}.") from error
     if not all(0 <= value < float("inf") for value in values):
-        raise typer.BadParameter(f"sweep should be numbers of at least 0, got {text!r}.")
+        raise ValueError(f"--sweep should be numbers of at least 0, got {text!r}.")
     return values

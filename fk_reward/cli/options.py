@@ -23,7 +23,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 import docstring_parser
 from cyclopts import Group, Parameter
@@ -31,11 +31,17 @@ from cyclopts import Group, Parameter
 ALIASES = {
     "num_particles": ("-k",),
     "num_inference_steps": ("--steps",),
+    "num_steps": ("--steps", "--num-inference-steps"),
+    "stages": ("--stage",),
+    "heldout": ("--heldout-reward",),
     "num_images_per_prompt": ("--images-per-prompt",),
     "model": ("-m",),
     "reward": ("-r",),
 }
 """Field -> other names of its option."""
+
+NEGATIVES = {"diversity": "--no-diversity"}
+"""Field -> how it is switched off, where something else than its own default may have switched it on."""
 
 SEARCH = Group("Search", sort_key=1)
 MODEL = Group("Model", sort_key=2)
@@ -51,6 +57,7 @@ Build = Callable[[Mapping[str, Any]], Any]
 """From the options that were typed, by name, to what they stand for."""
 
 
+@runtime_checkable
 class OptionGroup(Protocol):
     """What stands for several options in the signature of a command, or in a dataclass of options."""
 
@@ -85,7 +92,7 @@ class FieldOptions:
 class TypedFields:
     """The options that set some fields of dataclasses, as a dictionary of those that were typed.
 
-    For commands whose presets fill in what was not typed.
+    For commands whose presets fill in what was not typed; so no field must be typed.
 
     Args:
         target: a dataclass, or "module:class" of one that is imported when the command is run.
@@ -95,7 +102,7 @@ class TypedFields:
     """
 
     target: type[Any] | str
-    panel: Group
+    panel: Group | None = None
     names: tuple[str, ...] | None = None
     skip: tuple[str, ...] = ()
 
@@ -103,18 +110,14 @@ class TypedFields:
         """One keyword for each field."""
         kind = _imported(self.target)
         names = [field.name for field in fields(kind) if field.name not in self.skip]
-        return field_parameters(kind, panel=self.panel, names=self.names or names), dict
+        parameters = field_parameters(kind, panel=self.panel, names=self.names or names)
+        empty = inspect.Parameter.empty
+        return [item.replace(default=None) if item.default is empty else item for item in parameters], dict
 
 
 @dataclass(frozen=True)
 class SearchFieldOptions:
-    """`--search NAME`, and the settings of the search that it names.
-
-    Args:
-        skip: fields that the command sets in another way.
-    """
-
-    skip: frozenset[str] = frozenset()
+    """`--search NAME`, and the settings of the search that it names."""
 
     def expand(self, tokens: Sequence[str]) -> tuple[list[inspect.Parameter], Build]:
         """The name, and one keyword for each field of the search that the command line names.
@@ -123,16 +126,13 @@ class SearchFieldOptions:
             ValueError: there is no such search; the message lists the known ones.
             SearchLoadError: it is registered and cannot be imported.
         """
-        from fk_reward.search import SEARCHES, load_search, search_class, search_fields
+        from fk_reward.search import SEARCHES, load_search
 
         name = named_search(tokens)
-        kind, preset = search_class(name), SEARCHES[name]
         text = f"Who goes on: {', '.join(SEARCHES)}. Of its settings those of {name} are shown here."
         hint = Annotated[str, Parameter(help=text, group=SEARCH)]
         named = inspect.Parameter("search", inspect.Parameter.KEYWORD_ONLY, default=DEFAULT_SEARCH, annotation=hint)
-        fields = [field for field in search_fields(name) if field not in self.skip]
-        shown = None if isinstance(preset, type) else preset
-        parameters = field_parameters(kind, panel=SEARCH, names=fields, defaults=shown)
+        parameters = search_parameters(name)
 
         def build(typed: Mapping[str, Any]) -> Any:
             return load_search(name, **{field: value for field, value in typed.items() if field != "search"})
@@ -194,6 +194,7 @@ ModelOption = Annotated[str, Parameter(alias="-m", group=MODEL)]
 # A composition may begin with a minus: --reward "-a + b".
 RewardOption = Annotated[str, Parameter(alias="-r", group=REWARD, allow_leading_hyphen=True)]
 DeviceOption = Annotated[str, Parameter(group=MODEL)]
+ShardOption = Annotated[str | None, Parameter(group=MEMORY)]
 
 if TYPE_CHECKING:
     from fk_reward.pipelines.batching import BatchSizes
@@ -301,6 +302,7 @@ def _option(name: str, hint: Any, default: Any, **settings: Any) -> Any:
     kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     parameter = Parameter(
         alias=ALIASES.get(name, ()),
+        negative=NEGATIVES.get(name, ()),
         # --keep 7 4, as a tuple is thought of; lists are typed as --reward a --reward b, and leave what follows alone
         consume_multiple=any(get_origin(part) is tuple for part in (kind, *get_args(kind))),
         show_default=_shown(default),
@@ -326,25 +328,49 @@ def field_texts(kind: type[Any]) -> dict[str, str]:
 
 
 def _first_sentence(text: str) -> str:
-    words = " ".join(text.replace("`", "").split())
+    words = re.sub(r"None for ([^;.]+)", r"\1 if not given", " ".join(text.replace("`", "").replace('"', "").split()))
     sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z0-9])", words, maxsplit=1)[0]
     return sentence[:1].upper() + sentence[1:]
 
 
+def search_parameters(name: str) -> list[inspect.Parameter]:
+    """A keyword for each setting of a search; of a preset with its own values as defaults.
+
+    Raises:
+        ValueError: there is no such search; the message lists the known ones.
+        SearchLoadError: it is registered and cannot be imported.
+    """
+    from fk_reward.search import SEARCHES, search_class, search_fields
+
+    kind, preset = search_class(name), SEARCHES[name]
+    shown = None if isinstance(preset, type) else preset
+    return field_parameters(kind, panel=SEARCH, names=list(search_fields(name)), defaults=shown)
+
+
+def named_searches(tokens: Sequence[str]) -> list[str]:
+    """The searches that a command line names by `--search` or `--method`.
+
+    Example:
+        >>> named_searches(["geneval", "--method", "unsteered", "--search=pruning"])
+        ['unsteered', 'pruning']
+    """
+    options = list(tokens[: tokens.index("--")] if "--" in tokens else tokens)
+    names = []
+    for option, following in zip(options, [*options[1:], ""], strict=False):
+        name, _, value = option.partition("=")
+        if name in ("--search", "--method"):
+            names += [value or following] if value or following else []
+    return names
+
+
 def named_search(tokens: Sequence[str]) -> str:
-    """The search that a command line names.
+    """The search that a command line names; the last of several.
 
     Example:
         >>> named_search(["generate", "a star", "--search", "pruning"]), named_search(["generate", "a star"])
         ('pruning', 'fk')
     """
-    options = list(tokens[: tokens.index("--")] if "--" in tokens else tokens)
-    for option, following in zip(options, [*options[1:], DEFAULT_SEARCH], strict=False):
-        if option.startswith("--search="):
-            return option.partition("=")[2]
-        if option == "--search":
-            return following
-    return DEFAULT_SEARCH
+    return (named_searches(tokens) or [DEFAULT_SEARCH])[-1]
 
 
 def other_searches(option: str) -> list[str]:
@@ -371,7 +397,7 @@ def _imported(target: type[Any] | str) -> type[Any]:
 
 def _group(hint: Any) -> OptionGroup | None:
     extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-    return next((extra for extra in extras if isinstance(extra, (FieldOptions, TypedFields, SearchFieldOptions))), None)
+    return next((extra for extra in extras if isinstance(extra, OptionGroup)), None)
 
 
 def _default(field: Any) -> Any:
@@ -382,4 +408,4 @@ def _default(field: Any) -> Any:
 
 def _shown(default: Any) -> Callable[[Any], str] | None:
     """Tuples as they are typed."""
-    return (lambda values: " ".join(map(str, values))) if isinstance(default, (tuple, list)) else None
+    return (lambda values: " ".join(map(str, values)) or "none") if isinstance(default, (tuple, list)) else None

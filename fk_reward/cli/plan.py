@@ -12,12 +12,11 @@ from fk_reward.cli.options import (
     MEMORY,
     MODEL,
     OUTPUT,
-    SEARCH,
     FieldOptions,
     ModelOption,
     RewardOption,
     SamplingOptions,
-    TypedFields,
+    SearchOptions,
 )
 from fk_reward.devices import DTYPES
 from fk_reward.terminal import say, write_document
@@ -26,11 +25,6 @@ from fk_reward.value_checks import whole_number
 if TYPE_CHECKING:
     from fk_reward.planning import Plan
     from fk_reward.planning.check import Check
-
-
-PLANNED_SEARCH = TypedFields(
-    "fk_reward.search:FKSteeringConfig", SEARCH, names=("num_particles", "num_resamples", "final_particles")
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +47,7 @@ class PlanOptions:
 
     model: ModelOption = "sdxl"
     reward: RewardOption = "llava-reward-alignment"
-    search: Annotated[dict[str, Any], PLANNED_SEARCH]
+    search: SearchOptions
     sampling: SamplingOptions
     dtype: Annotated[str, Parameter(group=MODEL)] = "float16"
     memory: Annotated[str | None, Parameter(group=MEMORY)] = None
@@ -88,7 +82,7 @@ def plan(*, options: Annotated[PlanOptions, FieldOptions(PlanOptions)]) -> None:
         guidance_scale=_guidance(options.model, sampling.guidance_scale, sampling.solver),
         preview=sampling.preview,
         solver=sampling.solver,
-        **options.search,
+        search=options.search,
     )
     checked = _checked(result) if options.check else None
     if options.as_json:
@@ -131,8 +125,12 @@ def _show(result: Plan, checked: Check | None) -> None:
 
 def _title(result: Plan) -> str:
     """What was asked, in a line."""
+    from fk_reward.search.registry import search_name
+
     finished = result.population.finished
-    particles = f"K = {result.num_particles}" + (f" to {finished}" if finished < result.num_particles else "")
+    particles = f"{search_name(result.search)}, K = {result.num_particles}"
+    particles += f", at most {result.max_particles}" if result.max_particles > result.num_particles else ""
+    particles += f" to {finished}" if finished < result.num_particles else ""
     solved = "" if result.solver is None else f" of {result.solver}"
     preview = "" if result.preview is None else f", preview {result.preview}"
     return f"{result.model} in {result.dtype} with {result.reward}, {particles}, {result.steps} steps{solved}{preview}"

@@ -1,4 +1,4 @@
-"""`fk-reward benchmark preferences`: how often rewards are right on preference data."""
+"""`fk-reward preferences`: how often rewards are right on preference data."""
 
 from __future__ import annotations
 
@@ -6,33 +6,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
+from fk_reward.cli.options import MEMORY, REWARD, DeviceOption, OutOption
 from fk_reward.devices import resolve_device
-from fk_reward.output_folder import NAMED_PATH, hold_folder
+from fk_reward.output_folder import hold_folder
+from fk_reward.value_checks import whole_number
 
 if TYPE_CHECKING:
     from fk_reward.rewards import Reward
 
 
-def main(  # noqa: PLR0913 (one parameter for each option)
+def preferences(  # noqa: PLR0913 (one parameter for each option)
     *,
-    data: Annotated[list[Path], typer.Option(help="File with pairs or labelled images; may be repeated.")],
-    reward: Annotated[list[str], typer.Option(help="Name of a reward; may be repeated.")] = [],  # noqa: B006
-    adapter: Annotated[list[Path], typer.Option(help="Folder of a LLaVA-Reward of one's own; may be repeated.")] = [],  # noqa: B006
-    dimension: Annotated[str | None, typer.Option(help="With ImageRewardDB: which rating decides.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that paths of images start from.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pairs or labelled images at a time.", min=1)] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder of the results.", **NAMED_PATH)] = Path("results/preferences"),
+    data: list[Path],
+    reward: Annotated[list[str] | None, Parameter(alias="-r", group=REWARD, allow_leading_hyphen=True)] = None,
+    adapter: Annotated[list[Path] | None, Parameter(group=REWARD)] = None,
+    dimension: str | None = None,
+    image_root: Path | None = None,
+    batch_size: Annotated[int, Parameter(group=MEMORY)] = 32,
+    device: DeviceOption = "auto",
+    out: OutOption = Path("results/preferences"),
 ) -> None:
-    """Measure how often rewards prefer what preference data say, and how well they order labelled images."""
+    """Measure how often rewards prefer what preference data say, and how well they order labelled images.
+
+    Args:
+        data: File with pairs or labelled images; may be repeated.
+        reward: Reward of `fk-reward rewards`, or a composition of them; may be repeated.
+        adapter: Folder of a LLaVA-Reward of one's own; may be repeated.
+        dimension: With ImageRewardDB: which rating decides.
+        image_root: Folder that paths of images start from.
+        batch_size: Pairs or labelled images at a time.
+        device: Device of the rewards: auto (the GPU where there is one), cpu or cuda.
+        out: Folder of the results.
+    """
+    whole_number("--batch-size", batch_size, minimum=1)
     from fk_reward.benchmarks.preferences import measure_rewards
     from fk_reward.benchmarks.report import show_report
     from fk_reward.training import read_preferences
 
     with hold_folder(out):
-        rewards = _load_rewards(reward, adapter, resolve_device(device))
+        rewards = _load_rewards(reward or (), adapter or (), resolve_device(device))
         files = {str(path): read_preferences(path, image_root=image_root, dimension=dimension) for path in data}
         show_report(measure_rewards(rewards, files, out, batch_size=batch_size), "Results")
 

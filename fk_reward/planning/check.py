@@ -64,10 +64,10 @@ def check_plan(plan: Plan) -> Check:
     if not plan.fits:
         raise ValueError("A plan that does not fit cannot be checked; give it more memory.")
     pipe = _pipeline(plan)
-    arguments = plan.image.arguments() | plan.settings.keywords(plan.num_particles)
+    arguments = plan.image.arguments() | plan.settings.keywords(plan.max_particles)
 
     def run() -> None:
-        pipe(PROMPT, steering=plan.steering, num_inference_steps=_NUM_STEPS, **arguments)
+        pipe(PROMPT, search=plan.search, num_inference_steps=_NUM_STEPS, **arguments)
 
     device = torch.device("cuda")
     gc.collect()  # what making the models left behind is not of the call

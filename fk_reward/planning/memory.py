@@ -128,19 +128,18 @@ class PhaseNeed:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """Memory of a steered call of K particles.
+    """Memory of a steered call.
 
     Activations are the largest of several moments, each linear in the batch: a convex function. They are known for one
-    image and for all K; in between the chord is used, which is never below.
+    image and for all; in between the chord is used, which is never below.
 
     Attributes:
-        num_particles: K.
+        num_particles: the most particles at once.
         weights: bytes of `text`, `denoiser`, `decoder`, `other`, `preview` and `reward`.
         one: costs of one image.
-        all: costs of K images.
+        all: costs of as many images as there are particles at most.
         previewed: whether the scoring steps decode by the preview, and the autoencoder the finished images only.
-        num_finished: K', particles at the end; None for K. A population is largest in the beginning, so that it counts
-            where a phase happens at the end only.
+        num_finished: particles at the end; None for `num_particles`. It counts where a phase happens at the end only.
     """
 
     num_particles: int

@@ -30,8 +30,9 @@ from fk_reward.planning.memory import (
     smallest_settings,
 )
 from fk_reward.planning.planned_models import PlannedModels, models_on_meta, weight_bytes
-from fk_reward.search.base import Forecast, forecast
-from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search import Forecast, SearchConfig, load_search
+from fk_reward.search.base import forecast
+from fk_reward.search.registry import search_name, settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Plan:
     Attributes:
         model: as given.
         reward: as given.
-        steering: settings of the sampler.
+        search: who goes on.
         image: height, width and guidance scale, None for the pipeline's own.
         dtype: of the pipeline.
         steps: scheduler steps.
@@ -61,7 +62,7 @@ class Plan:
 
     model: str
     reward: str
-    steering: FKSteeringConfig
+    search: SearchConfig
     image: ImageRequest
     dtype: str
     steps: int
@@ -80,12 +81,17 @@ class Plan:
     @property
     def num_particles(self) -> int:
         """K, particles at the beginning."""
-        return self.steering.num_particles
+        return self.search.num_particles
+
+    @property
+    def max_particles(self) -> int:
+        """The most particles at once."""
+        return most_particles(self.population)
 
     @property
     def population(self) -> Forecast:
         """Particles at each step, scoring and end of the call."""
-        return forecast(self.steering, self.steps)
+        return forecast(self.search, self.steps)
 
     @property
     def num_scorings(self) -> int:
@@ -106,6 +112,7 @@ class Plan:
         """All of it as plain data, for JSON."""
         phases = [asdict(phase) | {"peak": phase.peak, "needed": phase.needed} for phase in self.phases]
         derived = {name: getattr(self, name) for name in ("num_particles", "num_scorings", "peak", "needed")}
+        derived |= {"search": search_name(self.search), "config": settings_of(self.search)}
         return asdict(self) | {"phases": phases, "population": asdict(self.population)} | derived
 
 
@@ -169,15 +176,15 @@ class CallCosts:
 
 
 def call_costs(models: PlannedModels, image: ImageRequest, expected: Forecast, *, previewed: bool) -> CallCosts:
-    """Run each phase on one image and on K.
+    """Run each phase on one image, and on as many as there are particles at most.
 
     Args:
         models: the pipeline, the reward and a preview.
         image: what is drawn.
-        expected: the particles of the call; the first step has K.
+        expected: the particles of the call.
         previewed: whether the preview is used.
     """
-    num_particles = expected.steps[0]
+    num_particles = most_particles(expected)
     one = batch_costs(models, image, batch_size=1)
     model = MemoryModel(
         num_particles=num_particles,
@@ -205,6 +212,16 @@ def _weights(models: PlannedModels) -> dict[str, int]:
     return {name: weight_bytes(tensors) for name, tensors in parts.items()}
 
 
+def most_particles(expected: Forecast) -> int:
+    """The most particles at once: a population may grow on the way.
+
+    Example:
+        >>> most_particles(Forecast(steps=(2, 6, 6), scorings=(2, 6), finished=2))
+        6
+    """
+    return max(*expected.steps, *expected.scorings, expected.finished)
+
+
 DEFAULT_STEPS = 50
 """Scheduler steps, unless the caller or a solver sets another number."""
 
@@ -213,7 +230,7 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     model: str,
     *,
     reward: str,
-    num_particles: int | None = None,
+    search: str | SearchConfig = "fk",
     memory: int | str | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -222,10 +239,8 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     guidance_scale: float | None = None,
     preview: str | None = None,
     solver: str | None = None,
-    num_resamples: int | None = None,
-    final_particles: int | None = None,
-    steering: FKSteeringConfig | None = None,
     tflops: float | str | None = None,
+    **settings: Any,
 ) -> Plan:
     """Predict memory and time of a steered call, and choose settings that fit.
 
@@ -236,7 +251,8 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         model: `sd-2.1`, `sd-2.1-base` (512 pixels) or `sdxl`, of which nothing is downloaded; an embedded model, a
             folder or a hub id, of which the configurations are read.
         reward: registered name, or a composition of names.
-        num_particles: K, of one prompt; None for that of `steering`.
+        search: who goes on: a name of `SEARCHES`, or a config. With `stop_reward` operations and time are the most
+            that a call takes.
         memory: of the GPU, in bytes or as `"24GB"` (10⁹ bytes) or `"24GiB"`; None for no limit.
         height: in pixels, None for the pipeline's default.
         width: the same.
@@ -246,14 +262,12 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         preview: decodes at the scoring steps, by name as for `FKSteeringPipeline`; a published tiny autoencoder needs
             no file. None for the pipeline's own autoencoder.
         solver: name of `SOLVERS`. None for the pipeline's scheduler, one call of the denoiser for each step.
-        num_resamples: scoring steps before the end, None for that of `steering`.
-        final_particles: K', particles at the end; None for that of `steering`.
-        steering: the other settings of the sampler; None for the defaults. With `stop_reward` operations and time are
-            the most that a call takes.
         tflops: 10¹² operations a second that the GPU reaches, or `"float16=400,float32=40"`; None to measure them if
             there is a GPU.
+        **settings: fields of the search, such as `num_particles`.
 
     Raises:
+        TypeError: a setting that the search does not have.
         ValueError: a reward of unknown size, an unknown solver, a preview of other latents than the pipeline's, an
             amount of memory that cannot be parsed, ...
 
@@ -264,12 +278,7 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     """
     floating = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     limit, preset = parse_memory(memory), resolve_solver(solver)
-    config = _with_given(
-        steering or FKSteeringConfig(),
-        num_particles=num_particles,
-        num_resamples=num_resamples,
-        final_particles=final_particles,
-    )
+    config = load_search(search, **settings)
     with models_on_meta(model, reward, dtype=floating, preview=preview, solver=preset) as models:
         defaults = {} if preset is None else preset.arguments(models.pipe)
         num_steps = defaults.get("num_inference_steps", DEFAULT_STEPS) if steps is None else steps
@@ -279,7 +288,7 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     asked = {
         "model": model,
         "reward": reward,
-        "steering": config,
+        "search": config,
         "image": image,
         "dtype": str(floating).removeprefix("torch."),
         "steps": num_steps,
@@ -290,23 +299,18 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     return _planned(costs, asked, _rates(tflops, costs.flops))
 
 
-def _with_given(steering: FKSteeringConfig, **given: int | None) -> FKSteeringConfig:
-    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return replace(steering, **settings)
-
-
 def _planned(costs: CallCosts, asked: dict[str, Any], rates: dict[str, float]) -> Plan:
     """Choose settings and describe them; `asked` are the fields of the plan that the caller gave."""
-    memory, steering, model = asked["memory"], asked["steering"], costs.model
+    memory, search, model = asked["memory"], asked["search"], costs.model
     can_offload = costs.can_offload_reward
     settings = fitting_settings(model, memory, can_offload_reward=can_offload, num_scorings=costs.num_scorings)
     chosen = settings or smallest_settings(can_offload_reward=can_offload)
     needs = model.needs(chosen)
-    request = (asked["reward"], steering.num_particles, getattr(torch, asked["dtype"]))
+    request = (asked["reward"], model.num_particles, getattr(torch, asked["dtype"]))
     advice = (
         *advice_for(chosen, needs, None if settings else memory, request=request),
         *_preview_advice(costs, chosen, rates),
-        *(() if steering.stop_reward is None else (STOP_ADVICE,)),
+        *(() if getattr(search, "stop_reward", None) is None else (STOP_ADVICE,)),
     )
     return Plan(
         **asked,

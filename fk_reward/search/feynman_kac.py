@@ -365,24 +365,6 @@ def config_fields() -> tuple[str, ...]:
     return tuple(f.name for f in fields(FKSteeringConfig))
 
 
-def parse_reward_scale(text: str) -> float | str:
-    """Lambda as typed: a number, or "auto".
-
-    Raises:
-        ValueError: anything else.
-
-    Example:
-        >>> parse_reward_scale("10")
-        10.0
-    """
-    if text == AUTO:
-        return text
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"reward_scale should be a number or auto, got {text!r}.") from error
-
-
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} should be one of {list(choices)}, got {value!r}.")

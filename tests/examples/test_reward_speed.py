@@ -7,7 +7,6 @@ import statistics
 
 import pytest
 import torch
-import typer
 
 from examples.benchmarks import reward_speed, timing
 from examples.benchmarks.reward_speed import RUNS, Repetition, measure, reward_runs, summarize
@@ -193,7 +192,7 @@ def never_built(monkeypatch):
 def test_too_little_memory_is_refused_before_anything_is_built(monkeypatch, tmp_path, never_built):
     _, size = weight_sizes("phi3_v", full_size=False, dtype=torch.float32)
     monkeypatch.setattr(reward_speed, "free_memory", lambda device: size - 1)
-    with pytest.raises(typer.BadParameter, match=r"phi3_v .* GB of weights alone, but cpu has .* GB free"):
+    with pytest.raises(ValueError, match=r"phi3_v .* GB of weights alone, but cpu has .* GB free"):
         run_main(tmp_path)
     for enough in (size, None):
         monkeypatch.setattr(reward_speed, "free_memory", lambda device, enough=enough: enough)
@@ -203,7 +202,7 @@ def test_too_little_memory_is_refused_before_anything_is_built(monkeypatch, tmp_
 
 @pytest.mark.parametrize("options", [{"backbone": "phi"}, {"dtype": "int8"}, {"num_crops": "0"}, {"batch_size": "x"}])
 def test_wrong_options(tmp_path, never_built, options):
-    with pytest.raises((ValueError, typer.BadParameter)):
+    with pytest.raises(ValueError):
         run_main(tmp_path, **options)
 
 

@@ -19,6 +19,8 @@ from fk_reward.planning import plan, planner
 from fk_reward.planning.costs import PHASES, PROMPT
 from fk_reward.planning.memory import CUDA_CONTEXT_BYTES
 from fk_reward.planning.meta_device import LiveBytes, flop_counter
+from fk_reward.search import SEARCHES, load_search
+from fk_reward.search.registry import settings_of
 from tests.command_line import run_command_line
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
@@ -140,11 +142,32 @@ def test_a_solver_brings_its_steps_and_guidance():
 
 def test_settings_of_the_sampler():
     steering = FKSteeringConfig(num_particles=2, stop_reward=0.9, resample_start=0.5, num_resamples=3)
-    made = plan("shapes-sd", reward="shapes-verifier", steering=steering, steps=10)
-    assert made.steering == steering
+    made = plan("shapes-sd", reward="shapes-verifier", search=steering, steps=10)
+    assert made.search == steering
     assert made.population.scorings == (2, 2, 2)
     assert "the most that a call takes" in made.advice[-1]
-    assert json.loads(json.dumps(made.to_dict()))["steering"]["resample_start"] == 0.5
+    assert json.loads(json.dumps(made.to_dict()))["config"]["resample_start"] == 0.5
+
+
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_every_search_can_be_planned(name):
+    made = plan("shapes-sd", reward="shapes-verifier", search=name, dtype="float32", steps=10)
+    assert made.population == load_search(name).population(1).forecast(10)
+    assert json.loads(json.dumps(made.to_dict()))["config"] == json.loads(json.dumps(settings_of(load_search(name))))
+
+
+def test_a_population_that_grows_is_planned_for_its_most_particles():
+    options = {"reward": "shapes-verifier", "dtype": "float32", "steps": 10}
+    grown = plan("shapes-sd", search="beam", num_particles=2, num_proposals=3, **options)
+    whole = plan("shapes-sd", search="best-of-n", num_particles=6, **options)
+    assert (grown.num_particles, grown.max_particles) == (2, 6)
+    assert grown.peak == whole.peak
+    assert grown.flops["float32"] < whole.flops["float32"]
+
+
+def test_a_setting_of_another_search_is_refused():
+    with pytest.raises(TypeError, match="'potential' is no setting of Pruning"):
+        plan("shapes-sd", reward="shapes-verifier", search="pruning", potential="max")
 
 
 def test_a_preview_without_scoring_steps_does_nothing():
@@ -306,3 +329,10 @@ def test_a_real_call_takes_what_the_plan_says(name):
 def test_the_plan_of_another_call_is_noticed(name, other):
     with pytest.raises(AssertionError):
         check(plan_of(other), real_call(name))
+
+
+def test_the_command_plans_another_search():
+    options = ["--search", "pruning", "-k", "6", "--keep", "3", "2", "--at", ".4", ".6"]
+    assert "pruning, K = 6 to 2" in " ".join(run(*options).split())
+    said = " ".join(run(*options, "--potential", "sum", code=2).split())
+    assert "Search 'pruning' has no setting --potential; fk, fk-paper has: add --search." in said

@@ -31,6 +31,7 @@ from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
 from fk_reward.rewards import load_reward
 from fk_reward.search import FKSteeringConfig, SearchConfig, search_fields
 from fk_reward.terminal import open_console
+from fk_reward.value_checks import whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -195,19 +196,19 @@ class GenEvalRequest:
 
     Attributes:
         out: folder of the runs; what is finished there is not made again.
-        suite: name of the suite.
-        stages: of `STAGES`.
-        preset: name of a preset.
+        suite: name of the suite: official; shapes, shapes-sign, ...: offline, with models of the package.
+        stages: of `STAGES`, what to do: generate, judge, report.
+        preset: settings of a paper: fk-paper or llava-reward-paper. What is typed goes before it.
         methods: `"unsteered"` and names of searches; none for unsteered, best of N and FK steering.
         typed: settings of the runs from the user, see `plan_runs`.
-        heldout: names of rewards that only score.
+        heldout: rewards that only score.
         task_options: prompts and judge.
-        self_test: whether the judge must pass its self-test.
+        skip_self_test: judge even where the judge fails on images that it should know.
         num_shown: prompts with images in the HTML page.
         about: written into the manifests without being compared: the command.
 
     Raises:
-        ValueError: for an unknown stage.
+        ValueError: for an unknown stage, or no prompt to show.
     """
 
     out: Path
@@ -218,7 +219,7 @@ class GenEvalRequest:
     typed: Mapping[str, Any] = field(default_factory=dict)
     heldout: tuple[str, ...] = ()
     task_options: TaskOptions = TaskOptions()
-    self_test: bool = True
+    skip_self_test: bool = False
     num_shown: int = 60
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -226,6 +227,7 @@ class GenEvalRequest:
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown:
             raise ValueError(f"--stage should be one of {', '.join(STAGES)}, got {unknown[0]!r}.")
+        whole_number("--num-shown", self.num_shown, minimum=1)
 
 
 def run_request(
@@ -308,7 +310,7 @@ def bind_runs(
 
 def _judge(request: GenEvalRequest, task: Task[Mapping[str, Any]], *, share: Share, device: str) -> Iterator[Progress]:
     try:
-        yield from judge_runs(request.out, task, share=share, device=device, self_test=request.self_test)
+        yield from judge_runs(request.out, task, share=share, device=device, self_test=not request.skip_self_test)
     except SelfTestError as error:
         raise ValueError(f"{error} Nothing was judged; add --skip-self-test to judge anyway.") from error
     yield from score_runs(request.out, request.heldout, task=task, share=share, device=device)

@@ -31,6 +31,7 @@ from fk_reward.rewards import Reward, load_reward
 from fk_reward.rewards.llava_reward import LlavaReward
 from fk_reward.rewards.vlm_judge import PreferenceJudge
 from fk_reward.terminal import open_console
+from fk_reward.value_checks import whole_number
 
 OFFICIAL, SHAPES = "official", "shapes"
 
@@ -42,14 +43,17 @@ class MJBenchRequest:
     Attributes:
         reward: name of a reward, or a composition of names; None for the adapter, or the embedded one for shapes.
         adapter: folder of a LLaVA-Reward, instead of `reward`.
-        perspective: one of MJ-Bench's.
-        suite: `"official"`, or `"shapes"`: rendered images, without a network.
-        data: of the official suite: dataset of the hub, or file or folder in its schema.
-        revision: of a dataset of the hub.
-        num_pairs: of the suite shapes: number of questions.
-        seed: of the suite shapes.
-        batch_size: questions in a call of the reward.
+        perspective: what is judged: alignment, safety, quality or bias.
+        suite: name of the suite: official, or shapes: rendered images, without a network.
+        data: dataset of the hub, or file or folder in its schema; of the official suite.
+        revision: revision of a dataset of the hub; that of the paper's four perspectives if not given.
+        num_pairs: number of questions of the suite shapes.
+        seed: seed of the suite shapes.
+        batch_size: questions in one call of the reward.
         out: folder of the results; an unfinished one is resumed.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     reward: str | None = None
@@ -62,6 +66,10 @@ class MJBenchRequest:
     seed: int = 0
     batch_size: int = 16
     out: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("num_pairs", 1), ("seed", 0), ("batch_size", 1)):
+            whole_number(f"--{name.replace('_', '-')}", getattr(self, name), minimum=minimum)
 
     @property
     def folder(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fk_reward.benchmarks.geneval.suites import SUITES
 from fk_reward.benchmarks.task import TaskOptions
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import CallableReward
+from fk_reward.search import SEARCHES
 from fk_reward.shapes import is_heldout, parse_prompt
 from tests.accelerate_launch import launch
 from tests.benchmarks.geneval.tiny_judge import write_clip, write_mask2former
@@ -169,7 +171,7 @@ def test_another_suite_over_a_run_is_refused(finished, model, tmp_path):
         (("--suite", "shapes", "-k", "1"), "unsteered has one particle"),
         (("--suite", "shapes", "--device", "tpu"), "--device should be one of"),
         (("--suite", "shapes", "--potential", "min"), "potential should be one of"),
-        (("--suite", "shapes", "--reward-scale", "much"), "reward_scale should be a number or auto"),
+        (("--suite", "shapes", "--reward-scale", "much"), 'reward_scale should be a number (or "auto")'),
         (("--suite", "shapes", "-k", "0"), "should be positive whole numbers separated by commas"),
         (("--suite", "shapes", "--solver", "x"), "Unknown solver 'x'"),
         (("--suite", "shapes", "-k", "2", "--final-particles", "3"), "at most num_particles = 2"),
@@ -296,6 +298,59 @@ def test_a_reward_of_which_lower_is_better_is_refused_before_anything_is_drawn(m
     options = ["--suite", "shapes", "--model", model, "--num-prompts", 1, "--device", "cpu", "--out", tmp_path / "out"]
     assert "lower is better" in refused(*options)
     assert not (tmp_path / "out").exists()
+
+
+FEW = {"pruning": ("--keep", 3, 2, "--at", ".4", ".6"), "beam": ("--num-proposals", 2, "--num-branchings", 2)}
+
+
+def test_every_search_is_drawn_judged_and_reported(model, tmp_path):
+    options = ["--suite", "shapes", "--model", model, "--num-prompts", 1, "--num-samples", 1, "--device", "cpu"]
+    options += ["--reward", "shapes-verifier", "-k", 4, "--steps", 5, "--preview", "vae/2"]
+    for name in SEARCHES:
+        options += ["--search", name, *FEW.get(name, ())]
+    result = run("--out", tmp_path, *options, "--particle-batch-size", 3)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "report.json").read_text())["runs"]
+    assert {row["method"] for row in rows} == set(SEARCHES)
+    settings = json.loads((tmp_path / "pruning-4-shapes-verifier" / "manifest.json").read_text())["settings"]
+    assert (settings["search"]["keep"], settings["search"]["at"]) == ([3, 2], [0.4, 0.6])
+    assert (settings["preview"], settings["batch_sizes"]["particle_batch_size"]) == ("vae/2", 3)
+
+
+def test_a_search_of_another_package(model, tmp_path, monkeypatch):
+    found = metadata.EntryPoint("first", "tests.cli.first_search:First", "fk_reward.searches")
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [found])
+    options = ["--suite", "shapes", "--model", model, "--num-prompts", 1, "--num-samples", 1, "--device", "cpu"]
+    options += ["--reward", "shapes-verifier", "--steps", 2, "--search", "first", "--offset", 5]
+    result = run("--out", tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    settings = json.loads((tmp_path / "first-3-shapes-verifier" / "manifest.json").read_text())["settings"]
+    assert settings["search"] == {"num_particles": 3, "offset": 5}
+    assert "A number of its own" in run("--help", "--search", "first").stdout
+
+
+def test_a_setting_of_another_search_says_of_which(tmp_path):
+    said = refused(
+        "--out",
+        tmp_path / "new",
+        "--suite",
+        "shapes",
+        "--method",
+        "unsteered",
+        "--method",
+        "pruning",
+        "--potential",
+        "sum",
+    )
+    assert "Search 'unsteered' and 'pruning' has no setting --potential; fk, fk-paper has: add --search." in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_shows_settings_of_the_searches_that_are_named():
+    shown = {name: run("--help", *more).stdout for name, more in (("all", ()), ("pruning", ("--method", "pruning")))}
+    assert "--ess-threshold" in shown["all"] and "--keep" not in shown["all"]
+    assert "--keep" in shown["pruning"] and "--ess-threshold" not in shown["pruning"]
+    assert all("--solver" in text and "--decode-batch-size" in text for text in shown.values())
 
 
 @pytest.mark.parametrize("final_particles", [1, 2])

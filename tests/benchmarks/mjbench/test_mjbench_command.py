@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-import typer
 
 from fk_reward.benchmarks.runner import find_share
 from fk_reward.cli.mjbench import parse_thresholds
@@ -116,6 +115,10 @@ def test_other_data_under_the_same_name_are_refused(run, refused, pairs, tmp_pat
         (("--reward", "brightnes"), "brightness"),
         (("--reward", "brightness", "--suite", "shapes"), "--data and --revision are for the official suite"),
         ((), "Name a --reward"),
+        (("--reward", "brightness", "--num-pairs", 0), "--num-pairs should be at least 1"),
+        (("--reward", "brightness", "--seed", -1), "--seed should be at least 0"),
+        (("--reward", "brightness", "--batch-size", 0), "--batch-size should be at least 1"),
+        (("--reward", "brightness", "--tie-threshold", -0.5), "--tie-threshold should be"),
         (("--reward", "brightness", "--adapter", "a"), "not both"),
         (("--report",), "holds no results"),
     ],
@@ -136,7 +139,7 @@ def test_thresholds_as_typed():
     assert parse_thresholds(None) is None
     assert parse_thresholds("0,0.5") == (0.0, 0.5)
     for text in ("a", "-1", "nan", "inf", ""):
-        with pytest.raises(typer.BadParameter):
+        with pytest.raises(ValueError, match="--sweep should be numbers"):
             parse_thresholds(text)
 
 

@@ -1,4 +1,4 @@
-"""`fk-reward benchmark preferences` from a file to tables, and what it refuses."""
+"""`fk-reward preferences` from a file to tables, and what it refuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pairs(tmp_path):
 
 def test_table_and_files(run, pairs, tmp_path):
     out = tmp_path / "out"
-    result = run("benchmark", "preferences", "--data", pairs, "--reward", "brightness", "--out", out)
+    result = run("preferences", "--data", pairs, "--reward", "brightness", "--out", out)
     assert result.exit_code == 0, result.output
     assert "0.500" in result.stdout
     content = json.loads((out / "preferences.json").read_text())
@@ -42,4 +42,4 @@ def test_table_and_files(run, pairs, tmp_path):
     ],
 )
 def test_refused(refused, pairs, tmp_path, options, message):
-    assert message in refused("benchmark", "preferences", "--data", pairs, "--out", tmp_path / "out", *options)
+    assert message in refused("preferences", "--data", pairs, "--out", tmp_path / "out", *options)
