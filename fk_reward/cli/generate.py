@@ -163,7 +163,7 @@ def _asked(request: Request) -> dict[str, Any]:
     names = ["model", "reward", "seed", "num_images_per_prompt", "reward_device", "compile", "channels_last"]
     asked = {name: getattr(request, name) for name in names}
     asked |= {"solver": request.sampling.solver, "preview": request.sampling.preview}
-    asked |= {"search": search_name(request.search), "config": asdict(request.search)}
+    asked |= {"search": search_name(request.search), "config": asdict(request.search)}  # type: ignore[call-overload]
     return asked | {"batch_sizes": asdict(request.batch_sizes)}
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cyclopts import Group, Parameter
 
@@ -76,9 +76,12 @@ def _keyword(name: str, hint: Any) -> inspect.Parameter:
 if TYPE_CHECKING:
     from fk_reward.benchmarks.task import TaskOptions
 
-    Typed = dict[str, Any]
-    RequestOptions = ModelOptions = SampleOptions = MethodFields = BatchOptions = Typed
-    SuiteOptions = TaskOptions
+    RequestOptions: TypeAlias = dict[str, Any]
+    ModelOptions: TypeAlias = dict[str, Any]
+    SampleOptions: TypeAlias = dict[str, Any]
+    MethodFields: TypeAlias = dict[str, Any]
+    BatchOptions: TypeAlias = dict[str, Any]
+    SuiteOptions: TypeAlias = TaskOptions
 else:
     RequestOptions = Annotated[
         Any,
@@ -139,7 +142,7 @@ def geneval(  # noqa: PLR0913 (groups of options)
     methods = tuple(typed.pop("method", None) or ())
     if "num_particles" in typed:
         typed["num_particles"] = parse_integers("num_particles", typed["num_particles"])
-    more = {"rewards": tuple(reward or ()) or None, "batch_size": batch_size}
+    more: dict[str, Any] = {"rewards": tuple(reward or ()) or None, "batch_size": batch_size}
     more["batch_sizes"] = BatchSizes(**batch_sizes) if batch_sizes else None
     asked = GenEvalRequest(
         out=out,

@@ -284,7 +284,7 @@ def field_parameters(
         >>> [parameter.name for parameter in field_parameters(Placement, panel=MODEL)]
         ['device', 'dtype']
     """
-    hints, texts = get_type_hints(kind, include_extras=True), field_texts(kind)
+    hints, texts = get_type_hints(kind, include_extras=True), field_texts(kind)  # type: ignore[arg-type]
     parameters = []
     for field in fields(kind):
         if field.init and (names is None or field.name in names):
