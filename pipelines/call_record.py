@@ -41,7 +41,7 @@ def describe_call(
         eta=None if eta is None else float(eta),
         guidance_scale=_guidance_scale(pipe, arguments),
         arguments={name: plain(value) for name, value in arguments.items() if name not in apart and is_plain(value)},
-        seeds=_seeds(arguments.get("generator")),
+        seeds=seeds_of(arguments.get("generator")),
         versions=dict(_versions()),
     )
 
@@ -165,7 +165,13 @@ def _guidance_scale(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _seeds(generator: Generator | Sequence[Generator] | None) -> tuple[int, ...]:
+def seeds_of(generator: Generator | Sequence[Generator] | None) -> tuple[int, ...]:
+    """Initial seeds of a call's generators; empty for the global one.
+
+    Example:
+        >>> seeds_of(torch.Generator().manual_seed(3))
+        (3,)
+    """
     if generator is None:
         return ()
     return tuple(one.initial_seed() for one in ([generator] if isinstance(generator, Generator) else generator))

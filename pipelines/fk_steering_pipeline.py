@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +31,9 @@ from fk_reward.pipelines.decoding import LatentDecoder, Preview, load_preview, p
 from fk_reward.pipelines.epilogue import DecodeFn
 from fk_reward.pipelines.output import FKSteeringOutput, finish
 from fk_reward.pipelines.particle_share import call_identity, call_link, find_exchange, own_arguments
+from fk_reward.pipelines.rollout import search_starts
 from fk_reward.pipelines.running_call import RunningCall
-from fk_reward.pipelines.schedulers import InstalledSolver, Solver, resolve_solver, steerable_if_known, unchanged
+from fk_reward.pipelines.schedulers import InstalledSolver, Solver, resolve_solver, steerable_if_known
 from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
 from fk_reward.pipelines.wrapped_pipeline import PipelineProxy, check_pipeline, check_scheduler, set_scheduler
 from fk_reward.rewards import Reward, load_reward
@@ -41,6 +43,7 @@ from fk_reward.search.base import Population, SearchConfig, can_move, num_finish
 from fk_reward.search.contract import make_population
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.registry import load_search, search_fields, settings_of
+from fk_reward.search.starts import StartSearch
 
 
 class FKSteeringPipeline(PipelineProxy):
@@ -326,12 +329,11 @@ class FKSteeringPipeline(PipelineProxy):
                 num_images_per_prompt=num_images_per_prompt,
                 output_type=output_type,
             )
-            run = self._prepare(call, link)
-            # splitting comes first and so lies innermost: all other hooks see the batches of the wrapped pipeline
-            with unchanged(self.pipe.scheduler), run.batches.splitting(self.pipe):
-                returned = run.steer(self.pipe)
-                output = finish(run, returned, num_images_per_prompt=num_images_per_prompt)
-                run.call.close()
+            if isinstance(call.config, StartSearch):
+                output = search_starts(self.pipe, call, prepare=self._prepare, link=link)
+            else:
+                select = functools.partial(finish, num_images_per_prompt=num_images_per_prompt)
+                output = self._prepare(call, link).complete(self.pipe, select)
         # not `to_tuple`, which leaves out what is None
         as_tuple: Any = tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
         return output if return_dict else as_tuple

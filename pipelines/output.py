@@ -74,23 +74,49 @@ def finish(run: SteeredRun, out: Any, *, num_images_per_prompt: int) -> FKSteeri
         out: the wrapped pipeline's output.
         num_images_per_prompt: n.
     """
+    images, rewards, flags = scored_images(run, out)
+    run.finish(rewards)
+    selected = selected_images(run.population, num_images_per_prompt)
+    indices = (selected + run.population.num_particles * torch.arange(len(selected))[:, None]).flatten()
+    return selected_output(
+        _taken(images, indices),
+        rewards.detach().to("cpu", torch.float32)[indices],
+        None if flags is None else flags[indices],
+        trace=run.trace(selected),
+    )
+
+
+def scored_images(run: SteeredRun, out: Any) -> tuple[Any, Tensor, Tensor | None]:
+    """All images of a run as the pipeline returned them, their rewards `(G * K,)`, and which are blacked out.
+
+    Args:
+        run: the run, of which all processes' images are gathered.
+        out: the wrapped pipeline's output.
+    """
     returned, flags = first_field(out), _flags(out)
     rewards = run.score_finished(returned, flags)
     if flags is not None:
         flags = run.exchange.gather(flags)
         rewards = _without_flagged(rewards, flags.to(rewards.device), run)
-    run.finish(rewards)
-    selected = selected_images(run.population, num_images_per_prompt)
-    offsets = run.population.num_particles * torch.arange(len(selected))[:, None]
-    indices = (selected + offsets).flatten()
-    images = _taken(_gathered(returned, run.exchange), indices)
-    returned_rewards = rewards.detach().to("cpu", torch.float32)[indices].view(selected.shape)
-    nothing_allowed = returned_rewards.isneginf().all(1).repeat_interleave(num_images_per_prompt)
+    return _gathered(returned, run.exchange), rewards, flags
+
+
+def selected_output(images: Any, rewards: Tensor, flags: Tensor | None, *, trace: SteeringTrace) -> FKSteeringOutput:
+    """The output of a call whose images have been selected.
+
+    Args:
+        images: `(G * n, ...)`, copies; those of a prompt that has no allowed one are blacked out.
+        rewards: `(G * n,)` float32 on the CPU.
+        flags: `(G * n,)` bool, of a safety checker; None where it has none.
+        trace: of the call.
+    """
+    grouped = rewards.view(trace.selected.shape)
+    nothing_allowed = grouped.isneginf().all(1).repeat_interleave(grouped.shape[1])
     return FKSteeringOutput(
         images=_black(images, nothing_allowed.tolist()),
-        rewards=returned_rewards,
-        trace=run.trace(selected),
-        nsfw_content_detected=None if flags is None else flags[indices].tolist(),
+        rewards=grouped,
+        trace=trace,
+        nsfw_content_detected=None if flags is None else flags.tolist(),
     )
 
 

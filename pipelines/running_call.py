@@ -83,6 +83,20 @@ class RunningCall:
                 stack.enter_context(wrap_method(autoencoder, "decode", self._recorded))
             yield
 
+    @property
+    def last_sample(self) -> Tensor:
+        """`(B, ...)`, the sample that the last step of the scheduler returned.
+
+        Raises:
+            RuntimeError: when no step has run.
+        """
+        if self._result is None:
+            raise RuntimeError(
+                f"{type(self._pipe).__name__} never called the step of its scheduler: nothing was drawn."
+            )
+        sample: Tensor = self._result[0]
+        return sample
+
     def close(self) -> None:
         """Free the variables of the call."""
         self._epilogue, self._result, self._decoded = None, None, []

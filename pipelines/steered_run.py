@@ -22,6 +22,7 @@ from fk_reward.pipelines.epilogue import DecodeFn
 from fk_reward.pipelines.hooks import main_denoiser, wrap_forward, wrap_method
 from fk_reward.pipelines.pipeline_state import kept_rows
 from fk_reward.pipelines.running_call import RunningCall
+from fk_reward.pipelines.schedulers import unchanged
 from fk_reward.rewards import NonFiniteScoreError, Reward
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.records import SteeringRecord, SteeringRecords, recorded_weights
@@ -89,6 +90,19 @@ class SteeredRun:
     _bar: Any = None
     _announced_steps: int | None = None
     _started: float = field(default_factory=time.perf_counter)
+
+    def complete(self, pipe: Any, finish: Callable[[SteeredRun, Any], T]) -> T:
+        """Run the call and what makes a result of it, with pipeline and scheduler as before afterwards.
+
+        Args:
+            pipe: the wrapped pipeline.
+            finish: gets this run and what the wrapped pipeline returned.
+        """
+        # splitting comes first and so lies innermost: all other hooks see the batches of the wrapped pipeline
+        with unchanged(pipe.scheduler), self.batches.splitting(pipe):
+            result = finish(self, self.steer(pipe))
+            self.call.close()
+        return result
 
     def steer(self, pipe: Any) -> Any:
         """Call the wrapped pipeline with its scheduler steered; returns what it returns."""

@@ -7,18 +7,22 @@ import typing
 from fk_reward import lazy
 
 if typing.TYPE_CHECKING:
-    from fk_reward.search.base import Forecast, PlainPopulation, Population, Rollout, Scored, SearchConfig
+    from fk_reward.search.base import Forecast, PlainPopulation, Population, SearchConfig
     from fk_reward.search.beam import BeamSearch
     from fk_reward.search.best_of_n import BestOfN
+    from fk_reward.search.draft_refine import DraftRefine
     from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
     from fk_reward.search.pruning import Pruning
     from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
+    from fk_reward.search.starts import Passes, Rollout, Scored, StartSearch
 
 _MODULES = {
-    **dict.fromkeys(("Forecast", "PlainPopulation", "Population", "Rollout", "Scored", "SearchConfig"), "base"),
+    **dict.fromkeys(("Forecast", "PlainPopulation", "Population", "SearchConfig"), "base"),
     **dict.fromkeys(("SEARCHES", "SearchLoadError", "load_search", "search_class", "search_fields"), "registry"),
+    **dict.fromkeys(("Passes", "Rollout", "Scored", "StartSearch"), "starts"),
     "BeamSearch": "beam",
     "BestOfN": "best_of_n",
+    "DraftRefine": "draft_refine",
     "Pruning": "pruning",
     **dict.fromkeys(("FKPopulation", "FKSteeringConfig"), "feynman_kac"),
 }
@@ -27,9 +31,11 @@ __all__ = [
     "SEARCHES",
     "BeamSearch",
     "BestOfN",
+    "DraftRefine",
     "FKPopulation",
     "FKSteeringConfig",
     "Forecast",
+    "Passes",
     "PlainPopulation",
     "Population",
     "Pruning",
@@ -37,6 +43,7 @@ __all__ = [
     "Scored",
     "SearchConfig",
     "SearchLoadError",
+    "StartSearch",
     "load_search",
     "search_class",
     "search_fields",

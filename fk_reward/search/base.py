@@ -345,31 +345,3 @@ def num_finished(config: SearchConfig) -> int:
         2
     """
     return forecast(config, LONG_RUN).finished
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Complete trajectories and what they are worth.
-
-    Attributes:
-        noise: `(G * K, ...)`, the starts.
-        latents: `(G * K, ...)`, the finished samples.
-        rewards: `(G * K,)` float32, of the finished images.
-    """
-
-    noise: Tensor
-    latents: Tensor
-    rewards: Tensor
-
-
-class Rollout(Protocol):
-    """Complete trajectories, for searches over starts."""
-
-    def __call__(self, start: Tensor | None = None, *, from_step: int = 0, num_particles: int) -> Scored:
-        """Draw, finish and score.
-
-        Args:
-            start: `(G * K, ...)`, latents at the level of `from_step`; None for noise drawn anew.
-            from_step: the first scheduler step that is made.
-            num_particles: K.
-        """

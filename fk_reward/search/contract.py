@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.search.base import LONG_RUN, Forecast, Population, SearchConfig
+from fk_reward.search.starts import Passes, StartSearch
 from fk_reward.text import did_you_mean
 from fk_reward.value_checks import whole_number
 
@@ -35,7 +36,7 @@ def make_population(
         spread: standard deviation of the reward within a prompt.
 
     Raises:
-        TypeError: for what is no `Population`.
+        TypeError: for what is no `Population`, and for a `StartSearch` without `Passes`.
         ValueError: for sizes that are not those of the config and of the call.
 
     Example:
@@ -48,9 +49,15 @@ def make_population(
     name, made_by = type(population).__name__, type(config).__name__
     if population.num_groups != num_groups:
         raise ValueError(f"{made_by}.population({num_groups}) made {name} of {population.num_groups} prompts.")
-    if population.num_particles != config.num_particles:
+    if isinstance(config, StartSearch) is not isinstance(population, Passes):
+        raise TypeError(
+            f"{made_by}.population made {name}: a search with a method run makes Passes, any other another population."
+        )
+    # the particles of Passes are those of the end, which their forecast does not begin with
+    first = population.forecast(LONG_RUN).steps[0] if isinstance(population, Passes) else population.num_particles
+    if first != config.num_particles:
         raise ValueError(
-            f"{name} begins with {population.num_particles} particles of a prompt, and {made_by} says num_particles = "
+            f"{name} begins with {first} particles of a prompt, and {made_by} says num_particles = "
             f"{config.num_particles}."
         )
     return population
@@ -106,7 +113,7 @@ def _check_forecast(population: Population, num_steps: int) -> None:
     name, forecast = f"{type(population).__name__}.forecast({num_steps})", population.forecast(num_steps)
     if not isinstance(forecast, Forecast):
         raise TypeError(f"{name} should be a Forecast, got {type(forecast).__name__}.")
-    if len(forecast.steps) != num_steps:
+    if len(forecast.steps) != num_steps and not isinstance(population, Passes):
         raise ValueError(f"{name} should say the size at each of {num_steps} steps, got {len(forecast.steps)} sizes.")
     largest = max((*forecast.steps, *forecast.scorings, forecast.finished))
     if largest > population.max_particles:

@@ -20,6 +20,7 @@ ENTRY_POINT_GROUP = "fk_reward.searches"
 BUILT_IN: dict[str, str] = {
     "beam": "fk_reward.search.beam:BeamSearch",
     "best-of-n": "fk_reward.search.best_of_n:BestOfN",
+    "draft-refine": "fk_reward.search.draft_refine:DraftRefine",
     "fk": "fk_reward.search.feynman_kac:FKSteeringConfig",
     "fk-paper": "fk_reward.search.feynman_kac:PAPER",
     "pruning": "fk_reward.search.pruning:Pruning",

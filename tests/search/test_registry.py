@@ -13,6 +13,7 @@ from fk_reward.search import (
     Pruning,
     SearchConfig,
     SearchLoadError,
+    StartSearch,
     load_search,
     search_class,
     search_fields,
@@ -48,10 +49,13 @@ def test_every_search_makes_a_population(name):
     assert isinstance(config, SearchConfig)
     population = config.population(2)
     assert population.num_groups == 2
-    assert population.num_particles == config.num_particles <= population.max_particles
+    assert population.num_particles <= config.num_particles <= population.max_particles
     forecast = population.forecast(20)
-    assert len(forecast.steps) == 20
-    assert len(forecast.scorings) == len(population.scoring_steps(20))
+    if isinstance(config, StartSearch):
+        assert len(forecast.steps) >= 20, "of all passes together"
+    else:
+        assert (len(forecast.steps), population.num_particles) == (20, config.num_particles)
+        assert len(forecast.scorings) == len(population.scoring_steps(20))
     assert max(forecast.steps) <= population.max_particles
     assert all(field in type(config).__doc__ for field in search_fields(name)), "every field is documented"
     assert settings_of(config)["num_particles"] == config.num_particles
@@ -69,7 +73,12 @@ def test_a_name_a_config_and_a_preset():
 @pytest.mark.parametrize(
     ("search", "settings", "error", "message"),
     [
-        ("best-of-m", {}, ValueError, "Unknown search 'best-of-m'. Did you mean 'best-of-n'.*beam, best-of-n, fk"),
+        (
+            "best-of-m",
+            {},
+            ValueError,
+            "Unknown search 'best-of-m'. Did you mean 'best-of-n'.*best-of-n, draft-refine, fk",
+        ),
         ("fk", {"num_particle": 2}, TypeError, "'num_particle' is no setting of FKSteeringConfig. Did you mean 'num_p"),
         (BestOfN, {}, TypeError, r"got the class BestOfN: write BestOfN\(...\)"),
         (3, {}, TypeError, "search should be a name .* or a config such as Pruning"),

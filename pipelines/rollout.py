@@ -1,0 +1,493 @@
+"""Whole trajectories of a pipeline, for searches over starts: each pass is a call of the wrapped pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.overrides import TorchFunctionMode
+
+from fk_reward.pipelines.call_arguments import SteeredCall
+from fk_reward.pipelines.call_record import seeds_of
+from fk_reward.pipelines.hooks import wrap_method
+from fk_reward.pipelines.output import FKSteeringOutput, scored_images, selected_output
+from fk_reward.pipelines.schedulers import unchanged
+from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
+from fk_reward.sampling.process_link import ProcessLink
+from fk_reward.sampling.records import recorded_weights
+from fk_reward.sampling.stochasticity import require_stochastic
+from fk_reward.sampling.trace import SteeringTrace, TraceStep
+from fk_reward.sampling.x0_prediction import scheduler_name
+from fk_reward.search.best_of_n import BestOfN
+from fk_reward.search.contract import make_population, selected_images
+from fk_reward.search.registry import search_name, settings_of
+from fk_reward.search.starts import Scored
+from fk_reward.value_checks import whole_number
+
+_ONE_STEP = ("DDIMScheduler", "DDPMScheduler")
+"""Schedulers whose step depends on its timestep alone, and that have no index to begin at."""
+
+_COUNTS = ("num_steps", "num_model_calls", "num_model_rows", "sample_steps", "num_decode_calls", "num_reward_calls")
+
+
+def search_starts(
+    pipe: Any,
+    call: SteeredCall,
+    *,
+    prepare: Callable[[SteeredCall, ProcessLink | None], SteeredRun],
+    link: ProcessLink | None = None,
+) -> FKSteeringOutput:
+    """Run a call whose search is a `StartSearch`.
+
+    Args:
+        pipe: the wrapped pipeline.
+        call: sorted and checked.
+        prepare: makes what runs one pass.
+        link: to other processes, which must not be there.
+
+    Raises:
+        ValueError: for a pipeline that cannot draw from given starts, and for particles in several processes.
+    """
+    config: Any = call.config
+    if link is not None:
+        raise ValueError(
+            f"{type(config).__name__} draws whole trajectories in several passes, which does not go with spread=True."
+        )
+    rollout = PipelineRollout(pipe, call, prepare=prepare)
+    return rollout.output(config.run(rollout, num_groups=len(call.prompts), generators=rollout.generators))
+
+
+class PipelineRollout:
+    """The `Rollout` of a pipeline.
+
+    Every pass is the wrapped pipeline's own call, with all checks of a steered one (finite latents, images and
+    rewards), from the same state of the caller's generators: without a start it draws what a plain call draws, bit for
+    bit, and with that start given again, and all particles, the same images once more. Afterwards the generators are
+    where the last pass has left them.
+
+    Starts are the `latents` of the pipeline's call: noise before the scheduler's scale. `from_step` above 0 begins
+    inside the trajectory, from samples at the level of that step, with every scheduler of one denoiser call a step that
+    can be begun anywhere: DDIM, DDPM, and those with `set_begin_index` (Euler, DPM-Solver++, UniPC, flow matching,
+    ...). A solver of several steps begins there without a history, at first order, as Diffusers' image-to-image
+    pipelines do. Heun, KDPM2 and PNDM are refused.
+
+    Not there, and refused by name: pipelines whose call takes no `latents` (DeepFloyd IF, most image-to-image ones), or
+    whose own noise cannot be found in what `prepare_latents` draws; particles in several processes.
+
+    Args:
+        pipe: the wrapped pipeline.
+        call: sorted and checked.
+        prepare: makes what runs one pass.
+    """
+
+    def __init__(
+        self, pipe: Any, call: SteeredCall, *, prepare: Callable[[SteeredCall, ProcessLink | None], SteeredRun]
+    ) -> None:
+        _require_starts(pipe)
+        self.num_steps = _num_inference_steps(pipe, call)
+        self._pipe, self._call, self._prepare = pipe, call, prepare
+        generator = call.arguments.get("generator")
+        self._randomness = _Randomness(generator, pipe._execution_device)
+        device = "cpu" if generator is not None else pipe._execution_device
+        self.generators = resampling_generators(generator, len(call.prompts), device=device)
+        self._passes: list[_Pass] = []
+        self._notes: list[str] = []
+        self._started = time.perf_counter()
+
+    def __call__(
+        self,
+        start: Tensor | None = None,
+        *,
+        from_step: int = 0,
+        num_particles: int,
+        num_steps: int | None = None,
+        particles: Tensor | None = None,
+    ) -> Scored:
+        """Draw, finish and score; arguments as of `Rollout`.
+
+        Raises:
+            ValueError: for a start or particles of another shape, a number of steps that cannot be set, or a scheduler
+                that cannot begin at `from_step`.
+        """
+        whole_number("num_particles", num_particles, minimum=1)
+        whole_number("from_step", from_step, minimum=0)
+        self._check_start(start, num_particles, from_step)
+        places = self._places(particles, num_particles)
+        self._randomness.reset()  # before generators are copied for particles that are drawn twice
+        arguments = self._arguments(start, places, num_steps)
+        one = replace(
+            self._call,
+            # forbidden drafts are no error: the search that asked for them decides
+            config=BestOfN(num_particles=num_particles, abstain=True),
+            arguments=arguments,
+            num_images_per_prompt=num_particles,
+        )
+        run = self._prepare(one, None)
+        watch = _Trajectory(self._pipe, start, from_step, arguments.get("generator"))
+        with watch.watching():
+            scored, trace = run.complete(self._pipe, lambda run, out: _scored(run, out, watch))
+        self._passes.append(_Pass(trace, places, scored))
+        self._notes += [note for note in run.notes if note not in self._notes]
+        self._note_noise(arguments, places)
+        return scored
+
+    def output(self, scored: Scored) -> FKSteeringOutput:
+        """Select among the images that a search returned.
+
+        Raises:
+            TypeError: for what is no `Scored`.
+            ValueError: for another number of images than the search's population has, or none of which is allowed.
+        """
+        call, config = self._call, self._call.config
+        if not isinstance(scored, Scored) or not self._passes:
+            got = type(scored).__name__
+            raise TypeError(f"{type(config).__name__}.run should return Scored, of passes of the rollout, got {got}.")
+        population = make_population(config, len(call.prompts), self.generators)
+        population.finish(scored.rewards)
+        selected = selected_images(population, call.num_images_per_prompt)
+        rows = (selected + population.num_particles * torch.arange(len(selected))[:, None]).flatten()
+        taken = scored.take(rows)
+        trace = self._trace(scored, selected, notes=(*population.notes, *self._notes))
+        return selected_output(taken.images, taken.rewards, taken.flagged, trace=trace)
+
+    def _trace(self, scored: Scored, selected: Tensor, *, notes: Sequence[str]) -> SteeringTrace:
+        """One trace of all passes: those that the search decided by, and the images of the end."""
+        last, total = self._passes[-1].trace, sum(one.trace.num_steps for one in self._passes)
+        counts = {name: sum(getattr(one.trace, name) for one in self._passes) for name in _COUNTS}
+        generator = self._call.arguments.get("generator")
+        provenance = None if last.provenance is None else replace(last.provenance, seeds=seeds_of(generator))
+        rewards = scored.rewards.view(len(last.prompts), -1)
+        log_weights, ess = recorded_weights({}, rewards, final=True)
+        final = replace(
+            last.steps[-1],
+            step=total,
+            rewards=rewards,
+            log_weights=log_weights,
+            ess=ess,
+            thumbnails=None if scored.thumbnails is None else scored.thumbnails.unflatten(0, (len(rewards), -1)),
+            reward_parts={name: part.view(rewards.shape) for name, part in scored.reward_parts.items()},
+        )
+        return replace(
+            last,
+            **counts,
+            search=search_name(self._call.config),
+            config=settings_of(self._call.config),
+            steps=(*self._decisions(scored), final),
+            selected=selected,
+            seconds=time.perf_counter() - self._started,
+            notes=tuple(notes),
+            provenance=provenance,
+        )
+
+    def _decisions(self, scored: Scored) -> Iterator[TraceStep]:
+        """A record of each pass, at its last step; none of the last one where its images are those of the end."""
+        # rows of several passes have no single pass that they come from: then the last one is recorded as well
+        passes = self._passes[:-1] if scored is self._passes[-1].scored else self._passes
+        followers = [one.places for one in self._passes[1:]]
+        num_steps = 0
+        for number, one in enumerate(passes):
+            num_steps += one.trace.num_steps
+            step = one.trace.steps[-1]
+            log_weights, ess = recorded_weights({}, step.rewards)
+            ancestors = _slots(followers[number], one.places) if number < len(followers) else None
+            yield replace(step, step=num_steps - 1, log_weights=log_weights, ess=ess, ancestors=ancestors, final=False)
+
+    def _check_start(self, start: Tensor | None, num_particles: int, from_step: int) -> None:
+        if start is None:
+            if from_step:
+                raise ValueError(f"from_step={from_step} needs a start: samples at the level of this step.")
+            return
+        expected = len(self._call.prompts) * num_particles
+        if len(start) != expected or not torch.isfinite(start).all():
+            raise ValueError(
+                f"A start should be {expected} finite rows, one for each of {len(self._call.prompts)} prompts x "
+                f"{num_particles} particles, got a tensor {tuple(start.shape)}."
+            )
+
+    def _places(self, particles: Tensor | None, num_particles: int) -> Tensor:
+        """`(G, K)`, the call's own particles of each prompt that the rows are."""
+        num_groups, most = len(self._call.prompts), self._call.config.num_particles
+        if particles is None:
+            places = torch.arange(num_particles).expand(num_groups, -1)
+        else:
+            if len(particles) != num_groups * num_particles:
+                raise ValueError(f"particles should have {num_groups} x {num_particles} entries, got {len(particles)}.")
+            places = particles.view(num_groups, -1) - most * torch.arange(num_groups)[:, None]
+        if places.min() < 0 or places.max() >= most:
+            raise ValueError(
+                f"A row of a pass should be one of its prompt's {most} particles (num_particles of "
+                f"{type(self._call.config).__name__}), got {places.tolist()}."
+            )
+        if self._passes:
+            _slots(places, self._passes[-1].places)  # refuses before anything is drawn
+        return places
+
+    def _arguments(self, start: Tensor | None, places: Tensor, num_steps: int | None) -> dict[str, Any]:
+        arguments = dict(self._call.arguments)
+        if num_steps is not None and num_steps != self.num_steps:
+            given = next((name for name in ("timesteps", "sigmas") if arguments.get(name) is not None), None)
+            if given is not None:
+                raise ValueError(
+                    f"{type(self._call.config).__name__} draws with num_inference_steps={num_steps} in one of its "
+                    f"passes, which {given}=... excludes: leave {given} out."
+                )
+            arguments["num_inference_steps"] = whole_number("num_steps", num_steps, minimum=1)
+        rows = (places + self._call.config.num_particles * torch.arange(len(places))[:, None]).flatten()
+        if isinstance(arguments.get("generator"), list):
+            arguments["generator"] = _separate([arguments["generator"][row] for row in rows.tolist()])
+        if arguments.get("latents") is not None:
+            arguments["latents"] = arguments["latents"][rows] if start is None else start
+        return arguments
+
+    def _note_noise(self, arguments: dict[str, Any], places: Tensor) -> None:
+        """Say that a smaller batch draws other noise from a single generator, which its start alone would not."""
+        if places.shape[1] == self._call.config.num_particles or isinstance(arguments.get("generator"), list):
+            return
+        with contextlib.suppress(ValueError):
+            require_stochastic(self._pipe.scheduler, eta=arguments.get("eta", self._call.step_defaults.get("eta")))
+            note = (
+                f"{type(self._pipe.scheduler).__name__} adds noise, and one generator draws other noise for fewer "
+                "particles: pass generator=[...], one for each particle, for passes that follow their starts."
+            )
+            self._notes += [note] if note not in self._notes else []
+
+
+class _Pass:
+    """A pass that has ended: its trace, the particles `(G, K)` of its rows, and what the search got."""
+
+    def __init__(self, trace: SteeringTrace, places: Tensor, scored: Scored) -> None:
+        self.trace, self.places, self.scored = trace, places, scored
+
+
+def _scored(run: SteeredRun, out: Any, watch: _Trajectory) -> tuple[Scored, SteeringTrace]:
+    images, rewards, flags = scored_images(run, out)
+    run.finish(rewards)
+    sizes = (run.population.num_groups, run.population.num_particles)
+    trace = run.trace(torch.arange(sizes[1]).repeat(sizes[0], 1))
+    last = trace.steps[-1]
+    scored = Scored(
+        noise=watch.start,
+        latents=run.call.last_sample,
+        rewards=rewards.detach().to("cpu", torch.float32),
+        images=images,
+        flagged=flags,
+        thumbnails=None if last.thumbnails is None else last.thumbnails.flatten(0, 1),
+        reward_parts={name: part.flatten() for name, part in last.reward_parts.items()},
+    )
+    return scored, trace
+
+
+def _slots(places: Tensor, before: Tensor) -> Tensor:
+    """`(G, K')`, where the particles of a pass stood in the pass before, whose particles are `(G, K)`.
+
+    Raises:
+        ValueError: for a particle that was not there.
+    """
+    same = places[:, :, None] == before[:, None, :]
+    if not same.any(2).all():
+        raise ValueError(
+            f"A pass should draw particles of the pass before it, {before.tolist()} of each prompt, got "
+            f"{places.tolist()}."
+        )
+    return same.to(torch.int64).argmax(2)
+
+
+def _separate(generators: list[Generator]) -> list[Generator]:
+    """Generators of which none is in the list twice: rows of the same particle draw the same noise, not one's more."""
+    separate: list[Generator] = []
+    for one in generators:
+        again = any(one is other for other in separate)
+        separate.append(one.clone_state() if again else one)
+    return separate
+
+
+def _require_starts(pipe: Any) -> None:
+    """Refuse pipelines that take no starts, by name."""
+    name = type(pipe).__name__
+    own = getattr(pipe, "prepare_latents", None)
+    for what, function in (("call", pipe.__call__), ("prepare_latents", own)):
+        if function is None or "latents" not in inspect.signature(function).parameters:
+            raise ValueError(
+                f"A search over starts gives the pipeline its noise, and the {what} of {name} takes no latents: use a "
+                "search inside one trajectory, such as best-of-n, pruning or fk."
+            )
+    if "num_inference_steps" not in inspect.signature(pipe.__call__).parameters:
+        raise ValueError(f"A search over starts sets num_inference_steps, which the call of {name} does not take.")
+
+
+def _num_inference_steps(pipe: Any, call: SteeredCall) -> int:
+    for name in ("timesteps", "sigmas"):
+        if call.arguments.get(name) is not None:
+            return len(call.arguments[name])
+    given = call.arguments.get("num_inference_steps")
+    default = inspect.signature(pipe.__call__).parameters["num_inference_steps"].default
+    return int(default if given is None else given)
+
+
+class _Randomness:
+    """The generators that a call draws from, which every pass begins with in the same state.
+
+    Args:
+        generator: of the call: one, a list, or None for PyTorch's global ones.
+        device: where the pipeline draws where there is none.
+    """
+
+    def __init__(self, generator: Generator | Sequence[Generator] | None, device: torch.device) -> None:
+        self._sources: list[tuple[Callable[[], Tensor], Callable[[Tensor], Any]]] = []
+        if generator is None:
+            self._sources.append((torch.get_rng_state, torch.set_rng_state))
+            if device.type != "cpu":
+                module = torch.get_device_module(device)
+                self._sources.append((module.get_rng_state, module.set_rng_state))
+        else:
+            each = [generator] if isinstance(generator, Generator) else generator
+            self._sources += [(one.get_state, one.set_state) for one in each]
+        self._states = self.states()
+
+    def states(self) -> list[Tensor]:
+        return [read().clone() for read, _ in self._sources]
+
+    def reset(self, states: Sequence[Tensor] | None = None) -> None:
+        for (_, write), state in zip(self._sources, self._states if states is None else states, strict=True):
+            write(state)
+
+
+class _Trajectory:
+    """Watches one pass: gives the pipeline its start, or finds the one that it draws.
+
+    Args:
+        pipe: the wrapped pipeline.
+        start: what it begins from; None for what the pipeline draws.
+        from_step: the first step that is made.
+        generator: of the pass.
+    """
+
+    def __init__(
+        self, pipe: Any, start: Tensor | None, from_step: int, generator: Generator | Sequence[Generator] | None
+    ) -> None:
+        self._pipe = pipe
+        self._given = start
+        self._from_step = from_step
+        self._randomness = _Randomness(generator, pipe._execution_device)
+        self._timesteps: Tensor | None = None  # all of them, while the pipeline reads those that are left
+        self._start: Tensor | None = start
+
+    @property
+    def start(self) -> Tensor:
+        """`(B, ...)`, the start of the pass."""
+        if self._start is None:
+            name = type(self._pipe).__name__
+            raise ValueError(f"{name} never called its prepare_latents, so that its starts are not known.")
+        return self._start
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the pipeline's call inside the block."""
+        scheduler = self._pipe.scheduler
+        with ExitStack() as stack:
+            # also here: `SteeredRun.complete` keeps the scheduler as it is inside the block
+            stack.enter_context(unchanged(scheduler))
+            stack.enter_context(wrap_method(self._pipe, "prepare_latents", self._prepare_latents))
+            if self._from_step:
+                stack.enter_context(wrap_method(scheduler, "set_timesteps", self._cut))
+                stack.enter_context(wrap_method(self._pipe, "progress_bar", self._begin))
+            yield
+
+    def _prepare_latents(self, prepare: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        signature, before = inspect.signature(prepare), self._randomness.states()
+        given = signature.bind(*args, **kwargs).arguments.get("latents")
+        # As a plain call first, also where its noise is not used: its steps have to find the generators where that
+        # leaves them
+        with _NormalDraws() as draws:
+            drawn = prepare(*args, **kwargs)
+        after = self._randomness.states()
+
+        def prepared(latents: Tensor) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.arguments["latents"] = latents
+            self._randomness.reset(before)  # inpainting samples the latents of its image before the noise
+            try:
+                return prepare(*bound.args, **bound.kwargs)
+            finally:
+                self._randomness.reset(after)
+
+        if self._given is None:
+            self._start = given if given is not None else self._found(prepared, drawn, draws.drawn)
+            return drawn
+        if self._from_step:  # the samples of a later step are not scaled as noise is
+            return _with_first(drawn, self._given.to(_first(drawn)))
+        return prepared(self._given)
+
+    def _found(self, prepared: Callable[[Tensor], Any], drawn: Any, draws: Sequence[Tensor]) -> Tensor:
+        """The noise of which `prepare_latents` makes what it made, bit for bit."""
+        joined = [torch.cat(tuple(draws))] if len({one.shape[1:] for one in draws}) == 1 else []
+        for candidate in (*joined, *draws, _first(drawn)):
+            # some pipelines refuse latents of another shape
+            with contextlib.suppress(ValueError):
+                if torch.equal(_first(prepared(candidate)), _first(drawn)):
+                    return candidate.detach().clone()
+        raise ValueError(
+            f"A search over starts cannot find the noise that {type(self._pipe).__name__} draws in its "
+            "prepare_latents: pass latents=..., one row for each particle."
+        )
+
+    def _cut(self, set_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Leave the timesteps from `from_step` on, until the pipeline has read them."""
+        result, scheduler = set_timesteps(*args, **kwargs), self._pipe.scheduler
+        _require_cut(scheduler, self._from_step)
+        self._timesteps = scheduler.timesteps
+        scheduler.timesteps = scheduler.timesteps[self._from_step :]
+        return result
+
+    def _begin(self, progress_bar: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Give the scheduler all of its timesteps back, and its place among them, just before the loop."""
+        # not earlier: Flux sets the index itself after it has read the timesteps
+        if self._timesteps is not None:
+            self._pipe.scheduler.timesteps, self._timesteps = self._timesteps, None
+            if hasattr(self._pipe.scheduler, "set_begin_index"):
+                self._pipe.scheduler.set_begin_index(self._from_step)
+        return progress_bar(*args, **kwargs)
+
+
+class _NormalDraws(TorchFunctionMode):
+    """Keeps what `torch.randn` returns inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is torch.randn:
+            self.drawn.append(output)
+        return output
+
+
+def _first(prepared: Any) -> Tensor:
+    """The latents among what `prepare_latents` returns: some pipelines add positions, or the latents of an image."""
+    first: Tensor = prepared[0] if isinstance(prepared, tuple | list) else prepared
+    return first
+
+
+def _with_first(prepared: Any, latents: Tensor) -> Any:
+    return type(prepared)((latents, *prepared[1:])) if isinstance(prepared, tuple | list) else latents
+
+
+def _require_cut(scheduler: Any, from_step: int) -> None:
+    """Refuse schedulers that cannot begin inside their trajectory."""
+    name, timesteps = type(scheduler).__name__, torch.as_tensor(scheduler.timesteps)
+    if from_step >= len(timesteps):
+        raise ValueError(f"from_step should be below the {len(timesteps)} steps of this pass, got {from_step}.")
+    begins = hasattr(scheduler, "set_begin_index") or scheduler_name(scheduler) in _ONE_STEP
+    if getattr(scheduler, "order", 1) != 1 or not (timesteps[1:] < timesteps[:-1]).all() or not begins:
+        raise ValueError(
+            f"{name} cannot begin at from_step={from_step}: it calls the denoiser several times a step, or keeps count "
+            "of its own. Use DDIMScheduler, EulerDiscreteScheduler or DPMSolverMultistepScheduler."
+        )
