@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,9 +28,9 @@ from fk_reward.pipelines.call_arguments import (
 from fk_reward.pipelines.call_record import describe_call
 from fk_reward.pipelines.decoding import LatentDecoder, Preview, load_preview, preview_decoder
 from fk_reward.pipelines.epilogue import DecodeFn
-from fk_reward.pipelines.output import FKSteeringOutput, finish
+from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.particle_share import call_identity, call_link, find_exchange, own_arguments
-from fk_reward.pipelines.rollout import search_starts
+from fk_reward.pipelines.rollout import run_call
 from fk_reward.pipelines.running_call import RunningCall
 from fk_reward.pipelines.schedulers import InstalledSolver, Solver, resolve_solver, steerable_if_known
 from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
@@ -43,7 +42,6 @@ from fk_reward.search.base import Population, SearchConfig, can_move, num_finish
 from fk_reward.search.contract import make_population
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.registry import load_search, search_fields, settings_of
-from fk_reward.search.starts import StartSearch
 
 
 class FKSteeringPipeline(PipelineProxy):
@@ -329,11 +327,7 @@ class FKSteeringPipeline(PipelineProxy):
                 num_images_per_prompt=num_images_per_prompt,
                 output_type=output_type,
             )
-            if isinstance(call.config, StartSearch):
-                output = search_starts(self.pipe, call, prepare=self._prepare, link=link)
-            else:
-                select = functools.partial(finish, num_images_per_prompt=num_images_per_prompt)
-                output = self._prepare(call, link).complete(self.pipe, select)
+            output = run_call(self.pipe, call, prepare=self._prepare, link=link)
         # not `to_tuple`, which leaves out what is None
         as_tuple: Any = tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
         return output if return_dict else as_tuple

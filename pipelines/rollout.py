@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from fk_reward.pipelines.call_arguments import SteeredCall
 from fk_reward.pipelines.call_record import seeds_of
 from fk_reward.pipelines.hooks import wrap_method
-from fk_reward.pipelines.output import FKSteeringOutput, scored_images, selected_output
+from fk_reward.pipelines.output import FKSteeringOutput, finish, scored_images, selected_output
 from fk_reward.pipelines.schedulers import unchanged
 from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
 from fk_reward.sampling.process_link import ProcessLink
@@ -28,7 +29,7 @@ from fk_reward.sampling.x0_prediction import scheduler_name
 from fk_reward.search.best_of_n import BestOfN
 from fk_reward.search.contract import make_population, selected_images
 from fk_reward.search.registry import search_name, settings_of
-from fk_reward.search.starts import Scored
+from fk_reward.search.starts import Scored, StartSearch
 from fk_reward.value_checks import whole_number
 
 _ONE_STEP = ("DDIMScheduler", "DDPMScheduler")
@@ -37,31 +38,32 @@ _ONE_STEP = ("DDIMScheduler", "DDPMScheduler")
 _COUNTS = ("num_steps", "num_model_calls", "num_model_rows", "sample_steps", "num_decode_calls", "num_reward_calls")
 
 
-def search_starts(
+def run_call(
     pipe: Any,
     call: SteeredCall,
     *,
     prepare: Callable[[SteeredCall, ProcessLink | None], SteeredRun],
     link: ProcessLink | None = None,
 ) -> FKSteeringOutput:
-    """Run a call whose search is a `StartSearch`.
+    """Run a call: in one pass of the pipeline, or in those that a search over starts asks for.
 
     Args:
         pipe: the wrapped pipeline.
         call: sorted and checked.
         prepare: makes what runs one pass.
-        link: to other processes, which must not be there.
+        link: to the other processes of `spread=True`.
 
     Raises:
-        ValueError: for a pipeline that cannot draw from given starts, and for particles in several processes.
+        ValueError: for a search over starts in several processes, or of a pipeline that takes no starts.
     """
-    config: Any = call.config
+    if not isinstance(call.config, StartSearch):
+        select = functools.partial(finish, num_images_per_prompt=call.num_images_per_prompt)
+        return prepare(call, link).complete(pipe, select)
     if link is not None:
-        raise ValueError(
-            f"{type(config).__name__} draws whole trajectories in several passes, which does not go with spread=True."
-        )
+        name = type(call.config).__name__
+        raise ValueError(f"{name} draws whole trajectories in several passes, which does not go with spread=True.")
     rollout = PipelineRollout(pipe, call, prepare=prepare)
-    return rollout.output(config.run(rollout, num_groups=len(call.prompts), generators=rollout.generators))
+    return rollout.output(call.config.run(rollout, num_groups=len(call.prompts), generators=rollout.generators))
 
 
 class PipelineRollout:

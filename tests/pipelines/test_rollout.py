@@ -23,7 +23,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from fk_reward.pipelines.rollout import search_starts
+from fk_reward.pipelines.rollout import run_call
 from fk_reward.search import BestOfN, DraftRefine, Passes, Scored
 from tests import tiny
 from tests.pipelines.calls import generator, steered
@@ -334,4 +334,4 @@ def test_several_processes_are_refused():
 
     asked = SimpleNamespace(config=DraftRefine())
     with pytest.raises(ValueError, match=r"DraftRefine draws whole trajectories .* does not go with spread=True"):
-        search_starts(None, asked, prepare=None, link=object())
+        run_call(None, asked, prepare=None, link=object())

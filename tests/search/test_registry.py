@@ -77,7 +77,7 @@ def test_a_name_a_config_and_a_preset():
             "best-of-m",
             {},
             ValueError,
-            "Unknown search 'best-of-m'. Did you mean 'best-of-n'.*best-of-n, draft-refine, fk",
+            "Unknown search 'best-of-m'. Did you mean 'best-of-n'.*, draft-refine, fk",
         ),
         ("fk", {"num_particle": 2}, TypeError, "'num_particle' is no setting of FKSteeringConfig. Did you mean 'num_p"),
         (BestOfN, {}, TypeError, r"got the class BestOfN: write BestOfN\(...\)"),
