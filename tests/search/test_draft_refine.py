@@ -188,5 +188,5 @@ def test_a_draft_is_no_longer_than_a_whole_trajectory(stock):
     pipe, shared = wrap(stock, "ddim")
     with pytest.raises(ValueError, match="draft_steps should be at most num_inference_steps = 5, got 6"):
         pipe(PROMPT, search="draft-refine", draft_steps=6, **shared)
-    with pytest.raises(ValueError, match=r"\[1, the end of DraftRefine = 2\], got 3"):
+    with pytest.raises(ValueError, match=r"in \[1, 2\], got 3; DraftRefine finishes 2 particles"):
         pipe(PROMPT, search=CONFIG, num_images_per_prompt=3, **shared)
