@@ -23,18 +23,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from types import NoneType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Protocol,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    runtime_checkable,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 import docstring_parser
 from cyclopts import Group, Parameter
@@ -265,7 +254,7 @@ def _expand(parameters: Iterable[inspect.Parameter], tokens: Sequence[str]) -> t
     for parameter in parameters:
         group = _group(parameter.annotation)
         if group is None:
-            made.append(parameter.replace(annotation=_typed(parameter.annotation, parameter.default)))
+            made.append(parameter)
             continue
         options, builds[parameter.name] = group.expand(tokens)
         made += options
@@ -319,16 +308,7 @@ def _option(name: str, hint: Any, default: Any, **settings: Any) -> Any:
         show_default=_shown(default),
         **settings,
     )
-    return _typed(Annotated[(kind, parameter, *extras)], default)
-
-
-def _typed(hint: Any, default: Any) -> Any:
-    """The type of what is typed: where None stands for "not given", cyclopts would read it from the word none."""
-    kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    parts = get_args(kind)
-    if default is None and NoneType in parts:
-        kind = Union[tuple(part for part in parts if part is not NoneType)]  # noqa: UP007 (of a tuple)
-    return Annotated[(kind, *extras)] if extras else kind
+    return Annotated[(kind, parameter, *extras)]  # type: ignore[return-value]
 
 
 @lru_cache
