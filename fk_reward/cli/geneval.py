@@ -23,6 +23,7 @@ from fk_reward.cli.options import (
     ShardOption,
     TypedFields,
     named_searches,
+    optional,
     search_parameters,
 )
 from fk_reward.devices import resolve_device, resolve_dtype
@@ -70,7 +71,7 @@ class MethodOptions:
 
 
 def _keyword(name: str, hint: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+    return optional(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint))
 
 
 if TYPE_CHECKING:

@@ -23,7 +23,17 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Optional,
+    Protocol,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 import docstring_parser
 from cyclopts import Group, Parameter
@@ -111,8 +121,7 @@ class TypedFields:
         kind = _imported(self.target)
         names = [field.name for field in fields(kind) if field.name not in self.skip]
         parameters = field_parameters(kind, panel=self.panel, names=self.names or names)
-        empty = inspect.Parameter.empty
-        return [item.replace(default=None) if item.default is empty else item for item in parameters], dict
+        return [optional(item) if item.default is inspect.Parameter.empty else item for item in parameters], dict
 
 
 @dataclass(frozen=True)
@@ -309,6 +318,14 @@ def _option(name: str, hint: Any, default: Any, **settings: Any) -> Any:
         **settings,
     )
     return Annotated[(kind, parameter, *extras)]  # type: ignore[return-value]
+
+
+def optional(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter with the default None, which its type allows: cyclopts checks defaults where pydantic is loaded."""
+    hint = parameter.annotation
+    kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    allowed = Optional[kind]  # noqa: UP007, UP045 (`|` takes no strings and no special forms)
+    return parameter.replace(default=None, annotation=Annotated[(allowed, *extras)] if extras else allowed)
 
 
 @lru_cache

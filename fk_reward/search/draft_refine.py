@@ -29,12 +29,12 @@ class DraftRefine:
     Attributes:
         num_particles: N, starts of one prompt. At least 1.
         draft_steps: `num_inference_steps` of a draft. At least 1, and at most that of the call.
-        keep: k, how many starts of a prompt are drawn again; in [1, `num_particles`].
+        num_refined: k, how many starts of a prompt are drawn again; in [1, `num_particles`].
         abstain: return black images for a prompt of which every finished image is forbidden (a reward of -inf); False
             raises an error instead.
 
     Example:
-        >>> forecast = DraftRefine(num_particles=8, draft_steps=5, keep=2).population().forecast(20)
+        >>> forecast = DraftRefine(num_particles=8, draft_steps=5, num_refined=2).population().forecast(20)
         >>> sum(forecast.steps), forecast.scorings, forecast.finished
         (80, (8,), 2)
     """
@@ -43,16 +43,18 @@ class DraftRefine:
 
     num_particles: int = 8
     draft_steps: int = 5
-    keep: int = 2
+    num_refined: int = 2
     abstain: bool = False
 
     def __post_init__(self) -> None:
         numbers = {
             name: whole_number(name, getattr(self, name), minimum=1)
-            for name in ("num_particles", "draft_steps", "keep")
+            for name in ("num_particles", "draft_steps", "num_refined")
         }
-        if numbers["keep"] > numbers["num_particles"]:
-            raise ValueError(f"keep should be in [1, num_particles = {self.num_particles}], got {self.keep}.")
+        if numbers["num_refined"] > numbers["num_particles"]:
+            raise ValueError(
+                f"num_refined should be in [1, num_particles = {self.num_particles}], got {self.num_refined}."
+            )
         boolean("abstain", self.abstain)
         vars(self).update(numbers)
 
@@ -65,9 +67,9 @@ class DraftRefine:
     ) -> Passes:
         """The refined images, and the sizes of both passes."""
         return Passes(
-            lambda num_steps: ((self.num_particles, self.draft_steps), (self.keep, num_steps)),
+            lambda num_steps: ((self.num_particles, self.draft_steps), (self.num_refined, num_steps)),
             num_groups,
-            finished=self.keep,
+            finished=self.num_refined,
             abstain=self.abstain,
         )
 
@@ -83,10 +85,10 @@ class DraftRefine:
             )
         drafts = rollout(num_particles=self.num_particles, num_steps=self.draft_steps)
         order = drafts.rewards.view(num_groups, -1).argsort(dim=1, descending=True, stable=True)
-        # in the order of the starts: with keep = num_particles nothing is permuted, and all is as in best of N
-        kept = order[:, : self.keep].sort(dim=1).values
+        # in the order of the starts: with num_refined = num_particles nothing is permuted, and all is as in best of N
+        kept = order[:, : self.num_refined].sort(dim=1).values
         particles = (kept + self.num_particles * torch.arange(num_groups)[:, None]).flatten()
-        return rollout(drafts.noise[particles], num_particles=self.keep, particles=particles)
+        return rollout(drafts.noise[particles], num_particles=self.num_refined, particles=particles)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary of all fields."""

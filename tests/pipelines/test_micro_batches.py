@@ -124,14 +124,15 @@ def test_every_condition_goes_with_its_row():
 
 @pytest.mark.parametrize("forgotten", ["encoder_hidden_states", "text_embeds", "time_ids"])
 def test_saboteur_a_split_that_forgets_one_condition_is_noticed(forgotten, monkeypatch):
-    take = BatchLayout.take
+    of_blocks = BatchLayout._of_blocks
 
-    def forgetful(self, value, start, stop, *, name=""):
-        if name == forgotten:
-            start, stop = 0, stop - start
-        return take(self, value, start, stop, name=name)
+    def forgetful(self, value, pick, name):
+        def first_rows(blocks):
+            return blocks[:, : pick(blocks).shape[1]]
 
-    monkeypatch.setattr(BatchLayout, "take", forgetful)
+        return of_blocks(self, value, first_rows if name == forgotten else pick, name)
+
+    monkeypatch.setattr(BatchLayout, "_of_blocks", forgetful)
     assert sdxl_difference() > 10 * TOLERANCE
 
 

@@ -295,7 +295,7 @@ def test_what_a_search_returns_is_checked(models):
 def test_a_reward_that_is_nan_in_a_draft_names_prompt_and_particle(models):
     pipe = steered(models("sd", DDIMScheduler), reward=lambda images, prompts: torch.tensor([0.0, torch.nan]))
     with pytest.raises(ValueError, match="The reward of prompt 0, particle 1 is nan"):
-        pipe(PROMPT, search=DraftRefine(num_particles=2, keep=1, draft_steps=1), num_inference_steps=2)
+        pipe(PROMPT, search=DraftRefine(num_particles=2, num_refined=1, draft_steps=1), num_inference_steps=2)
 
 
 def test_an_inpainting_pipeline_draws_what_best_of_n_draws(models):
@@ -304,7 +304,7 @@ def test_an_inpainting_pipeline_draws_what_best_of_n_draws(models):
     shared = {"image": IMAGE, "mask_image": MASK, "height": 64, "width": 64, "num_inference_steps": STEPS}
     shared |= {"num_images_per_prompt": 2, "output_type": "pt", "strength": 1.0}
     best = steered(pipe)(PROMPT, search=BestOfN(num_particles=2), generator=generator(3), **shared)
-    search = DraftRefine(num_particles=2, keep=2, draft_steps=2)
+    search = DraftRefine(num_particles=2, num_refined=2, draft_steps=2)
     out = steered(pipe)(PROMPT, search=search, generator=generator(3), **shared)
     assert torch.equal(out.images, best.images)
 

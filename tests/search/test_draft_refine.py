@@ -20,7 +20,7 @@ from fk_reward.search.base import forecast
 from tests import tiny
 
 PROMPT, STEPS = "a red circle", 5
-CONFIG = DraftRefine(num_particles=4, draft_steps=2, keep=2)
+CONFIG = DraftRefine(num_particles=4, draft_steps=2, num_refined=2)
 SCHEDULERS = {
     "ddim": (DDIMScheduler, {}),
     "ddim-eta-1": (DDIMScheduler, {"eta": 1.0}),
@@ -71,7 +71,7 @@ def test_all_kept_is_best_of_n_bit_for_bit(stock, name):
     shared |= {"num_images_per_prompt": 3, "output_type": "pt"}
     for source in (lambda: generators(1)[0], lambda: generators(3)):
         best = pipe(PROMPT, search=BestOfN(num_particles=3), generator=source(), **shared)
-        search = DraftRefine(num_particles=3, draft_steps=2, keep=3)
+        search = DraftRefine(num_particles=3, draft_steps=2, num_refined=3)
         out = pipe(PROMPT, search=search, generator=source(), **shared)
         assert torch.equal(out.images, best.images)
         assert torch.equal(out.rewards, best.rewards)
@@ -108,7 +108,7 @@ class OtherStarts(DraftRefine):
 
 
 def test_other_starts_in_the_second_pass_are_noticed(toy, stock):
-    search = OtherStarts(num_particles=4, draft_steps=2, keep=2)
+    search = OtherStarts(num_particles=4, draft_steps=2, num_refined=2)
     for pipe, tolerance in ((toy, 0.0), (stock, 1e-4)):
         with pytest.raises(AssertionError):
             check_refined_equals_its_start_alone(*wrap(pipe, "ddim"), search, tolerance=tolerance)
@@ -159,7 +159,7 @@ def test_one_generator_for_a_stochastic_scheduler_is_noted(stock):
 def test_drafts_and_images_may_be_forbidden(stock, abstain):
     pipe, shared = wrap(stock, "ddim")
     pipe.reward = lambda images, prompts: torch.full((len(images),), -torch.inf)
-    search = DraftRefine(num_particles=2, keep=1, draft_steps=1, abstain=abstain)
+    search = DraftRefine(num_particles=2, num_refined=1, draft_steps=1, abstain=abstain)
     if not abstain:
         with pytest.raises(ValueError, match="finished images? of prompt 0 ha(s|ve) a reward of -inf"):
             pipe(PROMPT, search=search, **shared)
@@ -174,8 +174,8 @@ def test_drafts_and_images_may_be_forbidden(stock, abstain):
     [
         ({"num_particles": 0}, ValueError, "num_particles should be at least 1"),
         ({"draft_steps": 0}, ValueError, "draft_steps should be at least 1"),
-        ({"keep": 9}, ValueError, r"keep should be in \[1, num_particles = 8\], got 9"),
-        ({"keep": True}, TypeError, "keep should be an int"),
+        ({"num_refined": 9}, ValueError, r"num_refined should be in \[1, num_particles = 8\], got 9"),
+        ({"num_refined": True}, TypeError, "num_refined should be an int"),
         ({"abstain": None}, TypeError, "abstain should be True or False"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_search_over_starts_is_told_from_others():
     assert isinstance(DraftRefine(), StartSearch)
     assert isinstance(DraftRefine(), SearchConfig)
     assert not isinstance(BestOfN(), StartSearch)
-    assert num_finished(DraftRefine(num_particles=6, keep=3)) == 3
+    assert num_finished(DraftRefine(num_particles=6, num_refined=3)) == 3
 
 
 def test_a_search_with_passes_says_so():

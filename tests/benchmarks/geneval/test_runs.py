@@ -342,7 +342,7 @@ def test_a_setting_of_another_search_says_of_which(tmp_path):
         "--potential",
         "sum",
     )
-    assert "Search 'unsteered' and 'pruning' has no setting --potential; fk, fk-paper has: add --search." in said
+    assert "'unsteered' and 'pruning' have no setting --potential; fk, fk-paper has: add --search." in said
     assert not (tmp_path / "new").exists()
 
 
