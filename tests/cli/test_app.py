@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_written_to(refused, tmp_path, monkeypatch, comm
         (("geneval", "--suite", "shapes", "--device", "tpu"), "--device should be one of"),
         (("geneval", "--suite", "shapes", "--potential", "min"), "potential should be one of"),
         (("geneval", "--suite", "shapes", "--shard", "2/2"), "shard should be i/n"),
-        (("geneval", "--suite", "shapes", "--num-prompts", "none"), "--num-prompts"),
+        (("geneval", "--suite", "shapes", "--num-prompts", "some"), "--num-prompts"),
         (("geneval", "--suite", "shapes", "--stage", "report"), "There is no folder"),
         (("preferences", "--data", "nothing.json", "--reward", "brightness"), "nothing.json"),
         (("mjbench", "--report"), "holds no results"),
