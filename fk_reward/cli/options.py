@@ -324,7 +324,7 @@ def optional(parameter: inspect.Parameter) -> inspect.Parameter:
     """The parameter with the default None, which its type allows: cyclopts checks defaults where pydantic is loaded."""
     hint = parameter.annotation
     kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    allowed = Optional[kind]  # noqa: UP007, UP045 (`|` takes no strings and no special forms)
+    allowed: Any = Optional[kind]  # type: ignore[valid-type]  # noqa: UP007, UP045 (`|` takes no special forms)
     return parameter.replace(default=None, annotation=Annotated[(allowed, *extras)] if extras else allowed)
 
 
