@@ -18,6 +18,7 @@ from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.trace import SteeringTrace
 from fk_reward.search.contract import selected_images
+from fk_reward.smc.resampling import flat_indices
 from fk_reward.smc.weights import normalized_weights
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def finish(run: SteeredRun, out: Any, *, num_images_per_prompt: int) -> FKSteeri
     images, rewards, flags = scored_images(run, out)
     run.finish(rewards)
     selected = selected_images(run.population, num_images_per_prompt)
-    indices = (selected + run.population.num_particles * torch.arange(len(selected))[:, None]).flatten()
+    indices = flat_indices(selected, run.population.num_particles)
     return selected_output(
         _taken(images, indices),
         rewards.detach().to("cpu", torch.float32)[indices],

@@ -30,6 +30,7 @@ from fk_reward.search.best_of_n import BestOfN
 from fk_reward.search.contract import make_population, selected_images
 from fk_reward.search.registry import search_name, settings_of
 from fk_reward.search.starts import Scored, StartSearch
+from fk_reward.smc.resampling import flat_indices
 from fk_reward.value_checks import whole_number
 
 _ONE_STEP = ("DDIMScheduler", "DDPMScheduler")
@@ -154,7 +155,7 @@ class PipelineRollout:
         population = make_population(config, len(call.prompts), self.generators)
         population.finish(scored.rewards)
         selected = selected_images(population, call.num_images_per_prompt)
-        rows = (selected + population.num_particles * torch.arange(len(selected))[:, None]).flatten()
+        rows = flat_indices(selected, population.num_particles)
         taken = scored.take(rows)
         trace = self._trace(scored, selected, notes=(*population.notes, *self._notes))
         return selected_output(taken.images, taken.rewards, taken.flagged, trace=trace)
@@ -241,7 +242,7 @@ class PipelineRollout:
                     f"passes, which {given}=... excludes: leave {given} out."
                 )
             arguments["num_inference_steps"] = whole_number("num_steps", num_steps, minimum=1)
-        rows = (places + self._call.config.num_particles * torch.arange(len(places))[:, None]).flatten()
+        rows = flat_indices(places, self._call.config.num_particles)
         if isinstance(arguments.get("generator"), list):
             arguments["generator"] = _separate([arguments["generator"][row] for row in rows.tolist()])
         if arguments.get("latents") is not None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from fk_reward.registration import Registrations
 from fk_reward.rewards.base import CallableReward, Reward, RewardCard
 from fk_reward.rewards.composition.composite import CompositeReward, composite_card
 from fk_reward.rewards.composition.parser import is_composition, parse_expression
 from fk_reward.text import did_you_mean
-
-logger = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "fk_reward.rewards"
 """Entry-point group in which other packages register a `RewardEntry`."""
@@ -57,6 +55,9 @@ class RewardLoadError(ImportError):
     """A registered reward cannot be imported, or what it names is not a `RewardEntry`."""
 
 
+_REGISTERED = Registrations(REWARDS, ENTRY_POINT_GROUP, ("reward", "rewards"), RewardLoadError)
+
+
 @dataclass(frozen=True)
 class RewardEntry:
     """A registered reward.
@@ -83,7 +84,7 @@ def available_rewards() -> list[str]:
         >>> "clipscore" in available_rewards()
         True
     """
-    return sorted(_entry_points())
+    return sorted(_REGISTERED.entry_points())
 
 
 def reward_card(name: str) -> RewardCard:
@@ -98,7 +99,7 @@ def reward_card(name: str) -> RewardCard:
         >>> reward_card("clipscore").weights
         'openai/clip-vit-large-patch14'
     """
-    if is_composition(name) and name not in _entry_points():
+    if is_composition(name) and name not in _REGISTERED.entry_points():
         return composite_card(*parse_expression(name, reward_card))
     return _find_entry(name).card
 
@@ -122,7 +123,7 @@ def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Re
         '<lambda>'
     """
     if isinstance(reward, str):
-        composed = is_composition(reward) and reward not in _entry_points()
+        composed = is_composition(reward) and reward not in _REGISTERED.entry_points()
         return _compose(reward, options) if composed else _build(reward, options)
     if options:
         raise TypeError(
@@ -168,7 +169,7 @@ def _build(name: str, options: dict[str, Any]) -> Reward:
 
 
 def _find_entry(name: str) -> RewardEntry:
-    entry_points = _entry_points()
+    entry_points = _REGISTERED.entry_points()
     if name not in entry_points:
         hint = did_you_mean(name, entry_points, limit=1)
         if any(name[:i] in entry_points for i, letter in enumerate(name) if letter == "-"):
@@ -178,24 +179,7 @@ def _find_entry(name: str) -> RewardEntry:
 
 
 def _import_entry(entry_point: metadata.EntryPoint) -> RewardEntry:
-    owner = f" of package {entry_point.dist.name!r}" if entry_point.dist else ""
-    where = f"Reward {entry_point.name!r}{owner} ({entry_point.value})"
-    try:
-        entry = entry_point.load()
-    except Exception as error:  # of another package: its import may raise anything
-        raise RewardLoadError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    entry = _REGISTERED.load(entry_point)
     if not isinstance(entry, RewardEntry):
-        raise RewardLoadError(f"{where} must be a RewardEntry, got {type(entry).__name__}.")
+        raise RewardLoadError(f"{_REGISTERED.describe(entry_point)} must be a RewardEntry, got {type(entry).__name__}.")
     return entry
-
-
-def _entry_points() -> dict[str, metadata.EntryPoint]:
-    """Gather all registrations by name; the package's own win, and among others the first, with a warning."""
-    found = {name: metadata.EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in REWARDS.items()}
-    for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
-        kept = found.setdefault(entry_point.name, entry_point)
-        if kept.value != entry_point.value:
-            logger.warning(
-                "Two rewards are called %r: %s is used, %s is not.", entry_point.name, kept.value, entry_point.value
-            )
-    return found

@@ -158,12 +158,12 @@ def _trajectory(request: Request) -> dict[str, Any]:
 
 def _asked(request: Request) -> dict[str, Any]:
     """The settings that are known before a model is loaded."""
-    from fk_reward.search.registry import search_name
+    from fk_reward.search.registry import search_name, settings_of
 
     names = ["model", "reward", "seed", "num_images_per_prompt", "reward_device", "compile", "channels_last"]
     asked = {name: getattr(request, name) for name in names}
     asked |= {"solver": request.sampling.solver, "preview": request.sampling.preview}
-    asked |= {"search": search_name(request.search), "config": asdict(request.search)}  # type: ignore[call-overload]
+    asked |= {"search": search_name(request.search), "config": settings_of(request.search)}
     return asked | {"batch_sizes": asdict(request.batch_sizes)}
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.smc.particle_filter import grouped_rewards, require_allowed
+from fk_reward.smc.resampling import flat_indices
 from fk_reward.value_checks import whole_number
 
 # A trajectory so long that no two fractions of it round to the same step: what a search does there, it can do anywhere.
@@ -263,7 +264,7 @@ class PlainPopulation:
 
     def moved(self, ancestors: Tensor) -> Tensor:
         """Flat ancestors `(G * K',)` of indices within each prompt `(G, K')`; the population has this size now."""
-        flat = (ancestors + self.num_particles * torch.arange(self.num_groups)[:, None]).flatten()
+        flat = flat_indices(ancestors, self.num_particles)
         self.num_particles = ancestors.shape[1]
         return flat
 

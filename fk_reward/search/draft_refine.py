@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Generator
 
 from fk_reward.search.starts import Passes, Rollout, Scored
+from fk_reward.smc.resampling import flat_indices
 from fk_reward.value_checks import boolean, whole_number
 
 
@@ -87,7 +87,7 @@ class DraftRefine:
         order = drafts.rewards.view(num_groups, -1).argsort(dim=1, descending=True, stable=True)
         # in the order of the starts: with num_refined = num_particles nothing is permuted, and all is as in best of N
         kept = order[:, : self.num_refined].sort(dim=1).values
-        particles = (kept + self.num_particles * torch.arange(num_groups)[:, None]).flatten()
+        particles = flat_indices(kept, self.num_particles)
         return rollout(drafts.noise[particles], num_particles=self.num_refined, particles=particles)
 
     def to_dict(self) -> dict[str, Any]:

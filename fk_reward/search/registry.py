@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, fields, is_dataclass, replace
 from importlib import metadata
 from typing import Any
 
+from fk_reward.registration import Registrations
 from fk_reward.search.base import SearchConfig
 from fk_reward.search.contract import make_population
 from fk_reward.text import did_you_mean
-
-logger = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "fk_reward.searches"
 """Entry-point group in which other packages register a search: a config class, or a config as a preset."""
@@ -30,6 +28,9 @@ BUILT_IN: dict[str, str] = {
 
 class SearchLoadError(ImportError):
     """A registered search cannot be imported, or what it names is no search."""
+
+
+_REGISTERED = Registrations(BUILT_IN, ENTRY_POINT_GROUP, ("search", "searches"), SearchLoadError)
 
 
 class Searches(Mapping[str, Any]):
@@ -50,29 +51,16 @@ class Searches(Mapping[str, Any]):
             KeyError: for an unknown name.
             SearchLoadError: when it cannot be imported, or is no search.
         """
-        return _loaded(self._entry_points()[name])
+        return _loaded(_REGISTERED.entry_points()[name])
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entry_points()
+        return name in _REGISTERED.entry_points()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entry_points())
+        return iter(_REGISTERED.entry_points())
 
     def __len__(self) -> int:
-        return len(self._entry_points())
-
-    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
-        found = {name: metadata.EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in BUILT_IN.items()}
-        for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
-            kept = found.setdefault(entry_point.name, entry_point)
-            if kept.value != entry_point.value:
-                logger.warning(
-                    "Two searches are called %r: %s is used, %s is not.",
-                    entry_point.name,
-                    kept.value,
-                    entry_point.value,
-                )
-        return found
+        return len(_REGISTERED.entry_points())
 
 
 SEARCHES = Searches()
@@ -80,16 +68,11 @@ SEARCHES = Searches()
 
 
 def _loaded(entry_point: metadata.EntryPoint) -> Any:
-    owner = f" of package {entry_point.dist.name!r}" if entry_point.dist else ""
-    where = f"Search {entry_point.name!r}{owner} ({entry_point.value})"
-    try:
-        found = entry_point.load()
-    except Exception as error:
-        raise SearchLoadError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    found = _REGISTERED.load(entry_point)
     if not is_dataclass(found) or not callable(getattr(found, "population", None)):
         raise SearchLoadError(
-            f"{where} should be a dataclass with a method `population`, or an instance of one, got "
-            f"{getattr(found, '__name__', type(found).__name__)}."
+            f"{_REGISTERED.describe(entry_point)} should be a dataclass with a method `population`, or an instance of "
+            f"one, got {getattr(found, '__name__', type(found).__name__)}."
         )
     return found
 
@@ -132,7 +115,7 @@ def search_name(config: SearchConfig) -> str:
         'fk'
     """
     kind = type(config)
-    for name, entry_point in SEARCHES._entry_points().items():
+    for name, entry_point in _REGISTERED.entry_points().items():
         if entry_point.value == f"{kind.__module__}:{kind.__qualname__}":
             return name
     return kind.__name__

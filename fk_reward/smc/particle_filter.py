@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.smc.potentials import POTENTIALS, PathStatistics
-from fk_reward.smc.resampling import RESAMPLERS, systematic
+from fk_reward.smc.resampling import RESAMPLERS, flat_indices, systematic
 from fk_reward.smc.reward_scale import AUTO, tempered_reward_scale
 from fk_reward.smc.weights import effective_sample_size, log_mean_increment, normalized_weights
 
@@ -216,14 +216,14 @@ class ParticleFilter:
         for group in groups:
             ancestors[group] = resampler(self.log_weights[group], size, self._generators[group])
         # before the weights are gathered, after which num_particles is K'
-        offsets = self.num_particles * torch.arange(self.num_groups)[:, None]
+        flat = flat_indices(ancestors, self.num_particles)
         self._path = self._path.gather(ancestors)
         # what was applied goes with the particle: the terminal correction takes it back, also after resampling
         self._applied = self._applied.gather(1, ancestors)
         self.log_weights = self.log_weights.gather(1, ancestors)
         # equal again; the evidence of the step is in log_evidence already
         self.log_weights[groups] = 0.0
-        return (ancestors + offsets).flatten()
+        return flat
 
     def _groups_to_resample(self, size: int) -> list[int]:
         if not 1 <= size <= self.num_particles:

@@ -120,6 +120,23 @@ RESAMPLERS: dict[str, Resampler] = {
 """Resampling schemes by the name that `FKSteeringConfig.resampling` takes."""
 
 
+def flat_indices(places: Tensor, num_particles: int) -> Tensor:
+    """Indices within each group as indices of the flat, group-major rows.
+
+    Args:
+        places: `(G, n)` int64, in [0, K).
+        num_particles: K, rows of each group.
+
+    Returns:
+        `(G * n,)` int64.
+
+    Example:
+        >>> flat_indices(torch.tensor([[0, 2], [1, 1]]), 3)
+        tensor([0, 2, 4, 4])
+    """
+    return (places + num_particles * torch.arange(len(places))[:, None]).flatten()
+
+
 def _checked_weights(log_weights: Tensor) -> Tensor:
     if log_weights.ndim != 1:
         raise ValueError(f"log_weights should be of shape (K,), got {tuple(log_weights.shape)}.")

@@ -1,0 +1,55 @@
+"""Names that are registered: those of the package, and those of other packages by entry point."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Registrations:
+    """What is registered under a name, imported only when its own name is used.
+
+    Attributes:
+        built_in: name -> "module:attribute", those of the package.
+        group: entry-point group in which other packages register theirs.
+        noun: what is registered, in the singular and in the plural.
+        error: raised where something cannot be imported.
+    """
+
+    built_in: Mapping[str, str]
+    group: str
+    noun: tuple[str, str]
+    error: type[ImportError]
+
+    def entry_points(self) -> dict[str, metadata.EntryPoint]:
+        """All registrations by name; the package's own win, and among others the first, with a warning."""
+        found = {name: metadata.EntryPoint(name, value, self.group) for name, value in self.built_in.items()}
+        for entry_point in metadata.entry_points(group=self.group):
+            kept = found.setdefault(entry_point.name, entry_point)
+            if kept.value != entry_point.value:
+                text = "Two %s are called %r: %s is used, %s is not."
+                logger.warning(text, self.noun[1], entry_point.name, kept.value, entry_point.value)
+        return found
+
+    def describe(self, entry_point: metadata.EntryPoint) -> str:
+        """Name, package and place, for messages."""
+        owner = f" of package {entry_point.dist.name!r}" if entry_point.dist else ""
+        return f"{self.noun[0].capitalize()} {entry_point.name!r}{owner} ({entry_point.value})"
+
+    def load(self, entry_point: metadata.EntryPoint) -> Any:
+        """Import what is registered.
+
+        Raises:
+            ImportError: `error`, which names the registration, whatever its import raises.
+        """
+        try:
+            return entry_point.load()
+        except Exception as error:  # of another package: its import may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise self.error(f"{self.describe(entry_point)} cannot be imported: {reason}") from error
