@@ -8,8 +8,9 @@ these functions, whose only error is ValueError.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -81,6 +82,34 @@ def parse_yaml(text: str, source: object) -> Any:
     # All but the first come from PyYAML's dates: 2021-02-30, or a text that is tagged as one.
     except (yaml.YAMLError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{source}: not valid YAML: {error}") from error
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, or a list or dictionary of them; tensors and functions are not.
+
+    Example:
+        >>> is_plain([1, "a", None]), is_plain(is_plain)
+        (True, False)
+    """
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and is_plain(item) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def plain(value: Any) -> Any:
+    """The same value as JSON gives it back: lists for tuples, texts for infinite numbers.
+
+    Example:
+        >>> plain({"sizes": (1, 2), "lambda_min_clipped": -math.inf})
+        {'sizes': [1, 2], 'lambda_min_clipped': '-inf'}
+    """
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_depth(text: str, source: object, *, limit: int, strings: bool = True) -> None:

@@ -16,7 +16,6 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.pipelines.batching import MicroBatches, batch_rows
-from fk_reward.pipelines.call_record import has_been_warned_of, resampling_effect
 from fk_reward.pipelines.conditions import Conditions, fit_conditions
 from fk_reward.pipelines.epilogue import DecodeFn
 from fk_reward.pipelines.hooks import main_denoiser, wrap_forward, wrap_method
@@ -32,7 +31,6 @@ from fk_reward.sampling.trace import Provenance, SteeringTrace, TraceStep
 from fk_reward.sampling.x0_prediction import scheduler_name
 from fk_reward.search.base import Population, SearchConfig, can_move, can_resize
 from fk_reward.search.contract import record_of
-from fk_reward.search.feynman_kac import FKPopulation
 from fk_reward.search.registry import search_name, settings_of
 
 logger = logging.getLogger(__name__)
@@ -230,7 +228,9 @@ class SteeredRun:
 
     def finish(self, rewards: Tensor) -> None:
         """Give the population the rewards `(G * K,)` of the finished images and close the record."""
-        self.population.finish(rewards, step=self.num_steps, log_ratio=self._log_ratio)
+        warning = self.population.finish(rewards, step=self.num_steps, log_ratio=self._log_ratio)
+        if warning is not None and self.exchange.process == 0:
+            logger.warning(warning)
         grouped = self._grouped(rewards)
         log_weights, ess = recorded_weights(record_of(self.population, grouped.shape[1]), grouped, final=True)
         self._steps.append(
@@ -245,18 +245,6 @@ class SteeredRun:
                 **self._measures(),
             )
         )
-        if isinstance(self.population, FKPopulation):
-            self._note_effect(self.population)
-
-    def _note_effect(self, population: FKPopulation) -> None:
-        """Note which prompts were not resampled, and warn where none was."""
-        config, scales = population.config, population.reward_scale
-        note = resampling_effect(config, self._steps, reward_scale=scales, stopped=population.stopped)
-        if note is None:
-            return
-        self.notes.append(note)
-        if note.startswith("0 of ") and not has_been_warned_of(config, self._steps) and self.exchange.process == 0:
-            logger.warning(note)
 
     def trace(self, selected: Tensor) -> SteeringTrace:
         """The trace of the finished run; `selected` is `(G, n)`. Counts are those of all processes together."""

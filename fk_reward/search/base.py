@@ -127,8 +127,12 @@ class Population(Protocol):
             `ancestors[g * K' + i]`, which is one of the same prompt. None where all stay in place.
         """
 
-    def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> None:
-        """Take the rewards `(G * K,)` of the finished images; `-inf` forbids one."""
+    def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> str | None:
+        """Take the rewards `(G * K,)` of the finished images; `-inf` forbids one.
+
+        Returns:
+            A sentence to warn the user with where the search turned out to do nothing, else None.
+        """
 
     def select(self, num_selected: int) -> Tensor:
         """`(G, n)` int64, indices within each prompt of the images to return, best first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -72,10 +72,6 @@ class BeamSearch:
     ) -> BeamPopulation:
         """The particles of one call."""
         return BeamPopulation(self, num_groups)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary of all fields."""
-        return asdict(self)
 
 
 class BeamPopulation(PlainPopulation):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator
 
@@ -49,7 +49,3 @@ class BestOfN:
     ) -> PlainPopulation:
         """N particles that stay where they are."""
         return PlainPopulation(self.num_particles, num_groups, abstain=self.abstain)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary of all fields."""
-        return asdict(self)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator
 
@@ -89,7 +89,3 @@ class DraftRefine:
         kept = order[:, : self.num_refined].sort(dim=1).values
         particles = flat_indices(kept, self.num_particles)
         return rollout(drafts.noise[particles], num_particles=self.num_refined, particles=particles)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary of all fields."""
-        return asdict(self)

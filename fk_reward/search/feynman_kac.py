@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Generator, Tensor
 
 from fk_reward.search.base import Forecast
@@ -280,6 +281,9 @@ class FKPopulation(ParticleFilter):
         self.copies = config.resamples
         self._sizes: dict[int, int] = {}
         self._recorded: dict[str, Tensor] = {}
+        self._scored: list[Tensor] = []
+        self._resampled = torch.zeros(num_groups, dtype=torch.bool)
+        self._effect: str | None = None
 
     @property
     def needs_scores(self) -> bool:
@@ -337,15 +341,67 @@ class FKPopulation(ParticleFilter):
         self._keep_weights()
         # Of several scoring steps that had to wait for a step with noise the last one says how many go on.
         due = [mark for mark in self._sizes if mark <= step]
-        return self.resample(self._sizes[due[-1]] if due else None)
+        self._scored.append(rewards.view(self.num_groups, -1))
+        ancestors = self.resample(self._sizes[due[-1]] if due else None)
+        if ancestors is not None:
+            self._resampled |= _moved(ancestors.view(self.num_groups, -1), self._scored[-1].shape[1])
+        return ancestors
 
-    def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> None:
-        """The terminal correction."""
+    def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> str | None:
+        """The terminal correction.
+
+        Returns:
+            A sentence where no prompt was resampled although the settings ask for it, unless `begin` has said so.
+        """
         if log_ratio is not None:
             self.correct(log_ratio)
         self.weigh(rewards, final=True, step=step)
         self._keep_weights()
         self._recorded |= {"log_evidence": self.log_evidence.clone(), "reward_scale": self.reward_scale.clone()}
+        self._effect = self._describe_effect()
+        told = not self._scored or self.config.ess_threshold * self.config.num_particles <= 1.0
+        return None if told or self._resampled.any() or self.stopped.all() else self._effect
+
+    @property
+    def notes(self) -> list[str]:
+        """What `ParticleFilter` notes, and which prompts should have been resampled and were not."""
+        return [*super().notes, *([self._effect] if self._effect else [])]
+
+    def _describe_effect(self) -> str | None:
+        """A sentence about prompts that should have been resampled and were not; None without such prompts."""
+        kept = ~(self._resampled | self.stopped)
+        if not self.config.resamples or not kept.any():
+            return None
+        num_resampled, number = int((~kept & ~self.stopped).sum()), self.num_particles
+        drawn = f"best of {number}" if self.config.selection == "best" else f"a draw by weight from {number} plain ones"
+        sentence = "; of the others, " if num_resampled else f": this was {drawn}; "
+        return f"{num_resampled} of {len(kept)} prompts were resampled{sentence}{self._why_not(kept)}."
+
+    def _why_not(self, kept: Tensor) -> str:
+        """Why the prompts `(G,)` were not resampled, and what would help.
+
+        The rewards' spread is the mean, over these prompts and the scoring steps, of the standard deviation among the
+        particles of a prompt. Log-weights that are normal with standard deviation s leave an ESS of about K exp(-s^2),
+        which says what lambda would have done.
+        """
+        config, scale = self.config, float(self.reward_scale[kept].mean())
+        if not self._scored:
+            return "no scoring step was reached"
+        if config.ess_threshold * config.num_particles <= 1.0:
+            return (
+                f"the ESS of {config.num_particles} particles is never below {config.ess_threshold:g} of them; "
+                "ess_threshold=1.0 resamples at every scoring step"
+            )
+        rows = [row[row.isfinite()].double() for rewards in self._scored for row in rewards[kept]]
+        spread = float(torch.stack([row.std(correction=0) for row in rows if len(row) > 1] or [torch.zeros(())]).mean())
+        if spread == 0:
+            return "the rewards of a prompt's particles did not differ at the scoring steps"
+        wanted = math.sqrt(-math.log(config.ess_threshold)) / spread if config.ess_threshold < 1 else 0.0
+        remedy = f"reward_scale={wanted:.2g} would be about enough, and so would" if wanted > scale else "try"
+        return (
+            f"reward_scale x spread = {scale * spread:.2g} (rewards of a prompt's particles have a standard deviation "
+            f"of {spread:.2g} at the scoring steps, reward_scale is {scale:.3g}): {remedy} reward_scale='auto'"
+        )
 
     def _keep_weights(self) -> None:
         self._recorded = {"log_weights": self.log_weights.clone(), "ess": self.ess}
@@ -353,6 +409,14 @@ class FKPopulation(ParticleFilter):
     def record(self) -> Mapping[str, Tensor]:
         """`log_weights` and `ess` before resampling; at the end `log_evidence` and `reward_scale`, too."""
         return self._recorded
+
+
+def _moved(ancestors: Tensor, num_before: int) -> Tensor:
+    """(G,) bool: prompts of which some particle was copied or dropped; `ancestors` `(G, K')` are flat indices."""
+    num_after = ancestors.shape[1]
+    first = num_before * torch.arange(len(ancestors), device=ancestors.device)[:, None]
+    in_place = ancestors.sort(dim=1).values == first + torch.arange(num_after, device=ancestors.device)
+    return (~in_place.all(dim=1) | (num_after < num_before)).cpu()
 
 
 def config_fields() -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Generator, Tensor
@@ -69,10 +69,6 @@ class Pruning:
     ) -> PruningPopulation:
         """The particles of one call."""
         return PruningPopulation(self, num_groups)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary of all fields, with lists for tuples, as JSON gives them back."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 class PruningPopulation(PlainPopulation):

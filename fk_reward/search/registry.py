@@ -7,6 +7,7 @@ from dataclasses import Field, asdict, fields, is_dataclass, replace
 from importlib import metadata
 from typing import Any
 
+from fk_reward.documents import plain
 from fk_reward.registration import Registrations
 from fk_reward.search.base import SearchConfig
 from fk_reward.search.contract import make_population
@@ -131,14 +132,7 @@ def settings_of(config: SearchConfig) -> dict[str, Any]:
     """
     own = getattr(config, "to_dict", None)
     values: dict[str, Any] = own() if callable(own) else asdict(config)  # type: ignore[call-overload]
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    """With lists for tuples, as JSON gives them back."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return {name: plain(value) for name, value in values.items()}
 
 
 def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:

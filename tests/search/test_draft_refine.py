@@ -17,6 +17,7 @@ from diffusers import (
 from fk_reward import FKSteeringPipeline
 from fk_reward.search import BestOfN, DraftRefine
 from fk_reward.search.base import forecast
+from fk_reward.search.registry import settings_of
 from tests import tiny
 
 PROMPT, STEPS = "a red circle", 5
@@ -136,7 +137,7 @@ def test_the_trace_holds_both_passes(stock):
     out = pipe(PROMPT, search="draft-refine", num_particles=4, draft_steps=2, generator=generators(4), **shared)
     trace, expected = out.trace, forecast(CONFIG, STEPS)
     assert [(step.step, step.num_particles, step.final) for step in trace.steps] == [(1, 4, False), (7, 2, True)]
-    assert (trace.search, trace.config) == ("draft-refine", CONFIG.to_dict())
+    assert (trace.search, trace.config) == ("draft-refine", settings_of(CONFIG))
     assert trace.cost.sample_steps == sum(expected.steps) == 4 * 2 + 2 * STEPS == trace.cost.denoiser_rows // 2
     assert trace.cost.decodes == trace.cost.reward_calls == expected.num_scored == 6
     assert (trace.num_steps, trace.num_model_calls) == (2 + STEPS, 2 + STEPS)
