@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fk_reward.pipelines.call_arguments import complete_eta
 from fk_reward.pipelines.decoding import Preview, preview_decoder
-from fk_reward.planning.meta_device import FusedAttention, LiveBytes, MetaTensors, flop_counter
+from fk_reward.planning.meta_device import FusedAttention, LiveBytes, MetaTensors, Operations
 from fk_reward.planning.planned_models import PlannedModels, tensors_of
 from fk_reward.rewards import Reward
 from fk_reward.search.feynman_kac import FKSteeringConfig
@@ -139,9 +139,9 @@ def _watched(held: list[Tensor]) -> Iterator[_Watch]:
     """Measure the body of the `with` statement."""
     watch = _Watch()
     # The last mode is asked first: MetaTensors moves the operands, then bytes and operations are counted.
-    with flop_counter() as counter, LiveBytes(held) as tracker, MetaTensors(), FusedAttention():
+    with Operations() as operations, LiveBytes(held) as tracker, MetaTensors(), FusedAttention():
         yield watch
-    watch.peak, watch.flops = tracker.peak, counter.get_total_flops()
+    watch.peak, watch.flops = tracker.peak, operations.total
 
 
 class _Generation:
@@ -162,18 +162,18 @@ class _Generation:
         arguments: dict[str, Any] = self._image.arguments() | {"num_inference_steps": self._num_steps}
         complete_eta(pipe, FKSteeringConfig(num_resamples=0), arguments)
         pipe.set_progress_bar_config(disable=True)
-        with flop_counter() as counter, LiveBytes() as tracker, MetaTensors(), FusedAttention():
-            with self._marked(tracker, counter):
+        with Operations() as operations, LiveBytes() as tracker, MetaTensors(), FusedAttention():
+            with self._marked(tracker, operations):
                 out = pipe(PROMPT, num_images_per_prompt=batch_size, output_type="latent", **arguments)
         self.denoise.peak = tracker.peak - self.kept
-        self.denoise.flops = (counter.get_total_flops() - self.text.flops) // self._num_steps
+        self.denoise.flops = (operations.total - self.text.flops) // self._num_steps
         return out.images
 
     @contextmanager
-    def _marked(self, tracker: LiveBytes, counter: Any) -> Iterator[None]:
+    def _marked(self, tracker: LiveBytes, operations: Operations) -> Iterator[None]:
         def begin(*_: Any) -> None:
             if self.text.peak == 0:  # the first step: all that was counted before it is text encoding
-                self.text.peak, self.text.flops = tracker.peak, counter.get_total_flops()
+                self.text.peak, self.text.flops = tracker.peak, operations.total
                 tracker.restart()
             self.kept = max(self.kept, tracker.live)  # tensors that are alive when a step begins stay between steps
 

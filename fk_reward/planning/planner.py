@@ -245,7 +245,7 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     """Predict memory and time of a steered call, and choose settings that fit.
 
     The modules are run on PyTorch's meta device: every tensor has its shape and no numbers, so that a laptop can plan
-    for any GPU. Takes seconds for small models and about a minute for SDXL with a reward of billions of parameters.
+    for any GPU. Takes seconds, for SDXL with a reward of billions of parameters, too.
 
     Args:
         model: `sd-2.1`, `sd-2.1-base` (512 pixels) or `sdxl`, of which nothing is downloaded; an embedded model, a

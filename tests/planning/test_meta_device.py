@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from fk_reward.planning.meta_device import FusedAttention, LiveBytes, count_flops
+from fk_reward.planning import meta_device
+from fk_reward.planning.meta_device import FusedAttention, LiveBytes, Operations, count_flops, flop_counter
 from fk_reward.rewards import Reward, RewardCard, load_reward
 
 PROMPT = "a photo of a red circle and a blue square"
@@ -159,3 +160,109 @@ def test_counts_on_the_meta_device_are_those_of_a_real_pass():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         reward.score(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), [PROMPT])
     assert counter.get_total_flops() == count_flops(reward, 64, PROMPT)
+
+
+def on_meta(*size, dtype=torch.float32):
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+OPERATIONS = {
+    "broadcast": lambda: on_meta(2, 1, 3) + on_meta(4, 1),
+    "of whole numbers": lambda: on_meta(3, dtype=torch.int64) * 2,
+    "of whole numbers and a fraction": lambda: on_meta(3, dtype=torch.int64) * 2.0,
+    "widened": lambda: on_meta(3, dtype=torch.float16) + on_meta(3),
+    "transposed": lambda: on_meta(3, 4).T + 1,
+    "not transposed": lambda: on_meta(4, 3) + 1,
+    "short": lambda: on_meta(4) + 1,
+    "long": lambda: on_meta(5) + 1,
+    "of halves": lambda: on_meta(5, dtype=torch.float16) + 1,
+    "exponential": lambda: on_meta(5).exp(),
+    "question": lambda: on_meta(5).isnan(),
+    "joined": lambda: torch.cat([on_meta(2, 3), on_meta(1, 3)]),
+    "joined elsewhere": lambda: torch.cat([on_meta(2, 3), on_meta(2, 3)], dim=1),
+    "several": lambda: torch.ops.aten.native_layer_norm(on_meta(2, 3), [3], None, None, 1e-5),
+    "sorted": lambda: torch.sort(on_meta(2, 3)),
+    "product": lambda: on_meta(2, 3) @ on_meta(3, 4),
+    "of channels last": lambda: functional.conv2d(
+        on_meta(1, 3, 8, 8).to(memory_format=torch.channels_last), on_meta(5, 3, 3, 3)
+    ),
+    "of channels first": lambda: functional.conv2d(on_meta(1, 3, 8, 8), on_meta(5, 3, 3, 3)),
+    "attention": lambda: functional.scaled_dot_product_attention(*(on_meta(1, 2, 5, 8),) * 3),
+}
+
+
+def described(result):
+    tensors = [result] if isinstance(result, torch.Tensor) else result
+    return [(tensor.shape, tensor.stride(), tensor.dtype, tensor.untyped_storage().nbytes()) for tensor in tensors]
+
+
+def of_all():
+    """What all operations return, one after the other, and their floating-point operations."""
+    with Operations() as operations, FusedAttention():
+        return {name: described(make()) for name, make in OPERATIONS.items()}, operations.total
+
+
+@pytest.fixture
+def nothing_remembered(monkeypatch):
+    monkeypatch.setattr(meta_device, "_OUTCOMES", {})
+
+
+@pytest.fixture
+def plain():
+    with flop_counter() as counter, FusedAttention():
+        return {name: described(make()) for name, make in OPERATIONS.items()}, counter.get_total_flops()
+
+
+def test_what_is_remembered_is_what_pytorch_returns(plain, nothing_remembered):
+    assert of_all() == plain
+    known = dict(meta_device._OUTCOMES)
+    assert len(known) >= len(OPERATIONS)
+    assert of_all() == plain
+    assert meta_device._OUTCOMES == known
+
+
+FORGETFUL = {
+    "sizes": lambda part: part._replace(size=None) if isinstance(part, meta_device._Shape) else part,
+    "strides": lambda part: part._replace(stride=None) if isinstance(part, meta_device._Shape) else part,
+    "dtypes": lambda part: part._replace(dtype=None) if isinstance(part, meta_device._Shape) else part,
+    "types of numbers": lambda part: None if isinstance(part, type) else part,
+    "which operation": lambda part: None if isinstance(part, torch._ops.OpOverload) else part,
+}
+
+
+@pytest.mark.parametrize("what", FORGETFUL)
+def test_a_memory_that_forgets_what_decides_a_result_is_noticed(what, plain, nothing_remembered, monkeypatch):
+    signature = meta_device._signature
+
+    def forget(part):
+        part = FORGETFUL[what](part)
+        return tuple(map(forget, part)) if type(part) is tuple else part
+
+    monkeypatch.setattr(meta_device, "_signature", lambda *call: forget(signature(*call)))
+    with pytest.raises(AssertionError):
+        assert of_all() == plain
+
+
+def test_what_is_written_or_viewed_is_not_made_anew(nothing_remembered):
+    x = on_meta(4, 3)
+    with Operations():
+        for _ in range(2):
+            same = [x.view(3, 4), x.T, x.add_(1), torch.ops.aten._unsafe_view(x, [12]), x.split(2)[0]]
+            assert all(y.untyped_storage() is x.untyped_storage() for y in same)
+    assert not any("view" in str(key[0]) for key in meta_device._OUTCOMES)
+
+
+def test_numbers_are_not_remembered(nothing_remembered):
+    with Operations() as operations:
+        products = [torch.full((2, 3), float(n)) @ torch.ones(3, 4) for n in range(3)]
+    assert [product[0, 0] for product in products] == [0, 3, 6]
+    assert operations.total == 3 * 2 * (2 * 3 * 4)
+    assert meta_device._OUTCOMES == {}
+
+
+def test_the_memory_has_an_end(nothing_remembered, monkeypatch):
+    monkeypatch.setattr(meta_device, "_MOST_OUTCOMES", 3)
+    with Operations():
+        for size in range(1, 9):
+            assert (on_meta(size) + 1).shape == (size,)
+    assert 0 < len(meta_device._OUTCOMES) <= 3
