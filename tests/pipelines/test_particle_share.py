@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +12,9 @@ from fk_reward.pipelines import particle_share
 from fk_reward.pipelines.particle_share import find_exchange
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.search import load_search
-from tests.accelerate_launch import launch
 from tests.pipelines.calls import BrightnessReward
 from tests.pipelines.spread_call import call, generators, main
-from tests.repository.layout import ROOT
+from tests.two_processes import launch, start_both
 
 
 @pytest.mark.slow
@@ -40,41 +35,6 @@ def test_two_processes_give_what_one_gives(tmp_path):
                 torch.testing.assert_close(mine, other, rtol=0, atol=1)
 
 
-def plain_launch(module, *arguments, timeout):
-    """Two processes without a launcher that would end the one when the other fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            env={
-                **os.environ,
-                **shared,
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-            },
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    try:
-        return [process.communicate(timeout=timeout)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-
-
 HAS_FAILED = "ProcessFailure: Rank 1, which shares this call, has failed: MemoryError: of rank 1"
 WRONG = {  # what rank 1 does -> what rank 0 and rank 1 meet with; None where it has no last words
     "prompts": ("rank 0 and rank 1 differ in .*prompt.*squares.*triangles", "differ in .*prompt.*squares.*triangles"),
@@ -89,7 +49,7 @@ WRONG = {  # what rank 1 does -> what rank 0 and rank 1 meet with; None where it
 @pytest.mark.slow
 def test_one_rank_that_goes_wrong_ends_all(tmp_path):
     """Every call ends on both within seconds, and the next one is not disturbed; the group's time-out is 30 minutes."""
-    outputs = plain_launch("tests.pipelines.failing_call", tmp_path, *WRONG, timeout=240)
+    outputs = start_both("tests.pipelines.failing_call", tmp_path, *WRONG, timeout=240)
     for kind, words in WRONG.items():
         for rank, expected in enumerate(words):
             file = tmp_path / f"{kind}-{rank}.txt"

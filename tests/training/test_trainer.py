@@ -12,9 +12,9 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
 from fk_reward.training import binary_loss, bradley_terry_loss, collate_preferences, general_preference_loss
-from tests.accelerate_launch import launch
 from tests.tiny.training import frozen_weights, labelled, make_model, make_trainer, pairs, trained_weights
 from tests.training.distributed_step import main
+from tests.two_processes import launch
 
 GENERAL = {"objective": "general-preference", "value_head_dim": 4}
 LEARNING = {"max_steps": 16, "learning_rate": 1e-2, "warmup_steps": 2}

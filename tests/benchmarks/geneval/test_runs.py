@@ -22,11 +22,11 @@ from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import CallableReward
 from fk_reward.search import SEARCHES
 from fk_reward.shapes import is_heldout, parse_prompt
-from tests.accelerate_launch import launch
 from tests.benchmarks.geneval.tiny_judge import write_clip, write_mask2former
 from tests.benchmarks.image_stage import SETTINGS, tree
 from tests.command_line import run_command_line
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
+from tests.two_processes import launch
 
 
 @pytest.fixture(scope="module")
