@@ -21,6 +21,22 @@ def test_components_are_scipy_s(density):
     }
 
 
+def test_a_long_winding_component_is_one():
+    snake = torch.zeros(41, 41, dtype=torch.bool)
+    snake[::2] = True
+    snake[1::4, -1] = snake[3::4, 0] = True
+    for mask in (snake, snake.T, snake.flip(0), snake.T.flip(1)):
+        assert [part.equal(mask) for part in components(mask)] == [True]
+
+
+def test_components_come_in_reading_order_and_can_be_asked_to_be_large():
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[0, 6:], mask[2, 2], mask[4:, :3], mask[4:, 5:7] = True, True, True, True
+    assert [int(part.sum()) for part in components(mask)] == [2, 1, 12, 8]
+    assert [int(part.sum()) for part in components(mask, min_area=8)] == [12, 8]
+    assert [int(part.sum()) for part in components(mask, min_area=9)] == [12]
+
+
 def test_an_empty_mask_has_no_components():
     assert not list(components(torch.zeros(4, 4, dtype=torch.bool)))
 
