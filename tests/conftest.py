@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -30,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
                 f"fk_reward.{name} is {found}, not that of {ROOT}. Install this checkout, or run "
                 "`python scripts/link_packages.py` and `python -m pytest -o 'pythonpath=build/packages .'`."
             )
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collections pass over the millions of objects of the imports: they took a fifth of all time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import runpy
@@ -71,6 +72,7 @@ def _serve():
     import fk_reward.pipelines.fk_steering_pipeline  # noqa: F401, PLC0415 (what takes seconds)
     import tests.tiny  # noqa: F401, PLC0415
 
+    gc.freeze()  # a collection of a child would copy the pages of all that has been imported
     for line in sys.stdin:
         files = [[os.memfd_create(name) for name in ("output", "errors")] for _ in range(2)]
         children = [_fork(rank, json.loads(line), *files[rank]) for rank in range(2)]
