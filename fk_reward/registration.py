@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -33,7 +30,7 @@ class Registrations:
     def entry_points(self) -> dict[str, metadata.EntryPoint]:
         """All registrations by name; the package's own win, and among others the first, with a warning."""
         found = {name: metadata.EntryPoint(name, value, self.group) for name, value in self.built_in.items()}
-        for entry_point in _installed(metadata.entry_points, self.group, _path_state()):
+        for entry_point in metadata.entry_points(group=self.group):
             kept = found.setdefault(entry_point.name, entry_point)
             if kept.value != entry_point.value:
                 text = "Two %s are called %r: %s is used, %s is not."
@@ -56,17 +53,3 @@ class Registrations:
         except Exception as error:  # of another package: its import may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise self.error(f"{self.describe(entry_point)} cannot be imported: {reason}") from error
-
-
-def _path_state() -> tuple[tuple[str, int], ...]:
-    """The folders in which packages are installed, each with the time of its last change, as importlib looks at it."""
-    folders = [folder or os.curdir for folder in sys.path]
-    return tuple((folder, os.stat(folder).st_mtime_ns) for folder in folders if os.path.exists(folder))
-
-
-@functools.lru_cache(maxsize=8)
-def _installed(
-    find: Callable[..., Iterable[metadata.EntryPoint]], group: str, state: tuple[tuple[str, int], ...]
-) -> tuple[metadata.EntryPoint, ...]:
-    """What `find` gives for a group: it reads a file of every installed package, so once for each state of the path."""
-    return tuple(find(group=group))
