@@ -27,7 +27,7 @@ demo: $(STAMP)  ## Unsteered, best of K and steered images on the embedded model
 	$(BIN)/fk-reward demo --out outputs/demo
 
 test: $(STAMP)  ## All tests
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests  # starts many processes
 
 check: lint types doctests gates  ## Lint, types, doctests, exports and documentation
 

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 
 from tests.repository.layout import ROOT
@@ -74,12 +75,18 @@ def _serve():
 
     gc.freeze()  # a collection of a child would copy the pages of all that has been imported
     for line in sys.stdin:
-        files = [[os.memfd_create(name) for name in ("output", "errors")] for _ in range(2)]
+        files = [[_scratch() for _ in ("output", "errors")] for _ in range(2)]
         children = [_fork(rank, json.loads(line), *files[rank]) for rank in range(2)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         texts = [[_content(own[kind]) for own in files] for kind in range(2)]
         sys.stdout.write(json.dumps([codes, *texts]) + "\n")
         sys.stdout.flush()
+
+
+def _scratch():
+    """A descriptor of a file without a name."""
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _content(descriptor):
