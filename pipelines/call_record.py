@@ -68,7 +68,7 @@ def seeds_of(generator: Generator | Sequence[Generator] | None) -> tuple[int, ..
     """Initial seeds of a call's generators; empty for the global one.
 
     Example:
-        >>> seeds_of(torch.Generator().manual_seed(3))
+        >>> seeds_of(Generator().manual_seed(3))
         (3,)
     """
     if generator is None:
