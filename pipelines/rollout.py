@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,6 +33,8 @@ from fk_reward.search.registry import search_name, settings_of
 from fk_reward.search.starts import Scored, StartSearch
 from fk_reward.smc.resampling import flat_indices
 from fk_reward.value_checks import whole_number
+
+logger = logging.getLogger(__name__)
 
 _ONE_STEP = ("DDIMScheduler", "DDPMScheduler")
 """Schedulers whose step depends on its timestep alone, and that have no index to begin at."""
@@ -153,7 +156,9 @@ class PipelineRollout:
             got = type(scored).__name__
             raise TypeError(f"{type(config).__name__}.run should return Scored, of passes of the rollout, got {got}.")
         population = make_population(config, len(call.prompts), self.generators)
-        population.finish(scored.rewards)
+        warning = population.finish(scored.rewards)
+        if warning is not None:
+            logger.warning(warning)
         selected = selected_images(population, call.num_images_per_prompt)
         rows = flat_indices(selected, population.num_particles)
         taken = scored.take(rows)

@@ -14,9 +14,9 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.search.base import Forecast
-from fk_reward.smc.particle_filter import ParticleFilter
+from fk_reward.smc.particle_filter import ParticleFilter, grouped_rewards
 from fk_reward.smc.potentials import POTENTIALS
-from fk_reward.smc.resampling import RESAMPLERS
+from fk_reward.smc.resampling import RESAMPLERS, moved_groups
 from fk_reward.smc.reward_scale import AUTO
 from fk_reward.value_checks import boolean, real_number, whole_number
 
@@ -325,7 +325,7 @@ class FKPopulation(ParticleFilter):
                 f"A trajectory of {num_steps} step has no scoring step, so nothing will be resampled: this is best of "
                 f"{number}."
             )
-        if config.ess_threshold * number <= 1.0:
+        if self._threshold_is_idle:
             return (
                 f"The ESS of {number} particles is never below {config.ess_threshold:g} of them, so nothing will be "
                 f"resampled: this is best of {number}. Raise ess_threshold (1.0 resamples at every scoring step) or "
@@ -341,10 +341,12 @@ class FKPopulation(ParticleFilter):
         self._keep_weights()
         # Of several scoring steps that had to wait for a step with noise the last one says how many go on.
         due = [mark for mark in self._sizes if mark <= step]
-        self._scored.append(rewards.view(self.num_groups, -1))
+        num_before = self.num_particles
+        # a checked copy on the CPU: `rewards` may hold a graph, or be a buffer that the next step fills
+        self._scored.append(grouped_rewards(rewards, self.num_groups, num_before, step=step))
         ancestors = self.resample(self._sizes[due[-1]] if due else None)
         if ancestors is not None:
-            self._resampled |= _moved(ancestors.view(self.num_groups, -1), self._scored[-1].shape[1])
+            self._resampled |= moved_groups(ancestors.view(self.num_groups, -1), num_before)
         return ancestors
 
     def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> str | None:
@@ -359,8 +361,13 @@ class FKPopulation(ParticleFilter):
         self._keep_weights()
         self._recorded |= {"log_evidence": self.log_evidence.clone(), "reward_scale": self.reward_scale.clone()}
         self._effect = self._describe_effect()
-        told = not self._scored or self.config.ess_threshold * self.config.num_particles <= 1.0
+        told = not self._scored or self._threshold_is_idle
         return None if told or self._resampled.any() or self.stopped.all() else self._effect
+
+    @property
+    def _threshold_is_idle(self) -> bool:
+        """Whether the ESS, which is at least 1, is never below the threshold."""
+        return self.config.ess_threshold * self.config.num_particles <= 1.0
 
     @property
     def notes(self) -> list[str]:
@@ -372,10 +379,10 @@ class FKPopulation(ParticleFilter):
         kept = ~(self._resampled | self.stopped)
         if not self.config.resamples or not kept.any():
             return None
-        num_resampled, number = int((~kept & ~self.stopped).sum()), self.num_particles
-        drawn = f"best of {number}" if self.config.selection == "best" else f"a draw by weight from {number} plain ones"
-        sentence = "; of the others, " if num_resampled else f": this was {drawn}; "
-        return f"{num_resampled} of {len(kept)} prompts were resampled{sentence}{self._why_not(kept)}."
+        num_resampled = int((~kept & ~self.stopped).sum())
+        drawn = "best of {}" if self.config.selection == "best" else "a draw by weight from {} plain samples"
+        rest = "; of the others, " if num_resampled else f": this was {drawn.format(self.num_particles)}; "
+        return f"{num_resampled} of {len(kept)} prompts were resampled{rest}{self._why_not(kept)}."
 
     def _why_not(self, kept: Tensor) -> str:
         """Why the prompts `(G,)` were not resampled, and what would help.
@@ -387,12 +394,12 @@ class FKPopulation(ParticleFilter):
         config, scale = self.config, float(self.reward_scale[kept].mean())
         if not self._scored:
             return "no scoring step was reached"
-        if config.ess_threshold * config.num_particles <= 1.0:
+        if self._threshold_is_idle:
             return (
                 f"the ESS of {config.num_particles} particles is never below {config.ess_threshold:g} of them; "
                 "ess_threshold=1.0 resamples at every scoring step"
             )
-        rows = [row[row.isfinite()].double() for rewards in self._scored for row in rewards[kept]]
+        rows = [row[row.isfinite()] for rewards in self._scored for row in rewards[kept]]
         spread = float(torch.stack([row.std(correction=0) for row in rows if len(row) > 1] or [torch.zeros(())]).mean())
         if spread == 0:
             return "the rewards of a prompt's particles did not differ at the scoring steps"
@@ -409,14 +416,6 @@ class FKPopulation(ParticleFilter):
     def record(self) -> Mapping[str, Tensor]:
         """`log_weights` and `ess` before resampling; at the end `log_evidence` and `reward_scale`, too."""
         return self._recorded
-
-
-def _moved(ancestors: Tensor, num_before: int) -> Tensor:
-    """(G,) bool: prompts of which some particle was copied or dropped; `ancestors` `(G, K')` are flat indices."""
-    num_after = ancestors.shape[1]
-    first = num_before * torch.arange(len(ancestors), device=ancestors.device)[:, None]
-    in_place = ancestors.sort(dim=1).values == first + torch.arange(num_after, device=ancestors.device)
-    return (~in_place.all(dim=1) | (num_after < num_before)).cpu()
 
 
 def config_fields() -> tuple[str, ...]:

@@ -137,6 +137,25 @@ def flat_indices(places: Tensor, num_particles: int) -> Tensor:
     return (places + num_particles * torch.arange(len(places))[:, None]).flatten()
 
 
+def moved_groups(ancestors: Tensor, num_particles: int) -> Tensor:
+    """Groups of which some particle was copied or dropped.
+
+    Args:
+        ancestors: `(G, K')` int64, flat indices in any order within a group.
+        num_particles: K, particles of each group before.
+
+    Returns:
+        `(G,)` bool.
+
+    Example:
+        >>> moved_groups(torch.tensor([[1, 0], [2, 2]]), 2)
+        tensor([False,  True])
+    """
+    num_after = ancestors.shape[1]
+    in_place = flat_indices(torch.arange(num_after).expand_as(ancestors), num_particles).view_as(ancestors)
+    return (ancestors.sort(dim=1).values != in_place).any(dim=1) | (num_after < num_particles)
+
+
 def _checked_weights(log_weights: Tensor) -> Tensor:
     if log_weights.ndim != 1:
         raise ValueError(f"log_weights should be of shape (K,), got {tuple(log_weights.shape)}.")

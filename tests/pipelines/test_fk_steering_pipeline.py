@@ -89,7 +89,7 @@ def one_prompt_only(images, prompts):
     ("settings", "words", "is_warned"),
     [
         ({"reward_scale": 1e-6}, r"0 of 2 prompts were resampled: this was best of 4; .* x spread = \S+e-", True),
-        ({"reward_scale": 1e-6, "selection": "sample"}, "this was a draw by weight from 4 plain ones", True),
+        ({"reward_scale": 1e-6, "selection": "sample"}, "this was a draw by weight from 4 plain samples", True),
         ({"reward": constant}, "rewards of a prompt's particles did not differ", True),
         ({"ess_threshold": 0.25}, "the ESS of 4 particles is never below 0.25", False),  # steer says it beforehand
         ({"num_inference_steps": 1}, "no scoring step was reached", False),
