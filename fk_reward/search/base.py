@@ -262,7 +262,8 @@ class PlainPopulation:
         """
         return grouped_rewards(rewards, self.num_groups, self.num_particles, step=step)
 
-    def best(self, grouped: Tensor, number: int) -> Tensor:
+    @staticmethod
+    def best(grouped: Tensor, number: int) -> Tensor:
         """`(G, number)` int64, the places of the highest rewards of each row, ascending; of equal ones the first."""
         return grouped.argsort(dim=1, descending=True, stable=True)[:, :number].sort(dim=1).values
 

@@ -84,8 +84,7 @@ class DraftRefine:
                 f"draft_steps should be at most num_inference_steps = {rollout.num_steps}, got {self.draft_steps}."
             )
         drafts = rollout(num_particles=self.num_particles, num_steps=self.draft_steps)
-        order = drafts.rewards.view(num_groups, -1).argsort(dim=1, descending=True, stable=True)
         # in the order of the starts: with num_refined = num_particles nothing is permuted, and all is as in best of N
-        kept = order[:, : self.num_refined].sort(dim=1).values
+        kept = Passes.best(drafts.rewards.view(num_groups, -1), self.num_refined)
         particles = flat_indices(kept, self.num_particles)
         return rollout(drafts.noise[particles], num_particles=self.num_refined, particles=particles)
