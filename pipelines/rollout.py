@@ -156,8 +156,7 @@ class PipelineRollout:
             got = type(scored).__name__
             raise TypeError(f"{type(config).__name__}.run should return Scored, of passes of the rollout, got {got}.")
         population = make_population(config, len(call.prompts), self.generators)
-        warning = population.finish(scored.rewards)
-        if warning is not None:
+        if warning := population.finish(scored.rewards):
             logger.warning(warning)
         selected = selected_images(population, call.num_images_per_prompt)
         rows = flat_indices(selected, population.num_particles)

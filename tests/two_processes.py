@@ -75,7 +75,7 @@ def _serve():
 
     gc.freeze()  # a collection of a child would copy the pages of all that has been imported
     for line in sys.stdin:
-        files = [[_scratch() for _ in ("output", "errors")] for _ in range(2)]
+        files = [[tempfile.TemporaryFile() for _ in ("output", "errors")] for _ in range(2)]
         children = [_fork(rank, json.loads(line), *files[rank]) for rank in range(2)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         texts = [[_content(own[kind]) for own in files] for kind in range(2)]
@@ -83,14 +83,8 @@ def _serve():
         sys.stdout.flush()
 
 
-def _scratch():
-    """A descriptor of a file without a name."""
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-def _content(descriptor):
-    with os.fdopen(descriptor, "rb") as file:
+def _content(file):
+    with file:
         file.seek(0)
         return file.read().decode(errors="replace")
 
@@ -103,8 +97,8 @@ def _fork(rank, job, output, errors):
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(output, 1)
-        os.dup2(errors, 2)
+        os.dup2(output.fileno(), 1)
+        os.dup2(errors.fileno(), 2)
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": job["port"]}
         os.environ.update({name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
         sys.argv = [job["module"], *job["arguments"]]

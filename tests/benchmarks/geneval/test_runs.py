@@ -330,18 +330,8 @@ def test_a_search_of_another_package(model, tmp_path, monkeypatch):
 
 
 def test_a_setting_of_another_search_says_of_which(tmp_path):
-    said = refused(
-        "--out",
-        tmp_path / "new",
-        "--suite",
-        "shapes",
-        "--method",
-        "unsteered",
-        "--method",
-        "pruning",
-        "--potential",
-        "sum",
-    )
+    options = ("--suite", "shapes", "--method", "unsteered", "--method", "pruning")
+    said = refused("--out", tmp_path / "new", *options, "--potential", "sum")
     assert "'unsteered' and 'pruning' have no setting --potential; fk, fk-paper has: add --search." in said
     assert not (tmp_path / "new").exists()
 
