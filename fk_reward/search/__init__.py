@@ -15,6 +15,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.search.pruning import Pruning
     from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
     from fk_reward.search.starts import Passes, Rollout, Scored, StartSearch
+    from fk_reward.search.svdd import SVDD
 
 _MODULES = {
     **dict.fromkeys(("Forecast", "PlainPopulation", "Population", "SearchConfig"), "base"),
@@ -24,11 +25,13 @@ _MODULES = {
     "BestOfN": "best_of_n",
     "DraftRefine": "draft_refine",
     "Pruning": "pruning",
+    "SVDD": "svdd",
     **dict.fromkeys(("FKPopulation", "FKSteeringConfig"), "feynman_kac"),
 }
 
 __all__ = [
     "SEARCHES",
+    "SVDD",
     "BeamSearch",
     "BestOfN",
     "DraftRefine",

@@ -103,13 +103,15 @@ class BeamPopulation(PlainPopulation):
             return {}
         gaps = config.num_branchings - 1
         fractions = (config.start + (config.stop - config.start) * i / gaps for i in range(config.num_branchings))
-        # never before the last step, which adds no noise: copies drawn there would be equal in the end
-        latest = num_steps - 2
-        steps = sorted({min(int(fraction * num_steps + 0.5), latest) for fraction in fractions})
-        steps = [step for step in steps if step >= 0]
-        if len(steps) < 2:
+        places = [int(fraction * num_steps + 0.5) for fraction in fractions]
+        # no copies before the last step, which adds no noise: they would be equal in the end
+        branchings = sorted({min(place, num_steps - 2) for place in places[:-1]} - {-1})
+        # the last place selects only, so that it may be the last step
+        last = min(places[-1], num_steps - 1)
+        branchings = [step for step in branchings if step < last]
+        if not branchings:
             return {}
-        return {**dict.fromkeys(steps[:-1], self.max_particles), steps[-1]: config.num_particles}
+        return {**dict.fromkeys(branchings, self.max_particles), last: config.num_particles}
 
     def begin(self, num_steps: int) -> str | None:
         """Place the branchings; a sentence where there is no room for two of them."""
@@ -127,6 +129,10 @@ class BeamPopulation(PlainPopulation):
         grouped = self.grouped(rewards, step=step)
         by_parent = grouped.unflatten(1, (self._config.num_particles, -1))
         width = by_parent.shape[2]
-        best = by_parent.argmax(dim=2) + width * torch.arange(self._config.num_particles)
+        best = self.chosen(by_parent) + width * torch.arange(self._config.num_particles)
         copies = self.size_after(step) // self._config.num_particles
         return self.moved(best.repeat_interleave(copies, dim=1))
+
+    def chosen(self, by_parent: Tensor) -> Tensor:
+        """`(G, K)`, the proposal of each particle that goes on, by the rewards `(G, K, M)`; of equal ones the first."""
+        return by_parent.argmax(dim=2)

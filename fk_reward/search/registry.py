@@ -23,6 +23,7 @@ BUILT_IN: dict[str, str] = {
     "fk": "fk_reward.search.feynman_kac:FKSteeringConfig",
     "fk-paper": "fk_reward.search.feynman_kac:PAPER",
     "pruning": "fk_reward.search.pruning:Pruning",
+    "svdd": "fk_reward.search.svdd:SVDD",
 }
 """Name -> "module:attribute" of a config class, or of a config that is a preset."""
 

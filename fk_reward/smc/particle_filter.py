@@ -94,7 +94,7 @@ class ParticleFilter:
         self.config = config
         self.num_groups = num_groups
         self._spread = spread
-        self._generators = _one_per_group(generator, num_groups)
+        self._generators = one_per_group(generator, num_groups)
         self._path = PathStatistics.initial(num_groups, config.num_particles)
         self._applied = torch.zeros_like(self._path.last)
         self._final_rewards: Tensor | None = None
@@ -318,7 +318,20 @@ class ParticleFilter:
         self._applied = self._applied + log_increments
 
 
-def _one_per_group(generator: Generator | Sequence[Generator] | None, num_groups: int) -> list[Generator]:
+def one_per_group(generator: Generator | Sequence[Generator] | None, num_groups: int) -> list[Generator]:
+    """Sources of randomness, one for each group.
+
+    Args:
+        generator: one, which all groups then share, or one for each; None for a new one with seed 0.
+        num_groups: G.
+
+    Raises:
+        ValueError: for another number of them.
+
+    Example:
+        >>> len(one_per_group(None, 3))
+        3
+    """
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     if isinstance(generator, Generator):

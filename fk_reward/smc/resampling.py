@@ -120,6 +120,35 @@ RESAMPLERS: dict[str, Resampler] = {
 """Resampling schemes by the name that `FKSteeringConfig.resampling` takes."""
 
 
+def one_of_each(log_weights: Tensor, generator: Generator) -> Tensor:
+    """One draw from each of K families of M members, by the weights within the family.
+
+    Args:
+        log_weights: `(K, M)`, un-normalised; `-inf` is a weight of zero. A family without any weight is drawn from
+            uniformly: its members are all equally bad.
+        generator: source of the randomness, on the CPU.
+
+    Returns:
+        `(K,)` int64, in [0, M).
+
+    Raises:
+        ValueError: for log-weights that are NaN or `+inf`.
+
+    Example:
+        >>> one_of_each(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]), torch.Generator().manual_seed(0))
+        tensor([0, 1])
+    """
+    if bool(torch.isnan(log_weights).any()) or bool((log_weights == torch.inf).any()):
+        raise ValueError(f"log_weights should be finite or -inf, got {log_weights.tolist()}.")
+    none = (log_weights == -torch.inf).all(1, keepdim=True)
+    weights = normalized_weights(log_weights.cpu().masked_fill(none.cpu(), 0.0))
+    points = _uniforms(len(weights), generator)[:, None]
+    drawn = torch.searchsorted(weights.cumsum(1), points, right=True)[:, 0]
+    places = torch.arange(weights.shape[1])
+    last_positive = places.where(weights > 0, -1).amax(1)  # where the cumulative weight ends below the point
+    return drawn.minimum(last_positive)
+
+
 def flat_indices(places: Tensor, num_particles: int) -> Tensor:
     """Indices within each group as indices of the flat, group-major rows.
 

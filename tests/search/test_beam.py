@@ -125,8 +125,14 @@ def test_deterministic_schedulers_are_refused():
 
 def test_no_room_for_two_branchings_is_said(caplog):
     population = CONFIG.population()
-    assert "no room for two branchings" in population.begin(2)
-    assert population.forecast(2).steps == (2, 2)
+    assert "no room for two branchings" in population.begin(1)
+    assert population.forecast(1).steps == (2,)
+
+
+def test_the_last_place_may_be_the_last_step_and_the_others_may_not():
+    population = BeamSearch(num_particles=2, num_proposals=3, num_branchings=3, stop=1.0).population()
+    assert population.scoring_steps(10) == (2, 6, 9)
+    assert population.scoring_steps(2) == (0, 1)
 
 
 @pytest.mark.parametrize(
