@@ -46,3 +46,30 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
         raise ValueError(f"--dtype should be one of {', '.join(DTYPES)}, got {name!r}.")
     automatic = "float32" if device == "cpu" else "float16"
     return getattr(torch, automatic if name == "auto" else name)
+
+
+def reward_place(device: str | torch.device | None) -> torch.device | None:
+    """The device that a reward is to be put on; None for the pipeline's.
+
+    Raises:
+        ValueError: for an unknown name, or a device that is not there.
+
+    Example:
+        >>> reward_place("cpu")
+        device(type='cpu')
+        >>> reward_place("gpu")
+        Traceback (most recent call last):
+        ValueError: reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got ...
+    """
+    import torch
+
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got "
+            f"{str(device)!r}: {reason}"
+        ) from error

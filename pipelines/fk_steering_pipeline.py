@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from fk_reward.devices import reward_place
 from fk_reward.models import model_source
 from fk_reward.pipelines.batching import BatchSizes, MicroBatches, batch_size_fields
 from fk_reward.pipelines.call_arguments import (
@@ -25,6 +26,7 @@ from fk_reward.pipelines.call_arguments import (
     split_arguments,
     takes_prompt,
 )
+from fk_reward.pipelines.call_budget import search_within_budget, with_budget
 from fk_reward.pipelines.call_record import describe_call
 from fk_reward.pipelines.decoding import LatentDecoder, Preview, load_preview, preview_decoder
 from fk_reward.pipelines.epilogue import DecodeFn
@@ -39,6 +41,7 @@ from fk_reward.rewards import Reward, load_reward
 from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.trace import Provenance
 from fk_reward.search.base import Population, SearchConfig, can_move, num_finished
+from fk_reward.search.budget import check_typed_sizes
 from fk_reward.search.contract import make_population
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.registry import load_search, search_fields, settings_of
@@ -284,11 +287,12 @@ class FKSteeringPipeline(PipelineProxy):
         return self
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # noqa: PLR0913 (one parameter for each option)
         self,
         prompt: str | list[str] | None = None,
         *,
         search: str | SearchConfig | None = None,
+        budget: int | None = None,
         num_images_per_prompt: int = 1,
         steering: FKSteeringConfig | None = None,
         reward_prompts: str | Sequence[str] | None = None,
@@ -301,6 +305,8 @@ class FKSteeringPipeline(PipelineProxy):
         Args:
             prompt: one prompt or a list; prompts never exchange particles.
             search: instead of the pipeline's `search`: a name of `fk_reward.search.SEARCHES`, or a config.
+            budget: sample steps of a prompt (one sample through one step of the scheduler, guidance or not), at most:
+                sets the sizes of the search, in the proportions that it has.
             num_images_per_prompt: n, how many of the finished particles are returned.
             steering: the older word for `search=FKSteeringConfig(...)`.
             reward_prompts: texts that the reward reads, where they should differ from `prompt` or where only
@@ -323,11 +329,13 @@ class FKSteeringPipeline(PipelineProxy):
                 prompt,
                 arguments,
                 search=chosen_search(search, steering, self.search),
+                budget=budget,
                 reward_prompts=reward_prompts,
                 num_images_per_prompt=num_images_per_prompt,
                 output_type=output_type,
             )
             output = run_call(self.pipe, call, prepare=self._prepare, link=link)
+            output.trace = with_budget(output.trace, budget, call.config)
         # not `to_tuple`, which leaves out what is None
         as_tuple: Any = tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
         return output if return_dict else as_tuple
@@ -338,16 +346,20 @@ class FKSteeringPipeline(PipelineProxy):
         arguments: dict[str, Any],
         *,
         search: SearchConfig,
+        budget: int | None,
         reward_prompts: Any,
         num_images_per_prompt: int,
         output_type: str,
     ) -> SteeredCall:
         """Sort and check the arguments of a call, before anything is spent on it."""
+        if budget is not None:
+            check_typed_sizes(search, arguments, budget=f"budget={budget}")
         config, sizes, arguments = split_arguments(
             self.pipe, arguments, search=search, batch_sizes=self.batch_sizes, attributes=(*OPTIONS, "scheduler")
         )
         of_solver = {} if self.solver is None else self.solver.arguments(self.pipe)
         arguments |= {name: value for name, value in of_solver.items() if arguments.get(name) is None}
+        config = search_within_budget(self.pipe, config, budget, arguments)
         check_output(self.pipe, output_type, num_images_per_prompt, config)
         arguments = check_arguments(self.pipe, arguments | ({"prompt": prompt} if takes_prompt(self.pipe) else {}))
         prompts = resolve_prompts(self.pipe, prompt, arguments, reward_prompts)
@@ -362,6 +374,20 @@ class FKSteeringPipeline(PipelineProxy):
             num_images_per_prompt=num_images_per_prompt,
             output_type=output_type,
         )
+
+    def search_within(self, budget: int, search: str | SearchConfig | None = None, **arguments: Any) -> SearchConfig:
+        """The search that a budget pays for, as a call with the same arguments has it: for its sizes, before the call.
+
+        Args:
+            budget: sample steps of a prompt.
+            search: as of a call.
+            **arguments: of a call, `num_inference_steps` among them.
+
+        Raises:
+            ValueError: for a budget that buys nothing.
+        """
+        of_solver = {} if self.solver is None else self.solver.arguments(self.pipe)
+        return search_within_budget(self.pipe, chosen_search(search, None, self.search), budget, of_solver | arguments)
 
     def _prepare(self, call: SteeredCall, link: ProcessLink | None) -> SteeredRun:
         """Everything that runs a call, on this process's share of its particles."""
@@ -393,6 +419,7 @@ class FKSteeringPipeline(PipelineProxy):
             step_defaults=call.step_defaults,
             reward_device=self.reward_device,
             provenance=provenance,
+            previewed=self.preview is not None,
         )
 
     def _population(self, call: SteeredCall) -> Population:
@@ -469,28 +496,3 @@ def steering_reward(reward: str | Reward | Callable[[Tensor, list[str]], Tensor]
             "it, in the name or before the object."
         )
     return loaded
-
-
-def reward_place(device: str | torch.device | None) -> torch.device | None:
-    """The device that a reward is to be put on; None for the pipeline's.
-
-    Raises:
-        ValueError: for an unknown name, or a device that is not there.
-
-    Example:
-        >>> reward_place("cpu")
-        device(type='cpu')
-        >>> reward_place("gpu")
-        Traceback (most recent call last):
-        ValueError: reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got ...
-    """
-    if device is None:
-        return None
-    try:
-        return torch.empty(0, device=device).device
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"reward_device should be a device that PyTorch can use here, such as 'cpu' or 'cuda:1', got "
-            f"{str(device)!r}: {reason}"
-        ) from error

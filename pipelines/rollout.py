@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from torch.overrides import TorchFunctionMode
 
 from fk_reward.pipelines.call_arguments import SteeredCall
+from fk_reward.pipelines.call_budget import num_inference_steps
 from fk_reward.pipelines.call_record import seeds_of
 from fk_reward.pipelines.hooks import wrap_method
 from fk_reward.pipelines.output import FKSteeringOutput, finish, scored_images, selected_output
@@ -39,7 +40,10 @@ logger = logging.getLogger(__name__)
 _ONE_STEP = ("DDIMScheduler", "DDPMScheduler")
 """Schedulers whose step depends on its timestep alone, and that have no index to begin at."""
 
-_COUNTS = ("num_steps", "num_model_calls", "num_model_rows", "sample_steps", "num_decode_calls", "num_reward_calls")
+_COUNTS = (
+    *("num_steps", "num_model_calls", "num_model_rows", "sample_steps"),
+    *("num_decode_calls", "num_preview_calls", "num_reward_calls"),
+)
 
 
 def run_call(
@@ -97,7 +101,7 @@ class PipelineRollout:
         self, pipe: Any, call: SteeredCall, *, prepare: Callable[[SteeredCall, ProcessLink | None], SteeredRun]
     ) -> None:
         _require_starts(pipe)
-        self.num_steps = _num_inference_steps(pipe, call)
+        self.num_steps = num_inference_steps(pipe, call.arguments)
         self._pipe, self._call, self._prepare = pipe, call, prepare
         generator = call.arguments.get("generator")
         self._randomness = _Randomness(generator, pipe._execution_device)
@@ -327,15 +331,6 @@ def _require_starts(pipe: Any) -> None:
             )
     if "num_inference_steps" not in inspect.signature(pipe.__call__).parameters:
         raise ValueError(f"A search over starts sets num_inference_steps, which the call of {name} does not take.")
-
-
-def _num_inference_steps(pipe: Any, call: SteeredCall) -> int:
-    for name in ("timesteps", "sigmas"):
-        if call.arguments.get(name) is not None:
-            return len(call.arguments[name])
-    given = call.arguments.get("num_inference_steps")
-    default = inspect.signature(pipe.__call__).parameters["num_inference_steps"].default
-    return int(default if given is None else given)
 
 
 class _Randomness:

@@ -59,6 +59,7 @@ class SteeredRun:
         reward_device: where the reward gets its images; None for the device that they are on. Where it is given,
             images that are decoded in batches are scored in a thread, one batch while the next is decoded.
         provenance: what runs, for the trace.
+        previewed: whether `decode` is a preview, and not the wrapped pipeline's own decoder.
         notes: sentences for the trace, in plain words, about what the user must know of this run.
         num_steps: steps of the scheduler that have run.
         predicted: `(G * K, ...)`, predicted clean samples of a run that has ended with noise left; None otherwise.
@@ -76,13 +77,14 @@ class SteeredRun:
     step_defaults: dict[str, Any]
     reward_device: torch.device | None = None
     provenance: Provenance | None = None
+    previewed: bool = False
     notes: list[str] = field(default_factory=list)
     num_steps: int = 0
     predicted: Tensor | None = None
     _steps: list[TraceStep] = field(default_factory=list)
     _measured: dict[str, Any] = field(default_factory=dict)
     _counts: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "scored", "sample_steps"), 0)
+        default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "previews", "scored", "sample_steps"), 0)
     )
     _log_ratio: Tensor | None = None
     _bar: Any = None
@@ -148,6 +150,7 @@ class SteeredRun:
         if self.reward_device is not None and not self.reward.compares_images:
             batches = self.batches.decoded_together(x0_pred)
         self._counts["decoded"] += len(x0_pred)
+        self._counts["previews"] += len(x0_pred) if self.previewed else 0
         return self._score_batches(map(self.decode, batches), since=_clock(x0_pred), in_thread=len(batches) > 1)
 
     def score_images(self, images: Tensor) -> Tensor:
@@ -264,6 +267,7 @@ class SteeredRun:
             num_model_rows=counts["rows"],
             sample_steps=counts["sample_steps"],
             num_decode_calls=counts["decoded"],
+            num_preview_calls=counts["previews"],
             num_reward_calls=counts["scored"],
             seconds=time.perf_counter() - self._started,
             notes=(*self.population.notes, *self.notes),

@@ -24,7 +24,7 @@ from fk_reward.rewards import CallableReward, Reward
 from fk_reward.rewards.inputs import in_order
 from fk_reward.sampling.stochasticity import noise_levels, takes_argument
 from fk_reward.search import SEARCHES, BestOfN, SearchConfig, load_search, search_fields
-from fk_reward.search.base import num_finished
+from fk_reward.search.base import forecast, num_finished
 from fk_reward.version import __version__
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ class RunSettings:
         self._check_particles()
 
     def _check_particles(self) -> None:
-        if (self.method == UNSTEERED) != (self.search.num_particles == 1):
+        # one particle can make proposals, or be drawn in several rounds
+        if (self.method == UNSTEERED) != (forecast(self.search, self.num_steps).num_scored == 1):
             raise ValueError(
                 f"{UNSTEERED} has one particle, other methods more; got {self.search.num_particles}: {self.method}."
             )

@@ -18,6 +18,7 @@ from fk_reward.cli.options import (
     MEMORY,
     OUTPUT,
     REWARD,
+    SEARCH,
     BatchSizeOptions,
     FieldOptions,
     ModelOption,
@@ -51,6 +52,7 @@ class Request:
     Attributes:
         out: Folder for the results.
         search: who goes on.
+        budget: Sample steps of a prompt, at most: sets the sizes of the search; those of its settings if not given.
         num_images_per_prompt: Images to keep of the K, best first.
         seed: Particle k of each prompt starts from the noise of seed + k.
         model: Text-to-image model: shapes-sd (in the package), sd-2.1, sdxl, a hub id or a folder.
@@ -66,6 +68,7 @@ class Request:
 
     out: OutOption
     search: SearchOptions
+    budget: Annotated[int | None, Parameter(group=SEARCH)] = None
     num_images_per_prompt: Annotated[int, Parameter(group=OUTPUT)] = 1
     seed: Annotated[int, Parameter(group=OUTPUT)] = 0
     model: ModelOption = "shapes-sd"
@@ -123,10 +126,14 @@ def _draw(
     arguments: Mapping[str, Any],
 ) -> None:
     """Make the images of some of the prompts; each prompt is taken down when its files are written."""
+    search = request.search
+    if request.budget is not None:
+        search = pipe.search_within(request.budget, search, **arguments)
+    num_particles = search.num_particles
     for index in indices:
         started = time.perf_counter()
-        seeds = [request.seed + particle for particle in range(request.search.num_particles)]
-        options = {**arguments, "num_images_per_prompt": request.num_images_per_prompt}
+        seeds = [request.seed + particle for particle in range(num_particles)]
+        options = {**arguments, "budget": request.budget, "num_images_per_prompt": request.num_images_per_prompt}
         prompt = record.settings["prompts"][index]
         output = _sample(pipe, prompt, seeds, options)
         result = {"prompt": prompt, "seeds": seeds} | _save(record.folder, index, output)
@@ -160,7 +167,7 @@ def _asked(request: Request) -> dict[str, Any]:
     """The settings that are known before a model is loaded."""
     from fk_reward.search.registry import search_name, settings_of
 
-    names = ["model", "reward", "seed", "num_images_per_prompt", "reward_device", "compile", "channels_last"]
+    names = ["model", "reward", "seed", "budget", "num_images_per_prompt", "reward_device", "compile", "channels_last"]
     asked = {name: getattr(request, name) for name in names}
     asked |= {"solver": request.sampling.solver, "preview": request.sampling.preview}
     asked |= {"search": search_name(request.search), "config": settings_of(request.search)}

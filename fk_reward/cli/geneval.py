@@ -34,6 +34,7 @@ _RUNS = "fk_reward.benchmarks.geneval.runs:GenEvalRequest"
 _SETTINGS = "fk_reward.benchmarks.drawing:RunSettings"
 _METHOD_HELP = "unsteered, best-of-n, fk or another search, whose settings are then shown here; may be repeated."
 _SIZES_HELP = "K, particles of one prompt; several values are separated by commas. That of the search if not given."
+_BUDGET_HELP = "Sample steps of an image, at most: sets the sizes of every search, so that all cost the same."
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,16 @@ class MethodOptions:
         methods = tuple(dict.fromkeys(named_searches(tokens))) or METHODS
         named = Annotated[list[str], Parameter(help=_METHOD_HELP, alias="--search", group=SEARCH)]
         sizes = Annotated[str, Parameter(help=_SIZES_HELP, alias="-k", group=SEARCH)]
-        made = {name: _keyword(name, hint) for name, hint in (("method", named), ("num_particles", sizes))}
+        budget = Annotated[int, Parameter(help=_BUDGET_HELP, group=SEARCH)]
+        hints = {"method": named, "num_particles": sizes, "budget": budget}
+        made = {name: _keyword(name, hint) for name, hint in hints.items()}
         for method in methods:
             check_method(method)
             for parameter in search_parameters(method) if method != UNSTEERED else ():
                 made.setdefault(parameter.name, parameter)
 
         def build(typed: Mapping[str, Any]) -> dict[str, Any]:
-            settings = {name: value for name, value in typed.items() if name not in ("method", "num_particles")}
+            settings = {name: value for name, value in typed.items() if name not in hints}
             for method in methods:
                 # A TypeError of a value is a mistake here, and would look like a defect later on; ranges are checked
                 # with the values of preset and suite.

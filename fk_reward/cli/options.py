@@ -136,6 +136,7 @@ class SearchFieldOptions:
             SearchLoadError: it is registered and cannot be imported.
         """
         from fk_reward.search import SEARCHES, load_search
+        from fk_reward.search.budget import check_typed_sizes
 
         name = named_search(tokens)
         text = f"Who goes on: {', '.join(SEARCHES)}. Of its settings those of {name} are shown here."
@@ -144,7 +145,10 @@ class SearchFieldOptions:
         parameters = search_parameters(name)
 
         def build(typed: Mapping[str, Any]) -> Any:
-            return load_search(name, **{field: value for field, value in typed.items() if field != "search"})
+            made = load_search(name, **{field: value for field, value in typed.items() if field != "search"})
+            if any(token.partition("=")[0] == "--budget" for token in tokens):
+                check_typed_sizes(made, typed, budget="--budget")
+            return made
 
         return [named, *parameters], build
 

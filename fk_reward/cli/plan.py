@@ -12,6 +12,7 @@ from fk_reward.cli.options import (
     MEMORY,
     MODEL,
     OUTPUT,
+    SEARCH,
     FieldOptions,
     ModelOption,
     RewardOption,
@@ -35,6 +36,7 @@ class PlanOptions:
         model: Text-to-image model: sd-2.1, sd-2.1-base, sdxl (no files needed), shapes-sd or a folder.
         reward: Reward of known size, or a composition of such.
         search: who goes on.
+        budget: Sample steps of a prompt, at most: sets the sizes of the search; those of its settings if not given.
         sampling: how a trajectory is run.
         dtype: Floating type of the pipeline: float32, float16 or bfloat16.
         memory: Memory of the GPU, such as 24GB (10^9 bytes) or 24GiB; no limit if not given.
@@ -48,6 +50,7 @@ class PlanOptions:
     model: ModelOption = "sdxl"
     reward: RewardOption = "llava-reward-alignment"
     search: SearchOptions
+    budget: Annotated[int | None, Parameter(group=SEARCH)] = None
     sampling: SamplingOptions
     dtype: Annotated[str, Parameter(group=MODEL)] = "float16"
     memory: Annotated[str | None, Parameter(group=MEMORY)] = None
@@ -83,6 +86,7 @@ def plan(*, options: Annotated[PlanOptions, FieldOptions(PlanOptions)]) -> None:
         preview=sampling.preview,
         solver=sampling.solver,
         search=options.search,
+        budget=options.budget,
     )
     checked = _checked(result) if options.check else None
     if options.as_json:

@@ -32,6 +32,7 @@ from fk_reward.planning.memory import (
 from fk_reward.planning.planned_models import PlannedModels, models_on_meta, weight_bytes
 from fk_reward.search import Forecast, SearchConfig, load_search
 from fk_reward.search.base import forecast
+from fk_reward.search.budget import check_typed_sizes, fit_budget
 from fk_reward.search.registry import search_name, settings_of
 
 
@@ -231,6 +232,7 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     *,
     reward: str,
     search: str | SearchConfig = "fk",
+    budget: int | None = None,
     memory: int | str | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -253,6 +255,7 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         reward: registered name, or a composition of names.
         search: who goes on: a name of `SEARCHES`, or a config. With `stop_reward` operations and time are the most
             that a call takes.
+        budget: sample steps of a prompt, at most: sets the sizes of the search, as for `FKSteeringPipeline`.
         memory: of the GPU, in bytes or as `"24GB"` (10⁹ bytes) or `"24GiB"`; None for no limit.
         height: in pixels, None for the pipeline's default.
         width: the same.
@@ -279,9 +282,13 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     floating = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     limit, preset = parse_memory(memory), resolve_solver(solver)
     config = load_search(search, **settings)
+    if budget is not None:
+        check_typed_sizes(config, settings, budget=f"budget={budget}")
     with models_on_meta(model, reward, dtype=floating, preview=preview, solver=preset) as models:
         defaults = {} if preset is None else preset.arguments(models.pipe)
         num_steps = defaults.get("num_inference_steps", DEFAULT_STEPS) if steps is None else steps
+        if budget is not None:
+            config = fit_budget(config, budget, num_steps)
         guidance = defaults.get("guidance_scale") if guidance_scale is None else guidance_scale
         image = ImageRequest(height, width, guidance)
         costs = call_costs(models, image, forecast(config, num_steps), previewed=preview is not None)

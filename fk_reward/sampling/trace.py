@@ -155,6 +155,7 @@ class Cost:
         decodes: images decoded.
         reward_calls: images scored.
         seconds: wall clock of the call.
+        previews: those of the decoded images that a preview decoded; None where it was not recorded.
 
     Example:
         >>> Cost(sample_steps=200, denoiser_rows=400, decodes=20, reward_calls=20, seconds=3.5).decodes
@@ -166,6 +167,7 @@ class Cost:
     decodes: int
     reward_calls: int
     seconds: float
+    previews: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +195,9 @@ class SteeringTrace:
         provenance: what ran; None in files of before it was recorded.
         search: name of the search.
         sample_steps: one sample through one step of the scheduler counts one; None in files of before it was recorded.
+        num_preview_calls: images decoded by a preview, among `num_decode_calls`; None in files of before it was
+            recorded.
+        budget: sample steps of a prompt that the call was given; None without a limit.
 
     Raises:
         TypeError: a tensor of another dtype.
@@ -231,6 +236,8 @@ class SteeringTrace:
     provenance: Provenance | None = None
     search: str = "fk"
     sample_steps: int | None = None
+    num_preview_calls: int | None = None
+    budget: int | None = None
 
     def __post_init__(self) -> None:
         """Validate that the records fit together."""
@@ -271,6 +278,7 @@ class SteeringTrace:
             decodes=self.num_decode_calls,
             reward_calls=self.num_reward_calls,
             seconds=self.seconds,
+            previews=self.num_preview_calls,
         )
 
     @property

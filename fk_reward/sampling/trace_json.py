@@ -27,7 +27,10 @@ from fk_reward.sampling.trace_fields import STEP_DTYPES, TRACE_DTYPES
 
 FORMAT = "fk_reward.SteeringTrace"
 VERSION = 1
-_LATER_FIELDS: dict[str, Any] = {"notes": [], "provenance": None, "search": "fk", "sample_steps": None}
+_LATER_FIELDS: dict[str, Any] = {
+    **{"notes": [], "provenance": None, "search": "fk"},
+    **dict.fromkeys(("sample_steps", "num_preview_calls", "budget")),
+}
 """Fields that files of this version may lack: written before there were any."""
 
 

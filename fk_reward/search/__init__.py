@@ -10,6 +10,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.search.base import Forecast, PlainPopulation, Population, SearchConfig
     from fk_reward.search.beam import BeamSearch
     from fk_reward.search.best_of_n import BestOfN
+    from fk_reward.search.budget import Budgeted, fit_budget, sample_steps
     from fk_reward.search.draft_refine import DraftRefine
     from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
     from fk_reward.search.pruning import Pruning
@@ -21,6 +22,7 @@ _MODULES = {
     **dict.fromkeys(("Forecast", "PlainPopulation", "Population", "SearchConfig"), "base"),
     **dict.fromkeys(("SEARCHES", "SearchLoadError", "load_search", "search_class", "search_fields"), "registry"),
     **dict.fromkeys(("Passes", "Rollout", "Scored", "StartSearch"), "starts"),
+    **dict.fromkeys(("Budgeted", "fit_budget", "sample_steps"), "budget"),
     "BeamSearch": "beam",
     "BestOfN": "best_of_n",
     "DraftRefine": "draft_refine",
@@ -34,6 +36,7 @@ __all__ = [
     "SVDD",
     "BeamSearch",
     "BestOfN",
+    "Budgeted",
     "DraftRefine",
     "FKPopulation",
     "FKSteeringConfig",
@@ -47,7 +50,9 @@ __all__ = [
     "SearchConfig",
     "SearchLoadError",
     "StartSearch",
+    "fit_budget",
     "load_search",
+    "sample_steps",
     "search_class",
     "search_fields",
 ]

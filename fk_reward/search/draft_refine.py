@@ -40,6 +40,7 @@ class DraftRefine:
     """
 
     default_eta: ClassVar[float | None] = None
+    proportional: ClassVar[tuple[str, ...]] = ("num_refined",)  # to num_particles, where a budget sets it
 
     num_particles: int = 8
     draft_steps: int = 5

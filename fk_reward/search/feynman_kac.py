@@ -82,6 +82,7 @@ class FKSteeringConfig:
     """
 
     default_eta: ClassVar[float | None] = 1.0  # the paper's setting: DDIM with all of its noise
+    proportional: ClassVar[tuple[str, ...]] = ("final_particles",)  # to num_particles, where a budget sets it
 
     num_particles: int = 4
     potential: str = "max"

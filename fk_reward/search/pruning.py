@@ -39,6 +39,7 @@ class Pruning:
     """
 
     default_eta: ClassVar[float | None] = None
+    proportional: ClassVar[tuple[str, ...]] = ("keep",)  # to num_particles, where a budget sets it
 
     num_particles: int = 12
     keep: tuple[int, ...] = (7, 4)

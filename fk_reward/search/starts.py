@@ -154,8 +154,12 @@ class Passes(PlainPopulation):
         super().__init__(finished, num_groups, abstain=abstain, max_particles=max(size for size, _ in passes(LONG_RUN)))
         self._passes = passes
 
+    def passes(self, num_steps: int) -> Sequence[tuple[int, int]]:
+        """(Particles of a prompt, `num_inference_steps`) of each pass, where a whole trajectory has so many steps."""
+        return self._passes(num_steps)
+
     def forecast(self, num_steps: int) -> Forecast:
         """Pass after pass; the images of all but the last are scored on the way."""
-        passes = self._passes(num_steps)
+        passes = self.passes(num_steps)
         steps = tuple(size for size, length in passes for _ in range(length))
         return Forecast(steps, tuple(size for size, _ in passes[:-1]), self.first_particles)

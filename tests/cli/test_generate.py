@@ -344,3 +344,19 @@ def test_a_search_of_another_package(run, options, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "out" / "result.json").read_text())
     assert (summary["search"], summary["config"]) == ("first", {"num_particles": 2, "offset": 1})
+
+
+def test_a_budget_sets_the_sizes_of_the_search(run, options, tmp_path):
+    result = run("generate", PROMPTS[0], *options, "--search", "best-of-n", "--budget", 20)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (summary["budget"], summary["results"][0]["seeds"]) == (20, [0, 1, 2])
+    trace = SteeringTrace.from_json(tmp_path / "out" / "trace-000.json")
+    assert (trace.budget, trace.cost.sample_steps, trace.config["num_particles"]) == (20, 18, 3)
+
+
+@pytest.mark.parametrize(("typed", "message"), [((5,), "buys nothing"), ((20, "-k", 4), "--budget says how many")])
+def test_budgets_that_cannot_be(run, options, typed, message):
+    result = run("generate", PROMPTS[0], *options, "--search", "best-of-n", "--budget", *typed)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())

@@ -336,3 +336,10 @@ def test_the_command_plans_another_search():
     assert "pruning, K = 6 to 2" in " ".join(run(*options).split())
     said = " ".join(run(*options, "--potential", "sum", code=2).split())
     assert "Search 'pruning' has no setting --potential; fk, fk-paper has: add --search." in said
+
+
+def test_a_budget_sets_the_sizes():
+    planned = plan("shapes-sd", reward="shapes-clipscore", search="best-of-n", budget=130, steps=20, dtype="float32")
+    assert (planned.num_particles, sum(planned.population.steps)) == (6, 120)
+    with pytest.raises(ValueError, match="num_particles=4 says it, too"):
+        plan("shapes-sd", reward="shapes-clipscore", search="best-of-n", budget=130, num_particles=4)

@@ -30,6 +30,7 @@ from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch
 from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
 from fk_reward.rewards import load_reward
 from fk_reward.search import FKSteeringConfig, SearchConfig, search_fields
+from fk_reward.search.budget import check_typed_sizes, fit_budget
 from fk_reward.terminal import open_console
 from fk_reward.value_checks import whole_number
 
@@ -112,7 +113,8 @@ def plan_runs(
         methods: `"unsteered"`, and names of searches.
         preset: settings of a paper.
         typed: settings from the user, which override the preset and the suite's defaults: fields of `RunSettings` and
-            of the searches; `rewards`, names; `num_particles`, several K.
+            of the searches; `rewards`, names; `num_particles`, several K; `budget`, sample steps of an image, which
+            sets the sizes of every search.
 
     Returns:
         Unsteered first, then by K.
@@ -128,6 +130,7 @@ def plan_runs(
         check_method(method)
     options, settings = _options(suite, preset, typed)
     rewards, sizes, rows = (options.pop(name) for name in ("rewards", "num_particles", "batch_size"))
+    budget = options.pop("budget", None)
     searches = [method for method in dict.fromkeys((*METHODS, *methods)) if method in methods and method != UNSTEERED]
     _refuse_unused(settings, searches)
     if searches and not rewards:
@@ -137,6 +140,10 @@ def plan_runs(
     for size in sorted(sizes, key=lambda size: size or 0):
         size_of = {} if size is None else {"num_particles": size}
         configs = {method: make_search(method, **settings, **size_of) for method in searches}
+        if budget is not None:
+            for config in configs.values():
+                check_typed_sizes(config, typed, budget=f"budget={budget}")
+            configs = {name: fit_budget(config, budget, plain.num_steps) for name, config in configs.items()}
         runs += [_steered(plain, *item, reward=name) for name in rewards for item in configs.items()]
     return runs if UNSTEERED in methods else runs[1:]
 
@@ -157,7 +164,7 @@ def _steered(plain: RunSettings, method: str, search: SearchConfig, *, reward: s
     return replace(plain, method=method, search=search, reward=reward, batch_size=batch_size)
 
 
-_RUN_OPTIONS = {*(field.name for field in fields(RunSettings)), "rewards", "num_particles"}
+_RUN_OPTIONS = {*(field.name for field in fields(RunSettings)), "rewards", "num_particles", "budget"}
 
 
 def _refuse_unused(settings: Mapping[str, Any], searches: Sequence[str]) -> None:

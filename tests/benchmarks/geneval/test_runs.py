@@ -386,3 +386,11 @@ def test_two_processes_make_what_one_makes(finished, options, tmp_path):
     printed = launch("fk_reward.cli", "geneval", "--out", tmp_path / "two", *options, timeout=500)
     assert "fk-2-shapes-verifier: 3/3" in printed, "the first process has three of five prompts"
     assert without_seconds(tmp_path / "two") == without_seconds(finished)
+
+
+def test_a_budget_makes_every_method_cost_the_same():
+    typed = {"budget": 200, "num_steps": 20, "rewards": ("clipscore",)}
+    runs = plan_runs("shapes", methods=("unsteered", "best-of-n", "draft-refine"), typed=typed)
+    assert [run.search.num_particles for run in runs] == [1, 10, 20]
+    with pytest.raises(ValueError, match="leave one of them out"):
+        plan_runs("shapes", methods=("best-of-n",), typed=typed | {"num_particles": (4,)})

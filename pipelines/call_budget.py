@@ -1,0 +1,103 @@
+"""What a call may cost: how many steps it makes, and the search that a budget of sample steps pays for."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fk_reward.sampling.trace import SteeringTrace
+from fk_reward.search.base import SearchConfig, forecast
+from fk_reward.search.budget import fit_budget
+
+logger = logging.getLogger(__name__)
+
+
+def num_inference_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
+    """`num_inference_steps` of a call, given or by default.
+
+    Args:
+        pipe: the wrapped pipeline.
+        arguments: of its call.
+    """
+    for name in ("timesteps", "sigmas"):
+        if arguments.get(name) is not None:
+            return len(arguments[name])
+    given = arguments.get("num_inference_steps")
+    default = inspect.signature(pipe.__call__).parameters["num_inference_steps"].default
+    return int(default if given is None else given)
+
+
+def scheduler_steps(pipe: Any, number: int, arguments: Mapping[str, Any]) -> int:
+    """Steps that the scheduler makes in a call with so many inference steps, at most.
+
+    Schedulers of second order make nearly two of each; image-to-image pipelines leave out the first ones by `strength`.
+
+    Args:
+        pipe: the wrapped pipeline.
+        number: `num_inference_steps`.
+        arguments: of its call.
+    """
+    order = getattr(pipe.scheduler, "order", 1)
+    try:
+        scheduler = copy.deepcopy(pipe.scheduler)
+        scheduler.set_timesteps(number)
+        length = len(scheduler.timesteps)
+    except (TypeError, ValueError, RuntimeError):  # some want more, such as `mu` of flow matching, for the same number
+        length = number * order
+    strength = arguments.get("strength")
+    parameter = inspect.signature(pipe.__call__).parameters.get("strength")
+    if strength is None and parameter is not None:
+        strength = parameter.default
+    if not isinstance(strength, int | float):
+        return length
+    left_out = int(number - min(number * strength, number))  # as Diffusers' pipelines round, or fewer
+    return max(length - left_out * order, 1)
+
+
+def search_within_budget(
+    pipe: Any, config: SearchConfig, budget: int | None, arguments: Mapping[str, Any]
+) -> SearchConfig:
+    """The search that a budget pays for in a call; as it is without one.
+
+    Args:
+        pipe: the wrapped pipeline.
+        config: of the search.
+        budget: sample steps of a prompt.
+        arguments: of the wrapped pipeline's call.
+
+    Raises:
+        ValueError: for a budget that buys nothing, or a pipeline whose number of steps is not known.
+    """
+    if budget is None:
+        return config
+    if "num_inference_steps" not in inspect.signature(pipe.__call__).parameters:
+        raise ValueError(
+            f"budget is a number of sample steps, and how many a call of {type(pipe).__name__} makes is not known: set "
+            f"the sizes of {type(config).__name__} instead."
+        )
+    number = num_inference_steps(pipe, arguments)
+    return fit_budget(config, budget, number, length=lambda steps: scheduler_steps(pipe, steps, arguments))
+
+
+def with_budget(trace: SteeringTrace, budget: int | None, config: SearchConfig) -> SteeringTrace:
+    """The trace of a call with its budget, and what its user should know of that.
+
+    Args:
+        trace: of the call.
+        budget: sample steps of a prompt; None without one.
+        config: the search that ran.
+    """
+    if budget is None:
+        return trace
+    notes, spent = [], trace.sample_steps or 0
+    if forecast(config, trace.num_steps).num_scored == 1:
+        notes.append(f"budget={budget} sample steps a prompt bought one image, of which nothing could be chosen.")
+    if spent > budget * len(trace.prompts):
+        notes.append(f"The call took {spent} sample steps, and budget={budget} a prompt: more steps ran than expected.")
+    for note in notes:
+        logger.warning(note)
+    return replace(trace, budget=budget, notes=(*trace.notes, *notes))
