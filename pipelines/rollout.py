@@ -165,7 +165,7 @@ class PipelineRollout:
         selected = selected_images(population, call.num_images_per_prompt)
         rows = flat_indices(selected, population.num_particles)
         taken = scored.take(rows)
-        trace = self._trace(scored, selected, notes=(*population.notes, *self._notes))
+        trace = self._trace(scored, selected, notes=(*population.notes, *scored.notes, *self._notes))
         return selected_output(taken.images, taken.rewards, taken.flagged, trace=trace)
 
     def _trace(self, scored: Scored, selected: Tensor, *, notes: Sequence[str]) -> SteeringTrace:

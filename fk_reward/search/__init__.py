@@ -13,6 +13,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.search.budget import Budgeted, fit_budget, sample_steps
     from fk_reward.search.draft_refine import DraftRefine
     from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
+    from fk_reward.search.noise_search import NoiseSearch
     from fk_reward.search.pruning import Pruning
     from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
     from fk_reward.search.starts import Passes, Rollout, Scored, StartSearch
@@ -26,6 +27,7 @@ _MODULES = {
     "BeamSearch": "beam",
     "BestOfN": "best_of_n",
     "DraftRefine": "draft_refine",
+    "NoiseSearch": "noise_search",
     "Pruning": "pruning",
     "SVDD": "svdd",
     **dict.fromkeys(("FKPopulation", "FKSteeringConfig"), "feynman_kac"),
@@ -41,6 +43,7 @@ __all__ = [
     "FKPopulation",
     "FKSteeringConfig",
     "Forecast",
+    "NoiseSearch",
     "Passes",
     "PlainPopulation",
     "Population",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -32,11 +32,13 @@ class Forecast:
         steps: in each step of the denoiser.
         scorings: at each scoring step, before any is dropped or copied.
         finished: at the end.
+        extra_steps: sample steps beside those of the loop: of steps that are drawn again.
     """
 
     steps: tuple[int, ...]
     scorings: tuple[int, ...]
     finished: int
+    extra_steps: int = field(default=0, repr=False)
 
     @classmethod
     def of(cls, num_steps: int, first: int, sizes: Mapping[int, int]) -> Forecast:

@@ -25,7 +25,7 @@ def _as_many(num_inference_steps: int) -> int:
 
 @runtime_checkable
 class Budgeted(Protocol):
-    """A search that says itself what a budget buys.
+    """A search that says itself what a budget buys; its class names the fields that this sets as `set_by_budget`.
 
     Of any other the number of particles is set, and in proportion to it those fields that its class names as
     `proportional`: numbers of particles, or tuples of them.
@@ -61,7 +61,8 @@ def sample_steps(config: SearchConfig, num_steps: int, *, length: Callable[[int]
     population = config.population(1)
     if isinstance(population, Passes):
         return sum(size * length(num_inference_steps) for size, num_inference_steps in population.passes(num_steps))
-    return sum(forecast(config, length(num_steps)).steps)
+    expected = forecast(config, length(num_steps))
+    return sum(expected.steps) + expected.extra_steps
 
 
 def fit_budget(
@@ -200,10 +201,13 @@ def check_typed_sizes(config: SearchConfig, typed: Mapping[str, Any], *, budget:
         >>> from fk_reward.search import BestOfN
         >>> check_typed_sizes(BestOfN(), {"num_particles": 4}, budget="budget=200")
         Traceback (most recent call last):
-        ValueError: budget=200 says how many particles BestOfN has, and num_particles=4 says it, too: leave one of ...
+        ValueError: budget=200 says what num_particles BestOfN has, and num_particles=4 says it, too: leave one of ...
     """
-    if "num_particles" in typed and not getattr(config, "proportional", ()):
-        raise ValueError(
-            f"{budget} says how many particles {type(config).__name__} has, and num_particles="
-            f"{typed['num_particles']} says it, too: leave one of them out."
-        )
+    if getattr(config, "proportional", ()):
+        return
+    for name in getattr(config, "set_by_budget", ("num_particles",)):
+        if name in typed:
+            raise ValueError(
+                f"{budget} says what {name} {type(config).__name__} has, and {name}={typed[name]} says it, too: leave "
+                "one of them out."
+            )

@@ -22,6 +22,7 @@ BUILT_IN: dict[str, str] = {
     "draft-refine": "fk_reward.search.draft_refine:DraftRefine",
     "fk": "fk_reward.search.feynman_kac:FKSteeringConfig",
     "fk-paper": "fk_reward.search.feynman_kac:PAPER",
+    "noise-search": "fk_reward.search.noise_search:NoiseSearch",
     "pruning": "fk_reward.search.pruning:Pruning",
     "svdd": "fk_reward.search.svdd:SVDD",
 }

@@ -31,6 +31,7 @@ class Scored:
         flagged: `(G * K,)` bool, images that a safety checker blacked out; None where nothing was checked.
         thumbnails: `(G * K, 3, h, w)` uint8, for the trace; None where there are none.
         reward_parts: name -> `(G * K,)`, what the parts of a composed reward gave.
+        notes: sentences about this search that its user should know; they stand in the trace.
     """
 
     noise: Tensor
@@ -40,6 +41,7 @@ class Scored:
     flagged: Tensor | None = None
     thumbnails: Tensor | None = None
     reward_parts: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def take(self, rows: Tensor) -> Scored:
         """Some of the rows, in this order.
@@ -49,12 +51,17 @@ class Scored:
             >>> Scored(noise=noise, latents=noise, rewards=torch.arange(3.0)).take(torch.tensor([2, 0])).rewards
             tensor([2., 0.])
         """
-        return Scored(**{one.name: _rows(getattr(self, one.name), rows) for one in fields(self)})
+        return Scored(**{name: _rows(getattr(self, name), rows) for name in _row_fields()}, notes=self.notes)
 
     @classmethod
     def join(cls, parts: Sequence[Scored]) -> Scored:
         """The rows of several passes, one pass after the other; `take` brings them into the order of the prompts."""
-        return cls(**{one.name: _joined([getattr(part, one.name) for part in parts]) for one in fields(cls)})
+        notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+        return cls(**{name: _joined([getattr(part, name) for part in parts]) for name in _row_fields()}, notes=notes)
+
+
+def _row_fields() -> list[str]:
+    return [one.name for one in fields(Scored) if one.name != "notes"]
 
 
 def _rows(value: Any, rows: Tensor) -> Any:

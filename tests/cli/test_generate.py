@@ -355,7 +355,7 @@ def test_a_budget_sets_the_sizes_of_the_search(run, options, tmp_path):
     assert (trace.budget, trace.cost.sample_steps, trace.config["num_particles"]) == (20, 18, 3)
 
 
-@pytest.mark.parametrize(("typed", "message"), [((5,), "buys nothing"), ((20, "-k", 4), "--budget says how many")])
+@pytest.mark.parametrize(("typed", "message"), [((5,), "buys nothing"), ((20, "-k", 4), "--budget says what")])
 def test_budgets_that_cannot_be(run, options, typed, message):
     result = run("generate", PROMPTS[0], *options, "--search", "best-of-n", "--budget", *typed)
     assert result.exit_code == 2
