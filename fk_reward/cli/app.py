@@ -23,6 +23,7 @@ from fk_reward.cli.mjbench import mjbench
 from fk_reward.cli.options import DEFAULT_SEARCH, named_searches, other_searches, with_options
 from fk_reward.cli.plan import plan
 from fk_reward.cli.preferences import preferences
+from fk_reward.cli.prices import prices
 from fk_reward.cli.rewards import rewards
 from fk_reward.cli.score import score
 from fk_reward.cli.train import train, trainable_share
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "geneval": geneval,
     "mjbench": mjbench,
     "preferences": preferences,
+    "prices": prices,
 }
 """Name -> function."""
 

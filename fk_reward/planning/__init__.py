@@ -2,5 +2,6 @@
 
 from fk_reward.planning.memory import PhaseNeed, Settings
 from fk_reward.planning.planner import Plan, plan
+from fk_reward.planning.prices import PRICES, PriceList
 
-__all__ = ["PhaseNeed", "Plan", "Settings", "plan"]
+__all__ = ["PRICES", "PhaseNeed", "Plan", "PriceList", "Settings", "plan"]

@@ -106,7 +106,7 @@ def _decoded(
     decoder = preview_decoder(preview, models.pipe, height=image.height, width=image.width)
     vae = getattr(models.pipe, "vae", None)
     held = [] if vae is None else tensors_of(vae)  # which the pipeline may widen to float32 while it decodes
-    with _watched(held + models.preview_weights()) as watch:
+    with watched(held + models.preview_weights()) as watch:
         images = decoder(latents)
     return watch, images
 
@@ -117,7 +117,7 @@ def _scored(models: PlannedModels, images: Tensor) -> _Watch:
     for reward in models.rewards:
         reward.batch_size = len(images)
         held = [tensor for module in reward._held_modules() for tensor in tensors_of(module)]
-        with _watched(held) as watch:
+        with watched(held) as watch:
             reward.score(_readable(images, reward), [PROMPT] * len(images))
         peak, flops = max(peak, watch.peak), flops + watch.flops
     return _Watch(peak, flops)
@@ -135,7 +135,7 @@ class _Watch:
 
 
 @contextmanager
-def _watched(held: list[Tensor]) -> Iterator[_Watch]:
+def watched(held: list[Tensor]) -> Iterator[_Watch]:
     """Measure the body of the `with` statement."""
     watch = _Watch()
     # The last mode is asked first: MetaTensors moves the operands, then bytes and operations are counted.

@@ -130,6 +130,7 @@ def flops_by_dtype(models: PlannedModels, model: MemoryModel, expected: Forecast
     by_own_decoder = not model.previewed or isinstance(models.preview, ReducedResolution)
     flops: Counter[str] = Counter()
     flops[pipe_dtype] += model.all.flops["text"] + sum(model.flops("denoise", n) for n in expected.steps)
+    flops[pipe_dtype] += expected.extra_steps * model.flops("denoise", 1)
     flops[vae_dtype if by_own_decoder else pipe_dtype] += sum(model.flops(decode, n) for n in expected.scorings)
     flops[vae_dtype] += model.flops("decode", expected.finished)
     reward_dtype = _reward_dtype(models)

@@ -164,3 +164,26 @@ QWEN3_VL_4B = _qwen3_vl(
     {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32}
 )
 """`config.json` of Qwen/Qwen3-VL-4B-Instruct."""
+
+
+FLUX_TRANSFORMER: dict[str, Any] = {
+    "attention_head_dim": 128,
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "pooled_projection_dim": 768,
+}
+"""`transformer/config.json` of black-forest-labs/FLUX.1-dev: 11.9 billion parameters."""
+
+FLUX_AUTOENCODER: dict[str, Any] = AUTOENCODER | {
+    "latent_channels": 16,
+    "use_post_quant_conv": False,
+    "use_quant_conv": False,
+}
+"""`vae/config.json` of black-forest-labs/FLUX.1-dev, less `sample_size`, `scaling_factor` and `shift_factor`."""
+
+FLUX_TEXT_TOKENS = 512
+"""`max_sequence_length` of the call of Diffusers' FluxPipeline: tokens of T5 that its transformer reads."""

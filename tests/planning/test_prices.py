@@ -1,0 +1,101 @@
+"""Price lists: against counts by hand and by the planner, and what a cost is worth."""
+
+import json
+import re
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from fk_reward import FKSteeringPipeline
+from fk_reward.planning import published_models
+from fk_reward.planning.full_size_rewards import FULL_SIZE
+from fk_reward.planning.prices import FULL_SIZE_PARTS, PRICES, REWARD_TERAFLOP, count_prices, reward_operations
+from fk_reward.rewards import REWARDS, load_reward
+from fk_reward.sampling.trace import Cost
+from tests import tiny
+from tests.command_line import run_command_line
+
+COST = Cost(sample_steps=80, denoiser_rows=160, decodes=12, reward_calls=12, seconds=9.0, previews=8)
+
+
+@pytest.mark.parametrize("name", ["aesthetic", "clipscore", "imagereward", "pickscore"])
+def test_listed_prices_of_rewards_are_the_counts(name):
+    assert REWARD_TERAFLOP[name] == pytest.approx(reward_operations(name) / 1e12, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE_PARTS)
+def test_listed_prices_are_the_counts(name):
+    counted, listed = count_prices(name), PRICES[name]
+    for part in ("sample_step", "decode", "preview"):
+        assert getattr(listed, part) == pytest.approx(getattr(counted, part), rel=1e-3)
+    assert counted.rewards == pytest.approx(dict(listed.rewards), rel=1e-3)
+
+
+def test_every_reward_of_known_size_has_a_price():
+    answers_in_words = {name for name in FULL_SIZE if name.startswith("vlm-judge")}
+    assert set(REWARD_TERAFLOP) == set(FULL_SIZE) - answers_in_words
+
+
+def test_flux_has_its_published_number_of_parameters():
+    with torch.device("meta"):
+        vae = AutoencoderKL(**published_models.FLUX_AUTOENCODER)
+    assert sum(weight.numel() for weight in vae.parameters()) == 83_819_683  # of its safetensors file
+    assert 2 * 11.9e9 * 4096 * 0.5 < PRICES["flux.1-dev"].sample_step * 1e12 < 2 * 11.9e9 * 4608
+
+
+def test_a_cost_in_each_price():
+    assert PRICES["sample-steps"].price(COST) == 80
+    sdxl = PRICES["sdxl"]
+    by_hand = 80 * 13.52 + 4 * 10.47 + 8 * 0.5654 + 12 * 0.1378
+    assert sdxl.price(COST, reward="imagereward") == pytest.approx(by_hand)
+    assert sdxl.price(COST, reward="shapes-imagereward") == pytest.approx(by_hand)
+    assert sdxl.price(COST, reward="shapes-verifier") == pytest.approx(by_hand - 12 * 0.1378)
+    both = sdxl.price(COST, reward="0.5*imagereward + clipscore - 0.1*imagereward")
+    assert both == pytest.approx(by_hand + 12 * 0.1641)
+    assert sdxl.image(20, reward="clipscore") == pytest.approx(20 * 13.52 + 10.47 + 0.1641)
+
+
+def test_best_of_n_costs_n_images():
+    four = Cost(sample_steps=80, denoiser_rows=160, decodes=4, reward_calls=4, seconds=1.0, previews=0)
+    for prices in PRICES.values():
+        assert prices.price(four, reward="pickscore") == pytest.approx(4 * prices.image(20, reward="pickscore"))
+
+
+@pytest.mark.parametrize("name", [name for name in REWARDS if name.startswith("shapes-")])
+def test_rewards_of_the_package_have_a_price(name):
+    assert PRICES["sdxl"].reward_price(name) >= 0
+
+
+def test_what_has_no_price_is_refused():
+    with pytest.raises(
+        ValueError, match=re.escape("There is no price of reward 'imagerewrd'. Did you mean 'imagereward'?")
+    ):
+        PRICES["sdxl"].price(COST, reward="imagerewrd")
+    with pytest.raises(ValueError, match="say which one"):
+        PRICES["flux.1-dev"].price(COST)
+    old = Cost(sample_steps=None, denoiser_rows=160, decodes=4, reward_calls=4, seconds=1.0)
+    for prices in PRICES.values():
+        with pytest.raises(ValueError, match="does not say how many"):
+            prices.price(old, reward="clipscore")
+    with pytest.raises(ValueError, match=re.escape("sdxl, flux.1-dev; got 'sd-2.1'")):
+        count_prices("sd-2.1")
+
+
+def test_a_trace_has_a_price():
+    pipe = FKSteeringPipeline(tiny.make_sd(), reward=load_reward("shapes-clipscore"))
+    pipe.set_progress_bar_config(disable=True)
+    trace = pipe("a red circle", search="best-of-n", num_particles=2, num_inference_steps=2).trace
+    assert PRICES["sample-steps"].of(trace) == 4
+    assert PRICES["sdxl"].of(trace) == pytest.approx(2 * PRICES["sdxl"].image(2, reward="clipscore"))
+    assert PRICES["sdxl"].of(trace, reward="pickscore") > PRICES["sdxl"].of(trace)
+
+
+def test_the_command_prints_the_list():
+    table = run_command_line("prices")
+    assert table.exit_code == 0, table.output
+    assert all(word in table.stdout for word in ("sample step", "preview", "imagereward", "flux.1-dev"))
+    record = json.loads(run_command_line("prices", "--json").stdout)
+    assert record["sdxl"]["sample_step"] == 13.52
+    assert record["flux.1-dev"]["rewards"]["clipscore"] == REWARD_TERAFLOP["clipscore"]
