@@ -19,8 +19,8 @@ from fk_reward.sampling.row_state import GeneratorRows, RowState, SchedulerHisto
 from fk_reward.sampling.step_checks import CopiesCheck, FiniteWatch, bounded_variance, check_reported_x0
 from fk_reward.sampling.stochasticity import adds_noise_now, require_matching_steps, require_stochastic, step_signature
 from fk_reward.sampling.transitions import Denoise, Prediction, RepeatableStep, Score, StepState, Transition
-from fk_reward.sampling.x0_prediction import predict_x0, predicts_x0
-from fk_reward.search.base import Population, can_move, can_resize
+from fk_reward.sampling.x0_prediction import predict_x0, predicts_x0, signal_share
+from fk_reward.search.base import Population, ReadsSignal, can_move, can_resize
 from fk_reward.search.contract import check_ancestors, check_population, check_scoring_steps, check_size, record_of
 from fk_reward.smc.particle_filter import grouped_rewards
 
@@ -329,6 +329,8 @@ class _StepInterceptor:
         self._finite.check()  # before the decoder and the reward get to see it
         rewards, num_before = self._scored(x0_pred), self._population.num_particles
         grouped_rewards(rewards, self._exchange.num_groups, num_before, step=self._num_done)
+        if isinstance(self._population, ReadsSignal) and self._population.reads_signal:
+            self._population.at_signal(signal_share(self._scheduler, timestep))
         ancestors = self._advanced(rewards)
         check_ancestors(ancestors, self._population, num_before)
         check_size(self._population, step=self._num_done, num_steps=self.records.expected_steps or 0)
@@ -400,6 +402,11 @@ def _require_prediction(scheduler: Any, population: Population, prediction: Pred
             f"{type(population).__name__} scores predicted clean samples, which the step of "
             f"{type(scheduler).__name__} does not tell: use another scheduler, such as DDIMScheduler or "
             "DPMSolverMultistepScheduler, or a search that scores finished images only (best-of-n)."
+        )
+    if isinstance(population, ReadsSignal) and population.reads_signal and not predicts_x0(scheduler):
+        raise ValueError(
+            f"{type(population).__name__} weighs rewards by the share of the signal (reward_weight='rising'), and the "
+            f"noise levels of {type(scheduler).__name__} are not known: give reward_weight='constant', or numbers."
         )
 
 

@@ -148,6 +148,18 @@ class Population(Protocol):
 
 
 @runtime_checkable
+class ReadsSignal(Protocol):
+    """What a `Population` has besides, if it wants to know how much signal the samples hold that it is scored by."""
+
+    @property
+    def reads_signal(self) -> bool:
+        """Whether it wants to know in this run; `steer` then refuses schedulers whose noise levels are not known."""
+
+    def at_signal(self, share: float) -> None:
+        """Take the share of a scoring step, alpha² / (alpha² + sigma²); called before its `advance`."""
+
+
+@runtime_checkable
 class SearchConfig(Protocol):
     """Settings of a search: a frozen dataclass that validates its fields and documents each of them.
 

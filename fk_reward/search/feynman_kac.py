@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,27 +13,14 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.search.base import Forecast
+from fk_reward.search.fkd_args import convert_fkd_args
 from fk_reward.smc.particle_filter import ParticleFilter, grouped_rewards
-from fk_reward.smc.potentials import POTENTIALS
+from fk_reward.smc.potentials import CONSTANT, POTENTIALS, RISING, checked_weights
 from fk_reward.smc.resampling import RESAMPLERS, moved_groups
-from fk_reward.smc.reward_scale import AUTO
+from fk_reward.smc.reward_scale import AUTO, CARD
 from fk_reward.value_checks import boolean, real_number, whole_number
 
-logger = logging.getLogger(__name__)
-
 SELECTIONS = ("best", "sample")
-
-_FKD_POTENTIALS = {"diff": "difference", "max": "max", "add": "sum", "rt": "immediate"}
-_FKD_REQUIRED = ("num_particles", "lmbda", "time_steps", "resampling_t_start", "resampling_t_end", "resample_frequency")
-_FKD_OPTIONAL = ("potential_type", "adaptive_resampling", "use_smc")
-_FKD_ELSEWHERE = {
-    "guidance_reward_fn": 'the reward is an argument of the pipeline: reward="imagereward"',
-    "metric_to_chase": "the reward is an argument of the pipeline",
-    "reward_fn": "the reward is an argument of the pipeline",
-    "latent_to_decode_fn": "FKSteeringPipeline(pipe, preview=...)",
-    "device": "the pipeline's device is used",
-    "reward_min_value": "there is no lowest reward: weights are kept in the log domain",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +35,17 @@ class FKSteeringConfig:
         potential: what a scoring step adds to the log-weights: `"max"`, `"difference"`, `"sum"` or `"immediate"`
             (`fk_reward.smc.potentials`). Each targets `p(x) exp(reward_scale * r(x))`, because of the terminal
             correction.
+        reward_weight: beta, how much the rewards of a scoring step count: `"constant"`, 1; `"rising"`, the share of the
+            signal in the samples of the step, alpha² / (alpha² + sigma²), which is alpha-bar where the schedule
+            preserves the variance: early predictions say little, and so should decide little; or a number for each of
+            the `num_resamples` scoring steps, at least 0, as a tuple or as text (`"0.1,0.4,0.8,1"`). The target stays
+            the same.
         reward_scale: lambda. It means something only relative to the scale of a reward: lambda times the spread of
-            the reward among the particles of one prompt should be around 1 or a few. 0 turns steering off. `"auto"`
-            chooses it for each prompt by bisection, such that the rewards of each scoring step, and the finished ones,
-            leave an ESS of at least `target_ess`; it is bounded (`fk_reward.smc.reward_scale`), and `log_evidence`
-            is then no estimate.
+            the reward among the particles of one prompt should be around 1 or a few. 0 turns steering off. `"card"` is
+            1.5 divided by the spread that the reward's card states, and `"auto"` where it states none. `"auto"` chooses
+            it for each prompt by bisection, such that the rewards of each scoring step, and the finished ones, leave an
+            ESS of at least `target_ess`; it is bounded (`fk_reward.smc.reward_scale`), and `log_evidence` is then no
+            estimate.
         resample_start: first scoring step, as a fraction of the trajectory in [0, 1].
         resample_stop: last scoring step, as a fraction of the trajectory in [resample_start, 1].
         num_resamples: number of scoring steps, evenly spaced between the two. 0: no resampling, which is best of K.
@@ -86,6 +78,7 @@ class FKSteeringConfig:
 
     num_particles: int = 4
     potential: str = "max"
+    reward_weight: Sequence[float] | str = CONSTANT
     reward_scale: float | str = 10.0
     resample_start: float = 0.2
     resample_stop: float = 0.8
@@ -111,8 +104,9 @@ class FKSteeringConfig:
             "ess_threshold": self._real("ess_threshold", low=0.0, high=1.0),
             "target_ess": self._real("target_ess", low=1e-6, high=1.0 - 1e-6),
         }
-        if self.reward_scale != AUTO:
-            numbers["reward_scale"] = self._real("reward_scale", low=0.0, note='or "auto"')
+        numbers["reward_weight"] = checked_weights(self.reward_weight, numbers["num_resamples"])
+        if self.reward_scale not in (AUTO, CARD):
+            numbers["reward_scale"] = self._real("reward_scale", low=0.0, note='or "card" or "auto"')
         if self.stop_reward is not None:
             numbers["stop_reward"] = self._real("stop_reward")
         if self.final_particles is not None:
@@ -168,12 +162,31 @@ class FKSteeringConfig:
             >>> FKSteeringConfig().scoring_steps(4)
             (1, 2)
         """
+        return tuple(sorted({index for index in self._places(num_steps) if index >= 0}))
+
+    def _places(self, num_steps: int) -> list[int]:
+        """The step of each of the `num_resamples` fractions, which can repeat; -1 where there is none."""
         whole_number("num_steps", num_steps, minimum=1)
         gaps = max(self.num_resamples - 1, 1)
         width = self.resample_stop - self.resample_start
         fractions = (self.resample_start + width * i / gaps for i in range(self.num_resamples))
-        indices = {min(math.floor(f * num_steps + 0.5), num_steps - 2) for f in fractions}
-        return tuple(sorted(index for index in indices if index >= 0))
+        return [min(math.floor(f * num_steps + 0.5), num_steps - 2) for f in fractions]
+
+    def step_weights(self, num_steps: int) -> dict[int, float] | None:
+        """Scoring step -> beta; None for `"rising"`, which depends on the noise levels of the scheduler.
+
+        Where several of the `num_resamples` fall on one step of a short trajectory, the last one counts.
+
+        Example:
+            >>> FKSteeringConfig(num_resamples=2, reward_weight=(0.25, 1.0)).step_weights(10)
+            {2: 0.25, 8: 1.0}
+        """
+        if self.reward_weight == RISING:
+            return None
+        given = self.reward_weight
+        weights = (1.0,) * self.num_resamples if isinstance(given, str) else given
+        placed = dict(zip(self._places(num_steps), weights, strict=True))
+        return {step: placed[step] for step in self.scoring_steps(num_steps)}
 
     def population_sizes(self, num_scoring_steps: int) -> tuple[int, ...]:
         """How many particles go on after each scoring step.
@@ -281,6 +294,8 @@ class FKPopulation(ParticleFilter):
         self.max_particles = config.num_particles
         self.copies = config.resamples
         self._sizes: dict[int, int] = {}
+        self._weights: dict[int, float] | None = None
+        self._signal: float | None = None
         self._recorded: dict[str, Tensor] = {}
         self._scored: list[Tensor] = []
         self._resampled = torch.zeros(num_groups, dtype=torch.bool)
@@ -290,6 +305,15 @@ class FKPopulation(ParticleFilter):
     def needs_scores(self) -> bool:
         """False once `stop_reward` has excused every prompt."""
         return not bool(self.stopped.all())
+
+    @property
+    def reads_signal(self) -> bool:
+        """Whether `at_signal` has to be told before `advance`."""
+        return self.copies and self.config.reward_weight == RISING
+
+    def at_signal(self, share: float) -> None:
+        """Take the share of the signal in the samples that are scored next, from 0, pure noise, to 1, clean."""
+        self._signal = real_number("share", share, low=0.0, high=1.0)
 
     def sizes(self, num_steps: int) -> dict[int, int]:
         """Scoring step -> K', the particles of a prompt that go on from there."""
@@ -313,7 +337,7 @@ class FKPopulation(ParticleFilter):
         Raises:
             ValueError: for `final_particles` on a trajectory without a scoring step.
         """
-        self._sizes = self.sizes(num_steps)
+        self._sizes, self._weights = self.sizes(num_steps), self.config.step_weights(num_steps)
         config, number = self.config, self.config.num_particles
         if not config.resamples or config.final_particles is not None:
             if config.resamples and not self._sizes:
@@ -338,7 +362,7 @@ class FKPopulation(ParticleFilter):
         """Weigh, then resample where the ESS asks for it; `final_particles` drops some at every scoring step."""
         if log_ratio is not None:
             self.correct(log_ratio)
-        self.weigh(rewards, step=step)
+        self.weigh(rewards, step=step, weight=self._weight(step))
         self._keep_weights()
         # Of several scoring steps that had to wait for a step with noise the last one says how many go on.
         due = [mark for mark in self._sizes if mark <= step]
@@ -349,6 +373,19 @@ class FKPopulation(ParticleFilter):
         if ancestors is not None:
             self._resampled |= moved_groups(ancestors.view(self.num_groups, -1), num_before)
         return ancestors
+
+    def _weight(self, step: int) -> float:
+        """Beta of a scoring step; of several that had to wait for a step with noise it is that of the last one."""
+        if self.config.reward_weight == RISING:
+            share, self._signal = self._signal, None  # of this step only
+            if share is None:
+                raise RuntimeError(
+                    "reward_weight='rising' needs the share of the signal in the samples of each scoring step: steer() "
+                    "says it; in a loop of your own call population.at_signal(share) before advance()."
+                )
+            return share
+        due = [mark for mark in self._weights or () if mark <= step]
+        return 1.0 if self._weights is None or not due else self._weights[due[-1]]
 
     def finish(self, rewards: Tensor, *, step: int | None = None, log_ratio: Tensor | None = None) -> str | None:
         """The terminal correction.
@@ -434,65 +471,16 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} should be one of {list(choices)}, got {value!r}.")
 
 
-def convert_fkd_args(fkd_args: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `FKSteeringConfig` for an `fkd_args` dictionary of the public FK-steering code.
-
-    Two differences remain, on purpose. That code resamples after the scheduler's move and once more at the last step;
-    here particles are resampled before the move, and the last step is the terminal correction with the selection of
-    the images. And its adaptive mode drops the weights of the steps that do not resample, which here are kept.
-
-    Args:
-        fkd_args: `num_particles`, `lmbda`, `time_steps`, `resampling_t_start`, `resampling_t_end`,
-            `resample_frequency`, and optionally `potential_type` (`"diff"`, `"max"`, `"add"`, `"rt"`; that code's
-            scripts default to `"diff"`), `adaptive_resampling` and `use_smc`. What that code keeps here and this one
-            elsewhere (`guidance_reward_fn`, `latent_to_decode_fn`, ...) is left out, with a warning that says where it
-            belongs.
-
-    Raises:
-        ValueError: for a missing setting, an unknown potential, or an empty interval.
-        TypeError: for an unknown setting.
-
-    Example:
-        >>> args = dict(num_particles=4, lmbda=10.0, time_steps=100, resampling_t_start=20, resampling_t_end=80,
-        ...             resample_frequency=20, potential_type="max", adaptive_resampling=False)
-        >>> fields = convert_fkd_args(args)
-        >>> fields["resample_start"], fields["resample_stop"], fields["num_resamples"], fields["ess_threshold"]
-        (0.2, 0.8, 4, 1.0)
-    """
-    _check_fkd_names(fkd_args)
-    potential = fkd_args.get("potential_type", "diff")
-    if potential not in _FKD_POTENTIALS:
-        raise ValueError(f"potential_type should be one of {list(_FKD_POTENTIALS)}, got {potential!r}.")
-    num_steps, start, stop = (int(fkd_args[k]) for k in ("time_steps", "resampling_t_start", "resampling_t_end"))
-    frequency = int(fkd_args["resample_frequency"])
-    if not (0 <= start <= stop < num_steps) or frequency < 1:
-        raise ValueError(
-            "fkd_args should have 0 <= resampling_t_start <= resampling_t_end < time_steps and "
-            f"resample_frequency >= 1, got {start}, {stop}, {num_steps} and {frequency}."
-        )
-    steps = range(start, stop + 1, frequency)
-    return {
-        "num_particles": int(fkd_args["num_particles"]),
-        "potential": _FKD_POTENTIALS[potential],
-        "reward_scale": float(fkd_args["lmbda"]),
-        "resample_start": start / num_steps,
-        "resample_stop": steps[-1] / num_steps,
-        "num_resamples": len(steps) if fkd_args.get("use_smc", True) else 0,
-        "ess_threshold": 0.5 if fkd_args.get("adaptive_resampling", True) else 1.0,
-        "resampling": "multinomial",
-    }
-
-
-def _check_fkd_names(fkd_args: Mapping[str, Any]) -> None:
-    for name in fkd_args:
-        if name in _FKD_ELSEWHERE and fkd_args[name] is not None:
-            logger.warning("fkd_args[%r] is left out, it is no setting of the sampler: %s.", name, _FKD_ELSEWHERE[name])
-        if name not in (*_FKD_REQUIRED, *_FKD_OPTIONAL, *_FKD_ELSEWHERE):
-            raise TypeError(f"Unknown fkd_args setting {name!r}; known are {[*_FKD_REQUIRED, *_FKD_OPTIONAL]}.")
-    missing = [name for name in _FKD_REQUIRED if name not in fkd_args]
-    if missing:
-        raise ValueError(f"fkd_args should have {list(_FKD_REQUIRED)}; missing: {missing}.")
-
-
-PAPER = FKSteeringConfig()
-"""The settings of Singhal et al. (2025)."""
+PAPER = FKSteeringConfig(
+    num_particles=4,
+    potential="max",
+    reward_weight=CONSTANT,
+    reward_scale=10.0,
+    resample_start=0.2,
+    resample_stop=0.8,
+    num_resamples=4,
+    ess_threshold=0.5,
+    resampling="systematic",
+    selection="best",
+)
+"""The settings of Singhal et al. (2025), whatever the defaults are."""

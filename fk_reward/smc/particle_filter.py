@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -10,8 +11,9 @@ from torch import Generator, Tensor
 
 from fk_reward.smc.potentials import POTENTIALS, PathStatistics
 from fk_reward.smc.resampling import RESAMPLERS, flat_indices, systematic
-from fk_reward.smc.reward_scale import AUTO, tempered_reward_scale
+from fk_reward.smc.reward_scale import CARD, known_reward_scale, tempered_reward_scale
 from fk_reward.smc.weights import effective_sample_size, log_mean_increment, normalized_weights
+from fk_reward.value_checks import real_number
 
 
 class FilterSettings(Protocol):
@@ -58,13 +60,14 @@ class ParticleFilter:
         num_groups: G, number of prompts. Groups never exchange particles.
         generator: source of the randomness, on the CPU: one for all groups, or one for each, so that the result of a
             group does not depend on the others. A new one with seed 0 when missing.
-        spread: standard deviation of the reward within a group, as its card states it; it bounds `"auto"`
-            (`fk_reward.smc.reward_scale`). None where it is not known.
+        spread: standard deviation of the reward within a group, as its card states it; `"card"` takes lambda from
+            it, and it bounds `"auto"` (`fk_reward.smc.reward_scale`). None where it is not known: then `"card"` is
+            `"auto"`.
 
     Attributes:
         log_weights: `(G, K)` float64, un-normalised; `-inf` for a forbidden sample.
         log_evidence: `(G,)` float64, estimate of `log E_p[exp(reward_scale * r(x))]` once the final rewards are in. No
-            estimate with `reward_scale="auto"`, which chooses lambda by the rewards that it weighs.
+            estimate where lambda is tempered by the rewards that it weighs, as `reward_scale="auto"` does.
         reward_scale: `(G,)` float64, the lambda of each group; with `"auto"` it is 0 until the first rewards that
             differ, and later rewards can only lower it.
         stopped: `(G,)` bool, groups that `config.stop_reward` has excused from weighing and resampling.
@@ -104,8 +107,9 @@ class ParticleFilter:
         self.log_evidence = torch.zeros(num_groups, dtype=torch.float64)
         self.stopped = torch.zeros(num_groups, dtype=torch.bool)
         self.abstained = torch.zeros(num_groups, dtype=torch.bool)
-        scale = 0.0 if config.reward_scale == AUTO else float(config.reward_scale)
-        self.reward_scale = torch.full((num_groups,), scale, dtype=torch.float64)
+        scale = known_reward_scale(config.reward_scale, spread=spread)
+        self._tempers = scale is None
+        self.reward_scale = torch.full((num_groups,), scale or 0.0, dtype=torch.float64)
 
     @property
     def num_particles(self) -> int:
@@ -132,10 +136,11 @@ class ParticleFilter:
             "reward_scale='auto' chose lambda by the rew"
         """
         notes = []
-        if self.config.reward_scale == AUTO:
+        if self._tempers:
+            why = "The card of the reward states no spread: " if self.config.reward_scale == CARD else ""
             notes.append(
-                "reward_scale='auto' chose lambda by the rewards that it then weighed, so log_evidence is no estimate "
-                "of log E[exp(lambda r)]: give a number where the evidence matters."
+                f"{why}reward_scale='auto' chose lambda by the rewards that it then weighed, so log_evidence is no "
+                "estimate of log E[exp(lambda r)]: give a number where the evidence matters."
             )
         if self._num_floored.any():
             notes.append(
@@ -152,7 +157,7 @@ class ParticleFilter:
             notes.append(_nothing_allowed(self.abstained))
         return notes
 
-    def weigh(self, rewards: Tensor, *, final: bool = False, step: int | None = None) -> None:
+    def weigh(self, rewards: Tensor, *, final: bool = False, step: int | None = None, weight: float = 1.0) -> None:
         """Add the log-potentials of these rewards to the log-weights.
 
         Args:
@@ -160,22 +165,25 @@ class ParticleFilter:
                 if `final`.
             final: apply the terminal correction instead of the potential. Nothing can be weighed afterwards.
             step: scheduler step, for the error message.
+            weight: beta of this step, which the potential gets (`fk_reward.smc.potentials`); finite and at least 0. Not
+                used if `final`: the terminal correction takes back what any weights have added.
 
         Raises:
             ValueError: wrong shape; a reward that is NaN or `+inf` (the message names prompt, particle and step); final
-                rewards of a group that are all `-inf`, unless `config.abstain`.
+                rewards of a group that are all `-inf`, unless `config.abstain`; a weight below 0.
             RuntimeError: when the final rewards have been weighed already.
         """
         if self._final_rewards is not None:
             raise RuntimeError("The final rewards have been weighed; use a new ParticleFilter for another run.")
         grouped = grouped_rewards(rewards, self.num_groups, self.num_particles, step=step)
+        weight = real_number("weight", weight, low=0.0)
         if final:
             require_allowed(grouped, abstain=self.config.abstain)
             self.abstained = (grouped == -torch.inf).all(1)
             self._final_rewards = grouped
-        if self.config.reward_scale == AUTO:
+        if self._tempers:
             self._temper(grouped, final=final)
-        cumulative = grouped if final else self._accumulated(grouped)
+        cumulative = grouped if final else self._accumulated(grouped, weight)
         scaled = self.reward_scale[:, None] * cumulative
         scaled = scaled.masked_fill(cumulative == -torch.inf, -torch.inf)  # also where lambda is 0 and 0 * inf is NaN
         self._add(scaled - self._applied)
@@ -276,14 +284,15 @@ class ParticleFilter:
             places[group] = systematic(ordered[group], num_selected, self._generators[group])
         return places
 
-    def _accumulated(self, grouped: Tensor) -> Tensor:
+    def _accumulated(self, grouped: Tensor, weight: float) -> Tensor:
         """Sum of the increments so far, `(G, K)` in units of the reward, with those of these predictions."""
         allowed = grouped > -torch.inf
         scored = ~self.stopped & allowed.any(1)
         self._num_floored += (~allowed & ~self.stopped[:, None]).sum(1)
         finite = self._floored(grouped)
-        increments = POTENTIALS[self.config.potential](finite, self._path).masked_fill(~scored[:, None], 0.0)
-        self._path = self._path.update(finite, increments, groups=scored)
+        path = replace(self._path, weight=weight)
+        increments = POTENTIALS[self.config.potential](finite, path).masked_fill(~scored[:, None], 0.0)
+        self._path = path.update(finite, increments, groups=scored)
         return self._path.increments
 
     def _floored(self, grouped: Tensor) -> Tensor:

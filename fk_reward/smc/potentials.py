@@ -5,6 +5,11 @@ increment in units of the reward; the particle filter multiplies it by `reward_s
 2025, arXiv 2501.06848). Whatever the intermediate potentials are, the particle filter adds at the end the terminal
 correction `lambda * r_final - (sum of the earlier increments along the ancestry)`, so that each of them targets `p(x)
 exp(lambda r(x))`.
+
+A step can have a weight, `beta_i`: early predictions say little of the finished image, so that their rewards should
+decide little (Kim et al. 2025, arXiv 2501.05803, temper the reward for the same reason). `difference` is then that of
+`beta_i r_i`, so that its intermediate targets are `p(x) exp(lambda beta_i r)`; the others are multiplied by `beta_i`.
+None of them depends on where the scale of the reward has its zero.
 """
 
 from __future__ import annotations
@@ -15,22 +20,30 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from fk_reward.value_checks import real_number
+
+CONSTANT = "constant"
+RISING = "rising"
+"""Words for the weights of the scoring steps: 1, and the share of the signal in the samples of the step."""
+
 
 @dataclass(frozen=True)
 class PathStatistics:
     """What is remembered of the rewards along the ancestry of each particle; every tensor is `(G, K)` float64.
 
     Attributes:
-        last: reward at the previous scoring step, 0 before the first.
+        last: weighted reward at the previous scoring step, `beta_{i-1} r_{i-1}`; 0 before the first.
         maximum: largest reward so far, `-inf` before the first.
-        total: sum of the rewards so far.
+        total: sum of the weighted rewards so far.
         increments: sum of the increments so far, in units of the reward.
+        weight: `beta_i` of the step that is being weighed, at least 0.
     """
 
     last: Tensor
     maximum: Tensor
     total: Tensor
     increments: Tensor
+    weight: float = 1.0
 
     @classmethod
     def initial(cls, num_groups: int, num_particles: int) -> PathStatistics:
@@ -51,66 +64,74 @@ class PathStatistics:
             increments: `(G, K)`.
             groups: `(G,)` bool, those that were scored; the others keep their statistics. None for all.
         """
+        weighted = self.weight * rewards
         updated = {
-            "last": rewards,
+            "last": weighted,
             "maximum": torch.maximum(self.maximum, rewards),
-            "total": self.total + rewards,
+            "total": self.total + weighted,
             "increments": self.increments + increments,
         }
         if groups is not None:
             updated = {name: torch.where(groups[:, None], new, getattr(self, name)) for name, new in updated.items()}
-        return PathStatistics(**updated)
+        return replace(self, **updated)
 
     def gather(self, ancestors: Tensor) -> PathStatistics:
         """Statistics of the offspring; `ancestors` is `(G, K)` with indices within the group."""
-        return replace(self, **{f.name: getattr(self, f.name).gather(1, ancestors) for f in fields(self)})
+        return replace(self, **{name: getattr(self, name).gather(1, ancestors) for name in _OF_PARTICLES})
 
+
+_OF_PARTICLES = tuple(f.name for f in fields(PathStatistics) if f.name != "weight")
 
 Potential = Callable[[Tensor, PathStatistics], Tensor]
-"""Rewards `(G, K)` and the statistics before this step, to increments `(G, K)` in units of the reward."""
+"""Rewards `(G, K)` and the statistics before this step, to increments `(G, K)` in units of the reward.
+
+The weight of the step is `path.weight`; the rewards come as they are.
+"""
 
 
 def difference(rewards: Tensor, path: PathStatistics) -> Tensor:
-    """Difference potential, `r_i - r_{i-1}` with `r_0 = 0`: Singhal et al. (2025).
+    """Difference potential, `beta_i r_i - beta_{i-1} r_{i-1}` with `r_0 = 0`: Singhal et al. (2025), with all beta 1.
 
     Example:
         >>> path = PathStatistics.initial(1, 2)
         >>> difference(torch.tensor([[1.0, 3.0]]), path)
         tensor([[1., 3.]], dtype=torch.float64)
     """
-    return rewards - path.last
+    return path.weight * rewards - path.last
 
 
 def maximum(rewards: Tensor, path: PathStatistics) -> Tensor:
-    """Max potential, `max(r_1, ..., r_i)`: Singhal et al. (2025).
+    """Max potential, `beta_i max(r_1, ..., r_i)`: Singhal et al. (2025), with all beta 1.
+
+    Not the largest weighted reward: where rewards are negative that would be the first, which weighs least.
 
     Example:
         >>> path = PathStatistics.initial(1, 2)
         >>> maximum(torch.tensor([[1.0, 3.0]]), path)
         tensor([[1., 3.]], dtype=torch.float64)
     """
-    return torch.maximum(path.maximum, rewards.to(torch.float64))
+    return path.weight * torch.maximum(path.maximum, rewards.to(torch.float64))
 
 
 def running_sum(rewards: Tensor, path: PathStatistics) -> Tensor:
-    """Sum potential, `r_1 + ... + r_i`: Singhal et al. (2025).
+    """Sum potential, `beta_1 r_1 + ... + beta_i r_i`: Singhal et al. (2025), with all beta 1.
 
     Example:
         >>> path = PathStatistics.initial(1, 2)
         >>> running_sum(torch.tensor([[1.0, 3.0]]), path)
         tensor([[1., 3.]], dtype=torch.float64)
     """
-    return path.total + rewards
+    return path.total + path.weight * rewards
 
 
-def immediate(rewards: Tensor, path: PathStatistics) -> Tensor:  # noqa: ARG001 (the signature of all potentials)
-    """Immediate potential, `r_i` alone, without memory of the path (the public FK code calls it "rt").
+def immediate(rewards: Tensor, path: PathStatistics) -> Tensor:
+    """Immediate potential, `beta_i r_i` alone, without memory of the path (the public FK code calls it "rt").
 
     Example:
         >>> immediate(torch.tensor([[1.0, 3.0]]), PathStatistics.initial(1, 2))
         tensor([[1., 3.]], dtype=torch.float64)
     """
-    return rewards.to(torch.float64)
+    return path.weight * rewards.to(torch.float64)
 
 
 POTENTIALS: dict[str, Potential] = {
@@ -120,3 +141,31 @@ POTENTIALS: dict[str, Potential] = {
     "immediate": immediate,
 }
 """Potentials by the name that `FKSteeringConfig.potential` takes."""
+
+
+def checked_weights(value: object, num_resamples: int) -> tuple[float, ...] | str:
+    """The weights of the scoring steps, as `reward_weight` takes them.
+
+    Args:
+        value: `"constant"`, `"rising"`, numbers, or numbers in a text, as they are typed.
+        num_resamples: how many scoring steps there are.
+
+    Raises:
+        TypeError: for what is neither a word nor numbers.
+        ValueError: for an unknown word, another number of numbers, or one below 0.
+
+    Example:
+        >>> checked_weights("0.25, 1", 2)
+        (0.25, 1.0)
+    """
+    if isinstance(value, str) and value in (CONSTANT, RISING):
+        return value
+    wanted = f'reward_weight should be "{CONSTANT}", "{RISING}" or {num_resamples} numbers, one for each scoring step'
+    try:
+        given = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+        numbers = [float(one) if isinstance(one, str) else one for one in given]
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{wanted}, got {value!r}.") from error
+    if len(numbers) != num_resamples or not numbers:
+        raise ValueError(f"{wanted} (num_resamples), got {value!r}.")
+    return tuple(float(real_number(f"reward_weight[{i}]", one, low=0.0)) for i, one in enumerate(numbers))

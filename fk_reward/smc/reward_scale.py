@@ -1,9 +1,10 @@
-"""`reward_scale="auto"`: the lambda at which the effective sample size of the rewards reaches a target, with a bound.
+"""Lambda by a word: `"card"`, by the spread that the reward's card states, or `"auto"`, by the rewards themselves.
 
-Tempering alone has no bound: previews of almost equal reward reach a target ESS, too, at a lambda of a million, with
-which the finished images would then be weighed. So lambda is never above `LARGEST_TILT / spread`, with the spread that
-the reward's card states, and the particle filter lowers it wherever later rewards, the finished ones at last, differ
-more than those that chose it.
+`"card"` is `USUAL_TILT / spread`: a number that is known before the run. `"auto"` is the lambda at which the effective
+sample size of the rewards reaches a target, with a bound. Tempering alone has none: previews of almost equal reward
+reach a target ESS, too, at a lambda of a million, with which the finished images would then be weighed. So lambda is
+never above `LARGEST_TILT / spread`, with the spread that the reward's card states, and the particle filter lowers it
+wherever later rewards, the finished ones at last, differ more than those that chose it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from torch import Tensor
 from fk_reward.smc.weights import effective_sample_size
 
 AUTO = "auto"
+CARD = "card"
+
+USUAL_TILT = 1.5
+"""Lambda times the spread with `"card"`: one standard deviation is worth a factor of 4.5 in weight."""
 
 LARGEST_TILT = 3.0
 """Largest lambda times the spread of a reward: one standard deviation is then worth a factor of 20 in weight."""
@@ -23,6 +28,28 @@ _SMALLEST_SPREAD = 1e-3
 
 _NUM_BISECTIONS = 60
 _JUST_BELOW = 1.0 - 1e-9  # so that rounding does not decide whether a threshold of the same value asks for resampling
+
+
+def known_reward_scale(reward_scale: float | str, *, spread: float | None) -> float | None:
+    """Lambda as far as it is known before the run.
+
+    Args:
+        reward_scale: a number, `"card"` or `"auto"`.
+        spread: standard deviation of the reward within a group, as its card states it; None where it is not known.
+
+    Returns:
+        The number; `USUAL_TILT / spread` for `"card"`. None for `"auto"`, and for `"card"` without a spread, where
+        lambda is found by the rewards of the run.
+
+    Example:
+        >>> known_reward_scale("card", spread=0.1), known_reward_scale("card", spread=None)
+        (15.0, None)
+    """
+    if reward_scale == AUTO:
+        return None
+    if reward_scale == CARD:
+        return None if spread is None else USUAL_TILT / spread
+    return float(reward_scale)
 
 
 def tempered_reward_scale(scores: Tensor, target_ess: float, *, spread: float | None = None) -> float:

@@ -16,6 +16,7 @@ from fk_reward.cli.options import (
     FieldOptions,
     Placement,
     Sampling,
+    SearchFieldOptions,
     TypedFields,
     field_parameters,
     field_texts,
@@ -157,3 +158,14 @@ def test_every_option_of_every_command_has_help(name):
     for argument in app.assemble_argument_collection(parse_docstring=True):
         assert argument.parameter.help, f"{name} {argument.name}"
     assert len(inspect.signature(command).parameters) >= len(inspect.signature(COMMANDS[name]).parameters)
+
+
+@pytest.mark.parametrize(("typed", "expected"), [("rising", "rising"), ("0.1,0.3,0.7,1", (0.1, 0.3, 0.7, 1.0))])
+def test_weights_of_the_steps_are_one_word_and_leave_the_prompt_alone(typed, expected):
+    def drawn(prompt, /, *, search):
+        return prompt, search.reward_weight
+
+    drawn.__annotations__ = {"prompt": str, "search": Annotated[object, SearchFieldOptions()]}
+    app = App(result_action="return_value")
+    app.default(with_options(drawn))
+    assert app(["--reward-weight", typed, "a star"], exit_on_error=False) == ("a star", expected)

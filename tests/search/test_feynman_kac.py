@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fk_reward import FKSteeringConfig, steer
+from fk_reward.sampling.flow_match_sde import FlowMatchSDEScheduler
+from fk_reward.sampling.steering import _require_prediction
 from fk_reward.search import FKPopulation
 from fk_reward.search.base import Forecast, forecast
-from fk_reward.search.feynman_kac import SELECTIONS, config_fields
+from fk_reward.search.feynman_kac import PAPER, SELECTIONS, config_fields
 from fk_reward.smc.potentials import POTENTIALS
 from fk_reward.smc.resampling import RESAMPLERS
 
@@ -33,7 +36,8 @@ configs = st.builds(
     FKSteeringConfig,
     num_particles=st.integers(1, 64),
     potential=st.sampled_from(list(POTENTIALS)),
-    reward_scale=st.floats(0, 1e6) | st.just("auto"),
+    reward_weight=st.sampled_from(["constant", "rising"]),
+    reward_scale=st.floats(0, 1e6) | st.sampled_from(["auto", "card"]),
     resample_start=st.floats(0, 0.5),
     resample_stop=st.floats(0.5, 1),
     num_resamples=st.integers(0, 30),
@@ -74,6 +78,15 @@ configs = st.builds(
         ("reward_scale", math.inf, ValueError),
         ("reward_scale", math.nan, ValueError),
         ("reward_scale", "automatic", TypeError),
+        ("reward_weight", "falling", ValueError),
+        ("reward_weight", 0.5, TypeError),
+        ("reward_weight", None, TypeError),
+        ("reward_weight", (0.1, 0.2, 0.3), ValueError),  # of four scoring steps
+        ("reward_weight", (), ValueError),
+        ("reward_weight", (0.1, 0.2, 0.3, -0.4), ValueError),
+        ("reward_weight", (0.1, 0.2, 0.3, math.nan), ValueError),
+        ("reward_weight", (0.1, 0.2, 0.3, True), TypeError),
+        ("reward_weight", "0.1,0.2,0.3,high", ValueError),
         ("reward_scale", True, TypeError),
     ],
 )
@@ -145,6 +158,92 @@ def test_scoring_steps_are_ascending_steps_of_the_trajectory(config, num_steps):
     assert len(steps) <= config.num_resamples
 
 
+WEIGHTS = (0.1, 0.2, 0.5, 1.0)
+SPACED = {"resample_start": 0.2, "resample_stop": 0.8, "num_resamples": 4}
+
+
+@pytest.mark.parametrize("given", [WEIGHTS, list(WEIGHTS), "0.1,0.2,0.5,1", "0.1, 0.2, 0.5, 1.0", np.array(WEIGHTS)])
+def test_weights_of_the_scoring_steps_as_numbers_or_as_text(given):
+    config = FKSteeringConfig(reward_weight=given, **SPACED)
+    assert config.reward_weight == WEIGHTS
+    assert FKSteeringConfig.from_json(config.to_json()) == config
+    assert config.step_weights(10) == {2: 0.1, 4: 0.2, 6: 0.5, 8: 1.0}
+    assert config.step_weights(4) == {1: 0.1, 2: 1.0}, "where several fall on one step the last one counts"
+    assert hash(config) == hash(FKSteeringConfig(**{"reward_weight": WEIGHTS} | SPACED))
+
+
+def weights_seen(scheduler, *, config, model_output=0.0):
+    """The beta of each scoring step of a run with this scheduler."""
+    seen = []
+
+    class Watched(FKPopulation):
+        def weigh(self, rewards, *, final=False, step=None, weight=1.0):
+            super().weigh(rewards, final=final, step=step, weight=weight)
+            seen.append((step, weight))
+
+    generator = torch.Generator().manual_seed(0)
+    sample, population = torch.randn(4, 1, 2, 2, generator=generator), Watched(config)
+    with steer(scheduler, population, lambda x0: x0.mean(dim=(1, 2, 3))):
+        for timestep in scheduler.timesteps:
+            scaled = model_output * sample
+            sample = scheduler.step(scaled, timestep, sample, generator=generator).prev_sample
+    return dict(seen)
+
+
+def test_rising_weights_are_alpha_bar_where_the_schedule_preserves_the_variance():
+    scheduler = DDPMScheduler(clip_sample=False)
+    scheduler.set_timesteps(10)
+    config = FKSteeringConfig(reward_weight="rising", ess_threshold=1.0, **SPACED)
+    expected = {step: float(scheduler.alphas_cumprod[scheduler.timesteps[step]]) for step in (2, 4, 6, 8)}
+    assert weights_seen(scheduler, config=config) == pytest.approx(expected)
+
+
+def test_rising_weights_of_a_flow_are_those_of_its_own_levels():
+    scheduler = FlowMatchSDEScheduler()
+    scheduler.set_timesteps(10)
+    config = FKSteeringConfig(reward_weight="rising", ess_threshold=1.0, **SPACED)
+    sigmas = {step: float(scheduler.sigmas[step]) for step in (2, 4, 6, 8)}
+    expected = {step: (1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2) for step, sigma in sigmas.items()}
+    assert weights_seen(scheduler, config=config) == pytest.approx(expected, abs=1e-5)
+
+
+def test_weights_as_numbers_are_those_of_their_steps():
+    scheduler = DDPMScheduler(clip_sample=False)
+    scheduler.set_timesteps(10)
+    config = FKSteeringConfig(reward_weight=WEIGHTS, ess_threshold=1.0, **SPACED)
+    assert weights_seen(scheduler, config=config) == {2: 0.1, 4: 0.2, 6: 0.5, 8: 1.0}
+
+
+def test_rising_weights_in_a_loop_of_ones_own_need_the_signal():
+    population = FKSteeringConfig(reward_weight="rising", ess_threshold=1.0).population()
+    population.begin(10)
+    with pytest.raises(RuntimeError, match="at_signal"):
+        population.advance(torch.arange(4.0), step=2)
+    population = FKSteeringConfig(reward_weight="rising", reward_scale=2.0, ess_threshold=0.0).population()
+    population.begin(10)
+    population.at_signal(0.25)
+    population.advance(torch.arange(4.0), step=2)
+    assert population.log_weights.tolist() == [[0.0, 0.5, 1.0, 1.5]]
+    with pytest.raises(RuntimeError, match="at_signal"):  # that of one step is not that of the next
+        population.advance(torch.arange(4.0), step=4)
+    with pytest.raises(ValueError, match=r"share should be in \[0, 1\]"):
+        population.at_signal(1.5)
+
+
+def test_rising_weights_refuse_a_scheduler_whose_levels_are_not_known():
+    class Unknown:
+        timesteps = torch.arange(10).flip(0)
+
+        def step(self, model_output, timestep, sample, generator=None):
+            return (sample + torch.randn(sample.shape, generator=generator),)
+
+    config = FKSteeringConfig(reward_weight="rising", **SPACED)
+    sample, scheduler = torch.zeros(4, 1, 2, 2), Unknown()
+    with pytest.raises(ValueError, match="reward_weight='constant'"):
+        _require_prediction(scheduler, config.population(), lambda state, denoise: state.sample)
+    _require_prediction(scheduler, FKSteeringConfig().population(), lambda state, denoise: sample)
+
+
 @pytest.mark.parametrize(
     ("settings_", "expected"),
     [
@@ -188,6 +287,25 @@ def test_fkd_args_mapping():
     assert config.ess_threshold == 1.0
     assert FKSteeringConfig.from_fkd_args(FKD_ARGS | {"adaptive_resampling": True}).ess_threshold == 0.5
     assert not FKSteeringConfig.from_fkd_args(FKD_ARGS | {"use_smc": False}).resamples
+
+
+def test_the_paper_has_its_settings_whatever_the_defaults_are():
+    assert dataclasses.asdict(PAPER) == {
+        "num_particles": 4,
+        "potential": "max",
+        "reward_weight": "constant",
+        "reward_scale": 10.0,
+        "resample_start": 0.2,
+        "resample_stop": 0.8,
+        "num_resamples": 4,
+        "ess_threshold": 0.5,
+        "resampling": "systematic",
+        "selection": "best",
+        "target_ess": 0.5,
+        "final_particles": None,
+        "stop_reward": None,
+        "abstain": False,
+    }
 
 
 def test_fkd_args_that_belong_elsewhere_are_left_out_with_a_warning(caplog):

@@ -20,14 +20,16 @@ def random_rewards(num_steps, size, *, seed=0):
     return torch.randn(num_steps, size, generator=torch.Generator().manual_seed(seed))
 
 
-def run(particle_filter, rewards):
+def run(particle_filter, rewards, weights=None):
     """Weigh and resample at each row but the last, which holds the final rewards; returns the ancestors of each step.
+
+    The scoring steps have these weights, 1 if none are given.
 
     A reward follows its particle's slot, not its ancestry: the rows are what the particles in the slots get.
     """
     ancestors = []
-    for row in rewards[:-1]:
-        particle_filter.weigh(row)
+    for row, weight in zip(rewards[:-1], weights or [1.0] * (len(rewards) - 1), strict=True):
+        particle_filter.weigh(row, weight=weight)
         ancestors.append(particle_filter.resample())
     particle_filter.weigh(rewards[-1], final=True)
     return ancestors

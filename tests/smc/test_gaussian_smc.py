@@ -126,8 +126,8 @@ def test_the_end_of_the_scoring_comes_between_the_first_and_the_last_step():
     seen = []
 
     class Watched(FKPopulation):
-        def weigh(self, rewards, *, final=False, step=None):
-            super().weigh(rewards, final=final, step=step)
+        def weigh(self, rewards, *, final=False, step=None, weight=1.0):
+            super().weigh(rewards, final=final, step=step, weight=weight)
             seen.append((step, bool(self.stopped.any())))
 
     estimate_tilt(PROBLEM, config, num_runs=1, filter_type=Watched)
@@ -164,7 +164,7 @@ class DropsWeights(FKPopulation):
 class NoTerminalCorrection(FKPopulation):
     """Saboteur: the final reward is treated as one more scoring step."""
 
-    def weigh(self, rewards, *, final=False, step=None):
+    def weigh(self, rewards, *, final=False, step=None, weight=1.0):
         super().weigh(rewards, step=step)
 
 

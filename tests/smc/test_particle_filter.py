@@ -58,7 +58,7 @@ class DropsWeights(ParticleFilter):
 class NoCorrection(ParticleFilter):
     """Saboteur: the end is one more scoring step."""
 
-    def weigh(self, rewards, *, final=False, step=None):
+    def weigh(self, rewards, *, final=False, step=None, weight=1.0):
         super().weigh(rewards, step=step)
 
 
@@ -84,7 +84,7 @@ def test_a_filter_that_loses_weight_is_caught(saboteur, potential):
         assert_total_weight_is_the_final_reward(potential, saboteur)
 
 
-def brute_force_log_weights(rewards, ancestors, *, potential, reward_scale):
+def brute_force_log_weights(rewards, ancestors, beta, *, potential, reward_scale):
     """Final log-weights from the definition: walk back each ancestry, sum what was given since it was last drawn."""
     num_steps, size = rewards.shape
     weights = []
@@ -94,7 +94,7 @@ def brute_force_log_weights(rewards, ancestors, *, potential, reward_scale):
             position = position if ancestors[step] is None else int(ancestors[step][position])
             slots.insert(0, position)
         path = [float(rewards[step, slots[step]]) for step in range(num_steps - 1)]
-        increments = [reward_scale * DEFINITIONS[potential](path[: i + 1]) for i in range(len(path))]
+        increments = [reward_scale * DEFINITIONS[potential](path[: i + 1], beta[: i + 1]) for i in range(len(path))]
         last_drawn = max((i for i, drawn in enumerate(ancestors) if drawn is not None), default=-1)
         kept = sum(increments[last_drawn + 1 :])
         weights.append(kept + reward_scale * float(rewards[-1, slot]) - sum(increments))
@@ -104,14 +104,15 @@ def brute_force_log_weights(rewards, ancestors, *, potential, reward_scale):
 @pytest.mark.parametrize("ess_threshold", [0.5, 0.8, 1.0])
 @pytest.mark.parametrize("potential", list(POTENTIALS))
 @pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
-def test_path_statistics_follow_the_ancestors(potential, resampling, ess_threshold):
+@pytest.mark.parametrize("beta", [[1.0] * 5, [0.2, 0.0, 0.7, 0.4, 1.5]])
+def test_path_statistics_follow_the_ancestors(potential, resampling, ess_threshold, beta):
     for seed in range(10):
         rewards = random_rewards(6, 5, seed=seed)
         fields = {"num_particles": 5, "potential": potential, "reward_scale": 3.0, "ess_threshold": ess_threshold}
         particle_filter = make_filter(generator=generators(seed)[0], resampling=resampling, **fields)
-        ancestors = run(particle_filter, rewards)
+        ancestors = run(particle_filter, rewards, beta)
         assert any(drawn is not None for drawn in ancestors)
-        expected = brute_force_log_weights(rewards, ancestors, potential=potential, reward_scale=3.0)
+        expected = brute_force_log_weights(rewards, ancestors, beta, potential=potential, reward_scale=3.0)
         torch.testing.assert_close(particle_filter.log_weights[0], expected, rtol=0, atol=1e-6)
 
 
@@ -284,6 +285,25 @@ def assert_exact(filter_type=ParticleFilter, **fields):
     assert off.max() < 4.5, f"outcomes are off by {[f'{value:.1f}' for value in off.tolist()]} standard errors"
 
 
+@pytest.mark.parametrize("weights", [(0.3, 1.0), (0.0, 2.5)])
+@pytest.mark.parametrize("potential", list(POTENTIALS))
+def test_weights_of_the_steps_leave_every_mass_alone(potential, weights):
+    class Weighted(ParticleFilter):
+        """Weighs the first two rewards by these."""
+
+        def weigh(self, rewards, *, final=False, step=None, weight=1.0):
+            given = list(weights)[int(self._path.increments.any())]
+            super().weigh(rewards, final=final, step=step, weight=weight if final else given)
+
+    assert_exact(Weighted, potential=potential, ess_threshold=0.8)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(ValueError, match="weight should be"):
+        make_filter().weigh(torch.zeros(4), weight=weight)
+
+
 @pytest.mark.parametrize("ess_threshold", [0.6, 1.0])
 @pytest.mark.parametrize("potential", list(POTENTIALS))
 def test_four_particles_estimate_every_mass_without_bias(potential, ess_threshold):
@@ -300,8 +320,8 @@ class Forbids(ParticleFilter):
 class KeepsTheFloor(ParticleFilter):
     """Saboteur: what a prediction of -inf cost its particle is not given back."""
 
-    def weigh(self, rewards, *, final=False, step=None):
-        super().weigh(rewards, final=final, step=step)
+    def weigh(self, rewards, *, final=False, step=None, weight=1.0):
+        super().weigh(rewards, final=final, step=step, weight=weight)
         if not final:
             self._applied += (rewards.view(self.num_groups, -1) == FORBIDDEN).double()
 
@@ -449,6 +469,7 @@ PARTICLE_LAYER = (
     "smc.particle_filter",
     "smc.reward_scale",
     "search.base",
+    "search.fkd_args",
     "search.feynman_kac",
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,18 +12,20 @@ from hypothesis import strategies as st
 from fk_reward.smc.potentials import POTENTIALS, PathStatistics
 
 DEFINITIONS = {
-    "difference": lambda path: path[-1] - (path[-2] if len(path) > 1 else 0.0),
-    "max": max,
-    "sum": sum,
-    "immediate": lambda path: path[-1],
+    "difference": lambda r, beta: beta[-1] * r[-1] - (beta[-2] * r[-2] if len(r) > 1 else 0.0),
+    "max": lambda r, beta: beta[-1] * max(r),
+    "sum": lambda r, beta: sum(b * one for b, one in zip(beta, r, strict=True)),
+    "immediate": lambda r, beta: beta[-1] * r[-1],
 }
+"""By the rewards so far and their weights."""
 
 
-def increments_along(name, path):
+def increments_along(name, path, weights=None):
     """Increments of one particle at each step of its path of rewards."""
     statistics, increments = PathStatistics.initial(1, 1), []
-    for reward in path:
+    for reward, weight in zip(path, weights or [1.0] * len(path), strict=True):
         rewards = torch.tensor([[reward]], dtype=torch.float64)
+        statistics = replace(statistics, weight=weight)
         increments.append(POTENTIALS[name](rewards, statistics))
         statistics = statistics.update(rewards, increments[-1])
     return [float(value) for value in increments], statistics
@@ -35,9 +39,27 @@ def test_every_potential_has_its_definition_here():
 @given(path=st.lists(st.floats(-100, 100), min_size=1, max_size=8))
 @settings(max_examples=50, deadline=None)
 def test_definition(name, path):
-    increments, statistics = increments_along(name, path)
-    assert increments == pytest.approx([DEFINITIONS[name](path[: i + 1]) for i in range(len(path))])
-    assert float(statistics.increments) == pytest.approx(sum(increments), abs=1e-9)
+    for weights in ([1.0] * len(path), [(i % 3) / 2 for i in range(len(path))]):
+        increments, statistics = increments_along(name, path, weights)
+        expected = [DEFINITIONS[name](path[: i + 1], weights[: i + 1]) for i in range(len(path))]
+        assert increments == pytest.approx(expected, abs=1e-9)
+        assert float(statistics.increments) == pytest.approx(sum(increments), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", list(POTENTIALS))
+def test_the_zero_of_the_reward_moves_no_particle(name):
+    """A constant added to all rewards adds the same to all particles: with `max(beta r)` it would not."""
+    paths, weights = ([-0.5, -1.0, -0.2], [-2.0, -0.1, -0.3]), [0.1, 0.5, 0.9]
+    gaps = []
+    for shift in (0.0, 7.0):
+        first, second = (increments_along(name, [r + shift for r in path], weights)[0] for path in paths)
+        gaps.append([a - b for a, b in zip(first, second, strict=True)])
+    assert gaps[0] == pytest.approx(gaps[1])
+
+
+@pytest.mark.parametrize("name", list(POTENTIALS))
+def test_a_weight_of_zero_lets_the_first_step_say_nothing(name):
+    assert increments_along(name, [3.0], [0.0])[0] == [0.0]
 
 
 def test_all_negative_rewards_have_a_negative_maximum():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fk_reward.smc.potentials import POTENTIALS
-from fk_reward.smc.reward_scale import LARGEST_TILT, reward_scale_for_ess, tempered_reward_scale
+from fk_reward.smc.reward_scale import LARGEST_TILT, USUAL_TILT, reward_scale_for_ess, tempered_reward_scale
 from fk_reward.smc.weights import effective_sample_size
 from tests.smc.filters import make_filter, random_rewards, run
 
@@ -134,3 +134,24 @@ def test_predictions_of_minus_infinity_do_not_enter_the_bisection():
     particle_filter.weigh(torch.tensor([0.0, 1.0, 2.0, -torch.inf]))
     without.weigh(torch.tensor([0.0, 1.0, 2.0]))
     assert float(particle_filter.reward_scale) == pytest.approx(float(without.reward_scale))
+
+
+def test_card_takes_lambda_from_the_spread_and_leaves_it():
+    rewards = random_rewards(3, 8)
+    by_card, by_number = (
+        make_filter(2, reward_scale=reward_scale, spread=0.2) for reward_scale in ("card", USUAL_TILT / 0.2)
+    )
+    run(by_card, rewards)
+    run(by_number, rewards)
+    assert by_card.reward_scale.tolist() == [7.5, 7.5]
+    assert torch.equal(by_card.log_evidence, by_number.log_evidence)
+    assert by_card.notes == by_number.notes == []
+
+
+def test_card_without_a_spread_is_auto_and_says_so():
+    rewards = random_rewards(3, 8)
+    by_card, by_auto = (make_filter(2, reward_scale=reward_scale) for reward_scale in ("card", "auto"))
+    run(by_card, rewards)
+    run(by_auto, rewards)
+    assert torch.equal(by_card.reward_scale, by_auto.reward_scale)
+    assert by_card.notes == ["The card of the reward states no spread: " + by_auto.notes[0]]

@@ -31,6 +31,7 @@ from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
 from fk_reward.rewards import load_reward
 from fk_reward.search import FKSteeringConfig, SearchConfig, search_fields
 from fk_reward.search.budget import check_typed_sizes, fit_budget
+from fk_reward.search.feynman_kac import PAPER
 from fk_reward.terminal import open_console
 from fk_reward.value_checks import whole_number
 
@@ -39,9 +40,7 @@ if TYPE_CHECKING:
 
 STAGES = ("generate", "judge", "report")
 
-FK_STEERING = FKSteeringConfig(
-    num_particles=4, potential="max", reward_scale=10.0, resample_start=0.2, resample_stop=0.8, num_resamples=4
-)
+FK_STEERING = PAPER
 """Four particles, scored at 20, 40, 60 and 80 of 100 steps."""
 
 
