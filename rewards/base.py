@@ -37,7 +37,8 @@ class RewardCard:
             description, not a bound that is enforced; infinite where unknown.
         spread: typical standard deviation of the score among images of one prompt, in the unit of the
             score; None where it is not measured. Steering begins to matter at a `reward_scale` of
-            1 / spread.
+            1 / spread; `reward_scale="card"` is 1.5 / spread.
+        spread_source: how the spread was found.
         differentiable: whether the gradient of the score with respect to the images is usable.
         max_prompt_tokens: number of tokens that are read of a prompt, special tokens included; None for no
             limit.
@@ -60,6 +61,7 @@ class RewardCard:
     higher_is_better: bool = True
     typical_range: tuple[float, float] = (-math.inf, math.inf)
     spread: float | None = None
+    spread_source: str = "not stated"
     differentiable: bool = False
     max_prompt_tokens: int | None = None
     licence: str = "not stated"
@@ -68,7 +70,7 @@ class RewardCard:
     memory: str = "none"
 
     def __post_init__(self) -> None:
-        for field in ("name", "summary", "licence", "source", "weights", "memory"):
+        for field in ("name", "summary", "spread_source", "licence", "source", "weights", "memory"):
             _check_text(field, getattr(self, field))
         for field in ("higher_is_better", "differentiable"):
             if not isinstance(getattr(self, field), bool):

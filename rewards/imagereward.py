@@ -24,6 +24,9 @@ _CARD = RewardCard(
     name="imagereward",
     summary="ImageReward: human preference, by BLIP ViT-L",
     typical_range=(-2.0, 2.0),  # two standard deviations about the mean: its authors standardised the score
+    spread=0.47,
+    spread_source="mean of 100 prompts with 200 finished images each: 0.476 on SDXL, 0.475 on FLUX.1-dev, by the "
+    "scores that github.com/TerrysLearning/TTSnap publishes",
     differentiable=True,
     max_prompt_tokens=35,
     licence="Apache-2.0",
@@ -33,14 +36,20 @@ _CARD = RewardCard(
 )
 
 _OTHER_CARD = dataclasses.replace(
-    _CARD, licence="that of the weights", weights="given by the caller", memory="that of the model"
+    _CARD,
+    spread=None,
+    spread_source=RewardCard.spread_source,
+    licence="that of the weights",
+    weights="given by the caller",
+    memory="that of the model",
 )
 
 _SHAPES_CARD = dataclasses.replace(
     _CARD,
     name="shapes-imagereward",
     summary="ImageReward in small, trained on preferences between 64x64 images of coloured shapes",
-    spread=0.71,  # among eight finished images of a held-out prompt: `examples/shapes/check_predictions.py early`
+    spread=0.71,
+    spread_source="among eight finished images of a held-out prompt: examples/shapes/check_predictions.py early",
     max_prompt_tokens=16,
     source="trained by the scripts in examples/shapes",
     weights="in the package",

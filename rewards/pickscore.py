@@ -20,6 +20,9 @@ _COSINE_CARD = RewardCard(
     name="pickscore",
     summary="how people would rank the image for its prompt; a CLIP ViT-H/14 trained on Pick-a-Pic",
     typical_range=(0.16, 0.26),  # an order of magnitude from common experience, not measured here
+    spread=0.0059,
+    spread_source="mean of 100 prompts with 200 finished images each: 0.574 on SDXL, 0.613 on FLUX.1-dev, both times "
+    "100 the cosine, by the scores that github.com/TerrysLearning/TTSnap publishes",
     differentiable=True,
     max_prompt_tokens=77,
     licence="MIT (github.com/yuvalkirstain/PickScore)",

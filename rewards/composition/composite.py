@@ -189,7 +189,7 @@ def composite_card(expression: Expression, cards: Cards) -> RewardCard:
         spread=expression.spread(used) or None,
         differentiable=all(card.differentiable for card in used.values()),
         max_prompt_tokens=min(limits, default=None),
-        **{field: _joined(used, field) for field in ("licence", "source", "weights", "memory")},
+        **{field: _joined(used, field) for field in ("spread_source", "licence", "source", "weights", "memory")},
     )
 
 

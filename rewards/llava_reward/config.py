@@ -134,12 +134,14 @@ DIMENSIONS: dict[str, str] = {
 """Dimensions of the official checkpoints and what they judge."""
 
 SOURCE = "Zhou et al., ICCV 2025, arXiv 2507.21391; github.com/sjz5202/LLaVA-Reward"
-TEMPERATURE = 0.1  # of the Bradley-Terry loss: the difference of scores that means odds of e; not a measured spread
+TEMPERATURE = 0.1
+TEMPERATURE_SOURCE = "temperature of the training loss, a difference of scores that means odds of e; not measured"
 
 CUSTOM_CARD = RewardCard(
     name="llava-reward",
     summary="LLaVA-Reward with your own backbone and adapter",
     spread=TEMPERATURE,
+    spread_source=TEMPERATURE_SOURCE,
     differentiable=True,
     licence="that of the backbone and the adapter",
     source=SOURCE,

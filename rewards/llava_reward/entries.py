@@ -12,7 +12,7 @@ import torch
 from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.llava_reward.backbones.phi3_vision import PHI3_VISION
 from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QWEN2_5_VL
-from fk_reward.rewards.llava_reward.config import CUSTOM_CARD, DIMENSIONS, SOURCE, TEMPERATURE
+from fk_reward.rewards.llava_reward.config import CUSTOM_CARD, DIMENSIONS, SOURCE, TEMPERATURE, TEMPERATURE_SOURCE
 from fk_reward.rewards.registry import RewardEntry
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def official_card(dimension: str, spec: BackboneSpec) -> RewardCard:
         name=f"llava-reward-{dimension}{spec.official.name_suffix}",
         summary=f"LLaVA-Reward: {DIMENSIONS[dimension]}",
         spread=TEMPERATURE,
+        spread_source=TEMPERATURE_SOURCE,
         differentiable=True,
         licence=f"{spec.licence} (backbone); the adapter's is not stated",
         source=SOURCE,
@@ -165,6 +166,7 @@ def _embedded(dimension: str) -> RewardEntry:
         name=f"shapes-llava-reward-{dimension}",
         summary=f"LLaVA-Reward in small: {_JUDGES[dimension]}",
         spread=_SPREADS[dimension],
+        spread_source="among eight finished images of a held-out prompt: examples/shapes/check_predictions.py early",
         differentiable=True,
         licence="Apache-2.0",
         source="Zhou et al., ICCV 2025, arXiv 2507.21391; trained by the scripts in examples/shapes",
