@@ -13,6 +13,7 @@ from tests.examples.scripts import invoke
 
 WRITERS = {
     "gaussian": ("--num-particles", 4),
+    "mixture": ("--num-particles", 4),
     "overhead": (),
     "steering_speed": (),
     "shapes_cost": ("--num-prompts", 1),
@@ -70,6 +71,11 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, script):
         (("shapes_cost", "--variant", "none"), "variant should be one of"),
         (("gaussian", "--num-particles", "0"), "positive whole numbers"),
         (("gaussian", "--num-particles", "4", "--reward-scale", "nan"), "reward_scale"),
+        (("mixture", "--num-runs", "1"), "--num-runs should be at least 2"),
+        (("mixture", "--potentials", "maximum"), "potential should be one of"),
+        (("mixture", "--schedules", "0.2-0.8"), "0.2-0.8x4"),
+        (("mixture", "--weights", "falling"), "reward_weight"),
+        (("mixture", "--thresholds", "half"), "ess_threshold"),
         (("overhead", "--model", "/no/such/folder"), "/no/such/folder"),
         (("overhead", "--device", "tpu"), "--device should be one of"),
         (("reward_speed", "--device", "tpu"), "--device should be one of"),
