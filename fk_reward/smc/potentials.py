@@ -73,7 +73,7 @@ class PathStatistics:
         }
         if groups is not None:
             updated = {name: torch.where(groups[:, None], new, getattr(self, name)) for name, new in updated.items()}
-        return replace(self, **updated)
+        return PathStatistics(weight=self.weight, **updated)
 
     def gather(self, ancestors: Tensor) -> PathStatistics:
         """Statistics of the offspring; `ancestors` is `(G, K)` with indices within the group."""
