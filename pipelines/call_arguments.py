@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from fk_reward.pipelines.batching import BatchSizes, batch_size_fields
 from fk_reward.pipelines.wrapped_pipeline import has_latents
 from fk_reward.sampling.stochasticity import require_stochastic, takes_argument
-from fk_reward.search.base import SearchConfig, num_finished
+from fk_reward.search.base import SearchConfig, needs_noise, num_finished
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
 from fk_reward.text import did_you_mean, require_text
@@ -217,11 +217,11 @@ def complete_eta(pipe: Any, config: SearchConfig, arguments: dict[str, Any]) -> 
         Defaults for `scheduler.step`, for pipelines that do not hand `eta` on.
 
     Raises:
-        ValueError: for a deterministic scheduler, an explicit `eta=0.0` among them, where particles are copied.
+        ValueError: for a deterministic scheduler, an explicit `eta=0.0` among them, where the search needs noise.
     """
-    scheduler, copies = pipe.scheduler, config.population().copies
+    scheduler, stochastic = pipe.scheduler, needs_noise(config)
     if not takes_argument(scheduler, "eta"):
-        if copies:
+        if stochastic:
             require_stochastic(scheduler)
         if arguments.get("eta") is not None:
             logger.warning("eta=%s has no effect: %s takes none.", arguments["eta"], type(scheduler).__name__)
@@ -231,7 +231,7 @@ def complete_eta(pipe: Any, config: SearchConfig, arguments: dict[str, Any]) -> 
     if eta is None:
         arguments.pop("eta", None)
         return {}
-    if copies:
+    if stochastic:
         require_stochastic(scheduler, eta=eta)
     if "eta" in inspect.signature(pipe.__call__).parameters:
         arguments["eta"] = eta

@@ -8,26 +8,22 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.overrides import TorchFunctionMode
 
 from fk_reward.pipelines.call_arguments import SteeredCall
 from fk_reward.pipelines.call_budget import num_inference_steps
 from fk_reward.pipelines.call_record import seeds_of
-from fk_reward.pipelines.hooks import wrap_method
 from fk_reward.pipelines.output import FKSteeringOutput, finish, scored_images, selected_output
-from fk_reward.pipelines.schedulers import unchanged
 from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
+from fk_reward.pipelines.trajectory import Randomness, Trajectory, level_of, require_cut
 from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.records import recorded_weights
-from fk_reward.sampling.stochasticity import require_stochastic
+from fk_reward.sampling.stochasticity import require_matching_steps, require_stochastic
 from fk_reward.sampling.trace import SteeringTrace, TraceStep
-from fk_reward.sampling.x0_prediction import scheduler_name
 from fk_reward.search.best_of_n import BestOfN
 from fk_reward.search.contract import make_population, selected_images
 from fk_reward.search.registry import search_name, settings_of
@@ -36,9 +32,6 @@ from fk_reward.smc.resampling import flat_indices
 from fk_reward.value_checks import whole_number
 
 logger = logging.getLogger(__name__)
-
-_ONE_STEP = ("DDIMScheduler", "DDPMScheduler")
-"""Schedulers whose step depends on its timestep alone, and that have no index to begin at."""
 
 _COUNTS = (
     *("num_steps", "num_model_calls", "num_model_rows", "sample_steps"),
@@ -86,7 +79,8 @@ class PipelineRollout:
     inside the trajectory, from samples at the level of that step, with every scheduler of one denoiser call a step that
     can be begun anywhere: DDIM, DDPM, and those with `set_begin_index` (Euler, DPM-Solver++, UniPC, flow matching,
     ...). A solver of several steps begins there without a history, at first order, as Diffusers' image-to-image
-    pipelines do. Heun, KDPM2 and PNDM are refused.
+    pipelines do. Heun, KDPM2 and PNDM are refused. Finished samples can be noised to that level (`noise`), with the
+    alpha and sigma of the pass before, and drawn on with new numbers (`fresh_noise`).
 
     Not there, and refused by name: pipelines whose call takes no `latents` (DeepFloyd IF, most image-to-image ones), or
     whose own noise cannot be found in what `prepare_latents` draws; particles in several processes.
@@ -104,10 +98,11 @@ class PipelineRollout:
         self.num_steps = num_inference_steps(pipe, call.arguments)
         self._pipe, self._call, self._prepare = pipe, call, prepare
         generator = call.arguments.get("generator")
-        self._randomness = _Randomness(generator, pipe._execution_device)
+        self._randomness = Randomness(generator, pipe._execution_device)
         device = "cpu" if generator is not None else pipe._execution_device
         self.generators = resampling_generators(generator, len(call.prompts), device=device)
         self._passes: list[_Pass] = []
+        self._schedulers: dict[int, Any] = {}  # steps of a pass -> the scheduler with its timesteps set
         self._notes: list[str] = []
         self._started = time.perf_counter()
 
@@ -119,6 +114,8 @@ class PipelineRollout:
         num_particles: int,
         num_steps: int | None = None,
         particles: Tensor | None = None,
+        noise: Tensor | None = None,
+        fresh_noise: bool = False,
     ) -> Scored:
         """Draw, finish and score; arguments as of `Rollout`.
 
@@ -129,8 +126,12 @@ class PipelineRollout:
         whole_number("num_particles", num_particles, minimum=1)
         whole_number("from_step", from_step, minimum=0)
         self._check_start(start, num_particles, from_step)
+        steps = num_steps or self.num_steps
+        if noise is not None:
+            start = self._renoised(start, noise, from_step, steps)
         places = self._places(particles, num_particles)
-        self._randomness.reset()  # before generators are copied for particles that are drawn twice
+        if not fresh_noise:
+            self._randomness.reset()  # before generators are copied for particles that are drawn twice
         arguments = self._arguments(start, places, num_steps)
         one = replace(
             self._call,
@@ -140,13 +141,18 @@ class PipelineRollout:
             num_images_per_prompt=num_particles,
         )
         run = self._prepare(one, None)
-        watch = _Trajectory(self._pipe, start, from_step, arguments.get("generator"))
+        watch = Trajectory(self._pipe, start, from_step, arguments.get("generator"))
         with watch.watching():
             scored, trace = run.complete(self._pipe, lambda run, out: _scored(run, out, watch))
         self._passes.append(_Pass(trace, places, scored))
+        self._schedulers[steps] = watch.scheduler
         self._notes += [note for note in run.notes if note not in self._notes]
         self._note_noise(arguments, places)
         return scored
+
+    def note(self, sentence: str) -> None:
+        """As `Rollout`."""
+        self._notes += [sentence] if sentence not in self._notes else []
 
     def output(self, scored: Scored) -> FKSteeringOutput:
         """Select among the images that a search returned.
@@ -222,6 +228,21 @@ class PipelineRollout:
                 f"{num_particles} particles, got a tensor {tuple(start.shape)}."
             )
 
+    def _renoised(self, start: Tensor | None, noise: Tensor, from_step: int, num_steps: int) -> Tensor:
+        """Finished samples at the level of a step."""
+        scheduler = self._schedulers.get(num_steps)
+        if start is None or start.shape != noise.shape or from_step < 1 or scheduler is None:
+            got = None if start is None else tuple(start.shape)
+            raise ValueError(
+                "noise needs finished samples of its shape, a from_step of at least 1, and a pass of as many steps "
+                f"before, which tells the levels; got noise {tuple(noise.shape)}, start {got}, from_step={from_step} "
+                f"and {num_steps} steps after passes of {sorted(self._schedulers)}."
+            )
+        require_cut(scheduler, from_step)
+        require_matching_steps(scheduler)
+        alpha, sigma = level_of(scheduler, from_step)
+        return (alpha * start.to(torch.float32) + sigma * noise.to(start.device)).to(start.dtype)
+
     def _places(self, particles: Tensor | None, num_particles: int) -> Tensor:
         """`(G, K)`, the call's own particles of each prompt that the rows are."""
         num_groups, most = len(self._call.prompts), self._call.config.num_particles
@@ -277,7 +298,7 @@ class _Pass:
         self.trace, self.places, self.scored = trace, places, scored
 
 
-def _scored(run: SteeredRun, out: Any, watch: _Trajectory) -> tuple[Scored, SteeringTrace]:
+def _scored(run: SteeredRun, out: Any, watch: Trajectory) -> tuple[Scored, SteeringTrace]:
     images, rewards, flags = scored_images(run, out)
     run.finish(rewards)
     sizes = (run.population.num_groups, run.population.num_particles)
@@ -331,165 +352,3 @@ def _require_starts(pipe: Any) -> None:
             )
     if "num_inference_steps" not in inspect.signature(pipe.__call__).parameters:
         raise ValueError(f"A search over starts sets num_inference_steps, which the call of {name} does not take.")
-
-
-class _Randomness:
-    """The generators that a call draws from, which every pass begins with in the same state.
-
-    Args:
-        generator: of the call: one, a list, or None for PyTorch's global ones.
-        device: where the pipeline draws where there is none.
-    """
-
-    def __init__(self, generator: Generator | Sequence[Generator] | None, device: torch.device) -> None:
-        self._sources: list[tuple[Callable[[], Tensor], Callable[[Tensor], Any]]] = []
-        if generator is None:
-            self._sources.append((torch.get_rng_state, torch.set_rng_state))
-            if device.type != "cpu":
-                module = torch.get_device_module(device)
-                self._sources.append((module.get_rng_state, module.set_rng_state))
-        else:
-            each = [generator] if isinstance(generator, Generator) else generator
-            self._sources += [(one.get_state, one.set_state) for one in each]
-        self._states = self.states()
-
-    def states(self) -> list[Tensor]:
-        return [read().clone() for read, _ in self._sources]
-
-    def reset(self, states: Sequence[Tensor] | None = None) -> None:
-        for (_, write), state in zip(self._sources, self._states if states is None else states, strict=True):
-            write(state)
-
-
-class _Trajectory:
-    """Watches one pass: gives the pipeline its start, or finds the one that it draws.
-
-    Args:
-        pipe: the wrapped pipeline.
-        start: what it begins from; None for what the pipeline draws.
-        from_step: the first step that is made.
-        generator: of the pass.
-    """
-
-    def __init__(
-        self, pipe: Any, start: Tensor | None, from_step: int, generator: Generator | Sequence[Generator] | None
-    ) -> None:
-        self._pipe = pipe
-        self._given = start
-        self._from_step = from_step
-        self._randomness = _Randomness(generator, pipe._execution_device)
-        self._timesteps: Tensor | None = None  # all of them, while the pipeline reads those that are left
-        self._start: Tensor | None = start
-
-    @property
-    def start(self) -> Tensor:
-        """`(B, ...)`, the start of the pass."""
-        if self._start is None:
-            name = type(self._pipe).__name__
-            raise ValueError(f"{name} never called its prepare_latents, so that its starts are not known.")
-        return self._start
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch the pipeline's call inside the block."""
-        scheduler = self._pipe.scheduler
-        with ExitStack() as stack:
-            # also here: `SteeredRun.complete` keeps the scheduler as it is inside the block
-            stack.enter_context(unchanged(scheduler))
-            stack.enter_context(wrap_method(self._pipe, "prepare_latents", self._prepare_latents))
-            if self._from_step:
-                stack.enter_context(wrap_method(scheduler, "set_timesteps", self._cut))
-                stack.enter_context(wrap_method(self._pipe, "progress_bar", self._begin))
-            yield
-
-    def _prepare_latents(self, prepare: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        signature, before = inspect.signature(prepare), self._randomness.states()
-        given = signature.bind(*args, **kwargs).arguments.get("latents")
-        # As a plain call first, also where its noise is not used: its steps have to find the generators where that
-        # leaves them
-        with _NormalDraws() as draws:
-            drawn = prepare(*args, **kwargs)
-        after = self._randomness.states()
-
-        def prepared(latents: Tensor) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            bound.arguments["latents"] = latents
-            self._randomness.reset(before)  # inpainting samples the latents of its image before the noise
-            try:
-                return prepare(*bound.args, **bound.kwargs)
-            finally:
-                self._randomness.reset(after)
-
-        if self._given is None:
-            self._start = given if given is not None else self._found(prepared, drawn, draws.drawn)
-            return drawn
-        if self._from_step:  # the samples of a later step are not scaled as noise is
-            return _with_first(drawn, self._given.to(_first(drawn)))
-        return prepared(self._given)
-
-    def _found(self, prepared: Callable[[Tensor], Any], drawn: Any, draws: Sequence[Tensor]) -> Tensor:
-        """The noise of which `prepare_latents` makes what it made, bit for bit."""
-        joined = [torch.cat(tuple(draws))] if len({one.shape[1:] for one in draws}) == 1 else []
-        for candidate in (*joined, *draws, _first(drawn)):
-            # some pipelines refuse latents of another shape
-            with contextlib.suppress(ValueError):
-                if torch.equal(_first(prepared(candidate)), _first(drawn)):
-                    return candidate.detach().clone()
-        raise ValueError(
-            f"A search over starts cannot find the noise that {type(self._pipe).__name__} draws in its "
-            "prepare_latents: pass latents=..., one row for each particle."
-        )
-
-    def _cut(self, set_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Leave the timesteps from `from_step` on, until the pipeline has read them."""
-        result, scheduler = set_timesteps(*args, **kwargs), self._pipe.scheduler
-        _require_cut(scheduler, self._from_step)
-        self._timesteps = scheduler.timesteps
-        scheduler.timesteps = scheduler.timesteps[self._from_step :]
-        return result
-
-    def _begin(self, progress_bar: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Give the scheduler all of its timesteps back, and its place among them, just before the loop."""
-        # not earlier: Flux sets the index itself after it has read the timesteps
-        if self._timesteps is not None:
-            self._pipe.scheduler.timesteps, self._timesteps = self._timesteps, None
-            if hasattr(self._pipe.scheduler, "set_begin_index"):
-                self._pipe.scheduler.set_begin_index(self._from_step)
-        return progress_bar(*args, **kwargs)
-
-
-class _NormalDraws(TorchFunctionMode):
-    """Keeps what `torch.randn` returns inside the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drawn: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func is torch.randn:
-            self.drawn.append(output)
-        return output
-
-
-def _first(prepared: Any) -> Tensor:
-    """The latents among what `prepare_latents` returns: some pipelines add positions, or the latents of an image."""
-    first: Tensor = prepared[0] if isinstance(prepared, tuple | list) else prepared
-    return first
-
-
-def _with_first(prepared: Any, latents: Tensor) -> Any:
-    return type(prepared)((latents, *prepared[1:])) if isinstance(prepared, tuple | list) else latents
-
-
-def _require_cut(scheduler: Any, from_step: int) -> None:
-    """Refuse schedulers that cannot begin inside their trajectory."""
-    name, timesteps = type(scheduler).__name__, torch.as_tensor(scheduler.timesteps)
-    if from_step >= len(timesteps):
-        raise ValueError(f"from_step should be below the {len(timesteps)} steps of this pass, got {from_step}.")
-    begins = hasattr(scheduler, "set_begin_index") or scheduler_name(scheduler) in _ONE_STEP
-    if getattr(scheduler, "order", 1) != 1 or not (timesteps[1:] < timesteps[:-1]).all() or not begins:
-        raise ValueError(
-            f"{name} cannot begin at from_step={from_step}: it calls the denoiser several times a step, or keeps count "
-            "of its own. Use DDIMScheduler, EulerDiscreteScheduler or DPMSolverMultistepScheduler."
-        )

@@ -31,6 +31,7 @@ from fk_reward.sampling.trace import Provenance, SteeringTrace, TraceStep
 from fk_reward.sampling.x0_prediction import scheduler_name
 from fk_reward.search.base import Population, SearchConfig, can_move, can_resize
 from fk_reward.search.contract import record_of
+from fk_reward.search.moves import MovingSearch
 from fk_reward.search.registry import search_name, settings_of
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,9 @@ class SteeredRun:
             defaults["generator"] = self.arguments["generator"]  # the calls of SD3 and Flux do not pass theirs on
         hooks: dict[str, Any] = {"step_defaults": defaults, "callback": self.record, "exchange": self.exchange}
         hooks["num_steps"] = lambda: self._announced_steps
+        if isinstance(self.config, MovingSearch):
+            require_gradients(self.config, self.reward)
+            hooks["transition"] = self.config.transition(self.population)
         _check_denoising_end(pipe, self.arguments)
         with ExitStack() as stack:
             stack.enter_context(self.watch(pipe))
@@ -339,6 +343,23 @@ def _clock(after: Tensor) -> float:
     if after.is_cuda:
         torch.cuda.synchronize(after.device)
     return time.perf_counter()
+
+
+def require_gradients(config: MovingSearch, reward: Reward) -> None:
+    """Refuse a reward that a search cannot follow.
+
+    Raises:
+        ValueError: where the search follows gradients and the card of the reward says that it has none, or the reward
+            compares the images of a prompt, whose preferences sum to nothing.
+    """
+    if not config.needs_gradients or (reward.card.differentiable and not reward.compares_images):
+        return
+    why = "compares the images of a prompt" if reward.compares_images else "is not differentiable, as its card says"
+    raise ValueError(
+        f"{type(config).__name__} follows the gradient of the reward, and {reward.card.name!r} {why}: use a "
+        "differentiable one (`fk-reward rewards` lists them; one of your own is a Reward whose card says "
+        "differentiable=True), or search='fk'."
+    )
 
 
 def _check_denoising_end(pipe: Any, arguments: dict[str, Any]) -> None:

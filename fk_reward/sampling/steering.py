@@ -18,10 +18,11 @@ from fk_reward.sampling.records import SteeringRecord, SteeringRecords, StepReco
 from fk_reward.sampling.row_state import GeneratorRows, RowState, SchedulerHistory
 from fk_reward.sampling.step_checks import CopiesCheck, FiniteWatch, bounded_variance, check_reported_x0
 from fk_reward.sampling.stochasticity import adds_noise_now, require_matching_steps, require_stochastic, step_signature
-from fk_reward.sampling.transitions import Denoise, Prediction, RepeatableStep, Score, StepState, Transition
+from fk_reward.sampling.transitions import Denoise, Prediction, RepeatableStep, StepState
 from fk_reward.sampling.x0_prediction import predict_x0, predicts_x0, signal_share
 from fk_reward.search.base import Population, ReadsSignal, can_move, can_resize
 from fk_reward.search.contract import check_ancestors, check_population, check_scoring_steps, check_size, record_of
+from fk_reward.search.moves import Score, Transition
 from fk_reward.smc.particle_filter import grouped_rewards
 
 logger = logging.getLogger(__name__)
@@ -299,13 +300,16 @@ class _StepInterceptor:
         return bool(due)
 
     def _begin(self, arguments: dict[str, Any]) -> None:
-        if not self._moves:
-            given = self._options.num_steps
-            self.records.expected_steps = given() if callable(given) else given
-            return
-        if self._population.copies:
+        needs_noise = getattr(self._options.transition, "needs_noise", False)
+        if needs_noise or (self._moves and self._population.copies):
             require_stochastic(self._scheduler, eta=arguments.get("eta"))
             require_matching_steps(self._scheduler)
+        if not self._moves:
+            given = self._options.num_steps
+            if needs_noise:  # a search with moves of its own places them on the run
+                given = _length_of_run(self._scheduler, self._inputs(arguments)[1], given=given)
+            self.records.expected_steps = given() if callable(given) else given
+            return
         _require_prediction(self._scheduler, self._population, self._options.prediction)
         _, timestep, sample = self._inputs(arguments)
         num_groups, num_own = self._exchange.num_groups, self._exchange.num_own

@@ -1,7 +1,8 @@
 """How a particle moves, and what the reward is asked about: the two seams of a step besides the population.
 
-Both are functions of a `StepState`. `steer` takes them as `transition=` and `prediction=`; without them the scheduler
-makes its own move, and the reward reads the predicted clean sample of this one step.
+Both are functions of a `StepState`. `steer` takes them as `transition=` (`fk_reward.search.moves.Transition`) and
+`prediction=`; without them the scheduler makes its own move, and the reward reads the predicted clean sample of this
+one step.
 
 Letters of shapes: B rows of the batch (G prompts of K particles each, prompt-major).
 """
@@ -14,14 +15,14 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from fk_reward.sampling.x0_prediction import predict_x0, signal_share
+from fk_reward.sampling.row_state import map_tensors
+from fk_reward.sampling.x0_prediction import alpha_sigma, predict_x0, signal_share
+from fk_reward.search.moves import BeforeStep, Drawn, Move, Moved, Score
 
 Denoise: TypeAlias = Callable[[Tensor, Any], Tensor]
 """A sample `(B, C, ...)` and a timestep, to the model's output at them, guidance included."""
-
-Score: TypeAlias = Callable[[Tensor], Tensor]
-"""Predicted clean samples `(B, C, ...)` to rewards `(B,)`."""
 
 
 @dataclass(frozen=True)
@@ -49,43 +50,14 @@ class StepState:
         """Share of the signal, alpha² / (alpha² + sigma²) of `sample = alpha * x0 + sigma * noise`, from 0 to 1."""
         return signal_share(self.scheduler, self.timestep)
 
+    @property
+    def alpha_sigma(self) -> tuple[float, float]:
+        """Alpha and sigma of `sample = alpha * x0 + sigma * noise`."""
+        return alpha_sigma(self.scheduler, self.timestep)
+
     def x0_pred(self) -> Tensor:
         """`(B, C, ...)`, the predicted clean sample of this step."""
         return predict_x0(self.scheduler, self.model_output, self.timestep, self.sample)
-
-
-@dataclass(frozen=True)
-class Moved:
-    """Where a transition has taken the particles.
-
-    Attributes:
-        sample: `(B, C, ...)`, the next samples.
-        log_ratio: `(B,)`, log p/q of these moves: the model's transition density over that of the proposal. It goes
-            into the weights. None where the moves are the model's own.
-    """
-
-    sample: Tensor
-    log_ratio: Tensor | None = None
-
-
-class Move(Protocol):
-    """The scheduler's step. Each call begins from the same state of the scheduler; the last one counts."""
-
-    def __call__(self, *, sample: Tensor | None = None, model_output: Tensor | None = None) -> Tensor:
-        """The next sample `(B, C, ...)`; with other arguments than those of the state where they are given."""
-
-
-class Transition(Protocol):
-    """How a particle moves."""
-
-    def __call__(self, state: StepState, move: Move, score: Score) -> Moved:
-        """Make one step.
-
-        Args:
-            state: before it.
-            move: the scheduler's own step. It must be called at least once.
-            score: rewards of predicted clean samples, for proposals that look at them.
-        """
 
 
 class Prediction(Protocol):
@@ -100,7 +72,7 @@ class Prediction(Protocol):
         """
 
 
-def plain_transition(state: StepState, move: Move, score: Score) -> Moved:  # noqa: ARG001 (as all transitions)
+def plain_transition(state: BeforeStep, move: Move, score: Score) -> Moved:  # noqa: ARG001 (as all transitions)
     """What the scheduler does."""
     return Moved(move())
 
@@ -140,6 +112,17 @@ class RepeatableStep:
         next_sample: Tensor = self._output[0]
         return next_sample
 
+    def drawn(self) -> Drawn:
+        """As `Move`. Only the noise carries a gradient here, so that this is as cheap as the step itself."""
+        # Outside of inference mode, whose tensors autograd does not know; a pipeline's call may stand in it
+        with torch.inference_mode(False), torch.enable_grad(), _TracedNoise() as traced:
+            moved = self()
+            noise = traced.joined(self._state.sample, type(self._scheduler).__name__)
+            scale = traced.scale_of(moved, self._state.sample)
+        history = vars(self._scheduler)
+        history.update({name: map_tensors(_without_graph, value) for name, value in history.items()})
+        return Drawn(moved.detach(), noise, scale)
+
     def output(self, moved: Moved, name: str) -> Any:
         """What the loop gets: the scheduler's own output, with the sample of the transition.
 
@@ -165,6 +148,49 @@ class RepeatableStep:
             return (moved.sample, *self._output[1:])
         self._output.prev_sample = moved.sample
         return self._output
+
+
+class _TracedNoise(TorchFunctionMode):
+    """Keeps the numbers that `torch.randn` returns inside the block, and traces what becomes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is not torch.randn:
+            return output
+        self._drawn.append(output.detach().requires_grad_())
+        return self._drawn[-1]
+
+    def joined(self, sample: Tensor, name: str) -> Tensor:
+        """The noise as one tensor of the shape of the sample: pipelines draw it at once, or row by row.
+
+        Raises:
+            ValueError: for other numbers than one for each number of the sample.
+        """
+        if not self._drawn:
+            return torch.zeros_like(sample, dtype=torch.float32)
+        if any(one.shape[1:] != sample.shape[1:] for one in self._drawn) or sum(map(len, self._drawn)) != len(sample):
+            shapes = [tuple(one.shape) for one in self._drawn]
+            raise ValueError(
+                f"The step of {name} draws noise of the shapes {shapes} for samples {tuple(sample.shape)}, so that the "
+                "density of its moves is not known here: use DDIMScheduler with eta=1.0, or a search without "
+                "proposals of its own, such as fk."
+            )
+        return torch.cat([one.detach().to(sample.device, torch.float32) for one in self._drawn])
+
+    def scale_of(self, moved: Tensor, sample: Tensor) -> Tensor:
+        """By what the noise was multiplied: each number of the next sample depends on one number of the noise."""
+        if not self._drawn or not moved.requires_grad:
+            return torch.zeros_like(sample, dtype=torch.float32)
+        found = torch.autograd.grad(moved.sum(), self._drawn, allow_unused=True, materialize_grads=True)
+        return torch.cat([one.to(sample.device, torch.float32) for one in found])
+
+
+def _without_graph(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _check_ratio(moved: Moved, name: str) -> None:

@@ -83,20 +83,46 @@ def signal_share(scheduler: Any, timestep: Any) -> float:
         >>> round(signal_share(scheduler, 500) / float(scheduler.alphas_cumprod[500]), 6)
         1.0
     """
+    alpha, sigma = alpha_sigma(scheduler, timestep)
+    return alpha**2 / (alpha**2 + sigma**2)
+
+
+def alpha_sigma(scheduler: Any, timestep: Any) -> tuple[float, float]:
+    """Alpha and sigma of the samples before a step, `sample = alpha * x0 + sigma * noise`.
+
+    Args:
+        scheduler: one whose predicted clean sample is known.
+        timestep: as it is given to `step`.
+
+    Returns:
+        (sqrt(alpha-bar), sqrt(1 - alpha-bar)) where the schedule preserves the variance, (1, sigma) where the noise is
+        added to the clean sample, (1 - sigma, sigma) for flow matching.
+
+    Raises:
+        ValueError: for a scheduler that is not known here.
+
+    Example:
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> scheduler = FlowMatchEulerDiscreteScheduler()
+        >>> scheduler.set_timesteps(sigmas=[1.0, 0.75])
+        >>> alpha_sigma(scheduler, scheduler.timesteps[1])
+        (0.25, 0.75)
+    """
     predict = _of_class(scheduler, X0_PREDICTIONS | DETERMINISTIC_X0_PREDICTIONS)
     if predict is None:
         raise ValueError(f"The noise levels of {type(scheduler).__name__} are not known.")
     if predict is _from_alpha_bar:
-        return float(scheduler.alphas_cumprod[timestep])
+        alpha_bar = float(scheduler.alphas_cumprod[timestep])
+        return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
     sigma = scheduler.sigmas[_step_index(scheduler, timestep)]
     if predict is _from_two_stage_sigma:
         sigma = _two_stage_sigma(scheduler, timestep)
-    alpha = torch.ones(())
+    alpha: Any = 1.0
     if predict in (_from_dpm_solver, _from_unipc, _from_deis):
         alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
     elif predict is _from_flow:
         alpha = 1 - sigma
-    return float(alpha**2 / (alpha**2 + sigma**2))
+    return float(alpha), float(sigma)
 
 
 def scheduler_name(scheduler: Any) -> str | None:

@@ -13,9 +13,12 @@ if typing.TYPE_CHECKING:
     from fk_reward.search.budget import Budgeted, fit_budget, sample_steps
     from fk_reward.search.draft_refine import DraftRefine
     from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
+    from fk_reward.search.gradient_fk import GradientFKConfig
+    from fk_reward.search.moves import BeforeStep, Drawn, Move, Moved, MovingSearch, Transition
     from fk_reward.search.noise_search import NoiseSearch
     from fk_reward.search.pruning import Pruning
     from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
+    from fk_reward.search.restart import Restart
     from fk_reward.search.starts import Passes, Rollout, Scored, StartSearch
     from fk_reward.search.svdd import SVDD
 
@@ -27,8 +30,11 @@ _MODULES = {
     "BeamSearch": "beam",
     "BestOfN": "best_of_n",
     "DraftRefine": "draft_refine",
+    "GradientFKConfig": "gradient_fk",
+    **dict.fromkeys(("BeforeStep", "Drawn", "Move", "Moved", "MovingSearch", "Transition"), "moves"),
     "NoiseSearch": "noise_search",
     "Pruning": "pruning",
+    "Restart": "restart",
     "SVDD": "svdd",
     **dict.fromkeys(("FKPopulation", "FKSteeringConfig"), "feynman_kac"),
 }
@@ -37,22 +43,30 @@ __all__ = [
     "SEARCHES",
     "SVDD",
     "BeamSearch",
+    "BeforeStep",
     "BestOfN",
     "Budgeted",
     "DraftRefine",
+    "Drawn",
     "FKPopulation",
     "FKSteeringConfig",
     "Forecast",
+    "GradientFKConfig",
+    "Move",
+    "Moved",
+    "MovingSearch",
     "NoiseSearch",
     "Passes",
     "PlainPopulation",
     "Population",
     "Pruning",
+    "Restart",
     "Rollout",
     "Scored",
     "SearchConfig",
     "SearchLoadError",
     "StartSearch",
+    "Transition",
     "fit_budget",
     "load_search",
     "sample_steps",

@@ -300,12 +300,12 @@ class PlainPopulation:
             self._notes.append(forbidden)
 
     def select(self, num_selected: int) -> Tensor:
-        """`(G, n)`, the highest rewards first; equal ones in their order. Where fewer are allowed, those repeat."""
+        """`(G, n)`, in the order of `order`. Where fewer are allowed, those repeat."""
         if self._final is None:
             raise RuntimeError("select() needs the final rewards: call finish(rewards) first.")
         if not 1 <= num_selected <= self.num_particles:
             raise ValueError(f"num_selected should be in [1, {self.num_particles}], got {num_selected}.")
-        best_first = self._final.argsort(dim=1, descending=True, stable=True)
+        best_first = self.order(self._final)
         num_allowed = (self._final > -torch.inf).sum(1)
         for group, number in enumerate(num_allowed.tolist()):
             if 0 < number < num_selected:
@@ -315,6 +315,10 @@ class PlainPopulation:
                 )
         num_allowed = num_allowed.where(num_allowed > 0, self.num_particles)
         return best_first.gather(1, (torch.arange(num_selected) % num_allowed[:, None]).sort(dim=1).values)
+
+    def order(self, rewards: Tensor) -> Tensor:
+        """`(G, K)`, the order in which images are returned, by their rewards `(G, K)`; forbidden ones (-inf) last."""
+        return rewards.argsort(dim=1, descending=True, stable=True)
 
     def record(self) -> Mapping[str, Tensor]:
         """Nothing: there are no weights."""
@@ -344,6 +348,17 @@ def can_move(population: Population) -> bool:
         False
     """
     return len(population.scoring_steps(LONG_RUN)) > 0
+
+
+def needs_noise(config: SearchConfig) -> bool:
+    """Whether a search needs a stochastic transition: it copies particles, or it says so (`needs_noise = True`).
+
+    Example:
+        >>> from fk_reward.search import BestOfN, BeamSearch
+        >>> needs_noise(BestOfN()), needs_noise(BeamSearch())
+        (False, True)
+    """
+    return bool(getattr(config, "needs_noise", False)) or config.population(1).copies
 
 
 def can_resize(population: Population) -> bool:

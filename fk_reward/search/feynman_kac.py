@@ -226,9 +226,10 @@ class FKSteeringConfig:
             >>> FKSteeringConfig.from_dict({"num_particles": 2}) == FKSteeringConfig(num_particles=2)
             True
         """
-        unknown = sorted(set(values) - set(config_fields()))
+        known = [field.name for field in fields(cls)]  # also those of a subclass
+        unknown = sorted(set(values) - set(known))
         if unknown:
-            raise TypeError(f"Unknown setting {unknown}; the fields of FKSteeringConfig are {list(config_fields())}.")
+            raise TypeError(f"Unknown setting {unknown}; the fields of {cls.__name__} are {known}.")
         return cls(**values)
 
     def to_json(self, path: str | Path | None = None) -> str:

@@ -21,9 +21,11 @@ BUILT_IN: dict[str, str] = {
     "best-of-n": "fk_reward.search.best_of_n:BestOfN",
     "draft-refine": "fk_reward.search.draft_refine:DraftRefine",
     "fk": "fk_reward.search.feynman_kac:FKSteeringConfig",
+    "fk-gradient": "fk_reward.search.gradient_fk:GradientFKConfig",
     "fk-paper": "fk_reward.search.feynman_kac:PAPER",
     "noise-search": "fk_reward.search.noise_search:NoiseSearch",
     "pruning": "fk_reward.search.pruning:Pruning",
+    "restart": "fk_reward.search.restart:Restart",
     "svdd": "fk_reward.search.svdd:SVDD",
 }
 """Name -> "module:attribute" of a config class, or of a config that is a preset."""

@@ -24,7 +24,8 @@ class Scored:
     """Whole trajectories and what they are worth, one row each.
 
     Attributes:
-        noise: `(G * K, ...)`, the starts, in the form in which the pipeline's call takes `latents`.
+        noise: `(G * K, ...)`, the starts, in the form in which the pipeline's call takes `latents`; of a pass that
+            began inside the trajectory, the samples that it began with.
         latents: `(G * K, ...)`, the finished samples, as the last step of the scheduler left them.
         rewards: `(G * K,)` float32 on the CPU, of the finished images; `-inf` forbids one.
         images: of the same rows, as the pipeline returned them; what `pipe(...)` returns is taken from here.
@@ -100,6 +101,8 @@ class Rollout(Protocol):
         num_particles: int,
         num_steps: int | None = None,
         particles: Tensor | None = None,
+        noise: Tensor | None = None,
+        fresh_noise: bool = False,
     ) -> Scored:
         """Draw, finish and score.
 
@@ -112,7 +115,16 @@ class Rollout(Protocol):
             particles: `(G * K,)` int64, which of the call's own particles (prompt-major, `num_particles` of the config
                 each) the rows are, of those of the pass before: where the caller gave a generator for each, these are
                 theirs. None for the first ones of each prompt.
+            noise: `(G * K, ...)` standard normal numbers that bring `start`, which is then finished samples (`latents`
+                of a `Scored`), to the level of `from_step`: `alpha * start + sigma * noise`. Needs a pass of the same
+                number of steps before, which tells the levels. None where `start` is at that level.
+            fresh_noise: whether the steps draw new numbers: the caller's generators go on from where the pass before
+                has left them. False: every pass begins with them in the same state, so that a start of the pass before
+                meets the same numbers again.
         """
+
+    def note(self, sentence: str) -> None:
+        """Leave a sentence in the trace that the user should know of this search."""
 
 
 @runtime_checkable

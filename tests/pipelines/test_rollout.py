@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -204,6 +205,78 @@ def test_a_multistep_solver_begins_without_a_history(models):
         return kept[-1]
 
     assert call(pipe, script, height=64, width=64).trace.num_steps == STEPS - 1
+
+
+@pytest.mark.parametrize(
+    ("family", "scheduler"),
+    [
+        ("sd", DDIMScheduler),
+        ("sd", DPMSolverMultistepScheduler),
+        ("sdxl", EulerAncestralDiscreteScheduler),
+        ("flux", FlowMatchEulerDiscreteScheduler),
+    ],
+)
+def test_finished_samples_are_noised_as_diffusers_noises_them(models, family, scheduler):
+    pipe, kept, ready = models(family, scheduler), [], []
+
+    def script(rollout):
+        first = rollout(num_particles=2)
+        noise = torch.randn(first.latents.shape, generator=generator(11))
+        kept.extend((first, noise, rollout(first.latents, noise=noise, from_step=2, num_particles=2)))
+        ready.append(rollout._schedulers[STEPS])
+        return kept[-1]
+
+    out = call(pipe, script, output_type="latent")
+    first, noise, second = kept
+    # what the scheduler of the pass itself makes of them: image-to-image pipelines ask it so
+    stock = copy.copy(ready[0])
+    timesteps = stock.timesteps[2:3].repeat(2)
+    stock.set_begin_index(2) if hasattr(stock, "set_begin_index") else None
+    add = stock.scale_noise if hasattr(stock, "scale_noise") else stock.add_noise
+    arguments = (
+        (first.latents, timesteps, noise) if hasattr(stock, "scale_noise") else (first.latents, noise, timesteps)
+    )
+    torch.testing.assert_close(second.noise, add(*arguments).view(second.noise.shape), rtol=1e-5, atol=1e-5)
+    assert out.trace.cost.sample_steps == 2 * (STEPS + STEPS - 2)
+
+
+@pytest.mark.parametrize("source", [lambda: generator(3), lambda: [generator(1), generator(2)]], ids=["one", "list"])
+def test_fresh_noise_is_new_in_every_pass(models, source):
+    pipe, kept = models("sd", EulerAncestralDiscreteScheduler), []
+
+    def script(rollout):
+        first = rollout(num_particles=2)
+        noise = torch.randn(first.latents.shape, generator=generator(11))
+        again = {"noise": noise, "from_step": 2, "num_particles": 2}
+        kept.extend(rollout(first.latents, fresh_noise=fresh, **again).latents for fresh in (False, False, True, True))
+        return first
+
+    call(pipe, script, generator=source())
+    same, as_before, fresh, other = kept
+    assert torch.equal(same, as_before)
+    assert (same - fresh).abs().amax() > 1e-3
+    assert (fresh - other).abs().amax() > 1e-3
+    call(pipe, script, generator=source())
+    assert torch.equal(kept[-1], other), "the same generators, the same passes"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"from_step": 0}, "noise needs finished samples of its shape, a from_step of at least 1"),
+        ({"from_step": 1, "num_steps": 2}, r"2 steps after passes of \[4\]"),
+        ({"from_step": 1, "start": torch.zeros(2, 1)}, r"got noise \(2, 4, 8, 8\), start \(2, 1\)"),
+        ({"from_step": STEPS}, "from_step should be below the 4 steps"),
+    ],
+)
+def test_what_cannot_be_noised_is_refused(models, arguments, message):
+    def script(rollout):
+        first = rollout(num_particles=2)
+        noise = torch.zeros(2, 4, 8, 8)
+        return rollout(**{"start": first.latents, "noise": noise, "num_particles": 2, **arguments})
+
+    with pytest.raises(ValueError, match=message):
+        call(models("sd", EulerAncestralDiscreteScheduler), script, height=64, width=64)
 
 
 @pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
