@@ -14,14 +14,23 @@ from PIL import Image
 
 from fk_reward import FKSteeringPipeline, SteeringTrace
 from fk_reward.pipelines.call_budget import num_inference_steps, scheduler_steps
+from fk_reward.rewards import Reward, RewardCard
 from fk_reward.search import SEARCHES, BestOfN, DraftRefine, Pruning, load_search
 from tests import tiny
 
 PROMPTS, STEPS = ["a red circle", "two blue squares"], 5
 
 
-def redness(images, prompts):
-    return images[:, 0].float().mean(dim=(1, 2))
+class Redness(Reward):
+    """Some searches follow its gradient."""
+
+    card = RewardCard(name="redness", summary="red", typical_range=(0, 1), differentiable=True)
+
+    def score(self, images, prompts):
+        return images[:, 0].float().mean(dim=(1, 2))
+
+
+redness = Redness()
 
 
 @pytest.fixture(scope="module")
