@@ -210,6 +210,15 @@ class BatchLayout:
         places = [place % self.num_particles for place in range(num_particles)]
         return self._of_blocks(value, lambda blocks: blocks[:, places], "")
 
+    def block(self, value: Any, place: int) -> Any:
+        """One of the blocks of an argument.
+
+        Example:
+            >>> BatchLayout(2, 2).block({"t": torch.tensor([0, 1, 2, 3])}, 1)
+            {'t': tensor([2, 3])}
+        """
+        return self._of_blocks(value, lambda blocks: blocks[place : place + 1], "")
+
     def _of_blocks(self, value: Any, pick: Callable[[Tensor], Tensor], name: str) -> Any:
         """An argument with what is picked of each of its tensors `(num_blocks, num_particles, ...)`."""
         if isinstance(value, Tensor):

@@ -40,6 +40,7 @@ class SteeredCall:
         step_defaults: arguments for `scheduler.step` that the wrapped pipeline does not pass.
         num_images_per_prompt: n, how many particles of a prompt are returned.
         output_type: one of `OUTPUT_TYPES`.
+        lookahead: what the reward is asked about on the way.
     """
 
     prompts: list[str]
@@ -49,6 +50,7 @@ class SteeredCall:
     step_defaults: dict[str, Any]
     num_images_per_prompt: int
     output_type: str
+    lookahead: int | str = 1
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:

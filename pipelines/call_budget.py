@@ -59,7 +59,7 @@ def scheduler_steps(pipe: Any, number: int, arguments: Mapping[str, Any]) -> int
 
 
 def search_within_budget(
-    pipe: Any, config: SearchConfig, budget: int | None, arguments: Mapping[str, Any]
+    pipe: Any, config: SearchConfig, budget: int | None, arguments: Mapping[str, Any], *, lookahead: int | str = 1
 ) -> SearchConfig:
     """The search that a budget pays for in a call; as it is without one.
 
@@ -68,6 +68,7 @@ def search_within_budget(
         config: of the search.
         budget: sample steps of a prompt.
         arguments: of the wrapped pipeline's call.
+        lookahead: of the predictions that are scored on the way, which costs steps as well.
 
     Raises:
         ValueError: for a budget that buys nothing, or a pipeline whose number of steps is not known.
@@ -80,7 +81,9 @@ def search_within_budget(
             f"the sizes of {type(config).__name__} instead."
         )
     number = num_inference_steps(pipe, arguments)
-    return fit_budget(config, budget, number, length=lambda steps: scheduler_steps(pipe, steps, arguments))
+    return fit_budget(
+        config, budget, number, length=lambda steps: scheduler_steps(pipe, steps, arguments), lookahead=lookahead
+    )
 
 
 def with_budget(trace: SteeringTrace, budget: int | None, config: SearchConfig) -> SteeringTrace:

@@ -19,7 +19,12 @@ _LIBRARIES = ("diffusers", "transformers", "torch")
 
 
 def describe_call(
-    pipe: Any, arguments: Mapping[str, Any], *, step_defaults: Mapping[str, Any], replaced_scheduler: str | None = None
+    pipe: Any,
+    arguments: Mapping[str, Any],
+    *,
+    step_defaults: Mapping[str, Any],
+    replaced_scheduler: str | None = None,
+    lookahead: int | str = 1,
 ) -> Provenance:
     """What runs when a pipeline is called.
 
@@ -28,6 +33,7 @@ def describe_call(
         arguments: of its call.
         step_defaults: arguments for `scheduler.step` that the pipeline does not pass.
         replaced_scheduler: class of the scheduler in whose place the pipeline's runs.
+        lookahead: of the predictions that are scored.
     """
     eta = arguments.get("eta", step_defaults.get("eta")) if takes_argument(pipe.scheduler, "eta") else None
     apart = ("eta", "guidance_scale", "generator")
@@ -41,6 +47,7 @@ def describe_call(
         arguments={name: plain(value) for name, value in arguments.items() if name not in apart and is_plain(value)},
         seeds=seeds_of(arguments.get("generator")),
         versions=dict(_versions()),
+        lookahead=lookahead,
     )
 
 

@@ -18,8 +18,11 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
 from fk_reward.models import model_source
+from fk_reward.pipelines.batching import MicroBatches
+from fk_reward.pipelines.call_arguments import SteeredCall
 from fk_reward.pipelines.epilogue import DecodeFn, DecodeHook
 from fk_reward.pipelines.running_call import RunningCall
+from fk_reward.search.base import Population, can_move, num_finished
 from fk_reward.text import did_you_mean
 
 
@@ -434,3 +437,29 @@ def _scaling(config: Any) -> float:
 
 def _shift(config: Any) -> float:
     return getattr(config, "shift_factor", None) or 0.0
+
+
+def watched_decoding(
+    pipe: Any, call: SteeredCall, batches: MicroBatches, *, population: Population, preview: Preview | None, aside: bool
+) -> tuple[RunningCall, DecodeFn]:
+    """The watch over a wrapped pipeline's call, whose end decodes, and the decoder of the scoring steps.
+
+    Args:
+        pipe: the wrapped pipeline.
+        call: of it.
+        batches: in which is decoded.
+        population: of the call.
+        preview: decodes at the scoring steps; None for the end of the call.
+        aside: whether the reward reads one batch while the next is decoded.
+    """
+    size = {name: call.arguments.get(name) for name in ("height", "width")}
+    decode = preview_decoder(preview, pipe, **size)
+    of_user = None if isinstance(decode, LatentDecoder) else batches.decoder(decode)
+    # a batch that grows cannot be tried out before it has grown
+    sizes = [len(call.prompts) * min(num_finished(call.config), population.num_particles)]
+    if aside and call.batch_sizes.decode_batch_size is not None:
+        sizes.append(1)  # decoded a few at a time, each batch through the complete end of the call
+    watched = RunningCall(
+        pipe, output_type=call.output_type, sizes=sizes, decodes=can_move(population), preview=of_user
+    )
+    return watched, of_user or preview_decoder(preview, pipe, **size, call=watched, batched=batches.decoder)

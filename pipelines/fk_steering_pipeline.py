@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,19 @@ from fk_reward.pipelines.call_arguments import (
 )
 from fk_reward.pipelines.call_budget import search_within_budget, with_budget
 from fk_reward.pipelines.call_record import describe_call
-from fk_reward.pipelines.decoding import LatentDecoder, Preview, load_preview, preview_decoder
-from fk_reward.pipelines.epilogue import DecodeFn
+from fk_reward.pipelines.decoding import Preview, load_preview, watched_decoding
+from fk_reward.pipelines.lookahead import LookAheadSetting, PipelineLookAhead, checked_lookahead, chosen_lookahead
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.particle_share import call_identity, call_link, find_exchange, own_arguments
 from fk_reward.pipelines.rollout import run_call
-from fk_reward.pipelines.running_call import RunningCall
 from fk_reward.pipelines.schedulers import InstalledSolver, Solver, resolve_solver, steerable_if_known
 from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
 from fk_reward.pipelines.wrapped_pipeline import PipelineProxy, check_pipeline, check_scheduler, set_scheduler
-from fk_reward.rewards import Reward, load_reward
+from fk_reward.rewards import Reward
+from fk_reward.rewards.registry import steering_reward
 from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.trace import Provenance
-from fk_reward.search.base import Population, SearchConfig, can_move, num_finished
+from fk_reward.search.base import Population, SearchConfig
 from fk_reward.search.budget import check_typed_sizes
 from fk_reward.search.contract import make_population
 from fk_reward.search.feynman_kac import FKSteeringConfig
@@ -70,6 +70,10 @@ class FKSteeringPipeline(PipelineProxy):
             predicted latents to images `(B, 3, H, W)` in [0, 1], which also serves pipelines whose latents are not
             known here. It follows the pipeline's device and precision. The finished images, and so the final rewards,
             are always the wrapped pipeline's own.
+        lookahead: what the reward is asked about on the way: 1 for the predicted clean sample of the step, m for the
+            one that m coarse deterministic steps lead to, at the cost of m - 1 more sample steps a particle and
+            scoring step; `"adapter"` for the answer of a consistency LoRA that is on for one call (`"adapter:NAME"`
+            where several are loaded), at the cost of one. Stable Diffusion, SDXL, SD3, Flux and PixArt.
         solver: name of `SOLVERS` or a `Solver`: replaces the scheduler, and gives the number of steps, eta and guidance
             of calls that do not name them. Writing `pipe.solver` does the same later; None, or a new `pipe.scheduler`,
             ends it.
@@ -92,6 +96,7 @@ class FKSteeringPipeline(PipelineProxy):
     _reward: Reward
     _search: SearchConfig
     _preview: Preview | None
+    _lookahead: LookAheadSetting
     _batch_sizes: BatchSizes
     _spread: bool
     _reward_device: torch.device | None
@@ -107,6 +112,7 @@ class FKSteeringPipeline(PipelineProxy):
         search: str | SearchConfig | None = None,
         steering: FKSteeringConfig | None = None,
         preview: str | Path | Preview | None = None,
+        lookahead: LookAheadSetting = 1,
         solver: str | Solver | None = None,
         batch_sizes: BatchSizes | None = None,
         spread: bool = False,
@@ -120,6 +126,7 @@ class FKSteeringPipeline(PipelineProxy):
         self.batch_sizes = BatchSizes() if batch_sizes is None else batch_sizes
         self.spread = spread
         self.preview = preview
+        self.lookahead = lookahead
         self.solver = solver
 
     @property
@@ -219,6 +226,15 @@ class FKSteeringPipeline(PipelineProxy):
         self._preview = load_preview(value, self.pipe)
 
     @property
+    def lookahead(self) -> LookAheadSetting:
+        """Look-ahead of the calls whose search scores on the way, and that name none."""
+        return self._lookahead
+
+    @lookahead.setter
+    def lookahead(self, value: LookAheadSetting) -> None:
+        self._lookahead = checked_lookahead(value)
+
+    @property
     def solver(self) -> Solver | None:
         """The solver whose scheduler runs; None once the wrapped pipeline's own `scheduler` was written."""
         installed = self._installed
@@ -257,7 +273,7 @@ class FKSteeringPipeline(PipelineProxy):
         Args:
             name_or_path: hub id, folder, embedded model (`"shapes-sd"`) or alias (`"sd-2.1"`, `"sdxl"`).
             reward: name or composition of names, `Reward`, or a function.
-            **arguments: options of this class (`search`, `preview`, `solver`, `batch_sizes`, `spread`,
+            **arguments: options of this class (`search`, `preview`, `lookahead`, `solver`, `batch_sizes`, `spread`,
                 `reward_device`); the others go to `DiffusionPipeline.from_pretrained` (`torch_dtype`, `variant`,
                 `scheduler`, ...).
         """
@@ -295,6 +311,7 @@ class FKSteeringPipeline(PipelineProxy):
         budget: int | None = None,
         num_images_per_prompt: int = 1,
         steering: FKSteeringConfig | None = None,
+        lookahead: LookAheadSetting | None = None,
         reward_prompts: str | Sequence[str] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -309,6 +326,7 @@ class FKSteeringPipeline(PipelineProxy):
                 sets the sizes of the search, in the proportions that it has.
             num_images_per_prompt: n, how many of the finished particles are returned.
             steering: the older word for `search=FKSteeringConfig(...)`.
+            lookahead: instead of the pipeline's `lookahead`.
             reward_prompts: texts that the reward reads, where they should differ from `prompt` or where only
                 `prompt_embeds` are given.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
@@ -320,8 +338,8 @@ class FKSteeringPipeline(PipelineProxy):
 
         Raises:
             TypeError: for an unknown argument.
-            ValueError: for a deterministic scheduler under a search that copies, more images than particles, an image
-                or a reward that is not finite, ...
+            ValueError: for a deterministic scheduler under a search that copies, more images than particles, a
+                look-ahead of a pipeline that has none, an image or a reward that is not finite, ...
         """
         with call_link(spread=self.spread) as link:
             check_kind("return_dict", return_dict, bool)
@@ -329,7 +347,7 @@ class FKSteeringPipeline(PipelineProxy):
                 prompt,
                 arguments,
                 search=chosen_search(search, steering, self.search),
-                budget=budget,
+                limits=(budget, lookahead),
                 reward_prompts=reward_prompts,
                 num_images_per_prompt=num_images_per_prompt,
                 output_type=output_type,
@@ -346,12 +364,13 @@ class FKSteeringPipeline(PipelineProxy):
         arguments: dict[str, Any],
         *,
         search: SearchConfig,
-        budget: int | None,
+        limits: tuple[int | None, LookAheadSetting | None],
         reward_prompts: Any,
         num_images_per_prompt: int,
         output_type: str,
     ) -> SteeredCall:
         """Sort and check the arguments of a call, before anything is spent on it."""
+        budget, lookahead = limits
         if budget is not None:
             check_typed_sizes(search, arguments, budget=f"budget={budget}")
         config, sizes, arguments = split_arguments(
@@ -359,7 +378,8 @@ class FKSteeringPipeline(PipelineProxy):
         )
         of_solver = {} if self.solver is None else self.solver.arguments(self.pipe)
         arguments |= {name: value for name, value in of_solver.items() if arguments.get(name) is None}
-        config = search_within_budget(self.pipe, config, budget, arguments)
+        lookahead = chosen_lookahead(self.pipe, lookahead, self.lookahead, config)
+        config = search_within_budget(self.pipe, config, budget, arguments, lookahead=lookahead)
         check_output(self.pipe, output_type, num_images_per_prompt, config)
         arguments = check_arguments(self.pipe, arguments | ({"prompt": prompt} if takes_prompt(self.pipe) else {}))
         prompts = resolve_prompts(self.pipe, prompt, arguments, reward_prompts)
@@ -373,6 +393,7 @@ class FKSteeringPipeline(PipelineProxy):
             step_defaults=step_defaults,
             num_images_per_prompt=num_images_per_prompt,
             output_type=output_type,
+            lookahead=lookahead,
         )
 
     def search_within(self, budget: int, search: str | SearchConfig | None = None, **arguments: Any) -> SearchConfig:
@@ -387,7 +408,9 @@ class FKSteeringPipeline(PipelineProxy):
             ValueError: for a budget that buys nothing.
         """
         of_solver = {} if self.solver is None else self.solver.arguments(self.pipe)
-        return search_within_budget(self.pipe, chosen_search(search, None, self.search), budget, of_solver | arguments)
+        config = chosen_search(search, None, self.search)
+        lookahead = chosen_lookahead(self.pipe, arguments.pop("lookahead", None), self.lookahead, config)
+        return search_within_budget(self.pipe, config, budget, of_solver | arguments, lookahead=lookahead)
 
     def _prepare(self, call: SteeredCall, link: ProcessLink | None) -> SteeredRun:
         """Everything that runs a call, on this process's share of its particles."""
@@ -398,10 +421,15 @@ class FKSteeringPipeline(PipelineProxy):
             num_particles=lambda: len(call.prompts) * exchange.share(population.num_particles),
             found=self._found_sizes,
         )
-        watched, decode = self._decoding(call, batches, population)
-        replaced = self._replaced_scheduler
+        watched, decode = watched_decoding(
+            self.pipe, call, batches, population=population, preview=self.preview, aside=self.reward_device is not None
+        )
         provenance = describe_call(
-            self.pipe, call.arguments, step_defaults=call.step_defaults, replaced_scheduler=replaced
+            self.pipe,
+            call.arguments,
+            step_defaults=call.step_defaults,
+            replaced_scheduler=self._replaced_scheduler,
+            lookahead=call.lookahead,
         )
         own = own_arguments(call.arguments, exchange)
         if link is not None:
@@ -417,6 +445,7 @@ class FKSteeringPipeline(PipelineProxy):
             call=watched,
             arguments={**own, "num_images_per_prompt": exchange.num_own, "output_type": call.output_type},
             step_defaults=call.step_defaults,
+            lookahead=PipelineLookAhead(self.pipe, call.lookahead),
             reward_device=self.reward_device,
             provenance=provenance,
             previewed=self.preview is not None,
@@ -443,25 +472,6 @@ class FKSteeringPipeline(PipelineProxy):
             num_images_per_prompt=call.num_images_per_prompt,
         )
 
-    def _decoding(
-        self, call: SteeredCall, batches: MicroBatches, population: Population
-    ) -> tuple[RunningCall, DecodeFn]:
-        """The watch over the wrapped pipeline's call, whose end decodes, and the decoder of the scoring steps."""
-        decode = self._decoder(call.arguments)
-        of_user = None if isinstance(decode, LatentDecoder) else batches.decoder(decode)
-        # a batch that grows cannot be tried out before it has grown
-        sizes = [len(call.prompts) * min(num_finished(call.config), population.num_particles)]
-        if self.reward_device is not None and call.batch_sizes.decode_batch_size is not None:
-            sizes.append(1)  # decoded a few at a time, each batch through the complete end of the call
-        watched = RunningCall(
-            self.pipe, output_type=call.output_type, sizes=sizes, decodes=can_move(population), preview=of_user
-        )
-        return watched, of_user or self._decoder(call.arguments, call=watched, batched=batches.decoder)
-
-    def _decoder(self, arguments: Mapping[str, Any], **options: Any) -> DecodeFn:
-        height, width = (arguments.get(name) for name in ("height", "width"))
-        return preview_decoder(self.preview, self.pipe, height=height, width=width, **options)
-
     def _settings(self) -> dict[str, tuple[str, ...]]:
         word = "steering" if isinstance(self.search, FKSteeringConfig) else "search"
         return {word: tuple(search_fields(self.search)), "batch_sizes": batch_size_fields()}
@@ -477,22 +487,3 @@ class FKSteeringPipeline(PipelineProxy):
 
 OPTIONS = tuple(inspect.signature(FKSteeringPipeline).parameters)[1:]
 """Names of the options of `FKSteeringPipeline`, each of which is an attribute, too."""
-
-
-def steering_reward(reward: str | Reward | Callable[[Tensor, list[str]], Tensor]) -> Reward:
-    """Load a reward as `load_reward` does.
-
-    Raises:
-        ValueError: for one of which lower is better.
-
-    Example:
-        >>> steering_reward(lambda images, prompts: images.mean(dim=(1, 2, 3))).device is None
-        True
-    """
-    loaded = load_reward(reward)
-    if not loaded.card.higher_is_better:
-        raise ValueError(
-            f"Of reward {loaded.card.name!r} lower is better, and steering looks for the highest: write a minus before "
-            "it, in the name or before the object."
-        )
-    return loaded

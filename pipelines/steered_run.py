@@ -19,6 +19,7 @@ from fk_reward.pipelines.batching import MicroBatches, batch_rows
 from fk_reward.pipelines.conditions import Conditions, fit_conditions
 from fk_reward.pipelines.epilogue import DecodeFn
 from fk_reward.pipelines.hooks import main_denoiser, wrap_forward, wrap_method
+from fk_reward.pipelines.lookahead import PipelineLookAhead
 from fk_reward.pipelines.pipeline_state import kept_rows
 from fk_reward.pipelines.running_call import RunningCall
 from fk_reward.pipelines.schedulers import unchanged
@@ -57,6 +58,7 @@ class SteeredRun:
         call: the wrapped pipeline's call, of which the scoring steps run the end.
         arguments: of that call, for this process's own particles.
         step_defaults: arguments for `scheduler.step` that the wrapped pipeline does not pass.
+        lookahead: what the scoring steps ask the reward about; None for the predicted clean sample of the step.
         reward_device: where the reward gets its images; None for the device that they are on. Where it is given,
             images that are decoded in batches are scored in a thread, one batch while the next is decoded.
         provenance: what runs, for the trace.
@@ -76,6 +78,7 @@ class SteeredRun:
     call: RunningCall
     arguments: dict[str, Any]
     step_defaults: dict[str, Any]
+    lookahead: PipelineLookAhead | None = None
     reward_device: torch.device | None = None
     provenance: Provenance | None = None
     previewed: bool = False
@@ -115,6 +118,8 @@ class SteeredRun:
         if isinstance(self.config, MovingSearch):
             require_gradients(self.config, self.reward)
             hooks["transition"] = self.config.transition(self.population)
+        lookahead = self.lookahead or PipelineLookAhead(pipe, 1)
+        hooks |= {"prediction": lookahead.prediction, "denoise": lookahead.denoise}
         _check_denoising_end(pipe, self.arguments)
         with ExitStack() as stack:
             stack.enter_context(self.watch(pipe))
@@ -122,6 +127,7 @@ class SteeredRun:
             hooks["row_states"] = [*kept, stack.enter_context(self._conditions(pipe))]
             records = stack.enter_context(steer(pipe.scheduler, self.population, self.score, **hooks))
             # after `steer`, outside its step: the call goes on with what `steer` made of the sample
+            stack.enter_context(lookahead.watching())
             stack.enter_context(self.call.watching())
             out = pipe(**self.arguments)
         self._close(pipe, records)

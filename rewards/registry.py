@@ -142,6 +142,25 @@ def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Re
     raise TypeError(f"Expected the name of a reward, a Reward or a function, got {type(reward).__name__}.")
 
 
+def steering_reward(reward: str | Reward | Callable[..., Any]) -> Reward:
+    """Load a reward of which a search is to find the highest, as `load_reward` does.
+
+    Raises:
+        ValueError: for one of which lower is better.
+
+    Example:
+        >>> steering_reward(lambda images, prompts: images.mean(dim=(1, 2, 3))).device is None
+        True
+    """
+    loaded = load_reward(reward)
+    if not loaded.card.higher_is_better:
+        raise ValueError(
+            f"Of reward {loaded.card.name!r} lower is better, and steering looks for the highest: write a minus before "
+            "it, in the name or before the object."
+        )
+    return loaded
+
+
 def _compose(text: str, options: dict[str, Any]) -> CompositeReward:
     """Load each reward that a composition names, once, and compose them."""
     if options:

@@ -43,7 +43,8 @@ class SteeringRecords(list[SteeringRecord]):
 
     Attributes:
         num_steps: steps that have run.
-        sample_steps: samples times steps: one sample through one step counts one.
+        sample_steps: samples times steps: one sample through one step counts one, and so does one for which a
+            prediction asks the model again.
         log_ratio: `(G * K,)` float64, of the moves since the last scoring step, where a transition gives it. It belongs
             into `Population.finish`.
         expected_steps: steps that should run, for which the scoring steps were placed; None where that is not known.

@@ -88,8 +88,8 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
             function, for a loop from its first timestep to the end of `scheduler.timesteps`.
         row_states: what else keeps a row for each particle between steps; it is gathered by the ancestors, too.
         transition: how a particle moves; None for what the scheduler does.
-        prediction: what `score` gets; None for the predicted clean sample of this one step.
-        denoise: the model as a function, for a `prediction` that asks it.
+        prediction: what `score` gets, such as `LookAhead(3)`; None for the predicted clean sample of this one step.
+        denoise: the model as a function, for a `prediction` that asks it. Its samples are counted as sample steps.
 
     Yields:
         The list of records, which grows during the run.
@@ -348,9 +348,17 @@ class _StepInterceptor:
 
     def _predicted(self, arguments: dict[str, Any]) -> Tensor:
         if self._options.prediction is not None:
-            return self._options.prediction(self._state(arguments), self._options.denoise)
+            denoise = None if self._options.denoise is None else self._counted_denoise
+            return self._options.prediction(self._state(arguments), denoise)
         model_output, timestep, sample = self._inputs(arguments)
         return predict_x0(self._scheduler, model_output, timestep, sample)
+
+    def _counted_denoise(self, sample: Tensor, timestep: Any) -> Tensor:
+        """The model, each sample of which is another sample step."""
+        if self._options.denoise is None:
+            raise ValueError("There is no model to ask: pass steer(..., denoise=...).")
+        self.records.sample_steps += len(sample)
+        return self._options.denoise(sample, timestep)
 
     def _advanced(self, rewards: Tensor) -> Tensor | None:
         # the log-ratio belongs to the particles of now: weigh it before any is copied

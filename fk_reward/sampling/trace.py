@@ -128,6 +128,7 @@ class Provenance:
         arguments: the other plain arguments of the pipeline's call (`num_inference_steps`, `height`, ...).
         seeds: initial seeds of the generators; empty for the global one.
         versions: package -> version.
+        lookahead: of the predictions that were scored on the way: steps, 1 for that of the step alone, or the adapter.
 
     Example:
         >>> Provenance(pipeline="StableDiffusionPipeline", scheduler="DDIMScheduler", eta=1.0).replaced_scheduler
@@ -142,6 +143,7 @@ class Provenance:
     arguments: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    lookahead: int | str = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +151,8 @@ class Cost:
     """What a run has cost, over all prompts and processes.
 
     Attributes:
-        sample_steps: one sample through one step of the scheduler counts one, guidance or not; None where it was not
-            recorded.
+        sample_steps: one sample through one step of the scheduler counts one, guidance or not, and so does each step
+            of a look-ahead that asks the denoiser; None where it was not recorded.
         denoiser_rows: rows of the batches of the denoiser; guidance makes two of each sample.
         decodes: images decoded.
         reward_calls: images scored.

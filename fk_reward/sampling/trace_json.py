@@ -141,6 +141,8 @@ def _step(record: Any, kind: type) -> dict[str, Any]:
 def _provenance(record: Any, kind: type) -> dict[str, Any] | None:
     if record is None:
         return None
+    if isinstance(record, dict):
+        record.setdefault("lookahead", 1)  # files of before there was any
     _check_names(record, kind)
     return {**record, "seeds": tuple(record["seeds"])}
 

@@ -22,7 +22,7 @@ from fk_reward.sampling.x0_prediction import alpha_sigma, predict_x0, signal_sha
 from fk_reward.search.moves import BeforeStep, Drawn, Move, Moved, Score
 
 Denoise: TypeAlias = Callable[[Tensor, Any], Tensor]
-"""A sample `(B, C, ...)` and a timestep, to the model's output at them, guidance included."""
+"""A sample `(B, C, ...)` before `scale_model_input` and a timestep, to the model's output, guidance included."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Protocol, runtime_checkable
 
-from fk_reward.search.base import SearchConfig, forecast
+from fk_reward.search.base import SearchConfig
 from fk_reward.search.starts import Passes
 from fk_reward.value_checks import whole_number
 
@@ -43,30 +43,44 @@ class Budgeted(Protocol):
         """
 
 
-def sample_steps(config: SearchConfig, num_steps: int, *, length: Callable[[int], int] = _as_many) -> int:
+def sample_steps(
+    config: SearchConfig, num_steps: int, *, length: Callable[[int], int] = _as_many, lookahead: int | str = 1
+) -> int:
     """Sample steps of one prompt in a call with this search: at most, where it may end early.
 
     Args:
         config: of the search.
         num_steps: `num_inference_steps` of the call.
         length: from a number of inference steps to the steps that the scheduler makes: some make two of each.
+        lookahead: as of `FKSteeringPipeline`; each of its steps but the first is a sample step, and so is an adapter's.
 
     Example:
-        >>> from fk_reward.search import BeamSearch, BestOfN, DraftRefine
+        >>> from fk_reward.search import BestOfN, DraftRefine, Pruning
         >>> sample_steps(BestOfN(num_particles=4), 20), sample_steps(DraftRefine(), 20)
         (80, 80)
         >>> sample_steps(DraftRefine(), 20, length=lambda num_steps: 2 * num_steps - 1)
         150
+        >>> pruning = Pruning(num_particles=4, keep=(2,), at=(0.5,))
+        >>> sample_steps(pruning, 20), sample_steps(pruning, 20, lookahead=3)
+        (62, 70)
     """
     population = config.population(1)
     if isinstance(population, Passes):
         return sum(size * length(num_inference_steps) for size, num_inference_steps in population.passes(num_steps))
-    expected = forecast(config, length(num_steps))
-    return sum(expected.steps) + expected.extra_steps
+    expected, last = population.forecast(length(num_steps)), length(num_steps)
+    more = 0
+    for step, size in zip(population.scoring_steps(last), expected.scorings, strict=False):
+        more += size * (1 if isinstance(lookahead, str) else min(lookahead, last - step) - 1)
+    return sum(expected.steps) + expected.extra_steps + more
 
 
 def fit_budget(
-    config: SearchConfig, budget: int, num_steps: int, *, length: Callable[[int], int] = _as_many
+    config: SearchConfig,
+    budget: int,
+    num_steps: int,
+    *,
+    length: Callable[[int], int] = _as_many,
+    lookahead: int | str = 1,
 ) -> SearchConfig:
     """The search with the largest sizes that cost at most so many sample steps a prompt.
 
@@ -78,6 +92,7 @@ def fit_budget(
         budget: sample steps of a prompt.
         num_steps: `num_inference_steps` of the call.
         length: as of `sample_steps`.
+        lookahead: as of `sample_steps`.
 
     Raises:
         ValueError: for a budget that buys nothing.
@@ -96,7 +111,7 @@ def fit_budget(
     budget = whole_number("budget", budget, minimum=1)
 
     def price(one: SearchConfig) -> int:
-        return sample_steps(one, num_steps, length=length)
+        return sample_steps(one, num_steps, length=length, lookahead=lookahead)
 
     fitted = _fitted(config, price, budget)
     if fitted is None:
