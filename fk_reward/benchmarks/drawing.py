@@ -57,6 +57,8 @@ class RunSettings:
         scheduler: `"auto"`, the model's own where it can be steered, else a stochastic one; or `"ddim"`.
         solver: name of a solver that draws all images; None for the scheduler.
         preview: name of the decoder of the scoring steps; None for the model's own.
+        lookahead: what the reward is asked about on the way: the prediction of the step (1), of m coarse steps from
+            there (m), or of a consistency LoRA ("adapter"), for searches that score predictions.
         eta: noise of each step, of schedulers that take it; None for the solver's, or 1. It is that of every method, so
             that their images start and move by the same noise. 0 is for searches that copy nothing.
         num_steps: scheduler steps; the preset's, the solver's, or 50, if not given.
@@ -88,6 +90,7 @@ class RunSettings:
     scheduler: str = "auto"
     solver: str | None = None
     preview: str | None = None
+    lookahead: int | str = 1
     eta: float | None = None
     guidance_scale: float | None = None
     num_samples: int = 4
@@ -357,7 +360,7 @@ def load_pipe(settings: RunSettings, *, device: str, dtype: torch.dtype) -> FKSt
     pipe.set_progress_bar_config(disable=True)
     pipe = pipe.to(device)
     pipe.solver, pipe.preview = resolve_solver(settings.solver), settings.preview
-    pipe.batch_sizes = settings.batch_sizes
+    pipe.batch_sizes, pipe.lookahead = settings.batch_sizes, settings.lookahead
     return pipe
 
 

@@ -53,6 +53,8 @@ class Request:
         out: Folder for the results.
         search: who goes on.
         budget: Sample steps of a prompt, at most: sets the sizes of the search; those of its settings if not given.
+        lookahead: What the reward is asked about on the way: the predicted image of the step (1), of m coarse steps
+            from there (m), or of a consistency LoRA (adapter); each step beyond the first is a sample step more.
         num_images_per_prompt: Images to keep of the K, best first.
         seed: Particle k of each prompt starts from the noise of seed + k.
         model: Text-to-image model: shapes-sd (in the package), sd-2.1, sdxl, a hub id or a folder.
@@ -69,6 +71,7 @@ class Request:
     out: OutOption
     search: SearchOptions
     budget: Annotated[int | None, Parameter(group=SEARCH)] = None
+    lookahead: Annotated[int | str, Parameter(group=SEARCH)] = 1
     num_images_per_prompt: Annotated[int, Parameter(group=OUTPUT)] = 1
     seed: Annotated[int, Parameter(group=OUTPUT)] = 0
     model: ModelOption = "shapes-sd"
@@ -97,10 +100,12 @@ def generate(prompts: list[str], /, *, request: Annotated[Request, FieldOptions(
         OSError: a model or a reward that cannot be found or fetched, a folder that is not empty or is in use.
     """
     from fk_reward.pipelines.loading import call_arguments
+    from fk_reward.pipelines.lookahead import checked_lookahead
     from fk_reward.pipelines.schedulers import resolve_solver
 
     require_text(prompts, "prompts")  # before a model is loaded
     resolve_solver(request.sampling.solver)
+    checked_lookahead(request.lookahead)
     asked = {"prompts": prompts, **_asked(request)}
     with hold_folder(request.out) as folder:
         record = GenerateRecord.open(folder, asked, overwrite=request.overwrite)
@@ -154,6 +159,7 @@ def _load(request: Request) -> FKSteeringPipeline:
     )
     pipe.solver = request.sampling.solver  # type: ignore[assignment]
     pipe.preview = request.sampling.preview  # type: ignore[assignment]
+    pipe.lookahead = request.lookahead
     accelerate(pipe, compiled=request.compile, channels_last=request.channels_last)
     return pipe
 
@@ -169,7 +175,7 @@ def _asked(request: Request) -> dict[str, Any]:
 
     names = ["model", "reward", "seed", "budget", "num_images_per_prompt", "reward_device", "compile", "channels_last"]
     asked = {name: getattr(request, name) for name in names}
-    asked |= {"solver": request.sampling.solver, "preview": request.sampling.preview}
+    asked |= {"solver": request.sampling.solver, "preview": request.sampling.preview, "lookahead": request.lookahead}
     asked |= {"search": search_name(request.search), "config": settings_of(request.search)}
     return asked | {"batch_sizes": asdict(request.batch_sizes)}
 

@@ -96,7 +96,17 @@ else:
         TypedFields(
             _SETTINGS,
             MODEL,
-            names=("model", "revision", "scheduler", "solver", "num_steps", "guidance_scale", "eta", "preview"),
+            names=(
+                "model",
+                "revision",
+                "scheduler",
+                "solver",
+                "num_steps",
+                "guidance_scale",
+                "eta",
+                "preview",
+                "lookahead",
+            ),
         ),
     ]
     SampleOptions = Annotated[Any, TypedFields(_SETTINGS, BENCHMARK, names=("num_samples", "seed", "diversity"))]

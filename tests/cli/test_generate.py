@@ -360,3 +360,17 @@ def test_budgets_that_cannot_be(run, options, typed, message):
     result = run("generate", PROMPTS[0], *options, "--search", "best-of-n", "--budget", *typed)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+def test_a_look_ahead_is_taken_and_paid_for(run, model, tmp_path):
+    line = ["generate", PROMPTS[0], "--model", model, "--reward", "brightness", "--search", "pruning", "--steps", 4]
+    line += ["--num-particles", 4, "--keep", 2, "--at", 0.5]
+    assert run(*line, "--lookahead", 2, "--out", tmp_path / "out").exit_code == 0
+    trace = SteeringTrace.from_json(tmp_path / "out" / "trace-000.json")
+    assert trace.provenance.lookahead == 2
+    assert trace.sample_steps == 4 * 3 + 2 + 4
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["lookahead"] == 2
+    assert (
+        "lookahead should be a whole number of steps"
+        in run(*line, "--lookahead", "lcm", "--out", tmp_path / "b").output
+    )

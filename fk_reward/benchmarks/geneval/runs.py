@@ -142,7 +142,8 @@ def plan_runs(
         if budget is not None:
             for config in configs.values():
                 check_typed_sizes(config, typed, budget=f"budget={budget}")
-            configs = {name: fit_budget(config, budget, plain.num_steps) for name, config in configs.items()}
+            steps, ahead = plain.num_steps, plain.lookahead
+            configs = {name: fit_budget(one, budget, steps, lookahead=ahead) for name, one in configs.items()}
         runs += [_steered(plain, *item, reward=name) for name in rewards for item in configs.items()]
     return runs if UNSTEERED in methods else runs[1:]
 

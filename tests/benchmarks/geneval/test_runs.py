@@ -394,3 +394,13 @@ def test_a_budget_makes_every_method_cost_the_same():
     assert [run.search.num_particles for run in runs] == [1, 10, 20]
     with pytest.raises(ValueError, match="leave one of them out"):
         plan_runs("shapes", methods=("best-of-n",), typed=typed | {"num_particles": (4,)})
+
+
+def test_a_look_ahead_is_part_of_a_runs_identity(model, tmp_path):
+    options = ["--suite", "shapes", "--model", model, "--num-prompts", 1, "--num-samples", 1, "--device", "cpu"]
+    options += ["--method", "fk", "-k", 2, "--steps", 5, "--reward", "shapes-verifier", "--stage", "generate"]
+    result = run(*options, "--lookahead", 2, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "fk-2-shapes-verifier" / "manifest.json").read_text())
+    assert manifest["settings"]["lookahead"] == 2
+    assert "lookahead 2 -> 1" in refused(*options, "--out", tmp_path)
