@@ -31,6 +31,7 @@ _CARD = RewardCard(
     summary="the mark from 1 to 10 that people would give the image, whatever its prompt",
     typical_range=(1.0, 10.0),  # the scale of the marks that it was trained on
     differentiable=True,
+    looks_at="the central square",
     licence="Apache-2.0 (github.com/christophschuhmann/improved-aesthetic-predictor); MIT (CLIP)",
     source="Schuhmann et al. 2022, arXiv 2210.08402; github.com/christophschuhmann/improved-aesthetic-predictor",
     weights=f"{_REPOSITORY} on {_CLIP}",
@@ -72,6 +73,7 @@ class AestheticScore(Reward):
         self.model = model.eval().requires_grad_(False)
         self.head = head.float().eval().requires_grad_(False)
         self.preprocessing = preprocessing
+        self.accepts_uint8 = preprocessing.accepts_uint8
         self.batch_size = batch_size
         self.card = card
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -16,9 +17,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from fk_reward.models import file_state, resolve_model
+from fk_reward.rewards.answer_inputs import PromptInputs, with_answer
 from fk_reward.rewards.clip_t5 import is_clip_t5, load_clip_t5
 from fk_reward.rewards.inputs import to_pil
-from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.preprocessing import ImagePreprocessing, SquarePreprocessing
 from fk_reward.rewards.prompt_limits import control_tokens, num_positions, refuse_control_tokens, require_positions
 from fk_reward.rewards.weights import WRAPPED_NAMES, check_complete
 
@@ -26,11 +28,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
-CLIP_LIKE = ("CLIPImageProcessor", "BlipImageProcessor", "SiglipImageProcessor")
-"""Image processors that resize, crop and normalise, and nothing else."""
+    from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform
+
+CLIP_LIKE = ("CLIPImageProcessor", "BlipImageProcessor", "SiglipImageProcessor", "LlavaImageProcessor")
+"""Image processors that pad to a square, resize, crop and normalise, and nothing else."""
 
 QWEN_LIKE = ("Qwen2VLImageProcessor",)
 """Image processors that cut into patches as Qwen2-VL's; Qwen2.5-VL and Qwen3-VL use the same one."""
+
+PADDED_MODELS = ("llava", "vipllava")
+"""Types of models whose authors pad images to a square, where the processor on the hub would cut out the centre."""
 
 _MODELS: WeakValueDictionary[tuple[str, ...], AnswerModel] = WeakValueDictionary()
 
@@ -43,15 +50,24 @@ class AnswerModel(nn.Module):
     so that the last position of each row is the one that predicts the answer; encoder-decoders on the right.
 
     Where the image processor is one that `pixel_transform` reproduces, the images stay tensors on their device and the
-    logits are differentiable with respect to them; any other one gets them as 8-bit PIL images.
+    logits are differentiable with respect to them; the processor then makes no pixels at all. Any other one gets them
+    as 8-bit PIL images.
+
+    LLaVA-1.5 sees the whole image: as in its authors' code it is padded to a square of CLIP's mean colour, although the
+    processor of `llava-hf/llava-1.5-7b-hf` cuts out the central square.
 
     Args:
         model: what `AutoModelForImageTextToText` loads; put into evaluation mode and frozen, in place.
         processor: its processor, or one with the same attributes (`ClipT5Processor`); the padding of its tokenizer is
             set, in place.
+        pad_to_square: whether to pad images to a square; None for what the processor says, and True for
+            `PADDED_MODELS` where it cuts out the centre.
 
     Attributes:
         differentiable: whether gradients reach the images.
+
+    Raises:
+        ValueError: for `pad_to_square=True` with an image processor that is not like CLIP's.
 
     Example:
         >>> model = load_answer_model("Qwen/Qwen3-VL-2B-Instruct")  # doctest: +SKIP
@@ -59,19 +75,28 @@ class AnswerModel(nn.Module):
         >>> logits.softmax(dim=-1)[:, model.answer_tokens(["Yes"])]  # doctest: +SKIP
     """
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, *, pad_to_square: bool | None = None) -> None:
         super().__init__()
+        if model.config.model_type == "qwen2_5_vl":
+            from fk_reward.rewards.batched_windows import batch_windows
+
+            batch_windows(model)
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         configs = (model.config, model.config.get_text_config())  # for InstructBLIP's T5, only the second says it
         self.is_encoder_decoder = any(bool(config.is_encoder_decoder) for config in configs)
         self._decoder_start = _decoder_start(model) if self.is_encoder_decoder else None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._transform = _pixel_transform_of(processor)
         tokenizer = processor.tokenizer
         tokenizer.padding_side = "right" if self.is_encoder_decoder else "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
+        self._transform = _pixel_transform_of(processor, pad_to_square, model_type=model.config.model_type)
+        self._prompts = None if self._transform is None else self._prompt_inputs(self._transform)
+
+    def _prompt_inputs(self, transform: Callable[[Tensor], Tensor]) -> PromptInputs:
+        rope_index = getattr(getattr(self.model, "model", None), "get_rope_index", None)
+        return PromptInputs(self.processor, transform, rope_index=rope_index)
 
     @property
     def differentiable(self) -> bool:
@@ -113,15 +138,22 @@ class AnswerModel(nn.Module):
         return [self._answer_token(context, answer) for answer in answers]
 
     def forward(
-        self, images: Tensor, questions: Sequence[str], *, system: str | None = None, opening: str = ""
+        self,
+        images: Tensor,
+        questions: Sequence[str],
+        *,
+        system: str | None = None,
+        opening: str = "",
+        image_first: bool = True,
     ) -> Tensor:
         """Logits of the token that comes next after question and opening, in one pass for all images.
 
         Args:
-            images: (B, 3, H, W) float in [0, 1].
+            images: (B, 3, H, W), floating in [0, 1] or uint8.
             questions: B strings.
             system: system message before the question; None for the chat template's default, if it has one.
             opening: words that the model's answer is made to begin with.
+            image_first: whether the image stands before the question.
 
         Returns:
             (B, V) float32, before softmax.
@@ -132,13 +164,44 @@ class AnswerModel(nn.Module):
 
         B: number of images, H, W: height and width, V: size of the vocabulary.
         """
-        inputs = self._inputs(images, [self._text(question, system, opening) for question in questions])
-        self.require_positions(inputs["attention_mask"], questions)
+        texts = [self._text(question, system, opening, image_first=image_first) for question in questions]
+        inputs = self._inputs(images, texts, questions)
+        return self._last_logits(inputs, self._ids(opening), num_tokens=1)[:, -1]
+
+    def answer_log_probabilities(
+        self, images: Tensor, questions: Sequence[str], answer: str, *, system: str | None = None
+    ) -> Tensor:
+        """Log-probabilities of a whole answer: of its tokens, and of the end of the sequence after them.
+
+        Args:
+            images: (B, 3, H, W), floating in [0, 1] or uint8.
+            questions: B strings.
+            answer: text of any number of tokens in an encoder-decoder, of one elsewhere.
+            system: as for `forward`.
+
+        Returns:
+            (B, n + 1) float32, n tokens and the end.
+
+        Raises:
+            ValueError: as `forward`.
+
+        B: number of images, H, W: height and width.
+        """
+        texts = [self._text(question, system, "") for question in questions]
+        ids = self._ids(answer) if self.is_encoder_decoder else [self._answer_token(texts[0], answer)]
+        targets = torch.tensor([*ids, self.processor.tokenizer.eos_token_id], device=self.device)
+        inputs = self._inputs(images, texts, questions, answer=() if self.is_encoder_decoder else ids)
+        logits = self._last_logits(inputs, ids, num_tokens=len(targets))
+        return logits.log_softmax(dim=-1).gather(2, targets.expand(len(images), -1).unsqueeze(2)).squeeze(2)
+
+    def _last_logits(self, inputs: dict[str, Any], decoder_ids: Sequence[int], *, num_tokens: int) -> Tensor:
+        """(B, num_tokens, V) float32, logits at the last positions."""
         if self.is_encoder_decoder:
-            inputs["decoder_input_ids"] = self._decoder_input_ids(opening).expand(len(images), -1)
+            start = torch.tensor([[self._decoder_start, *decoder_ids]], device=self.device)
+            inputs["decoder_input_ids"] = start.expand(len(inputs["input_ids"]), -1)
         elif self._keeps_logits:
-            inputs["logits_to_keep"] = 1  # only one is read, and (B, S, V) logits take gigabytes
-        return self.model(**inputs, use_cache=False).logits[:, -1].float()
+            inputs["logits_to_keep"] = num_tokens  # few are read, and (B, S, V) logits take gigabytes
+        return self.model(**inputs, use_cache=False).logits[:, -num_tokens:].float()
 
     def refuse_control_tokens(self, prompts: Sequence[str]) -> None:
         """Raise a ValueError for a prompt that holds a control token of the tokenizer, or the image's."""
@@ -156,40 +219,32 @@ class AnswerModel(nn.Module):
         answer = 0 if self.is_encoder_decoder else answer
         require_positions(attention_mask.sum(dim=1).tolist(), prompts, num_positions(self.model.config), answer=answer)
 
-    def _text(self, question: str, system: str | None, opening: str) -> str:
-        text = question_text(self.processor, question, system=system)
+    def _text(self, question: str, system: str | None, opening: str, *, image_first: bool = True) -> str:
+        text = question_text(self.processor, question, system=system, image_first=image_first)
         return text if self.is_encoder_decoder or not opening else text + self._separator(text) + opening
 
-    def _inputs(self, images: Tensor, texts: list[str]) -> dict[str, Any]:
-        nested = [[image] for image in self._pil_images(images)]  # a list for each text: every processor accepts this
-        inputs = dict(self.processor(images=nested, text=texts, padding=True, return_tensors="pt"))
+    def _inputs(
+        self, images: Tensor, texts: list[str], questions: Sequence[str], *, answer: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """What the model reads; `answer` ends each row, and counts as part of it."""
+        if self._prompts is None or self._transform is None:
+            inputs = self._processed(images, texts, answer)
+        else:
+            height, width = images.shape[-2:]
+            inputs = dict(self._prompts(texts, (height, width), answer=answer))
+        self.require_positions(inputs["attention_mask"], questions)  # still on the CPU: the device is not waited for
         if self._transform is not None:
-            inputs["pixel_values"] = self._pixel_values(images, expected=inputs["pixel_values"].shape)
+            inputs["pixel_values"] = self._transform(images)
         return {name: value.to(self.device, self._dtype_of(value)) for name, value in inputs.items()}
 
-    def _pil_images(self, images: Tensor) -> list[Image.Image]:
-        """Images for the processor."""
-        # It counts image tokens by the size: blank images will do where the tensors replace its pixels.
-        if self._transform is None:
-            return to_pil(images)
-        height, width = images.shape[-2:]
-        return [Image.new("RGB", (width, height))] * len(images)
-
-    def _pixel_values(self, images: Tensor, *, expected: torch.Size) -> Tensor:
-        pixels = self._transform(images)  # type: ignore[misc]
-        if pixels.shape != expected:
-            raise ValueError(
-                f"The tensors made for the images have shape {tuple(pixels.shape)}, but "
-                f"{type(self.processor).__name__} makes {tuple(expected)}: its settings are not reproduced; please "
-                "report the checkpoint."
-            )
-        return pixels
+    def _processed(self, images: Tensor, texts: list[str], answer: Sequence[int]) -> dict[str, Tensor]:
+        """By a processor whose pixels are not reproduced."""
+        nested = [[image] for image in to_pil(images)]  # a list for each text: every processor accepts this
+        inputs = dict(self.processor(images=nested, text=texts, padding=True, return_tensors="pt"))
+        return with_answer(inputs, answer) if answer else inputs
 
     def _dtype_of(self, value: Tensor) -> torch.dtype:
         return self.dtype if value.is_floating_point() else value.dtype
-
-    def _decoder_input_ids(self, opening: str) -> Tensor:
-        return torch.tensor([[self._decoder_start, *self._ids(opening)]], device=self.device)
 
     def _answer_token(self, context: str, answer: str) -> int:
         before, after = self._ids(context), self._ids(context + self._separator(context) + answer)
@@ -220,9 +275,18 @@ class AnswerModel(nn.Module):
         return "" if not context or context[-1].isspace() or context.endswith(specials) else " "
 
 
-def _pixel_transform_of(processor: ProcessorMixin) -> Callable[[Tensor], Tensor] | None:
+def _pixel_transform_of(
+    processor: ProcessorMixin, pad: bool | None, *, model_type: str
+) -> Callable[[Tensor], Tensor] | None:
     own = getattr(processor, "pixel_transform", None)
-    return own if own is not None else pixel_transform(processor.image_processor)
+    if own is not None:
+        if pad is False:
+            raise ValueError(f"{type(processor).__name__} always pads to a square: leave out pad_to_square=False.")
+        return own
+    if pad is None:
+        crops = processor.image_processor.to_dict().get("do_center_crop", False)
+        pad = True if crops and model_type in PADDED_MODELS else None
+    return pixel_transform(processor.image_processor, pad_to_square=pad)
 
 
 def _decoder_start(model: PreTrainedModel) -> int:
@@ -235,7 +299,9 @@ def _decoder_start(model: PreTrainedModel) -> int:
     return start
 
 
-def question_text(processor: ProcessorMixin, question: str, *, system: str | None = None) -> str:
+def question_text(
+    processor: ProcessorMixin, question: str, *, system: str | None = None, image_first: bool = True
+) -> str:
     """Write a question about one image as the processor's chat template has it, ready for the answer.
 
     A processor without chat template gets the question unchanged; if it does not place the image by itself, the
@@ -245,6 +311,8 @@ def question_text(processor: ProcessorMixin, question: str, *, system: str | Non
         processor: processor of an image-text-to-text model.
         question: the question.
         system: system message before it.
+        image_first: whether the image stands before the question. If not, a line break and the image follow it; in a
+            template that puts images first in any case (LLaVA-1.5's), the placeholder is written into the text.
 
     Raises:
         ValueError: when the question contains the image's placeholder (except, without a template, at its beginning),
@@ -263,19 +331,38 @@ def question_text(processor: ProcessorMixin, question: str, *, system: str | Non
         if system is not None:
             raise ValueError(f"{type(processor).__name__} has no chat template to put a system message into.")
         return question
-    turns: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    if image_first:
+        return _template_text(processor, [{"type": "image"}, {"type": "text", "text": question}], system)
+    text = _template_text(processor, [{"type": "text", "text": f"{question}\n"}, {"type": "image"}], system)
+    if token and text.index(token) < text.index(question):
+        text = _template_text(processor, [{"type": "text", "text": f"{question}\n{token}"}], system)
+    return text
+
+
+def _template_text(processor: ProcessorMixin, content: list[dict[str, Any]], system: str | None) -> str:
+    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if system is not None:
         turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
 
-def pixel_transform(processor: BaseImageProcessor) -> Callable[[Tensor], Tensor] | None:
-    """Reproduce an image processor on tensors (B, 3, H, W) in [0, 1].
+def pixel_transform(
+    processor: BaseImageProcessor, *, pad_to_square: bool | None = None
+) -> Callable[[Tensor], Tensor] | None:
+    """Reproduce an image processor on tensors (B, 3, H, W), floating in [0, 1] or uint8.
 
-    Before normalisation the result is within 2/255 of the processor's, which rounds to 8 bits on its way.
+    For uint8 images the result is the processor's. For floating ones it is, before normalisation, within 2/255 of it,
+    since a processor rounds to 8 bits on its way.
+
+    Args:
+        processor: of transformers.
+        pad_to_square: whether images are first padded to a square of the mean colour; None for what the processor says.
 
     Returns:
         The function from images to `pixel_values`, differentiable; None for an image processor that is not reproduced.
+
+    Raises:
+        ValueError: for `pad_to_square=True` with an image processor that is not like CLIP's.
 
     Example:
         >>> from transformers import CLIPImageProcessorPil
@@ -286,17 +373,30 @@ def pixel_transform(processor: BaseImageProcessor) -> Callable[[Tensor], Tensor]
     name = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
     settings = {"do_center_crop": False, **processor.to_dict()}  # a processor without a crop does not list it
     if name in CLIP_LIKE:
-        return ImagePreprocessing.from_config(settings)
+        if pad_to_square is None:
+            pad_to_square = name == "LlavaImageProcessor" and settings.get("do_pad", False)
+        pixels = ImagePreprocessing.from_config(settings)
+        return SquarePreprocessing(pixels) if pad_to_square else pixels
+    if pad_to_square:
+        raise ValueError(f"pad_to_square is for image processors like CLIP's, this model has a {name}: leave it out.")
     if name in QWEN_LIKE:
-        return _patches(settings)
+        from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform
+
+        return _Patches(PatchTransform.from_config(settings))
     return None
 
 
-def _patches(settings: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform
+@dataclass(frozen=True)
+class _Patches:
+    """Patches of images of one size, one image after the other."""
 
-    transform = PatchTransform.from_config(settings)
-    return lambda images: torch.cat([transform(image)[0] for image in images])
+    transform: PatchTransform
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.cat([self.transform(image)[0] for image in images])
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return self.transform.grid(height, width)
 
 
 def load_answer_model(
@@ -306,6 +406,7 @@ def load_answer_model(
     attn_implementation: str = "sdpa",
     device_map: str | dict[str, Any] | None = None,
     revision: str = "main",
+    pad_to_square: bool | None = None,
 ) -> AnswerModel:
     """Load an image-text-to-text model with its processor, or return the one that another reward holds.
 
@@ -318,32 +419,34 @@ def load_answer_model(
         attn_implementation: "sdpa", "eager", "flash_attention_2", ...
         device_map: as in `PreTrainedModel.from_pretrained`.
         revision: branch, tag or commit of the hub repository.
+        pad_to_square: as for `AnswerModel`.
 
     Raises:
         OSError: when files are missing.
-        ValueError: for an architecture that transformers does not have, or a checkpoint that lacks weights.
+        ValueError: for an architecture that transformers does not have, a checkpoint that lacks weights, and as
+            `AnswerModel`.
     """
     path = resolve_model(path)
     settings = {"attn_implementation": attn_implementation, "device_map": device_map, "revision": revision}
-    key = (file_state(path), str(torch_dtype), repr(settings))
+    key = (file_state(path), str(torch_dtype), repr(settings), str(pad_to_square))
     model = _MODELS.get(key)
     if model is None or model.dtype != torch_dtype:
-        model = _load(path, {"dtype": torch_dtype, **settings})
+        model = _load(path, {"dtype": torch_dtype, **settings}, pad_to_square)
         _MODELS[key] = model
     return model
 
 
-def _load(path: str, options: dict[str, Any]) -> AnswerModel:
+def _load(path: str, options: dict[str, Any], pad_to_square: bool | None) -> AnswerModel:
     revision = options["revision"]
     config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
     if is_clip_t5(config):
-        return AnswerModel(*load_clip_t5(path, **options))
+        return AnswerModel(*load_clip_t5(path, **options), pad_to_square=pad_to_square)
     _check_architecture(path, config)
     model, info = AutoModelForImageTextToText.from_pretrained(
         path, key_mapping=dict(WRAPPED_NAMES), output_loading_info=True, **options
     )
     check_complete(path, info)
-    return AnswerModel(model, load_processor(path, revision=revision))
+    return AnswerModel(model, load_processor(path, revision=revision), pad_to_square=pad_to_square)
 
 
 def load_processor(path: str | os.PathLike[str], *, revision: str = "main") -> ProcessorMixin:

@@ -42,6 +42,7 @@ class RewardCard:
         differentiable: whether the gradient of the score with respect to the images is usable.
         max_prompt_tokens: number of tokens that are read of a prompt, special tokens included; None for no
             limit.
+        looks_at: which part of an image is read, in words.
         licence: licence of the weights (of the code, where there are no weights).
         source: paper or official file that defines the score.
         weights: hub repository, "in the package" or "none".
@@ -64,13 +65,14 @@ class RewardCard:
     spread_source: str = "not stated"
     differentiable: bool = False
     max_prompt_tokens: int | None = None
+    looks_at: str = "not stated"
     licence: str = "not stated"
     source: str = "not stated"
     weights: str = "none"
     memory: str = "none"
 
     def __post_init__(self) -> None:
-        for field in ("name", "summary", "spread_source", "licence", "source", "weights", "memory"):
+        for field in ("name", "summary", "spread_source", "looks_at", "licence", "source", "weights", "memory"):
             _check_text(field, getattr(self, field))
         for field in ("higher_is_better", "differentiable"):
             if not isinstance(getattr(self, field), bool):
@@ -114,6 +116,8 @@ class Reward(abc.ABC):
     Attributes:
         card: facts about the reward.
         batch_size: number of images that `score` sees at once; None for all images of one size.
+        accepts_uint8: whether `score` also takes uint8 images. Then 8-bit input (PIL images, uint8 tensors and arrays)
+            reaches it as it is, so that its preprocessing can round as PIL does; otherwise it is divided by 255 first.
 
     Example:
         >>> class Redness(Reward):
@@ -127,6 +131,7 @@ class Reward(abc.ABC):
 
     card: RewardCard
     batch_size: int | None = None
+    accepts_uint8: bool = False
     _add_weighted: ClassVar[
         Callable[[Sequence[tuple[float, Reward | float]]], Reward]
     ]  # set by composition/composite.py
@@ -138,7 +143,8 @@ class Reward(abc.ABC):
         The score of an image must not depend on the other images of the batch.
 
         Args:
-            images: (B, 3, H, W) float32 in [0, 1], on the reward's device; a copy, which may be written to.
+            images: (B, 3, H, W) float32 in [0, 1], on the reward's device; a copy, which may be written to. Where
+                `accepts_uint8` is set, also uint8.
             prompts: B strings; a copy, too.
 
         Returns:
@@ -164,7 +170,7 @@ class Reward(abc.ABC):
             ValueError: for images of the wrong shape or range, unequal counts, and scores of the wrong shape.
             NonFiniteScoreError: a ValueError, for a score that is NaN or `+inf`; it names image and prompt.
         """
-        groups = group_by_size(images)
+        groups = group_by_size(images, keep_uint8=self.accepts_uint8)
         prompts = prompt_list(prompts, sum(len(group.indices) for group in groups))
         batches = [batch for group in groups for batch in group.split(self._checked_batch_size())]
         scores = torch.cat([self._score_batch(batch, [prompts[i] for i in batch.indices]) for batch in batches])

@@ -27,6 +27,7 @@ _CARD = RewardCard(
     typical_range=(0.0, 1.0),
     differentiable=True,
     max_prompt_tokens=35,
+    looks_at="the whole image, squeezed into a square",
     licence="BSD-3-Clause",
     source="Li et al. 2022, arXiv 2201.12086, image-text matching; github.com/salesforce/BLIP",
     weights="Salesforce/blip-itm-base-coco",
@@ -109,6 +110,7 @@ class BlipITM(Reward):
         self.card = _fit_card(card or _OTHER_CARD, unit=unit, max_tokens=max_tokens)
         self.model = model.eval().requires_grad_(False)
         self.preprocessing = preprocessing
+        self.accepts_uint8 = preprocessing.accepts_uint8
         self.unit = unit
         self.batch_size = batch_size
         self.prompts = PromptTokens(tokenizer, max_tokens=max_tokens, name=self.card.name)

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoTokenizer,
     BatchFeature,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -22,7 +20,8 @@ from transformers import (
 from transformers import T5ForConditionalGeneration as T5
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.preprocessing import ImagePreprocessing, SquarePreprocessing
+from fk_reward.rewards.t5_tokenizer import load_t5_tokenizer
 from fk_reward.rewards.weights import WRAPPED_NAMES, check_complete
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 (no password)
@@ -98,6 +97,7 @@ class ClipT5Processor:
 
     image_token = IMAGE_TOKEN
     chat_template = "t5_chat"
+    reads_whole_answers = True  # its authors' score: the geometric mean of P("Yes") and P(end)
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pixels: ImagePreprocessing, *, num_patches: int) -> None:
         self.tokenizer = tokenizer
@@ -114,25 +114,22 @@ class ClipT5Processor:
         """
         if tokenize or not add_generation_prompt:
             raise ValueError("CLIP-FlanT5's template only writes a text that ends in the generation prompt.")
-        texts = {turn["role"]: turn["content"][-1]["text"] for turn in turns}
-        return f"{texts.get('system', SYSTEM)} USER: {IMAGE_TOKEN}\n{texts['user']} ASSISTANT: "
+        parts = {turn["role"]: [entry.get("text", IMAGE_TOKEN) for entry in turn["content"]] for turn in turns}
+        system = "".join(parts.get("system", [SYSTEM]))
+        image_first = parts["user"][0] == IMAGE_TOKEN
+        user = ("\n" if image_first else "").join(parts["user"])
+        return f"{system} USER: {user} ASSISTANT: "
 
     def pixel_transform(self, images: Tensor) -> Tensor:
         """Pad to a square of CLIP's mean colour, as LLaVA does, resize and normalise.
 
         Args:
-            images: (B, 3, H, W) in [0, 1].
+            images: (B, 3, H, W), floating in [0, 1] or uint8.
 
         Returns:
             (B, 3, P, P).
         """
-        height, width = images.shape[-2:]
-        side = max(height, width)
-        left, top = (side - width) // 2, (side - height) // 2
-        # LLaVA pads 8-bit images: its colour is rounded down to whole numbers of 255.
-        colour = images.new_tensor([int(mean * 255) / 255 for mean in self.pixels.mean]).view(3, 1, 1)
-        margins = (left, side - width - left, top, side - height - top)
-        return self.pixels(functional.pad(images - colour, margins) + colour)  # `pad` fills with one number only
+        return SquarePreprocessing(self.pixels)(images)
 
     def __call__(
         self, *, images: Sequence[Sequence[Image.Image]], text: Sequence[str], padding: bool, return_tensors: str
@@ -140,7 +137,7 @@ class ClipT5Processor:
         """Tokenise the texts before and after the image, each with its end of sequence, as the official code does.
 
         Args:
-            images: one image for each text, for its size only: `pixel_transform` makes the pixels.
+            images: one image for each text, which is not read: `pixel_transform` makes the pixels.
             text: B texts with one "<image>" each.
             padding: True.
             return_tensors: "pt".
@@ -149,9 +146,7 @@ class ClipT5Processor:
         input_ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        width, height = images[0][0].size
-        pixels = self.pixel_transform(torch.zeros(1, 3, height, width)).expand(len(images), -1, -1, -1)
-        return BatchFeature({"input_ids": input_ids, "attention_mask": mask, "pixel_values": pixels})
+        return BatchFeature({"input_ids": input_ids, "attention_mask": mask})
 
     def _token_ids(self, text: str) -> list[int]:
         before, after = (self.tokenizer(part)["input_ids"] for part in text.split(IMAGE_TOKEN))
@@ -197,7 +192,7 @@ def load_clip_t5(path: str, *, revision: str = "main", **options: Any) -> tuple[
         **options,
     )
     check_complete(path, info)
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    tokenizer = load_t5_tokenizer(path, revision=revision)
     if len(tokenizer) < config.vocab_size:  # the official code cuts the rows that no token has, before any softmax
         model.resize_token_embeddings(len(tokenizer))
     pixels = ImagePreprocessing.from_pretrained(config.mm_vision_tower)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ _CARD = RewardCard(
     spread_source="an order of magnitude from common experience with ViT-L/14, not measured",
     differentiable=True,
     max_prompt_tokens=77,
+    looks_at="the central square",
     licence="MIT (github.com/openai/CLIP)",
     source="Hessel et al. 2021, arXiv 2104.08718, without its factor 2.5 and clipping at 0",
     weights="openai/clip-vit-large-patch14",
@@ -58,11 +60,27 @@ _SHAPES_CARD = RewardCard(
     spread_source="0.072 among 8 finished images of one prompt: examples/benchmarks/shapes_cost.py, plain population",
     differentiable=True,
     max_prompt_tokens=16,
+    looks_at="the central square",
     licence="Apache-2.0",
     source="trained by the scripts in examples/shapes",
     weights="in the package",
     memory="4 MB in float32",
 )
+
+
+def clean_prompt(prompt: str) -> str:
+    """Mend a prompt as OpenAI's and OpenCLIP's tokenizers do before they split it (`basic_clean` in both).
+
+    Broken encodings and curly quotes are mended by ftfy, HTML entities are resolved twice, blanks at the ends removed.
+    transformers' tokenizer does none of this.
+
+    Example:
+        >>> clean_prompt(" the dog\u2019s bone &amp;amp; a cafÃ© ")
+        "the dog's bone & a café"
+    """
+    import ftfy
+
+    return html.unescape(html.unescape(ftfy.fix_text(prompt))).strip()
 
 
 def clip_score(image_embeddings: Tensor, text_embeddings: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -100,9 +118,11 @@ class CLIPScore(Reward):
     Args:
         model: transformers' `CLIPModel`; put into evaluation mode and frozen, in place.
         tokenizer: its tokenizer.
-        preprocessing: resizing, crop and normalisation of its image tower: images (B, 3, H, W) in [0, 1] to its input.
+        preprocessing: resizing, crop and normalisation of its image tower: images (B, 3, H, W) in [0, 1] to its input;
+            also uint8 images where it has a true attribute `accepts_uint8`.
         scale: factor on the score, positive; the card's range and spread are multiplied by it.
         hessel: use the published definition instead of the plain cosine.
+        clean: whether prompts go through `clean_prompt`; None for what the authors did: with `hessel` only.
         batch_size: number of images scored at once; None for all of one size.
         card: facts about the weights, in the unit of the plain cosine.
 
@@ -117,7 +137,7 @@ class CLIPScore(Reward):
         >>> scores = reward(images, "a photo of a cat")  # doctest: +SKIP
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (options of one reward)
         self,
         model: CLIPModel,
         tokenizer: CLIPTokenizer,
@@ -125,6 +145,7 @@ class CLIPScore(Reward):
         preprocessing: Callable[[Tensor], Tensor],
         scale: float = 1.0,
         hessel: bool = False,
+        clean: bool | None = None,
         batch_size: int | None = None,
         card: RewardCard | None = None,
     ) -> None:
@@ -133,8 +154,10 @@ class CLIPScore(Reward):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
+        self.accepts_uint8 = getattr(preprocessing, "accepts_uint8", False)
         self.scale = scale
         self.hessel = hessel
+        self.clean = hessel if clean is None else clean
         self.batch_size = batch_size
         self.max_tokens: int = model.config.text_config.max_position_embeddings
         card = dataclasses.replace(card or _OTHER_CARD, max_prompt_tokens=self.max_tokens)
@@ -199,6 +222,7 @@ class CLIPScore(Reward):
 
     def _embed_prompts(self, prompts: list[str]) -> Tensor:
         prompts = [HESSEL_PREFIX + prompt for prompt in prompts] if self.hessel else prompts
+        prompts = [clean_prompt(prompt) for prompt in prompts] if self.clean else prompts
         self._truncation.check(prompts)
         options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
         # "<|endoftext|>" in a prompt is text: as a token, it would silently end the prompt there.

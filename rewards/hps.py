@@ -67,7 +67,10 @@ class _HpsLoader:
             )
         preprocessing = _preprocessing(model.config.vision_config.image_size, antialias=antialias)
         card = self.card if weights is None else dataclasses.replace(self.card, weights=str(weights))
-        return CLIPScore(model, clip_tokenizer, preprocessing=preprocessing, batch_size=batch_size, card=card)
+        # Its authors' OpenCLIP mends prompts before it splits them.
+        return CLIPScore(
+            model, clip_tokenizer, preprocessing=preprocessing, clean=True, batch_size=batch_size, card=card
+        )
 
     def _download(self, revision: str) -> str:
         from huggingface_hub import hf_hub_download
@@ -90,6 +93,7 @@ def _entry(name: str, file: str, *, trained_on: str) -> RewardEntry:
         "scores that github.com/TerrysLearning/TTSnap publishes as hpsv2, without saying of which version",
         differentiable=True,
         max_prompt_tokens=77,
+        looks_at="the whole image, padded to a square",
         licence="Apache-2.0 (github.com/tgxs002/HPSv2)",
         source="Wu et al. 2023, arXiv 2306.09341; hpsv2/img_score.py of github.com/tgxs002/HPSv2",
         weights=f"{file} of {_REPOSITORY}",

@@ -29,6 +29,7 @@ _CARD = RewardCard(
     "scores that github.com/TerrysLearning/TTSnap publishes",
     differentiable=True,
     max_prompt_tokens=35,
+    looks_at="the central square",
     licence="Apache-2.0",
     source="Xu et al. 2023, arXiv 2304.05977; github.com/THUDM/ImageReward",
     weights="zai-org/ImageReward",
@@ -93,6 +94,7 @@ class ImageReward(Reward):
         self.card = dataclasses.replace(card or _OTHER_CARD, max_prompt_tokens=config.max_tokens)
         self.prompts = PromptTokens(tokenizer, max_tokens=config.max_tokens, name=self.card.name)
         self.preprocessing = TorchvisionPreprocessing.of_clip(model.sizes.image_size)
+        self.accepts_uint8 = self.preprocessing.accepts_uint8
 
     @classmethod
     def from_pretrained(

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fk_reward.image_files import read_image
+from fk_reward.rewards.preprocessing import unit_float
 from fk_reward.text import require_text
 
 Images: TypeAlias = "Tensor | np.ndarray | Image.Image | Sequence[Tensor | np.ndarray | Image.Image]"
@@ -26,7 +27,7 @@ class ImageGroup:
     """Images of one size, with their places in the list that they came from.
 
     Attributes:
-        images: (B, 3, H, W) float32 in [0, 1].
+        images: (B, 3, H, W) float32 in [0, 1], or uint8.
         indices: B places in the caller's order.
     """
 
@@ -40,7 +41,7 @@ class ImageGroup:
             yield ImageGroup(self.images[start : start + size], self.indices[start : start + size])
 
 
-def group_by_size(images: Images) -> list[ImageGroup]:
+def group_by_size(images: Images, *, keep_uint8: bool = False) -> list[ImageGroup]:
     """Bring images to float32 in [0, 1] and put those of equal height and width together.
 
     The type decides the range that is expected, never the values: floating tensors and arrays must lie in [0,
@@ -52,6 +53,8 @@ def group_by_size(images: Images) -> list[ImageGroup]:
         images: a tensor (B, 3, H, W) or (3, H, W); an array (B, H, W, 3) or (H, W, 3), channels last as NumPy
             and PIL have it; a PIL image; or a list or tuple of single images of these kinds, whose sizes may
             differ.
+        keep_uint8: leave 8-bit images (PIL images, uint8 tensors and arrays) as they are, as uint8; those of one size
+            are then a group apart from floating ones.
 
     Returns:
         Groups in the order in which their sizes first appear. A tensor or array gives exactly one group.
@@ -76,19 +79,21 @@ def group_by_size(images: Images) -> list[ImageGroup]:
         groups = [ImageGroup(batch, tuple(range(len(batch))))] if len(batch) else []
     if not groups:
         raise ValueError("images is empty: expected at least one image.")
+    groups = groups if keep_uint8 else _all_floating(groups)
     for group in groups:
         _check_range(group)
     return groups
 
 
-def in_order(images: Images) -> Tensor | list[Tensor]:
+def in_order(images: Images, *, keep_uint8: bool = False) -> Tensor | list[Tensor]:
     """Bring images to float32 in [0, 1], in the caller's order.
 
     Args:
         images: as for `group_by_size`.
+        keep_uint8: as for `group_by_size`.
 
     Returns:
-        (B, 3, H, W) where all are of one size, else B tensors (3, H, W).
+        (B, 3, H, W) where all are of one size and dtype, else B tensors (3, H, W).
 
     Example:
         >>> [tuple(image.shape) for image in in_order([torch.ones(3, 2, 4), torch.ones(3, 8, 8)])]
@@ -96,7 +101,7 @@ def in_order(images: Images) -> Tensor | list[Tensor]:
         >>> tuple(in_order([Image.new("L", (4, 2)), torch.ones(3, 2, 4)]).shape)
         (2, 3, 2, 4)
     """
-    groups = group_by_size(images)
+    groups = group_by_size(images, keep_uint8=keep_uint8)
     if len(groups) == 1:
         return groups[0].images
     placed = {i: image for group in groups for i, image in zip(group.indices, group.images, strict=True)}
@@ -122,7 +127,7 @@ def to_pil(images: Iterable[Tensor]) -> list[Image.Image]:
     """Round images to 8-bit RGB PIL images, for what takes no tensors.
 
     Args:
-        images: (B, 3, H, W), or B tensors (3, H, W) of any sizes, in [0, 1].
+        images: (B, 3, H, W), or B tensors (3, H, W) of any sizes, floating in [0, 1] or uint8.
 
     Example:
         >>> [(image.size, image.getpixel((0, 0))) for image in to_pil(torch.ones(1, 3, 2, 4))]
@@ -130,8 +135,13 @@ def to_pil(images: Iterable[Tensor]) -> list[Image.Image]:
 
     B: number of images, H: height, W: width.
     """
-    arrays = ((image.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0) for image in images)
-    return [Image.fromarray(array.cpu().numpy()) for array in arrays]
+    return [Image.fromarray(_to_uint8(image).permute(1, 2, 0).cpu().numpy()) for image in images]
+
+
+def _to_uint8(image: Tensor) -> Tensor:
+    if image.dtype == torch.uint8:
+        return image
+    return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def prompt_list(prompts: str | Sequence[str], num_images: int) -> list[str]:
@@ -194,7 +204,7 @@ def _from_tensor(images: Tensor) -> Tensor:
     batch = images[None] if images.ndim == 3 else images
     if batch.ndim != 4 or batch.shape[1] != 3 or 0 in batch.shape[2:]:
         raise ValueError(f"A tensor of images must have shape (B, 3, H, W) or (3, H, W), got {tuple(images.shape)}.")
-    return _to_unit_float(batch)
+    return _checked_dtype(batch)
 
 
 def _from_array(images: np.ndarray) -> Tensor:
@@ -206,12 +216,13 @@ def _from_array(images: np.ndarray) -> Tensor:
         )
     if batch.dtype != np.uint8 and not np.issubdtype(batch.dtype, np.floating):
         raise TypeError(_dtype_message(batch.dtype))
-    return _to_unit_float(torch.from_numpy(np.array(batch)).permute(0, 3, 1, 2)).contiguous()
+    return _checked_dtype(torch.from_numpy(np.array(batch)).permute(0, 3, 1, 2)).contiguous()
 
 
-def _to_unit_float(batch: Tensor) -> Tensor:
+def _checked_dtype(batch: Tensor) -> Tensor:
+    """Uint8 as it is, floating as float32."""
     if batch.dtype == torch.uint8:
-        return batch.to(torch.float32) / 255
+        return batch
     if not batch.is_floating_point():
         raise TypeError(_dtype_message(batch.dtype))
     return batch.to(torch.float32)
@@ -228,13 +239,23 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
 def _stack_equal_sizes(images: list[Tensor]) -> list[ImageGroup]:
     if len({image.device for image in images}) > 1:
         raise ValueError("images lie on several devices; move them to one.")
-    places: dict[torch.Size, list[int]] = {}
+    places: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
     for index, image in enumerate(images):
-        places.setdefault(image.shape, []).append(index)
+        places.setdefault((image.shape, image.dtype), []).append(index)
     return [ImageGroup(torch.stack([images[i] for i in indices]), tuple(indices)) for indices in places.values()]
 
 
+def _all_floating(groups: list[ImageGroup]) -> list[ImageGroup]:
+    """The same as float32; an 8-bit and a floating group of one size become one."""
+    if len({group.images.dtype for group in groups}) < 2:
+        return [ImageGroup(unit_float(group.images), group.indices) for group in groups]
+    placed = {i: unit_float(image) for group in groups for i, image in zip(group.indices, group.images, strict=True)}
+    return _stack_equal_sizes([placed[i] for i in sorted(placed)])
+
+
 def _check_range(group: ImageGroup) -> None:
+    if group.images.dtype == torch.uint8:
+        return  # cannot be outside
     # One transfer from the device a group; the image with the bad value is only looked for when there is one.
     low, high = torch.stack(torch.aminmax(group.images.detach())).tolist()
     if not np.isfinite([low, high]).all():

@@ -25,6 +25,7 @@ _COSINE_CARD = RewardCard(
     "100 the cosine, by the scores that github.com/TerrysLearning/TTSnap publishes",
     differentiable=True,
     max_prompt_tokens=77,
+    looks_at="the central square",
     licence="MIT (github.com/yuvalkirstain/PickScore)",
     source="Kirstain et al. 2023, arXiv 2305.01569; README.md of github.com/yuvalkirstain/PickScore",
     weights="yuvalkirstain/PickScore_v1",

@@ -1,12 +1,20 @@
-"""Preprocessing of CLIP's image tower on tensors: resize, centre crop, normalise; on device, differentiable."""
+"""Preprocessing of CLIP's image tower on tensors: resize, centre crop, normalise; on device, differentiable.
+
+Everything here takes images in two forms. Floating ones, in [0, 1], are those of a sampler: they are resized on their
+device without rounding, and gradients reach them. 8-bit ones (uint8) come from files: they are resized by PIL, which
+rounds to 8 bits after each pass, as in every published evaluation.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,13 +35,79 @@ _CLIP_DEFAULTS: dict[str, Any] = {  # what transformers' CLIPImageProcessor assu
 }
 
 
+def unit_float(images: Tensor) -> Tensor:
+    """Divide 8-bit images by 255; floating ones stay as they are.
+
+    Args:
+        images: of any shape, uint8 in 0..255 or floating in [0, 1].
+
+    Returns:
+        The same shape, floating in [0, 1]; float32 for uint8.
+
+    Example:
+        >>> unit_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+        tensor([0.0000, 0.2000, 1.0000])
+    """
+    return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images
+
+
+def resize_by_pil(images: Tensor, shape: tuple[int, int], *, mode: str) -> Tensor:
+    """Resize 8-bit images by PIL itself, so that every rounding is PIL's; on the CPU, back to their device.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        shape: (h, w) of the result.
+        mode: "bicubic" or "bilinear".
+
+    Returns:
+        (B, 3, h, w) uint8.
+
+    Example:
+        >>> resize_by_pil(torch.full((1, 3, 4, 6), 7, dtype=torch.uint8), (2, 3), mode="bicubic").unique()
+        tensor([7], dtype=torch.uint8)
+
+    B: number of images, H, W: height and width before, h, w: after.
+    """
+    if images.shape[-2:] == shape:
+        return images
+    resample = Image.Resampling[mode.upper()]
+    arrays = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    resized = [np.asarray(Image.fromarray(array).resize(shape[::-1], resample)) for array in arrays]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous().to(images.device)
+
+
+def pad_to_square(images: Tensor, mean: tuple[float, ...]) -> Tensor:
+    """Put images into the middle of a square of one colour, as LLaVA-1.5 does (`image_aspect_ratio: "pad"`).
+
+    Args:
+        images: (B, 3, H, W), uint8 or floating in [0, 1].
+        mean: colour in [0, 1]; rounded down to whole numbers of 255, as LLaVA pads 8-bit images.
+
+    Returns:
+        (B, 3, S, S) with S = max(H, W); an odd margin is wider at the end.
+
+    Example:
+        >>> pad_to_square(torch.ones(1, 3, 1, 4), (0.5, 0.5, 0.5))[0, 0, :, 0].mul(255).round()
+        tensor([127., 255., 127., 127.])
+    """
+    height, width = images.shape[-2:]
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    levels = images.new_tensor([int(level * 255) for level in mean])
+    colour = levels if images.dtype == torch.uint8 else levels / 255
+    square = colour.view(3, 1, 1).repeat(len(images), 1, side, side)
+    square[..., top : top + height, left : left + width] = images
+    return square
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImagePreprocessing:
     """What transformers' `CLIPImageProcessor` does to PIL images, done to tensors.
 
-    The order of operations is PIL's: the width is resized first, then the height, each result clipped to [0, 1]. What
-    remains of the difference is PIL's rounding to 8 bits after each of these passes: before normalisation at most
-    1.25/255, on average 0.35/255 (the bounds of the test).
+    8-bit tensors give what PIL images give. For floating ones the order of operations is that of PIL up to 12: the
+    width is resized first, then the height, each result clipped to [0, 1]. What remains of the difference is PIL's
+    rounding to 8 bits after each of these passes: before normalisation at most 1.25/255, on average 0.35/255 (the
+    bounds of the test).
 
     Attributes:
         size: length of the shorter side after resizing, or (height, width), which ignores the aspect ratio;
@@ -52,6 +126,8 @@ class ImagePreprocessing:
 
     size: int | tuple[int, int] | None
     crop_size: tuple[int, int] | None
+    accepts_uint8: ClassVar[bool] = True  # see `Reward.accepts_uint8`
+
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mode: str = "bicubic"
@@ -100,22 +176,26 @@ class ImagePreprocessing:
         """Resize, crop, normalise.
 
         Args:
-            images: (B, 3, H, W) floating in [0, 1].
+            images: (B, 3, H, W), floating in [0, 1] or uint8.
 
         Returns:
-            (B, 3, h, w) of the same dtype and device, normalised; (h, w) is `crop_size` where there is one.
+            (B, 3, h, w) of the same dtype (float32 for uint8) and device, normalised; (h, w) is `crop_size` where there
+            is one.
 
         Raises:
             ValueError: when the crop is larger than the resized image (transformers would pad with black).
 
         B: number of images, H, W: height and width before, h, w: after.
         """
-        images = self._center_crop(self._resize(images))
+        images = unit_float(self._center_crop(self.resize(images)))
         mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images - mean) / std
 
-    def _resize(self, images: Tensor) -> Tensor:
+    def resize(self, images: Tensor) -> Tensor:
+        """Resize alone, to `size`; images as for a call, the result has their dtype."""
         height, width = self._resized_shape(*images.shape[-2:])
+        if images.dtype == torch.uint8:
+            return resize_by_pil(images, (height, width), mode=self.mode)
         # Two passes, each clipped, as PIL does: bicubic overshoots, and one pass would clip only once.
         images = self._interpolate(images, (images.shape[-2], width))
         return self._interpolate(images, (height, width))
@@ -166,6 +246,30 @@ def _height_width(size: int | Mapping[str, int]) -> tuple[int, int]:
     return int(size["height"]), int(size["width"])
 
 
+@dataclass(frozen=True)
+class SquarePreprocessing:
+    """Pad to a square of the mean colour, then preprocess: LLaVA-1.5 and models built like it.
+
+    What transformers' `LlavaImageProcessor` does with `do_pad`.
+
+    Attributes:
+        pixels: of the square.
+
+    Example:
+        >>> square = SquarePreprocessing(ImagePreprocessing.from_config({"size": 4, "crop_size": 4}))
+        >>> square(torch.ones(1, 3, 4, 12)).shape
+        torch.Size([1, 3, 4, 4])
+    """
+
+    accepts_uint8: ClassVar[bool] = True  # see `Reward.accepts_uint8`
+
+    pixels: ImagePreprocessing
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), floating in [0, 1] or uint8, to what `pixels` makes of the square."""
+        return self.pixels(pad_to_square(images, self.pixels.mean))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionPreprocessing(ImagePreprocessing):
     """torchvision's `Resize`, `CenterCrop` and `Normalize`.
@@ -200,8 +304,9 @@ class TorchvisionPreprocessing(ImagePreprocessing):
 class PaddedPreprocessing:
     """What the package `hpsv2` does to tensors: `image_transform` with `resize_longest_max` in its transform.py.
 
-    Like there, values that the bicubic filter throws beyond [0, 1] stay. Two inputs on which the official code fails
-    are scored: an image whose longer side has the size already is padded, too, and a side is at least one pixel long.
+    There files become floating tensors first, so 8-bit images are divided by 255 and no resizing rounds. Like there,
+    values that the bicubic filter throws beyond [0, 1] stay. Two inputs on which the official code fails are scored: an
+    image whose longer side has the size already is padded, too, and a side is at least one pixel long.
 
     Attributes:
         size: side of the square that comes out, in pixels.
@@ -220,6 +325,8 @@ class PaddedPreprocessing:
                 [0., 0., 0., 0.]])
     """
 
+    accepts_uint8: ClassVar[bool] = True  # see `Reward.accepts_uint8`
+
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -229,14 +336,14 @@ class PaddedPreprocessing:
         """Resize, pad, normalise.
 
         Args:
-            images: (B, 3, H, W) floating in [0, 1].
+            images: (B, 3, H, W), floating in [0, 1] or uint8.
 
         Returns:
-            (B, 3, size, size) of the same dtype and device.
+            (B, 3, size, size) of the same dtype (float32 for uint8) and device.
 
         B: number of images, H, W: height and width before.
         """
-        images = self._pad(self._resize(images))
+        images = self._pad(self._resize(unit_float(images)))
         mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images - mean) / std
 

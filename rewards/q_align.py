@@ -26,6 +26,7 @@ _CARD = RewardCard(
     summary="how good the image looks by Q-Align's template on a general vision-language model; blind to the prompt",
     typical_range=(0.0, 1.0),
     differentiable=True,
+    looks_at="the whole image",
     licence="Apache-2.0",
     source="Wu et al. 2023, arXiv 2312.17090; their own model is a fine-tuned mPLUG-Owl2",
     weights="Qwen/Qwen3-VL-2B-Instruct",
@@ -62,7 +63,8 @@ class QAlign(Reward):
     Wu et al. 2023 (arXiv 2312.17090) ask "How would you rate the quality of this image?", let the answer begin with
     "The quality of the image is", and read the five words of `LEVELS` at the next position. Their model is mPLUG-Owl2
     fine-tuned on ratings, which transformers does not have. On any other model this is its own opinion in the same
-    form: comparable among images, not with the published figures. The prompts are not read.
+    form: comparable among images, not with the published figures. The question stands before the image, as in
+    `q_align/evaluate/scorer.py`. The prompts are not read.
 
     Args:
         model: model and processor, as `load_answer_model` gives them.
@@ -77,6 +79,8 @@ class QAlign(Reward):
         >>> reward = QAlign(load_answer_model("Qwen/Qwen3-VL-2B-Instruct"), aspect="aesthetics")  # doctest: +SKIP
         >>> scores = reward(images, "")  # doctest: +SKIP
     """
+
+    accepts_uint8 = True
 
     def __init__(
         self,
@@ -97,14 +101,16 @@ class QAlign(Reward):
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Ask the same question about each image."""
-        logits = self.model(images, [self.question] * len(prompts), opening=self.opening)
+        questions = [self.question] * len(prompts)
+        logits = self.model(images, questions, opening=self.opening, image_first=False)
         return expected_level(logits[:, self.tokens])
 
 
-def _build_q_align(
+def _build_q_align(  # noqa: PLR0913 (options of one reward)
     *,
     model: str | os.PathLike[str] = _CARD.weights,
     aspect: str = "quality",
+    pad_to_square: bool | None = None,
     torch_dtype: torch.dtype = torch.bfloat16,
     attn_implementation: str = "sdpa",
     device_map: str | dict[str, Any] | None = None,
@@ -120,6 +126,7 @@ def _build_q_align(
         attn_implementation=attn_implementation,
         device_map=device_map,
         revision=revision,
+        pad_to_square=pad_to_square,
     )
     return QAlign(answer_model, aspect=aspect, batch_size=batch_size, card=card_of(_CARD, model))
 

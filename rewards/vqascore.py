@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from fk_reward.rewards.answer_model import AnswerModel
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
-"""Question of Lin et al. 2024 (arXiv 2404.01291)."""
+"""Question of Lin et al. 2024 (arXiv 2404.01291), that of CLIP-FlanT5 and LLaVA-1.5."""
+
+QUESTIONS = {"paper": QUESTION, "t2v": 'Does this image show "{prompt}"?'}
+"""Questions by name. "t2v": what `linzhiqiu/t2v_metrics` asks newer models (Qwen2.5-VL, Qwen3-VL)."""
 
 _CARD = RewardCard(
     name="vqascore",
@@ -42,6 +45,7 @@ _VQASCORE_CARD = RewardCard(
     summary='probability of "Yes" when a vision-language model is asked whether the image shows the prompt',
     typical_range=(0.0, 1.0),
     differentiable=True,
+    looks_at="the whole image",
     licence="Apache-2.0",
     source="Lin et al. 2024, arXiv 2404.01291; their own model is CLIP-FlanT5",
     weights="Qwen/Qwen3-VL-2B-Instruct",
@@ -53,6 +57,7 @@ _LLAVA_SCORE_CARD = RewardCard(
     summary='share of "Yes" against "No" when LLaVA-1.5 is asked whether the image matches the prompt',
     typical_range=(0.0, 1.0),
     differentiable=True,
+    looks_at="the whole image, padded to a square",
     licence="Llama 2 Community Licence",
     source="Li et al. 2024, arXiv 2410.00905; their own model is a fine-tuned LLaVA-1.5-13B",
     weights="llava-hf/llava-1.5-7b-hf",
@@ -87,28 +92,32 @@ def answer_probability(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 class VQAScore(Reward):
     """P(answer | image, question) of any image-text-to-text model, read from one forward pass.
 
-    Lin et al. 2024 (arXiv 2404.01291). Only the answer's first token is read, as their code does for Qwen-VL; for
-    CLIP-FlanT5 and LLaVA-1.5 it takes the geometric mean with the probability that the answer ends there. Where that is
-    near 1, their number is the square root of this one and ranks images in the same order.
+    Lin et al. 2024 (arXiv 2404.01291), as their code (`linzhiqiu/t2v_metrics`) has it: for Qwen-VL and other chat
+    models the probability of the answer's first token; for CLIP-FlanT5 sqrt(P("Yes") P(end | "Yes")), the geometric
+    mean over the tokens of the whole answer. Their LLaVA-1.5 takes the latter, too: `whole_answer=True`.
 
     Args:
         model: model and processor, as `load_answer_model` gives them.
-        question: text with "{prompt}" in it.
+        question: text with "{prompt}" in it, or a name of `QUESTIONS`.
         answer: the answer for a good image; must be one token.
         against: the opposite answer; the score is then the first one's share of both. None for the plain probability.
         system: system message before the question, for chat templates that take one.
+        whole_answer: whether P(end) counts, too; None for what the authors do with this model.
         batch_size: number of images that go through the model at once; None for all of one size.
         card: facts about the weights.
 
     Raises:
-        ValueError: when the question has no "{prompt}", or an answer is not one token.
+        ValueError: when the question has no "{prompt}", an answer is not one token, or a whole answer is compared with
+            `against`.
 
     Example:
         >>> reward = VQAScore(load_answer_model("Qwen/Qwen3-VL-2B-Instruct"), against="No")  # doctest: +SKIP
         >>> scores = reward(images, "a red cube on a blue cube")  # doctest: +SKIP
     """
 
-    def __init__(
+    accepts_uint8 = True
+
+    def __init__(  # noqa: PLR0913 (options of one reward)
         self,
         model: AnswerModel,
         *,
@@ -116,18 +125,29 @@ class VQAScore(Reward):
         answer: str = "Yes",
         against: str | None = None,
         system: str | None = None,
+        whole_answer: bool | None = None,
         batch_size: int | None = 8,
         card: RewardCard | None = None,
     ) -> None:
+        question = QUESTIONS.get(question, question)
+        if whole_answer and against is not None:
+            raise ValueError("whole_answer=True is for the plain probability: leave out `against`, or whole_answer.")
         if "{prompt}" not in question:
-            raise ValueError(f"The question must have {{prompt}} where the prompt goes, got {question!r}.")
+            names = ", ".join(QUESTIONS)
+            raise ValueError(
+                f"The question must have {{prompt}} where the prompt goes, or be one of {names}; got {question!r}."
+            )
         answers = [answer] if against is None else [answer, against]
         self.tokens = model.answer_tokens(answers, question=question, system=system)
         if len(set(self.tokens)) < len(answers):
             raise ValueError(f"The answers {answer!r} and {against!r} begin with the same token.")
+        if whole_answer is None:
+            whole_answer = against is None and getattr(model.processor, "reads_whole_answers", False)
         self.model = model
         self.question = question
+        self.answer = answer
         self.system = system
+        self.whole_answer = whole_answer
         self.batch_size = batch_size
         self.card = dataclasses.replace(card or _CARD, differentiable=model.differentiable)
 
@@ -136,6 +156,9 @@ class VQAScore(Reward):
         self.model.refuse_control_tokens(list(dict.fromkeys(prompts)))
         # Not `str.format`: a prompt or question may contain other braces.
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
+        if self.whole_answer:
+            terms = self.model.answer_log_probabilities(images, questions, self.answer, system=self.system)
+            return terms.mean(dim=1).exp()
         return answer_probability(self.model(images, questions, system=self.system), self.tokens)
 
 
@@ -146,6 +169,8 @@ def load_vqascore(  # noqa: PLR0913 (options of one reward)
     answer: str = "Yes",
     against: str | None = None,
     system: str | None = None,
+    whole_answer: bool | None = None,
+    pad_to_square: bool | None = None,
     torch_dtype: torch.dtype = torch.bfloat16,
     attn_implementation: str = "sdpa",
     device_map: str | dict[str, Any] | None = None,
@@ -157,10 +182,12 @@ def load_vqascore(  # noqa: PLR0913 (options of one reward)
 
     Args:
         model: hub id or folder of any image-text-to-text model, or of a CLIP-FlanT5.
-        question: text with "{prompt}" in it.
+        question: text with "{prompt}" in it, or "paper" or "t2v", see `QUESTIONS`.
         answer: the answer for a good image.
         against: the opposite answer, or None.
         system: system message, or None.
+        whole_answer: whether P(end) counts, as for `VQAScore`.
+        pad_to_square: whether images are padded to a square, as for `AnswerModel`.
         torch_dtype: floating dtype of the weights.
         attn_implementation: "sdpa", "eager", "flash_attention_2", ...
         device_map: as in `PreTrainedModel.from_pretrained`.
@@ -180,6 +207,7 @@ def load_vqascore(  # noqa: PLR0913 (options of one reward)
         attn_implementation=attn_implementation,
         device_map=device_map,
         revision=revision,
+        pad_to_square=pad_to_square,
     )
     return VQAScore(
         answer_model,
@@ -187,6 +215,7 @@ def load_vqascore(  # noqa: PLR0913 (options of one reward)
         answer=answer,
         against=against,
         system=system,
+        whole_answer=whole_answer,
         batch_size=batch_size,
         card=card_of(card, model),
     )

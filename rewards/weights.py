@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound="PreTrainedModel")
 
 _NUM_NAMED = 5  # names that an error lists
-_HEAD = re.compile(r"(^|\.)lm_head\.")
+_HEAD = re.compile(r"(^|\.)(lm_head|value_head|W_[qkv]|ca_layernorm)\.")
+"""A language-model head, or the head of a reward that was fine-tuned as a whole (`full_checkpoint.py`)."""
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP (new and old) and activation checkpointing put into names, wherever they wrap a module."""
@@ -128,7 +129,7 @@ def load_headless(
     key_mapping: Mapping[str, str] | None = None,
     **options: Any,
 ) -> ModelT:
-    """Load the multimodal LLM of a checkpoint without its language-model head, which is all that may be left over.
+    """Load the multimodal LLM of a checkpoint without its language-model or reward head; nothing else may be left over.
 
     Args:
         model_class: class of transformers, or one that derives from its `PreTrainedModel`.

@@ -89,7 +89,7 @@ class RewardArguments:
         validation_fraction: Share of the training records for validation, without a validation file.
         image_root: Folder that relative paths of images start from; by default the data file's.
         skip_bad_rows: Drop rows that cannot be read, with a warning that counts them, instead of stopping.
-        objective: bradley-terry or general-preference for pairs, binary for labelled images.
+        objective: bradley-terry or general-preference for pairs, binary for labelled images or pairs.
         temperature: Divisor of reward differences in the loss.
         value_head_dim: Size of the raw output; by default 2 for a general preference, else 1.
         cross_attention: Whether there is a SkipCA.

@@ -52,8 +52,8 @@ def collate_preferences(items: Sequence[PreferenceItem]) -> dict[str, Any]:
     Returns:
         For pairs `images` and `prompts` with 2 B entries, the chosen rows before the rejected ones, in the same order,
         and `margin`: (B,) float32, 0 for a pair without one, or None where no pair has one. For labelled images
-        `images` and `prompts` with B entries and `labels`: (B,) float32 of 0 and 1. An image is (3, H, W) float32 in
-        [0, 1].
+        `images` and `prompts` with B entries and `labels`: (B,) float32 of 0 and 1. An image is (3, H, W)
+        uint8.
 
     Raises:
         UnreadableImageError: a ValueError, for an image that cannot be decoded.
@@ -74,7 +74,7 @@ def collate_preferences(items: Sequence[PreferenceItem]) -> dict[str, Any]:
         raise ValueError("Cannot make a batch of no records.")
     # Chosen before rejected, so that `chunk(2)` of the outputs separates them.
     positions = range(len(items[0].prompts))
-    images = [[image.load() for image in item.images] for item in items]
+    images = [[image.load(keep_uint8=True) for image in item.images] for item in items]
     batch: dict[str, Any] = {
         "images": [of_item[i] for i in positions for of_item in images],
         "prompts": [item.prompts[i] for i in positions for item in items],

@@ -82,18 +82,21 @@ class ImageSource:
         content = embedded_image(text)
         return cls((root or Path()) / text if content is None else content)
 
-    def load(self) -> Tensor:
+    def load(self, *, keep_uint8: bool = False) -> Tensor:
         """Decode the image.
 
+        Args:
+            keep_uint8: do not divide by 255, so that what reads the image can resize it as PIL does.
+
         Returns:
-            (3, H, W) float32 in [0, 1], as `read_image` reads it: upright, on white where it is transparent.
+            (3, H, W) float32 in [0, 1], or uint8, as `read_image` reads it: upright, on white where it is transparent.
 
         Raises:
             UnreadableImageError: a ValueError; the message names the file.
 
         H: height, W: width.
         """
-        return group_by_size(read_image(self.content))[0].images[0]
+        return group_by_size(read_image(self.content), keep_uint8=keep_uint8)[0].images[0]
 
     def digest(self) -> str:
         """SHA-256 of the decoded pixels: equal exactly for equal images, whatever the file.

@@ -112,6 +112,24 @@ class LabelledImage(PromptedImage):
         return wrong or (None if is_bool else f"label must be True or False, got {self.label!r}")
 
 
+def labels_of_pairs(pairs: Iterable[PreferencePair]) -> list[LabelledImage]:
+    """Turn pairs into labelled images: what was chosen is True, what was rejected False.
+
+    So the official code trains a head of one output on pairs (`rm_trainer_general_preference.py`: the cross-entropy of
+    chosen = 1 and rejected = 0). Margins are not used.
+
+    Example:
+        >>> image = ImageSource(Path("a.png"))
+        >>> [item.label for item in labels_of_pairs([PreferencePair(prompt="a star", chosen=image, rejected=image)])]
+        [True, False]
+    """
+    return [
+        LabelledImage(prompt=prompt, image=image, label=label, origin=pair.origin)
+        for pair in pairs
+        for prompt, image, label in zip(pair.prompts, pair.images, (True, False), strict=True)
+    ]
+
+
 PreferenceItem: TypeAlias = PreferencePair | LabelledImage
 """A record of the training data."""
 

@@ -14,7 +14,8 @@ from transformers import EarlyStoppingCallback
 from fk_reward.durable_files import naming_path
 from fk_reward.output_folder import hold_folder_together
 from fk_reward.rewards.llava_reward.backbones.base import Backbone, load_backbone
-from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+from fk_reward.rewards.llava_reward.model import LlavaRewardModel, images_for
+from fk_reward.rewards.llava_reward.objective import Objective
 from fk_reward.rewards.prompt_limits import num_positions, require_positions
 from fk_reward.training.arguments import LlavaRewardTrainingArguments, RewardArguments
 from fk_reward.training.checkpoints import (
@@ -24,7 +25,7 @@ from fk_reward.training.checkpoints import (
     last_complete_checkpoint,
 )
 from fk_reward.training.dataset import PreferenceDataset, collate_preferences, split_by_prompt
-from fk_reward.training.preference_data import PreferenceItem, report_problems
+from fk_reward.training.preference_data import PreferenceItem, PreferencePair, labels_of_pairs, report_problems
 from fk_reward.training.reading import read_preferences
 from fk_reward.training.rows import RowProblem
 from fk_reward.training.trainable import TrainableReward, new_dimension
@@ -51,9 +52,9 @@ def make_trainer(reward: RewardArguments, training: LlavaRewardTrainingArguments
     items, validation_items = _read_data(reward, seed=training.seed)  # before the backbone, which takes longer
     model = make_model(reward, seed=training.seed)
     backbone, skip = model.network.backbone, reward.skip_bad_rows
-    train, validation = PreferenceDataset(_readable(items, backbone, skip_bad_rows=skip)), None
+    train, validation = _dataset(_readable(items, backbone, skip_bad_rows=skip), model.objective), None
     if validation_items is not None:
-        validation = PreferenceDataset(_readable(validation_items, backbone, skip_bad_rows=skip))
+        validation = _dataset(_readable(validation_items, backbone, skip_bad_rows=skip), model.objective)
     model.objective.check_data(is_labelled=train.is_labelled)
     patience = reward.early_stopping_patience
     return LlavaRewardTrainer(
@@ -64,6 +65,15 @@ def make_trainer(reward: RewardArguments, training: LlavaRewardTrainingArguments
         eval_dataset=validation,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
     )
+
+
+def _dataset(items: list[PreferenceItem], objective: Objective) -> PreferenceDataset:
+    """The items; for an objective that takes no pairs, pairs as labelled images."""
+    pairs = [item for item in items if isinstance(item, PreferencePair)]
+    if objective.takes_pairs or len(pairs) < len(items):
+        return PreferenceDataset(items)
+    logger.info("Objective %s: the images of %d pairs are read as labelled ones.", objective.name, len(pairs))
+    return PreferenceDataset(labels_of_pairs(pairs))
 
 
 def make_model(reward: RewardArguments, *, seed: int) -> TrainableReward:
@@ -169,7 +179,7 @@ def _prompt_problem(item: PreferenceItem, backbone: Backbone) -> str | None:
     if not any(len(text.encode()) > positions // 4 or _CONTROL.search(text) for text in item.prompts):
         return None
     try:
-        inputs = backbone.prepare([image.load().to(backbone.device) for image in item.images], item.prompts)
+        inputs = backbone.prepare(images_for(backbone, [image.load() for image in item.images]), item.prompts)
         require_positions(inputs.attention_mask.sum(dim=1).tolist(), item.prompts, positions)
     except ValueError as error:
         return str(error)

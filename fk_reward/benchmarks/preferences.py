@@ -187,7 +187,9 @@ def join_answers(parts: Sequence[Answers]) -> Answers:
 
 def _logits(reward: Reward, items: Sequence[PreferenceItem]) -> Tensor:
     places = range(len(items[0].images))
-    columns = [([item.images[i].load() for item in items], [item.prompts[i] for item in items]) for i in places]
+    columns = [
+        ([item.images[i].load(keep_uint8=True) for item in items], [item.prompts[i] for item in items]) for i in places
+    ]
     if compares(reward):
         return _comparison_logits(reward, columns)
     sign = 1.0 if reward.card.higher_is_better else -1.0

@@ -149,7 +149,8 @@ def _page_row(card: RewardCard) -> tuple[str, ...]:
 def _section(card: RewardCard) -> str:
     from fk_reward.rewards import RewardCard
 
-    facts = {"weights": card.weights, "memory": card.memory, "licence": card.licence, "source": card.source}
+    facts = {"looks at": card.looks_at, "weights": card.weights, "memory": card.memory}
+    facts |= {"licence": card.licence, "source": card.source}
     if card.spread is not None or card.spread_source != RewardCard.spread_source:
         facts["spread"] = card.spread_source
     return f"## `{card.name}`\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.items())

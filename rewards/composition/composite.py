@@ -123,7 +123,7 @@ class CompositeReward(Reward):
                 of `-inf`), or that is too large for float32.
             ValueError: when a part was switched to something else since it was composed.
         """
-        images = in_order(images)
+        images = in_order(images, keep_uint8=True)  # each part asks for the form that it takes
         texts = prompt_list(prompts, len(images))
         self._check_unchanged()
         parts = self._score_parts(images, texts)
@@ -189,7 +189,10 @@ def composite_card(expression: Expression, cards: Cards) -> RewardCard:
         spread=expression.spread(used) or None,
         differentiable=all(card.differentiable for card in used.values()),
         max_prompt_tokens=min(limits, default=None),
-        **{field: _joined(used, field) for field in ("spread_source", "licence", "source", "weights", "memory")},
+        **{
+            field: _joined(used, field)
+            for field in ("spread_source", "looks_at", "licence", "source", "weights", "memory")
+        },
     )
 
 

@@ -143,6 +143,7 @@ CUSTOM_CARD = RewardCard(
     spread=TEMPERATURE,
     spread_source=TEMPERATURE_SOURCE,
     differentiable=True,
+    looks_at="the whole image",
     licence="that of the backbone and the adapter",
     source=SOURCE,
     weights="given by the caller",

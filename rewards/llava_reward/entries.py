@@ -48,8 +48,9 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
     Rewards with the same backbone share it, and each adapter is in memory once.
 
     Args:
-        adapter: a checkpoint (our folder, an official folder, a hub repository of either, the name of an embedded
-            one), or a mapping of dimensions to checkpoints; the first dimension is active.
+        adapter: a checkpoint (our folder, an official folder, a hub repository of either, the folder of an official
+            reward that was fine-tuned as a whole, the name of an embedded one), or a mapping of dimensions to
+            checkpoints; the first dimension is active.
         backbone: hub id, folder or name of an embedded model; by default the one that our checkpoint names.
         dimension: which dimensions to look for in `adapter`, one or several; may be left out for checkpoints in
             our format, which hold one and say which.
@@ -134,6 +135,7 @@ def official_card(dimension: str, spec: BackboneSpec) -> RewardCard:
         spread=TEMPERATURE,
         spread_source=TEMPERATURE_SOURCE,
         differentiable=True,
+        looks_at="the whole image",
         licence=f"{spec.licence} (backbone); the adapter's is not stated",
         source=SOURCE,
         weights=f"{OFFICIAL_ADAPTERS} on {spec.hub_id}",
@@ -168,6 +170,7 @@ def _embedded(dimension: str) -> RewardEntry:
         spread=_SPREADS[dimension],
         spread_source="among eight finished images of a held-out prompt: examples/shapes/check_predictions.py early",
         differentiable=True,
+        looks_at="the whole image",
         licence="Apache-2.0",
         source="Zhou et al., ICCV 2025, arXiv 2507.21391; trained by the scripts in examples/shapes",
         weights="in the package",

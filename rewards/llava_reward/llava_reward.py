@@ -95,6 +95,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         self.model = model
         self.batch_size = batch_size
         self.offload = offload
+        self.accepts_uint8 = model.backbone.accepts_uint8
         self._keys = dict(dimensions)
         self._execution_device = model.backbone.device
         self._cards = {name: card_of(name) for name in dimensions}
@@ -232,7 +233,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         Returns:
             (B, d) float32, the head's raw output; d is 1 unless the objective is a general preference.
         """
-        ordered = list(in_order(images))
+        ordered = list(in_order(images, keep_uint8=True))
         return self._run(ordered, prompt_list(prompts, len(ordered)), [self._key(self.dimension)])[0]
 
     def score_dimensions(
@@ -249,7 +250,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
             For each dimension (B,) float32, what calling the reward with that dimension active gives.
         """
         dimensions = list(self.dimensions if dimensions is None else dimensions)
-        ordered = list(in_order(images))
+        ordered = list(in_order(images, keep_uint8=True))
         texts = prompt_list(prompts, len(ordered))
         vectors = self._run(ordered, texts, [self._key(name) for name in dimensions])
         scores = {name: self._scores(name, rows, texts) for name, rows in zip(dimensions, vectors, strict=True)}
@@ -278,7 +279,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         rewards = [self, *(reward for reward in others if isinstance(reward, LlavaReward))]
         if len(rewards) <= len(others) or any(reward.shared_pass != self.shared_pass for reward in rewards):
             raise ValueError("Only LLaVA-Rewards on one model and device can be scored together.")
-        ordered = list(in_order(images))
+        ordered = list(in_order(images, keep_uint8=True))
         texts = prompt_list(prompts, len(ordered))
         keys = [reward._key(reward.dimension) for reward in rewards]
         size = min(reward._checked_batch_size() or len(texts) for reward in rewards)
@@ -302,7 +303,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         Raises:
             ValueError: when the numbers of images differ.
         """
-        first, second = list(in_order(images_a)), list(in_order(images_b))
+        first, second = (list(in_order(images, keep_uint8=True)) for images in (images_a, images_b))
         if len(first) != len(second):
             raise ValueError(f"Expected as many images b as images a, got {len(first)} and {len(second)}.")
         texts = prompt_list(prompts, len(first))

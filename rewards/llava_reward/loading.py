@@ -23,6 +23,7 @@ from fk_reward.rewards.llava_reward.checkpoint import (
     read_lora_config,
     require_files,
 )
+from fk_reward.rewards.llava_reward.full_checkpoint import is_full_checkpoint, load_full_checkpoint
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.rewards.llava_reward.official_checkpoint import (
     LORA_FOLDER,
@@ -46,7 +47,7 @@ def read_checkpoint(
 
     Args:
         adapter: the name of an embedded adapter; a folder in our format; an official folder, or one that has it
-            somewhere below; a hub id of either.
+            somewhere below; the folder of an official reward that was fine-tuned as a whole; a hub id of the first two.
         backbone: `model_type` of the backbone.
         dimension: which dimension; None only for our format, which holds one.
         revision: branch, tag or commit of a hub repository.
@@ -60,6 +61,8 @@ def read_checkpoint(
         return _of_dimension(load_own_checkpoint(folder), dimension, adapter)
     if dimension is None:
         raise ValueError(f"{_missing_names(adapter)}: pass {_DIMENSION}.")
+    if is_full_checkpoint(adapter):
+        return load_full_checkpoint(adapter, backbone=backbone, dimension=dimension)
     folder = _official_folder(adapter, backbone=backbone, dimension=dimension, revision=revision)
     base_model = backbone_spec(backbone).hub_id
     return load_official_checkpoint(folder, backbone=backbone, dimension=dimension, base_model=base_model)
@@ -85,12 +88,14 @@ def check_before_loading(adapter: Adapter, *, dimension: str | None, revision: s
 
 
 def base_model_of(adapter: Adapter, *, revision: str = "main") -> str:
-    """The backbone that a checkpoint in our format names.
+    """The backbone that a checkpoint in our format names; of a fully fine-tuned reward, its own folder.
 
     Raises:
-        ValueError: when it is in the official format, which does not name one.
+        ValueError: when it is in the official format of adapters, which does not name one.
     """
     folder = _own_folder(adapter, revision=revision)
+    if folder is None and is_full_checkpoint(adapter):
+        return os.fspath(adapter)
     if folder is None:
         known = ", ".join(repr(spec.hub_id) for spec in backbone_specs().values())
         raise ValueError(
@@ -165,6 +170,11 @@ def attach_adapter(
     """
     # `file_state` changes with the files: a checkpoint that was trained further is not the attached one.
     source = f"{file_state(adapter)}|{dimension}|{revision}"
+    if is_full_checkpoint(adapter) and model.origin != file_state(adapter):
+        raise ValueError(
+            f"{adapter} was fine-tuned as a whole: its own weights are its backbone. Load it by itself, without "
+            "backbone=."
+        )
     if source not in model.sources:
         checkpoint = read_checkpoint(
             adapter, backbone=model.backbone.model_type, dimension=dimension, revision=revision
@@ -211,5 +221,6 @@ def shared_model(
     model = _MODELS.get(key)
     if model is None or model.backbone.dtype != torch_dtype:
         model = LlavaRewardModel(load_backbone(path, torch_dtype=torch_dtype, **settings))
+        model.origin = file_state(path)
         _MODELS[key] = model
     return model

@@ -15,6 +15,7 @@ from fk_reward.rewards.llava_reward.backbones.base import Backbone, BackboneInpu
 from fk_reward.rewards.llava_reward.checkpoint import CheckpointMismatchError, RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.head import RewardHead
+from fk_reward.rewards.preprocessing import unit_float
 from fk_reward.rewards.prompt_limits import num_positions, require_positions
 
 
@@ -34,6 +35,7 @@ class LlavaRewardModel(nn.Module):
         self.projectors = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self.configs: dict[str, LlavaRewardConfig] = {}
+        self.origin: str | None = None  # files of the backbone, for checkpoints that belong to one backbone alone
         self.sources: dict[str, str] = {}  # file and revision of a dimension -> its key, so that none is attached twice
         self.adapters = AdapterSet(backbone.language_model)
 
@@ -71,7 +73,7 @@ class LlavaRewardModel(nn.Module):
         """Read images and prompts in one pass for all dimensions named in `keys`; the vision tower runs once.
 
         Args:
-            images: B tensors (3, H, W) float32 in [0, 1], of any sizes.
+            images: B tensors (3, H, W), float32 in [0, 1] or uint8, of any sizes.
             prompts: B strings.
             keys: D' dimensions, as attached.
 
@@ -82,7 +84,7 @@ class LlavaRewardModel(nn.Module):
             ValueError: when image and prompt have more tokens than the backbone has positions, and as
                 `Backbone.prepare`.
         """
-        inputs = self.backbone.prepare([image.to(self.backbone.device) for image in images], prompts)
+        inputs = self.backbone.prepare(images_for(self.backbone, images), prompts)
         lengths = inputs.attention_mask.sum(dim=1).tolist()
         require_positions(lengths, prompts, num_positions(self.backbone.language_model.config))
         # The tower is frozen and the same for all dimensions: run it once.
@@ -178,6 +180,22 @@ class LlavaRewardModel(nn.Module):
         # PEFT swaps layers inside the language model, so its own path in this module stays what it was.
         place = next(name for name, module in self.named_modules() if module is language_model)
         return {name: f"{place}.{path}" for name, path in self.adapters.parameter_names(key).items()}
+
+
+def images_for(backbone: Backbone, images: Sequence[Tensor]) -> list[Tensor]:
+    """Images as a backbone takes them: on its device, and floating where it does not take 8-bit ones.
+
+    Args:
+        backbone: that will read them.
+        images: B tensors (3, H, W), float32 in [0, 1] or uint8, of any sizes.
+
+    Example:
+        >>> from fk_reward.rewards.llava_reward.backbones.base import random_backbone
+        >>> [image.dtype for image in images_for(random_backbone("phi3_v"), [torch.zeros(3, 2, 2, dtype=torch.uint8)])]
+        [torch.uint8]
+    """
+    moved = [image.to(backbone.device) for image in images]
+    return moved if backbone.accepts_uint8 else [unit_float(image) for image in moved]
 
 
 def stack_rows(arguments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -47,13 +47,13 @@ _SETTINGS: dict[str, type | tuple[type, ...]] = {
     "add_cross_attention": bool,
     "is_general_preference": bool,
 }
-_SKIP_CA = {
+SKIP_CA_NAMES = {  # official name -> that in the head
     "W_q.weight": "skip_ca.W_q.weight",
     "W_k.weight": "skip_ca.W_k.weight",
     "W_v.weight": "skip_ca.W_v.weight",
     "ca_layernorm.weight": "skip_ca.norm.weight",
 }
-_VALUE_HEAD = {"value_head.weight": "value_head.weight"}
+VALUE_HEAD_NAMES = {"value_head.weight": "value_head.weight"}
 _LORA_KEY = re.compile(
     r"(?:(?:module|base_model|model|language_model)\.)*(?P<module>layers\.\d+\..+)\.(?P<matrix>lora_[AB])(?:\.\w+)?\.weight"
 )
@@ -236,14 +236,14 @@ def _split(
     tensors: Mapping[str, Tensor], layout: OfficialLayout, *, cross_attention: bool
 ) -> dict[str, dict[str, Tensor]]:
     """Sort the tensors into "projector" and "head", under our names."""
-    in_head = _VALUE_HEAD | (_SKIP_CA if cross_attention else {})
+    in_head = VALUE_HEAD_NAMES | (SKIP_CA_NAMES if cross_attention else {})
     in_projector = {f"{layout.projector}.{key}": key for key in layout.projector_keys}
     if not any(layout.projector in key.split(".") for key in tensors):
         logger.warning("%s has no %s: the base model's own projector is used.", TENSORS_FILE, layout.projector)
         in_projector = {}
     parts = {"projector": _pick(tensors, in_projector), "head": _pick(tensors, in_head)}
     rest = [key for key in tensors if not any(_ends(key, name) for name in (*in_head, *in_projector))]
-    modules = {layout.projector, *(name.partition(".")[0] for name in (*_VALUE_HEAD, *_SKIP_CA))}
+    modules = {layout.projector, *(name.partition(".")[0] for name in (*VALUE_HEAD_NAMES, *SKIP_CA_NAMES))}
     if strange := [key for key in rest if modules & set(key.split("."))]:
         kind = f"a reward with add_cross_attention: {str(cross_attention).lower()}"
         raise ValueError(f"{TENSORS_FILE} has tensors that {kind} does not have: {', '.join(strange[:4])}.")

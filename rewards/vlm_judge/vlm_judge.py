@@ -191,6 +191,7 @@ def judge_card(template: JudgeTemplate, *, weights: str) -> RewardCard:
         name="vlm-judge" if template.name == "rubric" else f"vlm-judge-{template.name}",
         summary=template.summary,
         typical_range=template.score_range,
+        looks_at="the whole image",
         licence=licence,
         source=template.source,
         weights=redact_text(weights),

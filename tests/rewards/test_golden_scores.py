@@ -13,6 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from fk_reward.rewards import REWARDS
+from fk_reward.rewards.inputs import in_order
 from tests.tiny.registered_rewards import build
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_scores.json").read_text(encoding="utf-8"))
@@ -22,7 +23,8 @@ BLIND_TO_PROMPTS = {"aesthetic", "q-align"}
 
 def both_ways(reward, pictures, prompts):
     """(2, 2): with their prompts, and swapped."""
-    return torch.stack([reward(pictures, prompts), reward(pictures, prompts[::-1])])
+    images = in_order(pictures)  # floating, as a sampler's: PIL images are resized with PIL's own rounding
+    return torch.stack([reward(images, prompts), reward(images, prompts[::-1])])
 
 
 @pytest.mark.parametrize("name", sorted(set(REWARDS) - WITHOUT_MODEL))

@@ -10,6 +10,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from fk_reward.rewards import load_reward, reward_card
+from fk_reward.rewards.clipscore import clean_prompt
+from fk_reward.rewards.inputs import in_order
 from fk_reward.rewards.open_clip import clip_from_open_clip
 from tests.tiny.open_clip import FULL, OpenClip, tiny_open_clip, write_hps
 
@@ -66,7 +68,7 @@ def test_equals_open_clip(reward, images):
 
 
 def test_a_cut_prompt_equals_open_clip(reward, images, caplog):
-    prompts = ["red " * 40, "red " * 30, "", "red"]
+    prompts = ["red " * 39 + "red", "red " * 30, "", "red"]
     with caplog.at_level(logging.WARNING, logger="fk_reward.rewards.prompt_limits"):
         check_equals_open_clip(reward, reward, images, prompts)
     assert [record.getMessage() for record in caplog.records] == [
@@ -74,8 +76,31 @@ def test_a_cut_prompt_equals_open_clip(reward, images, caplog):
     ]
 
 
+MENDED = {
+    "the dog\u2019s red ball": "the dog's red ball",
+    "red &amp; blue": "red & blue",
+    "red &amp;lt; blue": "red < blue",
+    "a red cafÃ©": "a red café",
+    "\u201cred\u201d  ": '"red"',
+}
+
+
+@pytest.mark.parametrize(("prompt", "mended"), MENDED.items())
+def test_prompts_are_mended_as_open_clip_does(reward, images, prompt, mended):
+    assert clean_prompt(prompt) == mended
+    assert_close(reward(images[:1], prompt), reward(images[:1], mended), rtol=0, atol=0)
+    assert reward.tokenizer(prompt)["input_ids"] != reward.tokenizer(mended)["input_ids"]
+
+
+def test_prompts_are_mended_only_where_the_authors_do(tiny_clip):
+    assert load_reward("clipscore", model=tiny_clip, hessel=True).clean
+    assert not load_reward("clipscore", model=tiny_clip).clean
+    assert not load_reward("pickscore", model=tiny_clip, processor=tiny_clip).clean
+
+
 def test_golden_scores(weights, tiny_clip, pictures, prompts):
     reward = load_reward("hpsv2", weights=weights, tokenizer=tiny_clip)
+    pictures = in_order(pictures)
     assert_close(reward(pictures, prompts), torch.tensor(GOLDEN), rtol=0, atol=1e-4)
     assert_close(reward(pictures, prompts[::-1]), torch.tensor(GOLDEN_SWAPPED), rtol=0, atol=1e-4)
 

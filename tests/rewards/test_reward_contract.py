@@ -107,7 +107,7 @@ def test_contract(check, reward, images, prompts):
 def test_card_is_complete(reward, request):
     registered = reward_card(request.node.callspec.params["reward"])
     assert registered.name in REWARDS
-    assert "not stated" not in (registered.licence, registered.source)
+    assert "not stated" not in (registered.looks_at, registered.licence, registered.source)
     known = all(abs(bound) < float("inf") for bound in registered.typical_range)
     assert known == ("llava-reward" not in registered.name), "the ranges of LLaVA-Rewards are not measured"
 

@@ -43,7 +43,7 @@ def test_a_batch_of_pairs():
     assert set(batch) == {"images", "prompts", "margin"}
     assert batch["prompts"] == ["prompt 0", "prompt 1", "prompt 2", "prompt 0", "other", "prompt 2"]
     for place, seed in enumerate((0, 1, 2, 10, 11, 12)):
-        expected = ImageSource(noise(seed, SIZES[seed % 10])).load()
+        expected = ImageSource(noise(seed, SIZES[seed % 10])).load(keep_uint8=True)
         torch.testing.assert_close(batch["images"][place], expected, rtol=0, atol=0)
     torch.testing.assert_close(batch["margin"], torch.tensor([2.0, 0.0, 0.5]))
 

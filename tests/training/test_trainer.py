@@ -7,11 +7,13 @@ import dataclasses
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
 from fk_reward.training import binary_loss, bradley_terry_loss, collate_preferences, general_preference_loss
+from fk_reward.training.preference_data import labels_of_pairs
 from tests.tiny.training import frozen_weights, labelled, make_model, make_trainer, pairs, trained_weights
 from tests.training.distributed_step import main
 from tests.two_processes import launch
@@ -156,6 +158,15 @@ def test_margins_must_be_there_and_be_for_the_objective(tiny_phi, tmp_path):
 def test_pairs_do_not_fit_a_binary_objective(tiny_phi, tmp_path):
     with pytest.raises(ValueError, match="labelled images"):
         make_trainer(make_model(tiny_phi, objective="binary"), tmp_path, pairs(), max_steps=1).train()
+
+
+def test_pairs_as_labels_are_learnt_as_the_official_code_does(tiny_phi):
+    items = labels_of_pairs(pairs(3))
+    assert [item.label for item in items] == [True, False] * 3
+    model, batch = make_model(tiny_phi, objective="binary").eval(), collate_preferences(items)
+    logits = model(batch["images"], batch["prompts"])[:, 0]
+    by_hand = functional.softplus(-logits[::2]).mean() / 2 + functional.softplus(logits[1::2]).mean() / 2
+    torch.testing.assert_close(binary_loss(logits, batch["labels"]), by_hand)
 
 
 def test_several_gpus_in_one_process_are_refused(tiny_phi, tmp_path):

@@ -14,7 +14,7 @@ from torch.nn import functional
 from fk_reward.benchmarks.geneval.judge import Detection
 from fk_reward.benchmarks.geneval.prompts import COLORS
 from fk_reward.rewards.inputs import group_by_size
-from fk_reward.rewards.preprocessing import ImagePreprocessing
+from fk_reward.rewards.preprocessing import ImagePreprocessing, TorchvisionPreprocessing
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
@@ -119,7 +119,8 @@ class CLIPColorClassifier:
         return cls(
             CLIPModel.from_pretrained(model, dtype=torch_dtype, revision=revision).to(device),
             CLIPTokenizer.from_pretrained(model, revision=revision),
-            preprocessing=ImagePreprocessing.from_pretrained(model, revision=revision),
+            # GenEval's OpenCLIP cuts with torchvision, which begins an odd margin elsewhere than transformers.
+            preprocessing=TorchvisionPreprocessing.from_pretrained(model, revision=revision),
             batch_size=batch_size,
         )
 
@@ -138,7 +139,7 @@ class CLIPColorClassifier:
         if not detections:
             return []
         # Crops of one size are preprocessed together; `argsort` puts the colours back in order.
-        groups = group_by_size(object_crops(image, detections))
+        groups = group_by_size(object_crops(image, detections), keep_uint8=True)
         order = torch.tensor([index for group in groups for index in group.indices])
         pixels = torch.cat([self.preprocessing(group.images.to(self.model.device)) for group in groups])
         embeddings = torch.cat([self._embed(batch) for batch in pixels.split(self.batch_size)])

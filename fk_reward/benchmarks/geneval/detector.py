@@ -34,7 +34,8 @@ DIVISOR = 32
 class Frame:
     """Sizes (height, width) on the way of an image through the detector.
 
-    Those of the test settings of mmdetection's `configs/mask2former`, which GenEval judges with.
+    Those of the test settings of mmdetection's `configs/mask2former`, which GenEval judges with. An image is resized as
+    by mmcv, that is by OpenCV: bilinearly without antialias, and rounded to 8 bits.
 
     Attributes:
         image: of the image.
@@ -72,6 +73,17 @@ class Frame:
         """The size of the detector's input."""
         height, width = (-(-side // DIVISOR) * DIVISOR for side in self.resized)
         return height, width
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Resize images (B, 3, H, W) in [0, 1] of the size `image` to `resized`, in steps of 1/255.
+
+        Example:
+            >>> import torch
+            >>> Frame((1, 4), (1, 2)).resize(torch.tensor([0.0, 1.0, 0.2, 0.2]).expand(1, 3, 1, 4))[0, 0]
+            tensor([[0.5020, 0.2000]])
+        """
+        # Halves up, as OpenCV's fixed point; its own rounding of the weights to 1/2048 can move a pixel by one step.
+        return (255 * _interpolate(images, self.resized) + 0.5).floor() / 255
 
     def pad(self, inputs: Tensor) -> Tensor:
         """Pad resized and normalised images with zeros.
@@ -180,7 +192,7 @@ class Mask2FormerDetector:
 
     Args:
         model: put into evaluation mode and frozen, in place.
-        preprocessing: normalisation and filter of the resizing; its sizes are not used.
+        preprocessing: normalisation; it neither resizes nor crops.
         batch_size: images at a time; only images of one size go together.
         min_score: objects of this score or less are left out.
         shorter_side: as for `Frame.of`.
@@ -209,7 +221,7 @@ class Mask2FormerDetector:
         if batch_size < 1:
             raise ValueError(f"batch_size should be at least 1, got {batch_size}.")
         self.model = model.eval().requires_grad_(False)
-        self.preprocessing = preprocessing
+        self.preprocessing = dataclasses.replace(preprocessing, size=None, crop_size=None)
         self.batch_size = batch_size
         self.min_score = min_score
         self.shorter_side, self.longer_side = shorter_side, longer_side
@@ -269,7 +281,7 @@ class Mask2FormerDetector:
         """Labels and detections of images (B, 3, H, W) in [0, 1]."""
         height, width = images.shape[-2:]
         frame = Frame.of((height, width), shorter_side=self.shorter_side, longer_side=self.longer_side)
-        inputs = dataclasses.replace(self.preprocessing, size=frame.resized)(images.to(self.model.device))
+        inputs = self.preprocessing(frame.resize(images.to(self.model.device)))
         output = self.model(pixel_values=frame.pad(inputs).to(self.model.dtype))
         pairs = zip(output.class_queries_logits, output.masks_queries_logits, strict=True)
         return [find_instances(classes, masks, frame, min_score=self.min_score) for classes, masks in pairs]

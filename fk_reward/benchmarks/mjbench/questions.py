@@ -40,17 +40,20 @@ class Question:
     label: int | None
     subset: str
 
-    def load(self) -> list[Tensor]:
+    def load(self, *, keep_uint8: bool = False) -> list[Tensor]:
         """Decode the images.
 
+        Args:
+            keep_uint8: as for `ImageSource.load`.
+
         Returns:
-            For each image (3, H, W) float32 in [0, 1].
+            For each image (3, H, W) float32 in [0, 1], or uint8.
 
         Raises:
             UnreadableImageError: a ValueError, an image is missing, truncated or not an image; it names the row.
         """
         try:
-            return [image.load() for image in self.images]
+            return [image.load(keep_uint8=keep_uint8) for image in self.images]
         except UnreadableImageError as error:
             raise UnreadableImageError(f"{self.origin}: {error}") from error
 

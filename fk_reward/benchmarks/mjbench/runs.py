@@ -212,7 +212,7 @@ def score_questions(reward: Reward, questions: Sequence[Question]) -> list[list[
         >>> score_questions(redness, [parse_question(row, "alignment", origin="1")])
         [[0.0, 1.0]]
     """
-    images = [question.load() for question in questions]
+    images = [question.load(keep_uint8=True) for question in questions]
     captions = [question.caption for question in questions]
     if compares(reward):
         return _probabilities(reward, images, captions)

@@ -309,7 +309,8 @@ def _second_hand(model: str, *accuracies: float) -> PublishedResult:
 
 PUBLISHED = (
     _row("CLIP-v1 (CLIP-v2 on the site)", 38.1, 59.5, 12.7, 33.3, 34.4, 68.4, 57.4, 76.3, 86.9),
-    _row("BLIP-v2", 17.3, 38.8, 44.0, 65.6, 7.5, 36.5, 68.7, 83.7, 91.3),
+    # The public code reads the logit of "no match" (`score[0]` in reward_models/score_reward_models.py).
+    _row("BLIP-v2 (read as no match)", 17.3, 38.8, 44.0, 65.6, 7.5, 36.5, 68.7, 83.7, 91.3),
     _row("PickScore-v1", 58.8, 64.6, 37.2, 42.2, 83.8, 89.6, 31.0, 66.5, 81.1),
     _row("HPS-v2.1", 47.3, 70.1, 18.8, 41.3, 67.3, 93.5, 55.0, 77.9, 87.6),
     _row("ImageReward", 50.9, 64.7, 24.9, 38.7, 63.5, 81.8, 40.9, 73.7, 85.3),

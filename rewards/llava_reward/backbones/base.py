@@ -72,10 +72,12 @@ class Backbone(nn.Module, abc.ABC):
         model: the complete model without language-model head.
         model_type: `model_type` in the checkpoint's config.json.
         norm_eps: epsilon of SkipCA's RMSNorm on this backbone.
+        accepts_uint8: whether `prepare` also takes uint8 images; otherwise 8-bit ones are divided by 255 first.
     """
 
     model_type: ClassVar[str]
     norm_eps: ClassVar[float]
+    accepts_uint8: ClassVar[bool] = False
     model: PreTrainedModel
 
     @classmethod
@@ -139,7 +141,8 @@ class Backbone(nn.Module, abc.ABC):
         """Preprocess images and tokenise prompts.
 
         Args:
-            images: B tensors (3, H, W) float32 in [0, 1], of any sizes, on the model's device.
+            images: B tensors (3, H, W) float32 in [0, 1], of any sizes, on the model's device; also uint8 where
+                `accepts_uint8` is set.
             prompts: B strings.
 
         Raises:

@@ -39,7 +39,7 @@ class AnyResTransform:
 
     The resolution of the grid that fits the image best is chosen; the image is resized into it with its aspect
     kept, centred on black, and cut into square crops, row by row. Before them comes the complete image, squeezed into
-    one crop. The difference to PIL is its rounding to 8 bits, see `ImagePreprocessing`.
+    one crop. 8-bit tensors give what PIL images give; for floating ones see `ImagePreprocessing`.
 
     Attributes:
         crop_size: side of a crop in pixels, the input size of the vision tower.
@@ -106,10 +106,10 @@ class AnyResTransform:
         """Cut an image into crops and normalise them.
 
         Args:
-            image: (3, H, W) floating in [0, 1].
+            image: (3, H, W), floating in [0, 1] or uint8.
 
         Returns:
-            (N, 3, P, P) of the same dtype and device: the whole image, then the crops row by row.
+            (N, 3, P, P) of the same dtype (float32 for uint8) and device: the whole image, then the crops row by row.
 
         H, W: height and width, P: `crop_size`, N: 1 + number of crops in the chosen resolution.
         """
@@ -133,8 +133,7 @@ class AnyResTransform:
         return canvas.unflatten(2, (-1, side)).unflatten(1, (-1, side)).permute(1, 3, 0, 2, 4).flatten(0, 1)
 
     def _resize(self, image: Tensor, shape: tuple[int, int]) -> Tensor:
-        resize = dataclasses.replace(self.pixels, size=shape, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        return resize(image.unsqueeze(0)).squeeze(0)
+        return dataclasses.replace(self.pixels, size=shape).resize(image.unsqueeze(0)).squeeze(0)
 
 
 class LlavaNextBackbone(Backbone):
@@ -165,6 +164,7 @@ class LlavaNextBackbone(Backbone):
 
     model_type: ClassVar[str] = "llava_next"
     norm_eps: ClassVar[float] = 1e-5
+    accepts_uint8: ClassVar[bool] = True
     model: LlavaNextModel
 
     def __init__(self, model: LlavaNextModel, tokenizer: PreTrainedTokenizerBase, transform: AnyResTransform) -> None:
@@ -227,7 +227,7 @@ class LlavaNextBackbone(Backbone):
         """Cut the images into crops and tokenise the prompts, with as many image tokens as the crops will give.
 
         Args:
-            images: B tensors (3, H, W) floating in [0, 1], of any sizes.
+            images: B tensors (3, H, W), floating in [0, 1] or uint8, of any sizes.
             prompts: B strings.
 
         Returns:

@@ -28,6 +28,7 @@ from fk_reward.rewards.llava_reward.backbones.base import (
     OfficialLayout,
     byte_tokenizer,
 )
+from fk_reward.rewards.preprocessing import resize_by_pil, unit_float
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
 from fk_reward.rewards.weights import load_headless
 
@@ -51,9 +52,10 @@ class HDTransform:
     The image is resized (bilinear, antialiased) so that its longer side spans as many crops as the budget allows at its
     aspect ratio, its shorter side is padded with white on both ends to a multiple of the crop size, and the result is
     cut into crops. One more crop shows all of the padded image, shrunk with bicubic interpolation without antialias.
-    The formulas are those of the hub's `image_processing_phi3_v.py`. What remains of the difference to PIL is its
-    rounding to 8 bits after each of the two passes of resizing: before normalisation at most 1.01/255 in the crops and
-    1.9/255 in the global one, on average 0.45/255 (the bounds of the test).
+    The formulas are those of the hub's `image_processing_phi3_v.py`. 8-bit tensors give what PIL images give there. For
+    floating ones, what remains of the difference is PIL's rounding to 8 bits after each of the two passes of resizing:
+    before normalisation at most 1.01/255 in the crops and 1.9/255 in the global one, on average 0.45/255 (the bounds
+    of the test).
 
     Attributes:
         num_crops: largest number of crops besides the global one.
@@ -120,11 +122,11 @@ class HDTransform:
         """Resize, pad, normalise and cut.
 
         Args:
-            image: (3, H, W) floating in [0, 1].
+            image: (3, H, W), floating in [0, 1] or uint8.
 
         Returns:
-            (1 + rows * columns, 3, crop_size, crop_size), same dtype and device, normalised: the global crop, then the
-            others row by row.
+            (1 + rows * columns, 3, crop_size, crop_size), same dtype (float32 for uint8) and device, normalised: the
+            global crop, then the others row by row.
 
         H, W: height and width.
         """
@@ -134,7 +136,7 @@ class HDTransform:
         """The same for images of one size at once.
 
         Args:
-            images: (B, 3, H, W) floating in [0, 1].
+            images: (B, 3, H, W), floating in [0, 1] or uint8.
 
         Returns:
             (B, 1 + rows * columns, 3, crop_size, crop_size).
@@ -151,7 +153,16 @@ class HDTransform:
 
     def _resize(self, images: Tensor) -> Tensor:
         shape = self.resized_shape(*images.shape[-2:])
+        if images.dtype == torch.uint8:
+            return unit_float(self._resize_by_pil(images, shape))
         return functional.interpolate(images, shape, mode="bilinear", antialias=True, align_corners=False)
+
+    @staticmethod
+    def _resize_by_pil(images: Tensor, shape: tuple[int, int]) -> Tensor:
+        if images.shape[-2] <= images.shape[-1]:
+            return resize_by_pil(images, shape, mode="bilinear")
+        # The official processor turns upright images on their side first: so PIL rounds after the other pass.
+        return resize_by_pil(images.mT, shape[::-1], mode="bilinear").mT
 
     def _pad(self, image: Tensor) -> Tensor:
         missing_height, missing_width = (-side % self.crop_size for side in image.shape[-2:])
@@ -190,6 +201,7 @@ class PhiVisionBackbone(Backbone):
 
     model_type = "phi3_v"
     norm_eps = 1e-5
+    accepts_uint8 = True
 
     def __init__(
         self,
@@ -303,7 +315,7 @@ class PhiVisionBackbone(Backbone):
     def _crops(self, images: Sequence[Tensor]) -> Tensor:
         """(N, 3, crop_size, crop_size), the crops of all images; neighbours of one size are cut together."""
         # A batch of the sampler has one size: resize it in one call.
-        runs = itertools.groupby(images, key=lambda image: image.shape)
+        runs = itertools.groupby(images, key=lambda image: (image.shape, image.dtype))
         return torch.cat([self.hd_transform.batch(torch.stack(list(run))).flatten(0, 1) for _, run in runs])
 
     def _tokenize(self, prompts: Sequence[str], counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:

@@ -77,7 +77,8 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
 class PatchTransform:
     """What transformers' `Qwen2VLImageProcessor` does to a PIL image, done to a tensor.
 
-    The difference that remains is that of `ImagePreprocessing`, PIL's rounding to 8 bits. The width is resized before
+    An 8-bit tensor gives what a PIL image gives. For a floating one, the difference that remains is that of
+    `ImagePreprocessing`, PIL's rounding to 8 bits. The width is resized before
     the height, as Pillow up to 12 does always; from 13 on it takes the height first where that shrinks much more than
     the width (python-pillow/Pillow pull request 9549), which shows in pixels that overshoot the range.
 
@@ -161,25 +162,37 @@ class PatchTransform:
         """Resize, normalise and cut one image into patches.
 
         Args:
-            image: (3, H, W) floating in [0, 1].
+            image: (3, H, W), floating in [0, 1] or uint8.
 
         Returns:
-            (L, C) patches of the same dtype and device, and the grid (rows, columns) with rows * columns = L. The
-            patches of a square of `merge_size` x `merge_size` follow one another; squares are in reading order.
+            (L, C) patches of the same dtype (float32 for uint8) and device, and the grid (rows, columns) with rows *
+            columns = L. The patches of a square of `merge_size` x `merge_size` follow one another; squares are in
+            reading order.
 
         Raises:
             ValueError: when one side is more than 200 times the other.
 
         L: number of patches, C: 3 * temporal_patch_size * patch_size * patch_size.
         """
+        rows, columns = self.grid(*image.shape[-2:])
+        size = (rows * self.patch_size, columns * self.patch_size)
+        return self._patches(dataclasses.replace(self.pixels, size=size)(image[None])[0]), (rows, columns)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image.
+
+        Example:
+            >>> PatchTransform.from_config({"min_pixels": 3136, "max_pixels": 12845056}).grid(60, 100)
+            (4, 8)
+        """
         height, width = smart_resize(
-            *image.shape[-2:],
+            height,
+            width,
             factor=self.patch_size * self.merge_size,
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
         )
-        pixels = dataclasses.replace(self.pixels, size=(height, width))(image[None])[0]
-        return self._patches(pixels), (height // self.patch_size, width // self.patch_size)
+        return height // self.patch_size, width // self.patch_size
 
     def _patches(self, pixels: Tensor) -> Tensor:
         tiles = pixels.unflatten(2, (-1, self.merge_size, self.patch_size))
@@ -234,14 +247,18 @@ class QwenVLBackbone(Backbone):
 
     model_type: ClassVar[str] = "qwen2_5_vl"
     norm_eps: ClassVar[float] = 1e-6
+    accepts_uint8: ClassVar[bool] = True
     model: Qwen2_5_VLModel
 
     def __init__(self, model: Qwen2_5_VLModel, tokenizer: Qwen2Tokenizer, *, transform: PatchTransform) -> None:
+        from fk_reward.rewards.batched_windows import batch_windows
+
         super().__init__()
         _check_together(model, tokenizer, transform)
         self.model = model
         self.tokenizer = tokenizer
         self.transform = transform
+        batch_windows(model.visual)
         # Each dimension has its own projector, the tower runs once for all: so the merger must be apart from it.
         self.merger = model.visual.merger
         model.visual.merger = _GroupedRows(transform.merge_size**2)
@@ -309,11 +326,10 @@ class QwenVLBackbone(Backbone):
         patches, grids = zip(*(self.transform(image) for image in images), strict=True)
         grid_thw = torch.tensor([(1, *grid) for grid in grids])
         num_visual_tokens = (grid_thw.prod(dim=1) // self.transform.merge_size**2).tolist()
-        texts = [
-            TEMPLATE.format(image=IMAGE_TOKEN * count, prompt=prompt)
-            for prompt, count in zip(prompts, num_visual_tokens, strict=True)
-        ]
-        tokens = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        # One placeholder as text, all of them as token ids: thousands of them take long to tokenise.
+        rows = self.tokenizer([TEMPLATE.format(image=IMAGE_TOKEN, prompt=prompt) for prompt in prompts])["input_ids"]
+        expanded = [self._expanded(row, count) for row, count in zip(rows, num_visual_tokens, strict=True)]
+        tokens = self.tokenizer.pad({"input_ids": expanded}, padding_side="right", return_tensors="pt")
         image_mask = tokens["input_ids"] == self.model.config.image_token_id
         position_ids, _ = self.model.get_rope_index(
             tokens["input_ids"],
@@ -328,6 +344,11 @@ class QwenVLBackbone(Backbone):
             pixel_values=torch.cat(patches).to(self.device),
             extras={"grid_thw": grid_thw.to(self.device), "position_ids": position_ids.to(self.device)},
         )
+
+    def _expanded(self, ids: list[int], num_visual_tokens: int) -> list[int]:
+        token = self.model.config.image_token_id
+        place = ids.index(token)
+        return [*ids[:place], *[token] * num_visual_tokens, *ids[place + 1 :]]
 
     def encode_images(self, inputs: BackboneInputs) -> Tensor:
         """(T, U * C) outputs of the tower's last block, a visual token's U patches of width C side by side."""

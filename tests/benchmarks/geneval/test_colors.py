@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from fk_reward.benchmarks.geneval.colors import CLIPColorClassifier, object_crop
 from fk_reward.benchmarks.geneval.judge import Detection
 from fk_reward.benchmarks.geneval.prompts import COLORS
 from tests.benchmarks.geneval.tiny_judge import write_clip
+from tests.tiny.imagereward_reference import pil_pixels
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +87,14 @@ def test_a_mask_of_another_size_is_refused(image):
 
 
 def transformers_colors(folder, image, name, detections):
-    """Names by transformers' processor and model, one object and one sentence at a time."""
-    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+    """Names by torchvision's transforms on PIL images and transformers' model, object by object."""
+    from transformers import CLIPModel, CLIPTokenizer
 
     model = CLIPModel.from_pretrained(folder).eval()
-    tokenizer, processor = CLIPTokenizer.from_pretrained(folder), CLIPImageProcessorPil.from_pretrained(folder)
+    tokenizer, size = CLIPTokenizer.from_pretrained(folder), model.config.vision_config.image_size
+
+    settings = json.loads((Path(folder) / "preprocessor_config.json").read_text())
+    mean, std = (torch.tensor(settings[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
 
     def text(sentence):
         return functional.normalize(model.get_text_features(**tokenizer(sentence, return_tensors="pt")).pooler_output)
@@ -101,7 +108,8 @@ def transformers_colors(folder, image, name, detections):
             for color in COLORS
         ]
         for crop in object_crops(image, detections):
-            image = model.get_image_features(**processor(crop, return_tensors="pt")).pooler_output
+            pixels = (pil_pixels(crop, size) - mean) / std
+            image = model.get_image_features(pixels[None]).pooler_output
             cosines = [torch.cosine_similarity(image, mean).item() for mean in means]
             names.append(COLORS[int(np.argmax(cosines))])
     return names

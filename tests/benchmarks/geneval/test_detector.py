@@ -245,16 +245,48 @@ def test_equals_transformers_where_no_size_changes(folder, detector):
         assert all((a[3] != b[3]).sum() <= 2 for a, b in zip(ours, theirs, strict=True))
 
 
-def test_input_equals_transformers_processor(folder, detector):
+def resized_as_opencv(image, size):
+    """OpenCV's INTER_LINEAR: the two nearest pixels in each direction, weighted, rounded to 8 bits with halves up."""
+    pixels = np.asarray(image).astype(np.float64)
+    for axis in (0, 1):
+        before = pixels.shape[axis]
+        places = ((np.arange(size[axis]) + 0.5) * before / size[axis] - 0.5).clip(0, before - 1)
+        low = np.floor(places).astype(int)
+        shape = [-1 if i == axis else 1 for i in range(3)]
+        weight = (places - low).reshape(shape)
+        high = (low + 1).clip(max=before - 1)
+        pixels = (1 - weight) * pixels.take(low, axis) + weight * pixels.take(high, axis)
+    return np.floor(pixels + 0.5).astype(np.uint8)
+
+
+def test_images_are_resized_as_by_mmcv():
+    image = noise_image(0, (150, 131))
+    images = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    got = Frame((131, 150), (96, 83)).resize(images)
+    expected = torch.from_numpy(resized_as_opencv(image, (96, 83))).permute(2, 0, 1)[None]
+    levels = 255 * got
+    assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    assert (levels - expected).abs().max() <= 1 + 1e-4  # where a weight is rounded in float32
+    assert ((levels - expected).abs() > 0.5).float().mean() < 1e-3
+
+
+def test_an_antialiased_filter_is_noticed():
+    image = noise_image(0, (150, 131))
+    smooth = np.array(image.resize((83, 96), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(smooth - resized_as_opencv(image, (96, 83))).max() > 1
+
+
+def test_input_is_normalised_as_by_transformers_processor(folder, detector):
     from transformers import Mask2FormerImageProcessorPil
 
     seen = []
     detector.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
     image = noise_image(0, (150, 150))
     detector([image])
-    processor = Mask2FormerImageProcessorPil.from_pretrained(folder, size={"height": 96, "width": 96})
-    wanted = processor([image], return_tensors="pt")["pixel_values"]
-    assert_close(seen[0]["pixel_values"], wanted, rtol=0, atol=1.3 / 255 / 0.224)
+    processor = Mask2FormerImageProcessorPil.from_pretrained(folder, do_resize=False, size_divisor=32)
+    small = Image.fromarray(resized_as_opencv(image, (96, 96)))
+    wanted = processor([small], return_tensors="pt")["pixel_values"]
+    assert_close(seen[0]["pixel_values"], wanted, rtol=0, atol=1.01 / 255 / 0.224)
 
 
 def test_batches_are_as_singles(detector):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import LlavaImageProcessorPil
 
 from fk_reward.rewards.answer_model import AnswerModel, load_answer_model
 from fk_reward.rewards.inputs import to_pil
@@ -83,8 +85,16 @@ def test_pictures_and_questions_change_the_logits(model: AnswerModel, images: Te
 def test_pixel_values_agree_with_the_processor(model: AnswerModel, images: Tensor) -> None:
     texts = [model._text(question, None, "") for question in QUESTIONS]
     pictures = [[picture] for picture in to_pil(images)]
-    expected = model.processor(images=pictures, text=texts, padding=True, return_tensors="pt")["pixel_values"]
-    got = model._inputs(images, texts)["pixel_values"]
+    processor = model.processor
+    if model.model.config.model_type == "llava":  # padded as its authors do, not cut as its processor says
+        processor = copy.copy(processor)
+        processor.image_processor = LlavaImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_pad=True
+        )
+    expected = processor(images=pictures, text=texts, padding=True, return_tensors="pt")["pixel_values"]
+    exact = model._inputs((images * 255).round().to(torch.uint8), texts, QUESTIONS)["pixel_values"]
+    assert_close(exact, expected, rtol=0, atol=2e-6)
+    got = model._inputs(images, texts, QUESTIONS)["pixel_values"]
     std = min(model.processor.image_processor.image_std)
     assert_close(got, expected, rtol=0, atol=2 / 255 / std)
 

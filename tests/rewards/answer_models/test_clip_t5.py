@@ -59,8 +59,8 @@ class Plain:
         self.images = CLIPImageProcessorPil.from_pretrained(folder / "tower")
 
     @torch.no_grad()
-    def log_probability(self, image: Image.Image, prompt: str) -> Tensor:
-        """log P("Yes"), the first of the two terms that the official code averages."""
+    def log_probabilities(self, image: Image.Image, prompt: str) -> Tensor:
+        """(2,): log P("Yes") and log P(end | "Yes"), whose mean is the official score's logarithm."""
         pixels = self.images(image, return_tensors="pt")["pixel_values"]
         visual = self.projector(self.tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:])
         text = (
@@ -71,18 +71,31 @@ class Plain:
         chunks = [self.t5.shared(self.tokenizer(x, return_tensors="pt").input_ids) for x in text.split("<image>")]
         labels = self.tokenizer("Yes", return_tensors="pt").input_ids
         logits = self.t5(inputs_embeds=torch.cat([chunks[0], visual, chunks[1]], dim=1), labels=labels).logits
-        return logits[0, 0].log_softmax(-1)[labels[0, 0]]
+        return logits[0].log_softmax(-1).gather(1, labels[0, :, None]).squeeze(1)
 
 
 def check_against_plain(reward, folder, images) -> None:
     plain, images = Plain(folder), images[..., :32, :32]
-    expected = torch.stack([plain.log_probability(*pair) for pair in zip(to_pil(images), PROMPTS, strict=True)])
+    terms = torch.stack([plain.log_probabilities(*pair) for pair in zip(to_pil(images), PROMPTS, strict=True)])
+    assert terms.shape == (3, 2)
+    expected = terms.mean(dim=1) if reward.whole_answer else terms[:, 0]
     assert_close(reward(images, PROMPTS).log(), expected, rtol=0, atol=1e-3)
     assert_close(reward(images, PROMPTS), expected.exp(), rtol=0, atol=1e-4)
 
 
 def test_published_forward_pass(reward, folder, images):
     check_against_plain(reward, folder, images)
+
+
+def test_the_first_token_alone_is_an_option(folder, images):
+    reward = load_reward("vqascore", model=folder, torch_dtype=torch.float32, whole_answer=False)
+    check_against_plain(reward, folder, images)
+
+
+def test_the_first_token_in_place_of_the_whole_answer_is_noticed(reward, folder, images, monkeypatch):
+    monkeypatch.setattr(reward, "score", load_reward("vqascore", model=folder, whole_answer=False).score)
+    with pytest.raises(AssertionError):
+        check_against_plain(reward, folder, images)
 
 
 def test_another_layer_of_the_tower_is_noticed(reward, folder, images, monkeypatch):

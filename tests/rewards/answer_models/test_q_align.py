@@ -23,7 +23,7 @@ def images():
 
 def official_score(model, image, aspect):
     """Tokenised in one piece and read at the last position, as `q_align/evaluate/scorer.py` has it."""
-    text = f"USER: <image>\nHow would you rate the {aspect} of this image? ASSISTANT: The {aspect} of the image is"
+    text = f"USER: How would you rate the {aspect} of this image?\n<image> ASSISTANT: The {aspect} of the image is"
     picture = (image * 255).round().byte().permute(1, 2, 0).numpy()
     logits = model.model(**model.processor(images=[picture], text=[text], return_tensors="pt")).logits[0, -1]
     words = ("excellent", "good", "fair", "poor", "bad")
@@ -41,6 +41,17 @@ def check_official(reward, images, aspect):
 @pytest.mark.parametrize("aspect", ["quality", "aesthetics"])
 def test_official_template_and_weights(model, images, aspect):
     check_official(QAlign(model, aspect=aspect), images, aspect)
+
+
+class ImageFirst(QAlign):
+    def score(self, images, prompts):
+        logits = self.model(images, [self.question] * len(prompts), opening=self.opening)
+        return expected_level(logits[:, self.tokens])
+
+
+def test_the_image_before_the_question_is_noticed(model, images):
+    with pytest.raises(AssertionError):
+        check_official(ImageFirst(model), images, "quality")
 
 
 def test_the_other_aspect_is_noticed(model, images):
