@@ -24,6 +24,8 @@ from fk_reward.cli.options import DEFAULT_SEARCH, named_searches, other_searches
 from fk_reward.cli.plan import plan
 from fk_reward.cli.preferences import preferences
 from fk_reward.cli.prices import prices
+from fk_reward.cli.record import record
+from fk_reward.cli.replay import replay
 from fk_reward.cli.rewards import rewards
 from fk_reward.cli.score import score
 from fk_reward.cli.train import train, trainable_share
@@ -41,6 +43,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "hard-negatives": hard_negatives,
     "demo": demo,
     "geneval": geneval,
+    "record": record,
+    "replay": replay,
     "mjbench": mjbench,
     "preferences": preferences,
     "prices": prices,

@@ -27,7 +27,6 @@ LONG_FILES: dict[str, str] = {
 """Files over 500 lines, and why they are one concept."""
 SHORT_FILES: dict[str, str] = {
     "fk_reward/search/fkd_args.py": "the settings of somebody else's code, of which the sampler's own know nothing",
-    "fk_reward/benchmarks/geneval/suites.py": "the table that another benchmark of images is a line of",
 }
 """Files under 100 lines with one importer, and why they are files of their own; not what people add (`TABLES`)."""
 

@@ -1,0 +1,114 @@
+"""`fk-reward record`: the rewards of all predicted images along plain trajectories, for `fk-reward replay`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from fk_reward.cli.options import (
+    MODEL,
+    OUTPUT,
+    REWARD,
+    OutOption,
+    PlacementOptions,
+    ShardOption,
+    TypedFields,
+)
+from fk_reward.devices import resolve_device, resolve_dtype
+from fk_reward.terminal import say
+from fk_reward.value_checks import parse_shard, whole_number
+
+if TYPE_CHECKING:
+    RequestOptions = dict[str, Any]
+else:
+    RequestOptions = Annotated[
+        Any,
+        TypedFields("fk_reward.benchmarks.recording:RecordRequest", MODEL, skip=("rewards", "batch_sizes")),
+    ]
+BatchOptions = Annotated[Any, TypedFields("fk_reward.pipelines.batching:BatchSizes", MODEL)]
+
+
+def record(  # noqa: PLR0913 (one parameter for each option)
+    prompts: list[str] | None = None,
+    /,
+    *,
+    out: OutOption,
+    prompts_from: Path | None = None,
+    suite: str | None = None,
+    num_prompts: int | None = None,
+    reward: Annotated[list[str] | None, Parameter(alias="-r", group=REWARD, allow_leading_hyphen=True)] = None,
+    request: RequestOptions,
+    batch_sizes: BatchOptions,
+    placement: PlacementOptions,
+    shard: ShardOption = None,
+    dry_run: Annotated[bool, Parameter(group=OUTPUT)] = False,
+) -> None:
+    """Record the rewards of all predicted images along plain trajectories, for fk-reward replay.
+
+    Nothing is steered. Size and cost are said first; what is recorded is never drawn again, so that an interrupted
+    command is simply started again. Several processes share the work: accelerate launch -m fk_reward.cli record ...
+
+    Args:
+        prompts: One or more prompts, each in quotes.
+        out: Folder; records.npz is written when all is there.
+        prompts_from: Text file with a prompt a line, in place of prompts.
+        suite: Prompts of a suite of fk-reward geneval in place of prompts: official, shapes, shapes-validation, ...
+        num_prompts: With --suite shapes...: how many.
+        reward: Reward of fk-reward rewards, or a composition of them; may be repeated. The embedded one if not given.
+        request: Model and trajectories.
+        batch_sizes: How much is run at once.
+        placement: Device and floating type.
+        shard: i/n: this process takes every n-th block of seeds; as accelerate launched it if not given.
+        dry_run: Only say what it would cost.
+    """
+    from fk_reward.benchmarks.recording import RecordRequest, announced
+    from fk_reward.benchmarks.recording import record as draw
+    from fk_reward.pipelines.batching import BatchSizes
+    from fk_reward.pipelines.loading import DEFAULT_STEPS
+    from fk_reward.pipelines.schedulers import resolve_solver
+
+    texts = _prompts(prompts or (), prompts_from, suite, num_prompts)
+    more: dict[str, Any] = {"rewards": tuple(reward)} if reward else {}
+    asked = RecordRequest(**request, **more, batch_sizes=BatchSizes(**batch_sizes))
+    solver = resolve_solver(asked.solver)
+    default = DEFAULT_STEPS if solver is None else solver.num_inference_steps
+    part = None if shard is None else parse_shard(shard)
+    say(announced(texts, asked, asked.num_inference_steps or default))
+    if dry_run:
+        return
+    place = resolve_device(placement.device)
+    path = draw(texts, asked, out, device=place, dtype=resolve_dtype(placement.dtype, place), shard=part)
+    if path is None:
+        say("This part is finished; the process that finishes last writes the records.")
+    else:
+        name = shlex.quote(asked.rewards[0])
+        say(f"Written: {path}. Next: fk-reward replay {shlex.quote(str(path))} --reward {name} --budget-images 4")
+
+
+def _prompts(typed: Sequence[str], file: Path | None, suite: str | None, number: int | None) -> list[str]:
+    """The prompts, from one of three sources.
+
+    Raises:
+        ValueError: none of them, several, or a file without a prompt.
+    """
+    from fk_reward.benchmarks.geneval.suites import find_suite
+    from fk_reward.benchmarks.task import TaskOptions
+
+    if sum((bool(typed), file is not None, suite is not None)) != 1:
+        raise ValueError("Give prompts, or --prompts-from FILE, or --suite NAME.")
+    if number is not None:
+        whole_number("--num-prompts", number, minimum=1)
+        if suite is None:
+            raise ValueError("--num-prompts goes with --suite.")
+    if suite is not None:
+        return [sample["prompt"] for sample in find_suite(suite).task(TaskOptions(num_prompts=number)).samples]
+    if file is None:
+        return list(typed)
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    if not any(lines):
+        raise ValueError(f"{file} holds no prompt: expected one a line.")
+    return [line for line in lines if line]
