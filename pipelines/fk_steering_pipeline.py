@@ -45,6 +45,7 @@ from fk_reward.search.budget import check_typed_sizes
 from fk_reward.search.contract import make_population
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.registry import load_search, search_fields, settings_of
+from fk_reward.search.rollover import Proposing
 
 
 class FKSteeringPipeline(PipelineProxy):
@@ -445,7 +446,7 @@ class FKSteeringPipeline(PipelineProxy):
             call=watched,
             arguments={**own, "num_images_per_prompt": exchange.num_own, "output_type": call.output_type},
             step_defaults=call.step_defaults,
-            lookahead=PipelineLookAhead(self.pipe, call.lookahead),
+            lookahead=PipelineLookAhead(self.pipe, call.lookahead, draws_again=isinstance(population, Proposing)),
             reward_device=self.reward_device,
             provenance=provenance,
             previewed=self.preview is not None,

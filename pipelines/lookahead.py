@@ -15,6 +15,7 @@ from fk_reward.pipelines.repeated_denoiser import RepeatedDenoiser
 from fk_reward.sampling.lookahead import ConsistencyPrediction, LookAhead, require_deterministic_steps
 from fk_reward.sampling.transitions import Prediction
 from fk_reward.search.base import SearchConfig, can_move
+from fk_reward.search.rollover import Proposing
 from fk_reward.value_checks import whole_number
 
 LookAheadSetting: TypeAlias = int | str
@@ -71,6 +72,8 @@ def chosen_lookahead(
         ValueError: as of `require_lookahead`, and where the call gives one and its search scores no predictions.
     """
     chosen = default if lookahead is None else checked_lookahead(lookahead)
+    if isinstance(config.population(), Proposing):
+        require_repeats(pipe, chosen, config)
     scores = can_move(config.population())
     if lookahead is not None and chosen != 1 and not scores:
         raise ValueError(
@@ -82,6 +85,23 @@ def chosen_lookahead(
     if chosen != 1:
         PipelineLookAhead(pipe, chosen)  # refuses
     return chosen
+
+
+def require_repeats(pipe: Any, lookahead: LookAheadSetting, config: SearchConfig) -> None:
+    """Refuse a pipeline whose steps cannot be drawn again, for a search that does so.
+
+    Args:
+        pipe: the wrapped pipeline.
+        lookahead: of the call.
+        config: of the search.
+
+    Raises:
+        ValueError: as of `require_lookahead`, and for an adapter, which would answer for the model.
+    """
+    name = type(config).__name__
+    if isinstance(lookahead, str):
+        raise ValueError(f"{name} asks the denoiser itself again: lookahead={lookahead!r} does not go with it.")
+    require_denoiser(pipe, LOOKAHEAD_PIPELINES, what=f"search={name}")
 
 
 def require_lookahead(pipe: Any, lookahead: LookAheadSetting) -> nn.Module:
@@ -97,9 +117,24 @@ def require_lookahead(pipe: Any, lookahead: LookAheadSetting) -> nn.Module:
     Raises:
         ValueError: for another pipeline, a feature cache, a ControlNet, and a scheduler without such steps.
     """
-    kind, by_adapter = type(pipe), isinstance(lookahead, str)
-    known = ADAPTER_PIPELINES if by_adapter else LOOKAHEAD_PIPELINES
-    words = f"lookahead={lookahead!r}"
+    known = ADAPTER_PIPELINES if isinstance(lookahead, str) else LOOKAHEAD_PIPELINES
+    denoiser = require_denoiser(pipe, known, what=f"lookahead={lookahead!r}")
+    require_deterministic_steps(pipe.scheduler)
+    return denoiser
+
+
+def require_denoiser(pipe: Any, known: Sequence[str], *, what: str) -> nn.Module:
+    """The denoiser of a pipeline that can be asked again.
+
+    Args:
+        pipe: the wrapped pipeline.
+        known: classes of pipelines of which it can.
+        what: asks it, for the message.
+
+    Raises:
+        ValueError: for another pipeline, a feature cache, and a ControlNet.
+    """
+    kind, words = type(pipe), what
     if getattr(pipe, "controlnet", None) is not None:
         raise ValueError(
             f"{kind.__name__} has no look-ahead: its ControlNet's outputs belong to one sample. Leave {words} out."
@@ -117,7 +152,6 @@ def require_lookahead(pipe: Any, lookahead: LookAheadSetting) -> nn.Module:
             f"{type(denoiser).__name__} keeps a cache from one call to the next ({caches[0] if caches else 'cache'}), "
             f"which the calls of a look-ahead would change: call its disable_cache(), or leave {words} out."
         )
-    require_deterministic_steps(pipe.scheduler)
     return denoiser
 
 
@@ -190,6 +224,7 @@ class PipelineLookAhead:
     Args:
         pipe: the wrapped pipeline.
         lookahead: as of `checked_lookahead`; 1 for the one-step prediction, which needs nothing.
+        draws_again: whether the search draws steps again (`Proposing`), which needs the denoiser as well.
 
     Attributes:
         prediction: for `steer`.
@@ -199,12 +234,16 @@ class PipelineLookAhead:
         ValueError: as of `require_lookahead`.
     """
 
-    def __init__(self, pipe: Any, lookahead: LookAheadSetting) -> None:
+    def __init__(self, pipe: Any, lookahead: LookAheadSetting, *, draws_again: bool = False) -> None:
         self.prediction: Prediction | None = None
         self.denoise: Callable[[Tensor, Any], Tensor] | None = None
         self._repeated: RepeatedDenoiser | None = None
         self._switch: AdapterSwitch | None = None
+        if lookahead == 1 and not draws_again:
+            return
         if lookahead == 1:
+            self._repeated = RepeatedDenoiser(pipe, require_denoiser(pipe, LOOKAHEAD_PIPELINES, what="this search"))
+            self.denoise = self._repeated
             return
         denoiser = require_lookahead(pipe, lookahead)
         self._repeated = RepeatedDenoiser(pipe, denoiser)

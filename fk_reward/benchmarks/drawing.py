@@ -252,7 +252,9 @@ class ImageSearch:
         self.pipe.reward = indifferent_reward() if self.reward is None else self.reward
         images: list[Image.Image] = []
         cost, populations = Cost(), []
-        per_call = settings.batch_size // settings.max_particles
+        # a search whose draws differ from prompt to prompt takes one at a time
+        alone = getattr(settings.search, "one_prompt", False)
+        per_call = 1 if alone else settings.batch_size // settings.max_particles
         for first in range(0, settings.num_samples, per_call):
             samples = range(first, min(first + per_call, settings.num_samples))
             output = self._call(prompt, index, samples)

@@ -18,11 +18,12 @@ from fk_reward.sampling.records import SteeringRecord, SteeringRecords, StepReco
 from fk_reward.sampling.row_state import GeneratorRows, RowState, SchedulerHistory
 from fk_reward.sampling.step_checks import CopiesCheck, FiniteWatch, bounded_variance, check_reported_x0
 from fk_reward.sampling.stochasticity import adds_noise_now, require_matching_steps, require_stochastic, step_signature
-from fk_reward.sampling.transitions import Denoise, Prediction, RepeatableStep, StepState
+from fk_reward.sampling.transitions import Denoise, Prediction, RepeatableStep, StepState, chosen_rows
 from fk_reward.sampling.x0_prediction import predict_x0, predicts_x0, signal_share
 from fk_reward.search.base import Population, ReadsSignal, can_move, can_resize
 from fk_reward.search.contract import check_ancestors, check_population, check_scoring_steps, check_size, record_of
 from fk_reward.search.moves import Score, Transition
+from fk_reward.search.rollover import Proposing
 from fk_reward.smc.particle_filter import grouped_rewards
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,7 @@ class _StepInterceptor:
         self._generators = GeneratorRows(population.num_groups, exchange.num_own, copies=population.copies)
         self._copies = CopiesCheck(scheduler)
         self._x0_pred: Tensor | None = None
+        self._last_move: RepeatableStep | None = None
         self._finite = FiniteWatch(scheduler)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -193,6 +195,8 @@ class _StepInterceptor:
         # read before the step, which advances the scheduler
         state, stochastic = dict(vars(self._scheduler)), adds_noise_now(self._scheduler)
         output = self._call_original(bound)
+        if not stochastic:
+            self._last_move = None  # another draw would be the same
         if len(self._roles) == _NUM_ROLES:
             self.records.last_step = StepRecord(state, *self._inputs(bound.arguments))
         if self._x0_pred is not None:
@@ -212,7 +216,13 @@ class _StepInterceptor:
         self._finite.see("start", sample, step=self._num_done)
         self._finite.see("denoiser", model_output, step=self._num_done)
         with bounded_variance(self._scheduler, bound.arguments.get("eta")):
-            output = self._handed_on(bound) if self._options.transition is None else self._transitioned(bound)
+            if self._options.transition is not None:
+                output = self._transitioned(bound)
+            elif isinstance(self._population, Proposing):
+                self._last_move = self._repeatable(bound)
+                output = self._last_move.made()
+            else:
+                output = self._handed_on(bound)
         self._finite.see("scheduler", output[0], step=self._num_done)
         return output
 
@@ -221,13 +231,7 @@ class _StepInterceptor:
         transition = self._options.transition
         if transition is None:
             return self._handed_on(bound)
-        state, (model_role, _, sample_role) = self._state(bound.arguments), self._roles
-
-        def step(model_output: Tensor, sample: Tensor) -> Any:
-            bound.arguments[model_role], bound.arguments[sample_role] = model_output, sample
-            return self._handed_on(bound)
-
-        move = RepeatableStep(self._scheduler, step, state)
+        move, state = self._repeatable(bound), self._state(bound.arguments)
         moved = transition(state, move, self._score)
         output = move.output(moved, getattr(transition, "__name__", type(transition).__name__))
         if moved.log_ratio is not None:
@@ -235,6 +239,15 @@ class _StepInterceptor:
             before = self.records.log_ratio
             self.records.log_ratio = log_ratio if before is None else before + log_ratio
         return output
+
+    def _repeatable(self, bound: inspect.BoundArguments) -> RepeatableStep:
+        state, (model_role, _, sample_role) = self._state(bound.arguments), self._roles
+
+        def step(model_output: Tensor, sample: Tensor) -> Any:
+            bound.arguments[model_role], bound.arguments[sample_role] = model_output, sample
+            return self._handed_on(bound)
+
+        return RepeatableStep(self._scheduler, step, state)
 
     def _state(self, arguments: dict[str, Any]) -> StepState:
         model_output, timestep, sample = self._inputs(arguments)
@@ -301,7 +314,8 @@ class _StepInterceptor:
 
     def _begin(self, arguments: dict[str, Any]) -> None:
         needs_noise = getattr(self._options.transition, "needs_noise", False)
-        if needs_noise or (self._moves and self._population.copies):
+        draws = self._population.copies or isinstance(self._population, Proposing)
+        if needs_noise or (self._moves and draws):
             require_stochastic(self._scheduler, eta=arguments.get("eta"))
             require_matching_steps(self._scheduler)
         if not self._moves:
@@ -333,6 +347,8 @@ class _StepInterceptor:
         self._finite.check()  # before the decoder and the reward get to see it
         rewards, num_before = self._scored(x0_pred), self._population.num_particles
         grouped_rewards(rewards, self._exchange.num_groups, num_before, step=self._num_done)
+        if isinstance(self._population, Proposing):
+            rewards, x0_pred = self._proposed(arguments, rewards, x0_pred)
         if isinstance(self._population, ReadsSignal) and self._population.reads_signal:
             self._population.at_signal(signal_share(self._scheduler, timestep))
         ancestors = self._advanced(rewards)
@@ -352,6 +368,28 @@ class _StepInterceptor:
             return self._options.prediction(self._state(arguments), denoise)
         model_output, timestep, sample = self._inputs(arguments)
         return predict_x0(self._scheduler, model_output, timestep, sample)
+
+    def _proposed(self, arguments: dict[str, Any], rewards: Tensor, x0_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the last step again while the population wants more; the draws that it takes are left in `arguments`."""
+        population, (model_role, timestep_role, sample_role) = self._population, self._roles
+        if not isinstance(population, Proposing):
+            return rewards, x0_pred
+        population.consider(rewards, step=self._num_done)
+        while population.wants_more and self._last_move is not None:
+            with bounded_variance(self._scheduler, arguments.get("eta")):
+                drawn = self._last_move.made_again()
+            model_output = self._counted_denoise(drawn, arguments[timestep_role]).to(arguments[model_role].dtype)
+            others = {**arguments, model_role: model_output, sample_role: drawn}
+            predicted = self._predicted(others)
+            self._finite.see("prediction", predicted, step=self._num_done)
+            self._finite.check()
+            scores = self._scored(predicted)
+            rows = population.consider(scores, step=self._num_done).to(drawn.device)
+            for role in (model_role, sample_role):
+                arguments[role] = chosen_rows(rows, others[role], arguments[role])
+            x0_pred = chosen_rows(rows, predicted, x0_pred)
+            rewards = chosen_rows(rows.to(rewards.device), scores, rewards)
+        return rewards, x0_pred
 
     def _counted_denoise(self, sample: Tensor, timestep: Any) -> Tensor:
         """The model, each sample of which is another sample step."""

@@ -82,6 +82,16 @@ def one_step_prediction(state: StepState, denoise: Denoise | None) -> Tensor:  #
     return state.x0_pred()
 
 
+def chosen_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The rows of the one where a mask `(B,)` says so, and those of the other elsewhere.
+
+    Example:
+        >>> chosen_rows(torch.tensor([True, False]), torch.ones(2, 1), torch.zeros(2, 1)).tolist()
+        [[1.0], [0.0]]
+    """
+    return torch.where(rows.view(-1, *(1,) * (old.ndim - 1)), new, old)
+
+
 class RepeatableStep:
     """A scheduler's step that can be made several times from the same state; the last one stays.
 
@@ -122,6 +132,20 @@ class RepeatableStep:
         history = vars(self._scheduler)
         history.update({name: map_tensors(_without_graph, value) for name, value in history.items()})
         return Drawn(moved.detach(), noise, scale)
+
+    def made(self) -> Any:
+        """Make the step; what the scheduler's step returns."""
+        self()
+        return self._output
+
+    def made_again(self) -> Tensor:
+        """Another draw `(B, C, ...)` of the step; the scheduler is left where it is, before a later one."""
+        now = dict(vars(self._scheduler))
+        try:
+            return self()
+        finally:
+            vars(self._scheduler).clear()
+            vars(self._scheduler).update(now)
 
     def output(self, moved: Moved, name: str) -> Any:
         """What the loop gets: the scheduler's own output, with the sample of the transition.

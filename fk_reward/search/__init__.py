@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.search.pruning import Pruning
     from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
     from fk_reward.search.restart import Restart
+    from fk_reward.search.rollover import Proposing, RolloverBudget
     from fk_reward.search.starts import Passes, Rollout, Scored, StartSearch
     from fk_reward.search.svdd import SVDD
 
@@ -35,6 +36,7 @@ _MODULES = {
     "NoiseSearch": "noise_search",
     "Pruning": "pruning",
     "Restart": "restart",
+    **dict.fromkeys(("Proposing", "RolloverBudget"), "rollover"),
     "SVDD": "svdd",
     **dict.fromkeys(("FKPopulation", "FKSteeringConfig"), "feynman_kac"),
 }
@@ -59,8 +61,10 @@ __all__ = [
     "Passes",
     "PlainPopulation",
     "Population",
+    "Proposing",
     "Pruning",
     "Restart",
+    "RolloverBudget",
     "Rollout",
     "Scored",
     "SearchConfig",

@@ -67,11 +67,15 @@ def sample_steps(
     population = config.population(1)
     if isinstance(population, Passes):
         return sum(size * length(num_inference_steps) for size, num_inference_steps in population.passes(num_steps))
-    expected, last = population.forecast(length(num_steps)), length(num_steps)
-    more = 0
-    for step, size in zip(population.scoring_steps(last), expected.scorings, strict=False):
-        more += size * (1 if isinstance(lookahead, str) else min(lookahead, last - step) - 1)
-    return sum(expected.steps) + expected.extra_steps + more
+    last = length(num_steps)
+    expected = population.forecast(last)
+    more = expected.extra_steps
+    if expected.extra_steps:  # each draw is scored, those that are drawn again among them
+        more += sum(expected.scorings) * (1 if isinstance(lookahead, str) else lookahead - 1)
+    else:
+        for step, size in zip(population.scoring_steps(last), expected.scorings, strict=False):
+            more += size * (1 if isinstance(lookahead, str) else min(lookahead, last - step) - 1)
+    return sum(expected.steps) + more
 
 
 def fit_budget(

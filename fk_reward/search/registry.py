@@ -26,6 +26,7 @@ BUILT_IN: dict[str, str] = {
     "noise-search": "fk_reward.search.noise_search:NoiseSearch",
     "pruning": "fk_reward.search.pruning:Pruning",
     "restart": "fk_reward.search.restart:Restart",
+    "rollover": "fk_reward.search.rollover:RolloverBudget",
     "svdd": "fk_reward.search.svdd:SVDD",
 }
 """Name -> "module:attribute" of a config class, or of a config that is a preset."""

@@ -47,15 +47,17 @@ def installed(tmp_path, monkeypatch):
 def test_every_search_makes_a_population(name):
     config = load_search(name)
     assert isinstance(config, SearchConfig)
-    population = config.population(2)
-    assert population.num_groups == 2
+    num_groups = 1 if getattr(config, "one_prompt", False) else 2
+    population = config.population(num_groups)
+    assert population.num_groups == num_groups
     assert population.num_particles <= config.num_particles <= population.max_particles
     forecast = population.forecast(20)
     if isinstance(config, StartSearch):
         assert len(forecast.steps) >= 20, "of all passes together"
     else:
         assert (len(forecast.steps), population.num_particles) == (20, config.num_particles)
-        assert len(forecast.scorings) == len(population.scoring_steps(20))
+        # a step that is drawn again is scored again
+        assert len(forecast.scorings) - forecast.extra_steps == len(population.scoring_steps(20))
     assert max(forecast.steps) <= population.max_particles
     assert all(field in type(config).__doc__ for field in search_fields(name)), "every field is documented"
     assert settings_of(config)["num_particles"] == config.num_particles
