@@ -28,7 +28,7 @@ class NoiseSearch:
 
     Every reward is that of a finished image, and each round costs K images: it is made for models of one or a few steps
     (SDXL-Turbo, LCM, distilled models), of which many whole images cost little and predictions on the way say little.
-    The first K starts are those of the call, so that one round is best of K. A method says what comes next:
+    The first K starts are those of the call, so that one round is best of K. A strategy says what comes next:
 
     - `"random"`: new starts, which is best of K * R (random search of Ma et al. 2025, arXiv 2501.09732).
     - `"zero-order"`: K neighbours of the best start so far, `sqrt(1 - s^2) x + s noise` (zero-order search of the same
@@ -50,7 +50,7 @@ class NoiseSearch:
     Attributes:
         num_particles: K, images of a prompt in a round. At least 1.
         num_rounds: R, at least 1.
-        method: `"random"`, `"zero-order"`, `"cem"` or `"pcn"`.
+        strategy: `"random"`, `"zero-order"`, `"cem"` or `"pcn"`.
         step_size: s, how far a neighbour or a proposal is from its start, in (0, 1]: 1 is a new start, and two starts
             correlate by `sqrt(1 - s^2)`. Of `"zero-order"` and `"pcn"`.
         reward_scale: lambda of `"pcn"`, at least 0. It means something only relative to the spread of the reward.
@@ -70,7 +70,7 @@ class NoiseSearch:
 
     num_particles: int = 4
     num_rounds: int = 4
-    method: str = "zero-order"
+    strategy: str = "zero-order"
     step_size: float = 0.3
     reward_scale: float = 10.0
     num_frequencies: int = 4
@@ -79,8 +79,8 @@ class NoiseSearch:
     abstain: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method should be one of {', '.join(METHODS)}, got {self.method!r}.")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy should be one of {', '.join(STRATEGIES)}, got {self.strategy!r}.")
         smallest = math.ulp(0.0)
         numbers: dict[str, Any] = {
             name: whole_number(name, getattr(self, name), minimum=1)
@@ -124,7 +124,7 @@ class NoiseSearch:
             ValueError: for `"cem"` with starts that are no images, as the packed ones of Flux.
         """
         draw = _draws(generators)
-        state = METHODS[self.method](self, rollout(num_particles=self.num_particles), num_groups)
+        state = STRATEGIES[self.strategy](self, rollout(num_particles=self.num_particles), num_groups)
         for _ in range(self.num_rounds - 1):
             starts, particles = state.next_starts(draw)
             state.update(rollout(starts, num_particles=self.num_particles, particles=particles), generators)
@@ -141,7 +141,7 @@ def _draws(generators: Sequence[Generator]) -> Draw:
 
 
 class RandomStarts:
-    """New starts in every round; the base of the methods that keep the K best images of all rounds.
+    """New starts in every round; the base of the strategies that keep the K best images of all rounds.
 
     Args:
         config: of the search.
@@ -157,7 +157,7 @@ class RandomStarts:
         """Starts of the next round, and the particles of the call whose noise they go with (None: each its own)."""
         return draw(self.best.noise), None
 
-    def update(self, found: Scored, generators: Sequence[Generator]) -> None:  # noqa: ARG002 (of all methods)
+    def update(self, found: Scored, generators: Sequence[Generator]) -> None:  # noqa: ARG002 (of all strategies)
         """Look at a round."""
         both = Scored.join([self.best, found])
         # prompt-major again: K of the best so far, and K of this round
@@ -197,7 +197,7 @@ class CrossEntropy(RandomStarts):
         super().__init__(config, first, num_groups)
         if first.noise.ndim < _IMAGE_AXES:
             raise ValueError(
-                f"method='cem' searches frequencies of starts (B, C, H, W), and those of this pipeline are "
+                f"strategy='cem' searches frequencies of starts (B, C, H, W), and those of this pipeline are "
                 f"{tuple(first.noise.shape)}: use 'zero-order' or 'pcn'."
             )
         sides = first.noise.shape[-2:]
@@ -247,7 +247,7 @@ class CrankNicolson:
         num_groups: G.
     """
 
-    def __init__(self, config: NoiseSearch, first: Scored, num_groups: int) -> None:  # noqa: ARG002 (of all methods)
+    def __init__(self, config: NoiseSearch, first: Scored, num_groups: int) -> None:  # noqa: ARG002 (of all strategies)
         self.config, self.states = config, first
         self._num_accepted = self._num_proposed = 0
 
@@ -277,7 +277,7 @@ class CrankNicolson:
         return replace(self.states, notes=(note,))
 
 
-METHODS: Mapping[str, Callable[[NoiseSearch, Scored, int], Any]] = {
+STRATEGIES: Mapping[str, Callable[[NoiseSearch, Scored, int], Any]] = {
     "random": RandomStarts,
     "zero-order": ZeroOrder,
     "cem": CrossEntropy,

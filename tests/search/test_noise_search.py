@@ -12,7 +12,7 @@ from fk_reward import FKSteeringPipeline
 from fk_reward.search import BestOfN, NoiseSearch, Scored
 from fk_reward.search import noise_search as module
 from fk_reward.search.budget import fit_budget, sample_steps
-from fk_reward.search.noise_search import METHODS, accepted, cosines, neighbour
+from fk_reward.search.noise_search import STRATEGIES, accepted, cosines, neighbour
 from tests import tiny
 
 NUM_CHAINS, SHAPE = 20_000, (1, 2, 2)
@@ -62,7 +62,7 @@ def check_law(starts, mean):
     assert deviation < 4 * math.sqrt(2 / n), f"covariance off by {deviation:.4f}"
 
 
-PCN = {"method": "pcn", "num_particles": NUM_CHAINS}
+PCN = {"strategy": "pcn", "num_particles": NUM_CHAINS}
 
 
 def test_pcn_without_a_reward_leaves_plain_noise():
@@ -143,7 +143,7 @@ def low_bowl(starts):
 @pytest.mark.parametrize("method", ["random", "zero-order", "cem"])
 def test_optimisers_return_the_best_of_all_rounds(method):
     rollout = ToyRollout(bowl, LARGE, num_groups=3)
-    found = search(rollout, num_groups=3, num_particles=4, num_rounds=6, method=method)
+    found = search(rollout, num_groups=3, num_particles=4, num_rounds=6, strategy=method)
     seen = torch.cat([bowl(starts).view(3, 4) for starts in rollout.starts], dim=1)
     torch.testing.assert_close(found.rewards.view(3, 4), seen.sort(dim=1, descending=True).values[:, :4])
     torch.testing.assert_close(bowl(found.noise), found.rewards)  # each row's own start
@@ -154,7 +154,7 @@ def test_rewards_that_can_be_climbed_are():
     common = {"num_groups": 40, "num_particles": 8, "num_rounds": 12}
 
     def best(method, reward):
-        found = search(ToyRollout(reward, LARGE, num_groups=40), method=method, num_frequencies=2, **common)
+        found = search(ToyRollout(reward, LARGE, num_groups=40), strategy=method, num_frequencies=2, **common)
         return found.rewards.view(40, -1).amax(1)
 
     for method, reward in (("zero-order", bowl), ("cem", low_bowl)):
@@ -186,7 +186,7 @@ def test_frequencies_are_those_of_scipy_and_others_stay_plain_noise():
     ours = cosines(8) @ noise @ cosines(6).T
     torch.testing.assert_close(ours, torch.from_numpy(dctn(noise.numpy(), axes=(-2, -1), norm="ortho")))
     rollout = ToyRollout(low_bowl, LARGE, num_groups=1)
-    search(rollout, num_particles=400, num_rounds=9, method="cem", num_frequencies=2, elite_share=0.1)
+    search(rollout, num_particles=400, num_rounds=9, strategy="cem", num_frequencies=2, elite_share=0.1)
     spectrum = torch.from_numpy(dctn(rollout.starts[-1].numpy(), axes=(-2, -1), norm="ortho"))
     assert (spectrum[..., :2, :2].mean((0, 1)) - 1.5).abs().max() < 0.4  # found
     rest = torch.ones(8, 8, dtype=torch.bool)
@@ -196,7 +196,7 @@ def test_frequencies_are_those_of_scipy_and_others_stay_plain_noise():
     assert float(others.var()) == pytest.approx(1.0, abs=4 * math.sqrt(2 / others.numel()))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STRATEGIES)
 def test_a_prompt_does_not_depend_on_the_others(method):
     """Each has its own generator, and is never compared with another."""
     first = torch.randn(3 * 4, *LARGE, generator=torch.Generator().manual_seed(1))
@@ -209,7 +209,7 @@ def test_a_prompt_does_not_depend_on_the_others(method):
             return rollout(first[rows] if start is None else start, **options)
 
         generators = [torch.Generator().manual_seed(group) for group in groups]
-        config = NoiseSearch(num_particles=4, num_rounds=5, method=method)
+        config = NoiseSearch(num_particles=4, num_rounds=5, strategy=method)
         return config.run(given, num_groups=len(groups), generators=generators).rewards
 
     torch.testing.assert_close(run([0, 1, 2])[4:8], run([1]), rtol=1e-5, atol=1e-5)
@@ -234,21 +234,21 @@ def call(pipe, **options):
     return pipe(PROMPTS, output_type="pt", **options)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STRATEGIES)
 def test_one_round_is_best_of_n_bit_for_bit(pipe, method):
     plain = call(pipe, search=BestOfN(num_particles=3), num_images_per_prompt=3)
-    out = call(pipe, search=NoiseSearch(num_particles=3, num_rounds=1, method=method), num_images_per_prompt=3)
+    out = call(pipe, search=NoiseSearch(num_particles=3, num_rounds=1, strategy=method), num_images_per_prompt=3)
     assert torch.equal(out.images, plain.images)
     assert torch.equal(out.rewards, plain.rewards)
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STRATEGIES)
 def test_in_a_pipeline(kind, method):
     stock = tiny.make_sd(scheduler=kind.from_config(tiny.make_sd().scheduler.config))
     stock.set_progress_bar_config(disable=True)
     pipe = FKSteeringPipeline(stock, reward=redness)
-    config = NoiseSearch(num_particles=3, num_rounds=3, method=method, num_frequencies=2)
+    config = NoiseSearch(num_particles=3, num_rounds=3, strategy=method, num_frequencies=2)
     out = call(pipe, search=config, num_images_per_prompt=2)
     trace = out.trace
     assert trace.cost.sample_steps == 2 * sample_steps(config, 2) == 2 * 3 * 3 * 2
@@ -276,12 +276,12 @@ def test_a_budget_buys_rounds():
 
 def test_frequencies_of_packed_latents_are_refused():
     with pytest.raises(ValueError, match="use 'zero-order' or 'pcn'"):
-        search(ToyRollout(bowl, (16, 4)), method="cem")
+        search(ToyRollout(bowl, (16, 4)), strategy="cem")
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"method": "annealing"}, {"step_size": 0.0}, {"step_size": 1.5}, {"num_rounds": 0}, {"elite_share": 0.0}]
+    [{"strategy": "annealing"}, {"step_size": 0.0}, {"step_size": 1.5}, {"num_rounds": 0}, {"elite_share": 0.0}]
     + [{"reward_scale": -1.0}, {"num_frequencies": 0}, {"learning_rate": math.nan}],
 )
 def test_settings_out_of_range(wrong):
