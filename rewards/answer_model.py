@@ -77,7 +77,7 @@ class AnswerModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, *, pad_to_square: bool | None = None) -> None:
         super().__init__()
-        if model.config.model_type == "qwen2_5_vl":
+        if hasattr(getattr(model.config, "vision_config", None), "fullatt_block_indexes"):  # the others are windowed
             from fk_reward.rewards.batched_windows import batch_windows
 
             batch_windows(model)

@@ -146,7 +146,8 @@ def _usage_message(error: CycloptsError, tokens: Sequence[str]) -> str:
         if others := other_searches(option):
             names = named_searches(tokens) or [DEFAULT_SEARCH]
             asked = f"Search {names[0]!r} has" if len(names) == 1 else f"{' and '.join(map(repr, names))} have"
-            return f"{asked} no setting {option}; {', '.join(others)} has: add --search."
+            verb = "has" if len(others) == 1 else "have"
+            return f"{asked} no setting {option}; {', '.join(others)} {verb}: add --search."
     if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens:
         name = error.keyword or error.argument.name
         typed = name in tokens

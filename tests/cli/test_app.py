@@ -62,6 +62,9 @@ NAMES = (
     "mjbench",
     "plan",
     "preferences",
+    "prices",
+    "record",
+    "replay",
 )
 
 
@@ -163,6 +166,7 @@ WRITERS = {
     "mjbench": MJBENCH,
     "geneval": ("geneval", "--suite", "shapes", "--num-prompts", 1),
     "preferences": ("preferences", "--data", "nothing.json", "--reward", "brightness"),
+    "record": ("record", "a cat"),
 }
 """Every command that writes a folder of results, `--out`; scripts are in tests/examples, `train` has a test file."""
 

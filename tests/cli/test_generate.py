@@ -282,7 +282,7 @@ def test_a_file_in_place_of_the_folder_is_refused(refused, options, tmp_path):
     ("arguments", "message"),
     [
         (["--potential", "min"], "potential should be one of"),
-        (["--reward-scale", "strong"], 'reward_scale should be a number (or "auto")'),
+        (["--reward-scale", "strong"], 'reward_scale should be a number (or "card" or "auto")'),
         (["-k", 0], "num_particles should be at least 1"),
         (["--images-per-prompt", 9], "num_images_per_prompt should be in"),
         (["--reward", "brightnes"], "Did you mean 'brightness'?"),

@@ -62,7 +62,6 @@ def test_train_resume_and_load(run, refused, settings, tmp_path, backbone):
     ("change", "message"),
     [
         (("--train_data", "nowhere.json"), "nowhere.json"),
-        (("--objective", "binary"), "does not fit the data"),
         (("--objective", "hinge"), "objective must be one of"),
         (("--min_pixels", "4"), "no option min_pixels"),
         (("--validation_fraction", "0"), "eval_dataset"),

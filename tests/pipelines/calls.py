@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 
 from fk_reward import FKSteeringPipeline, Reward, RewardCard
+from fk_reward.pipelines.decoding import preview_decoder
 
 STEPS = 6
 
@@ -41,3 +42,8 @@ def steered(pipe, reward=None, **kwargs):
 
 def constant(images, prompts):
     return torch.zeros(len(images))
+
+
+def decoder_of(wrapped):
+    """The decoder that the scoring steps of a wrapped pipeline have outside a call."""
+    return preview_decoder(wrapped.preview, wrapped.pipe)

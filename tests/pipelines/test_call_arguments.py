@@ -154,8 +154,8 @@ def test_tuples_are_lists(guarded):
     ("search", "name", "others"),
     [
         ("fk", "keep", "search='pruning'"),
-        ("pruning", "reward_scale", "search='fk'"),
-        ("best-of-n", "resampling", "search='fk'"),
+        ("pruning", "final_particles", "search='fk' and of search='fk-gradient'"),
+        ("best-of-n", "resampling", "search='fk' and of search='fk-gradient'"),
     ],
 )
 def test_a_setting_of_another_search_says_of_which(guarded, search, name, others):

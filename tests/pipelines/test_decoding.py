@@ -11,7 +11,7 @@ from fk_reward import FKSteeringPipeline
 from fk_reward.models import EMBEDDED_MODELS
 from fk_reward.pipelines import PREVIEWS, LatentDecoder, ReducedResolution, decoding
 from tests import tiny
-from tests.pipelines.calls import STEPS, BrightnessReward, constant, generator, steered
+from tests.pipelines.calls import STEPS, BrightnessReward, constant, decoder_of, generator, steered
 from tests.tiny.components import make_vae
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
@@ -41,7 +41,7 @@ def check_decodes_as_diffusers(family, autoencoder_options=None, spoil=lambda la
     latents, expected = stock_images(pipe, autoencoder)
     wrapped = steered(pipe)
     wrapped.preview = autoencoder
-    torch.testing.assert_close(wrapped._decoder({})(spoil(latents)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(decoder_of(wrapped)(spoil(latents)), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", MAKERS)
@@ -105,7 +105,7 @@ def test_reduced_resolution_is_the_vae_on_averaged_latents():
     latents = torch.randn(2, 4, 8, 8, generator=generator())
     averaged = latents.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
     expected = pipe.vae.decode(averaged / pipe.vae.config.scaling_factor).sample / 2 + 0.5
-    images = wrapped._decoder({})(latents)
+    images = decoder_of(wrapped)(latents)
     assert images.shape == (2, 3, 32, 32)
     torch.testing.assert_close(images, expected.clamp(0, 1), rtol=1e-5, atol=1e-5)
 
@@ -212,7 +212,7 @@ def test_precision_and_device_follow_the_pipeline():
     pipe, autoencoder = make_pair("sd")
     wrapped = FKSteeringPipeline(pipe, reward=constant, preview=autoencoder)
     pipe.vae.to(torch.bfloat16)
-    images = wrapped._decoder({})(torch.zeros(1, 4, 8, 8))
+    images = decoder_of(wrapped)(torch.zeros(1, 4, 8, 8))
     assert autoencoder.dtype == torch.bfloat16
     assert images.dtype == torch.float32
     wrapped.to("meta")

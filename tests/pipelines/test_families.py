@@ -29,7 +29,7 @@ from fk_reward.pipelines import LatentDecoder, decoding, stochastic_scheduler
 from fk_reward.pipelines.decoding import to_unit_range
 from fk_reward.sampling.stochasticity import require_stochastic
 from tests import tiny
-from tests.pipelines.calls import STEPS, BrightnessReward, generator, steered
+from tests.pipelines.calls import STEPS, BrightnessReward, decoder_of, generator, steered
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
 MAKERS = {
@@ -79,7 +79,7 @@ def check_scoring_steps_decode_like_the_end(pipe, family):
     arguments = {"num_inference_steps": 3, "num_particles": 2, "num_images_per_prompt": 2, **EXTRA.get(family, {})}
     latents = wrapped("a red circle", generator=generator(), output_type="latent", **arguments)
     images = wrapped("a red circle", generator=generator(), output_type="pt", **arguments)
-    assert torch.equal(wrapped._decoder({})(latents.images), images.images.float())
+    assert torch.equal(decoder_of(wrapped)(latents.images), images.images.float())
     torch.testing.assert_close(latents.rewards, images.rewards, rtol=1e-5, atol=1e-5)
     assert images.images.std() > 0.01
 
@@ -118,7 +118,7 @@ def test_decoding_warns_of_nothing(caplog, monkeypatch):
         wrapped.preview = preview
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            wrapped._decoder({})(latents)
+            decoder_of(wrapped)(latents)
     assert not caplog.records
     pipe.vae.to(torch.float32)
     assert caplog.records, "Diffusers does not warn any more: its own `to` can be used"
@@ -157,7 +157,7 @@ def test_flux_decodes_at_the_size_that_was_asked_for():
 def test_a_pipeline_whose_latents_are_unknown_asks_for_preview():
     wrapped = steered(make("sd"))
     with pytest.raises(ValueError, match="preview"):
-        wrapped._decoder({})(torch.zeros(1, 4, 1, 8, 8))
+        decoder_of(wrapped)(torch.zeros(1, 4, 1, 8, 8))
     wrapped.preview = lambda latents: torch.full((len(latents), 3, 8, 8), 0.5)
     out = wrapped("a red circle", num_inference_steps=3, num_particles=2)
     assert float(out.trace.steps[0].rewards.std()) == 0.0
@@ -168,7 +168,7 @@ def test_sdxl_float16_autoencoder_is_upcast_and_put_back():
     pipe.vae.to(torch.float16)
     seen = []
     hook = pipe.vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
-    steered(pipe)._decoder({})(torch.zeros(1, 4, 8, 8, dtype=torch.float16))
+    decoder_of(steered(pipe))(torch.zeros(1, 4, 8, 8, dtype=torch.float16))
     hook.remove()
     assert seen == [torch.float32]
     assert pipe.vae.dtype == torch.float16

@@ -14,7 +14,7 @@ from fk_reward import BatchSizes, FKSteeringConfig, FKSteeringPipeline, Steering
 from fk_reward.pipelines import SOLVERS, ReducedResolution, stochastic_scheduler
 from fk_reward.pipelines.fk_steering_pipeline import OPTIONS
 from tests import tiny
-from tests.pipelines.calls import STEPS, BrightnessReward, constant, generator, steered
+from tests.pipelines.calls import STEPS, BrightnessReward, constant, decoder_of, generator, steered
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_images_come_best_first(pipe):
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
 def test_rewards_belong_to_the_images(pipe, output_type):
     out = pipe("a red circle", num_images_per_prompt=4, num_inference_steps=STEPS, output_type=output_type)
-    images = pipe._decoder({})(out.images) if output_type == "latent" else out.images
+    images = decoder_of(pipe)(out.images) if output_type == "latent" else out.images
     again = BrightnessReward()(images, "a red circle")
     tolerance = 1 / 255 if output_type == "pil" else 1e-5
     torch.testing.assert_close(again, out.rewards.flatten(), rtol=0, atol=tolerance)

@@ -13,7 +13,7 @@ from fk_reward import FKSteeringConfig, steer
 from fk_reward.pipelines import SOLVERS
 from fk_reward.search import FKPopulation
 from tests import tiny
-from tests.pipelines.calls import steered
+from tests.pipelines.calls import decoder_of, steered
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
 
 NUM_PARTICLES = 6
@@ -74,7 +74,7 @@ def test_a_scheduler_without_noise_is_noticed(monkeypatch):
 
 
 def test_scoring_before_the_last_step_is_noticed(monkeypatch):
-    monkeypatch.setattr(FKSteeringConfig, "scoring_steps", lambda self, num_steps: (num_steps - 1,))
+    monkeypatch.setattr(FKSteeringConfig, "_places", lambda self, num_steps: [num_steps - 1] * self.num_resamples)
     with pytest.raises(AssertionError):
         run(*make_scheduler("lcm", "epsilon"))
 
@@ -82,7 +82,7 @@ def test_scoring_before_the_last_step_is_noticed(monkeypatch):
 @pytest.mark.parametrize("final_particles", [None, 3])
 def test_a_steered_call_scores_different_latents_only(final_particles):
     wrapped, batches = steered(tiny.make_sd()), []
-    decode = wrapped._decoder({})
+    decode = decoder_of(wrapped)
     wrapped.preview = lambda latents: batches.append(latents) or decode(latents)
     config = replace(ALL_STEPS, final_particles=final_particles)
     generator = torch.Generator().manual_seed(0)

@@ -59,7 +59,8 @@ def test_every_search_makes_a_population(name):
         # a step that is drawn again is scored again
         assert len(forecast.scorings) - forecast.extra_steps == len(population.scoring_steps(20))
     assert max(forecast.steps) <= population.max_particles
-    assert all(field in type(config).__doc__ for field in search_fields(name)), "every field is documented"
+    described = "".join(base.__doc__ or "" for base in type(config).__mro__)
+    assert all(field in described for field in search_fields(name)), "every field is documented"
     assert settings_of(config)["num_particles"] == config.num_particles
 
 

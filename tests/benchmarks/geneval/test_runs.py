@@ -171,7 +171,7 @@ def test_another_suite_over_a_run_is_refused(finished, model, tmp_path):
         (("--suite", "shapes", "-k", "1"), "unsteered has one particle"),
         (("--suite", "shapes", "--device", "tpu"), "--device should be one of"),
         (("--suite", "shapes", "--potential", "min"), "potential should be one of"),
-        (("--suite", "shapes", "--reward-scale", "much"), 'reward_scale should be a number (or "auto")'),
+        (("--suite", "shapes", "--reward-scale", "much"), 'reward_scale should be a number (or "card" or "auto")'),
         (("--suite", "shapes", "-k", "0"), "should be positive whole numbers separated by commas"),
         (("--suite", "shapes", "--solver", "x"), "Unknown solver 'x'"),
         (("--suite", "shapes", "-k", "2", "--final-particles", "3"), "at most num_particles = 2"),
@@ -305,14 +305,14 @@ FEW = {"pruning": ("--keep", 3, 2, "--at", ".4", ".6"), "beam": ("--num-proposal
 
 def test_every_search_is_drawn_judged_and_reported(model, tmp_path):
     options = ["--suite", "shapes", "--model", model, "--num-prompts", 1, "--num-samples", 1, "--device", "cpu"]
-    options += ["--reward", "shapes-verifier", "-k", 4, "--steps", 5, "--preview", "vae/2"]
+    options += ["--reward", "shapes-clipscore", "-k", 4, "--steps", 5, "--preview", "vae/2"]
     for name in SEARCHES:
         options += ["--search", name, *FEW.get(name, ())]
     result = run("--out", tmp_path, *options, "--particle-batch-size", 3)
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "report.json").read_text())["runs"]
     assert {row["method"] for row in rows} == set(SEARCHES)
-    settings = json.loads((tmp_path / "pruning-4-shapes-verifier" / "manifest.json").read_text())["settings"]
+    settings = json.loads((tmp_path / "pruning-4-shapes-clipscore" / "manifest.json").read_text())["settings"]
     assert (settings["search"]["keep"], settings["search"]["at"]) == ([3, 2], [0.4, 0.6])
     assert (settings["preview"], settings["batch_sizes"]["particle_batch_size"]) == ("vae/2", 3)
 
@@ -332,7 +332,9 @@ def test_a_search_of_another_package(model, tmp_path, monkeypatch):
 def test_a_setting_of_another_search_says_of_which(tmp_path):
     options = ("--suite", "shapes", "--method", "unsteered", "--method", "pruning")
     said = refused("--out", tmp_path / "new", *options, "--potential", "sum")
-    assert "'unsteered' and 'pruning' have no setting --potential; fk, fk-paper has: add --search." in said
+    assert (
+        "'unsteered' and 'pruning' have no setting --potential; fk, fk-gradient, fk-paper have: add --search." in said
+    )
     assert not (tmp_path / "new").exists()
 
 
