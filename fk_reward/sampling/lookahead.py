@@ -56,7 +56,7 @@ class LookAhead:
         >>> asked = []
         >>> x0_pred = LookAhead(3)(state, lambda sample, timestep: asked.append(int(timestep)) or 0 * sample)
         >>> asked
-        [601, 301]
+        [600, 200]
     """
 
     def __init__(self, num_steps: int) -> None:

@@ -110,7 +110,7 @@ def fit_budget(
         ValueError: budget=19 sample steps a prompt buys nothing: BestOfN needs at least 20, with 20 inference ...
         >>> pruning = fit_budget(Pruning(num_particles=12, keep=(7, 4), at=(0.4, 0.55)), 320, 20)
         >>> pruning.num_particles, pruning.keep, sample_steps(pruning, 20)
-        (24, (14, 8), 320)
+        (23, (13, 8), 310)
     """
     budget = whole_number("budget", budget, minimum=1)
 
