@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.overrides import TorchFunctionMode
 
 from fk_reward.pipelines.hooks import wrap_method
 from fk_reward.pipelines.schedulers import unchanged
+from fk_reward.sampling.normal_draws import NormalDraws
 from fk_reward.sampling.x0_prediction import alpha_sigma, scheduler_name
 
 _ONE_STEP = ("DDIMScheduler", "DDPMScheduler")
@@ -98,7 +98,7 @@ class Trajectory:
         given = signature.bind(*args, **kwargs).arguments.get("latents")
         # As a plain call first, also where its noise is not used: its steps have to find the generators where that
         # leaves them
-        with _NormalDraws() as draws:
+        with NormalDraws() as draws:
             drawn = prepare(*args, **kwargs)
         after = self._randomness.states()
 
@@ -148,20 +148,6 @@ class Trajectory:
                 self._pipe.scheduler.set_begin_index(self._from_step)
         self.scheduler = copy.copy(self._pipe.scheduler)
         return progress_bar(*args, **kwargs)
-
-
-class _NormalDraws(TorchFunctionMode):
-    """Keeps what `torch.randn` returns inside the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drawn: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func is torch.randn:
-            self.drawn.append(output)
-        return output
 
 
 def _first(prepared: Any) -> Tensor:

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from fk_reward.sampling.normal_draws import NormalDraws
 from fk_reward.sampling.row_state import map_tensors
 from fk_reward.sampling.x0_prediction import alpha_sigma, predict_x0, signal_share
 from fk_reward.search.moves import BeforeStep, Drawn, Move, Moved, Score
@@ -174,19 +174,11 @@ class RepeatableStep:
         return self._output
 
 
-class _TracedNoise(TorchFunctionMode):
-    """Keeps the numbers that `torch.randn` returns inside the block, and traces what becomes of them."""
+class _TracedNoise(NormalDraws):
+    """Keeps the numbers that are drawn inside the block, and traces what becomes of them."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._drawn: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func is not torch.randn:
-            return output
-        self._drawn.append(output.detach().requires_grad_())
-        return self._drawn[-1]
+    def kept(self, numbers: Tensor) -> Tensor:
+        return numbers.detach().requires_grad_()
 
     def joined(self, sample: Tensor, name: str) -> Tensor:
         """The noise as one tensor of the shape of the sample: pipelines draw it at once, or row by row.
@@ -194,22 +186,22 @@ class _TracedNoise(TorchFunctionMode):
         Raises:
             ValueError: for other numbers than one for each number of the sample.
         """
-        if not self._drawn:
+        if not self.drawn:
             return torch.zeros_like(sample, dtype=torch.float32)
-        if any(one.shape[1:] != sample.shape[1:] for one in self._drawn) or sum(map(len, self._drawn)) != len(sample):
-            shapes = [tuple(one.shape) for one in self._drawn]
+        if any(one.shape[1:] != sample.shape[1:] for one in self.drawn) or sum(map(len, self.drawn)) != len(sample):
+            shapes = [tuple(one.shape) for one in self.drawn]
             raise ValueError(
                 f"The step of {name} draws noise of the shapes {shapes} for samples {tuple(sample.shape)}, so that the "
                 "density of its moves is not known here: use DDIMScheduler with eta=1.0, or a search without "
                 "proposals of its own, such as fk."
             )
-        return torch.cat([one.detach().to(sample.device, torch.float32) for one in self._drawn])
+        return torch.cat([one.detach().to(sample.device, torch.float32) for one in self.drawn])
 
     def scale_of(self, moved: Tensor, sample: Tensor) -> Tensor:
         """By what the noise was multiplied: each number of the next sample depends on one number of the noise."""
-        if not self._drawn or not moved.requires_grad:
+        if not self.drawn or not moved.requires_grad:
             return torch.zeros_like(sample, dtype=torch.float32)
-        found = torch.autograd.grad(moved.sum(), self._drawn, allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(moved.sum(), self.drawn, allow_unused=True, materialize_grads=True)
         return torch.cat([one.to(sample.device, torch.float32) for one in found])
 
 
