@@ -63,6 +63,25 @@ def real_number(name: str, value: object, *, low: float = -math.inf, high: float
     return number
 
 
+def ordered_fractions(**bounds: object) -> dict[str, float]:
+    """Where something begins and where it ends, by their names: fractions in [0, 1], the second not below the first.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: out of range, or out of order.
+
+    Example:
+        >>> ordered_fractions(start=0.5, stop=0.2)
+        Traceback (most recent call last):
+        ValueError: stop should be in [start = 0.5, 1], got 0.2.
+    """
+    checked = {name: real_number(name, value, low=0.0, high=1.0) for name, value in bounds.items()}
+    (first, low), (last, high) = checked.items()
+    if high < low:
+        raise ValueError(f"{last} should be in [{first} = {low:g}, 1], got {bounds[last]}.")
+    return checked
+
+
 def boolean(name: str, value: object) -> None:
     """Check for True or False.
 

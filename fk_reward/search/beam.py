@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.search.base import PlainPopulation
-from fk_reward.value_checks import boolean, real_number, whole_number
+from fk_reward.value_checks import boolean, ordered_fractions, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,8 @@ class BeamSearch:
             "num_particles": whole_number("num_particles", self.num_particles, minimum=1),
             "num_proposals": whole_number("num_proposals", self.num_proposals, minimum=1),
             "num_branchings": whole_number("num_branchings", self.num_branchings, minimum=2),
-            "start": real_number("start", self.start, low=0.0, high=1.0),
-            "stop": real_number("stop", self.stop, low=0.0, high=1.0),
+            **ordered_fractions(start=self.start, stop=self.stop),
         }
-        if numbers["stop"] < numbers["start"]:
-            raise ValueError(f"stop should be in [start = {self.start:g}, 1], got {self.stop}.")
         boolean("abstain", self.abstain)
         vars(self).update(numbers)
 

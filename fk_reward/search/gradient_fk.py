@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
 from fk_reward.search.moves import BeforeStep, Move, Moved, Score
-from fk_reward.value_checks import real_number
+from fk_reward.value_checks import ordered_fractions, real_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +58,10 @@ class GradientFKConfig(FKSteeringConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         numbers: dict[str, Any] = {
-            "gradient_start": real_number("gradient_start", self.gradient_start, low=0.0, high=1.0),
-            "gradient_stop": real_number("gradient_stop", self.gradient_stop, low=0.0, high=1.0),
             "gradient_strength": real_number("gradient_strength", self.gradient_strength, low=0.0),
             "max_shift": real_number("max_shift", self.max_shift, low=1e-6),
         }
-        if numbers["gradient_stop"] < numbers["gradient_start"]:
-            raise ValueError(
-                f"gradient_stop should be in [gradient_start = {self.gradient_start:g}, 1], got {self.gradient_stop}."
-            )
+        numbers |= ordered_fractions(gradient_start=self.gradient_start, gradient_stop=self.gradient_stop)
         vars(self).update(numbers)
 
     def guided_steps(self, num_steps: int) -> range:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from fk_reward.search.base import Forecast, PlainPopulation, SearchConfig
 from fk_reward.search.budget import largest_within
-from fk_reward.value_checks import boolean, real_number, whole_number
+from fk_reward.value_checks import boolean, ordered_fractions, real_number, whole_number
 
 THRESHOLDS = ("best", "parent")
 
@@ -95,11 +95,8 @@ class RolloverBudget:
         numbers: dict[str, Any] = {
             "num_particles": whole_number("num_particles", self.num_particles, minimum=1),
             "num_proposals": whole_number("num_proposals", self.num_proposals, minimum=1),
-            "start": real_number("start", self.start, low=0.0, high=1.0),
-            "stop": real_number("stop", self.stop, low=0.0, high=1.0),
+            **ordered_fractions(start=self.start, stop=self.stop),
         }
-        if numbers["stop"] < numbers["start"]:
-            raise ValueError(f"stop should be in [start = {self.start:g}, 1], got {self.stop}.")
         if self.threshold not in THRESHOLDS and self.threshold not in (math.inf, -math.inf):
             numbers["threshold"] = real_number("threshold", self.threshold, note=f"or one of {', '.join(THRESHOLDS)}")
         boolean("abstain", self.abstain)
