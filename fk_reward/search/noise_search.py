@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from fk_reward.search.base import SearchConfig
 from fk_reward.search.budget import largest_within
+from fk_reward.search.metropolis import accepted
 from fk_reward.search.starts import Passes, Rollout, Scored
 from fk_reward.smc.resampling import flat_indices
 from fk_reward.value_checks import boolean, real_number, whole_number
@@ -263,8 +264,7 @@ class CrankNicolson:
         taken = accepted(self.states.rewards, found.rewards, uniforms, reward_scale=self.config.reward_scale)
         self._num_accepted += int(taken.sum())
         self._num_proposed += len(taken)
-        rows = torch.arange(len(taken))
-        self.states = Scored.join([self.states, found]).take(torch.where(taken, rows + len(taken), rows))
+        self.states = self.states.where(~taken, found)
 
     def result(self) -> Scored:
         """The last state of each chain."""
@@ -294,28 +294,6 @@ def neighbour(starts: Tensor, noise: Tensor, step_size: float) -> Tensor:
         tensor([10.])
     """
     return math.sqrt(1 - step_size**2) * starts + step_size * noise
-
-
-def accepted(before: Tensor, proposed: Tensor, uniforms: Tensor, *, reward_scale: float) -> Tensor:
-    """Metropolis: which proposals are accepted, with probability `min(1, exp(lambda (r' - r)))`.
-
-    A forbidden start (a reward of -inf) is left at once, and never gone to.
-
-    Args:
-        before: `(B,)`, rewards of the chains.
-        proposed: `(B,)`, rewards of their proposals.
-        uniforms: `(B,)` in [0, 1).
-        reward_scale: lambda.
-
-    Example:
-        >>> rewards = torch.tensor([1.0, 1.0, -torch.inf]), torch.tensor([2.0, 0.0, 0.0])
-        >>> accepted(*rewards, torch.full((3,), 0.9), reward_scale=1.0)
-        tensor([ True, False,  True])
-    """
-    leaves = before == -torch.inf
-    stays = (proposed == -torch.inf) & ~leaves
-    gain = reward_scale * torch.where(leaves | stays, 0.0, proposed.double() - before.double())
-    return (uniforms < gain.clamp(max=0).exp()) & ~stays
 
 
 def cosines(size: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from fk_reward.search.metropolis import accepted
 from fk_reward.search.starts import Passes, Rollout, Scored
 from fk_reward.value_checks import boolean, real_number, whole_number
 
@@ -114,10 +115,10 @@ class Restart:
             proposed = rollout(
                 now.latents, noise=noise, from_step=from_step, num_particles=self.num_particles, fresh_noise=True
             )
-            accepted = self.accepted(now.rewards, proposed.rewards, generators)
-            num_accepted += int(accepted.sum())
+            taken = self.accepted(now.rewards, proposed.rewards, generators)
+            num_accepted += int(taken.sum())
             best = _where(proposed.rewards > best.rewards, proposed, best)
-            now = _where(accepted, proposed, now)
+            now = _where(taken, proposed, now)
         if self.num_restarts:
             number = self.num_restarts * num_groups * self.num_particles
             rollout.note(f"{num_accepted} of {number} redrawn images were accepted.")
@@ -141,10 +142,7 @@ class Restart:
         """
         rows = len(rewards) // len(generators)
         uniforms = torch.cat([torch.rand(rows, dtype=torch.float64, generator=one) for one in generators])
-        gain = self.reward_scale * (proposed.double() - rewards.double())
-        # differences with -inf: nothing is worse than it; where lambda is 0, too
-        gain = gain.masked_fill(proposed == -torch.inf, -torch.inf).masked_fill(rewards == -torch.inf, torch.inf)
-        return uniforms.log() < gain
+        return accepted(rewards, proposed, uniforms, reward_scale=self.reward_scale)
 
 
 class _LastImages(Passes):
@@ -165,5 +163,4 @@ def _where(mask: Tensor, one: Scored, other: Scored) -> Scored:
     """Rows of `one` where the mask `(G * K,)` says so, of `other` elsewhere."""
     if not bool(mask.any()):
         return other
-    rows = torch.arange(len(mask))
-    return Scored.join([one, other]).take(torch.where(mask, rows, rows + len(mask)))
+    return one.where(mask, other)

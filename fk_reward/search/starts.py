@@ -54,6 +54,18 @@ class Scored:
         """
         return Scored(**{name: _rows(getattr(self, name), rows) for name in _row_fields()}, notes=self.notes)
 
+    def where(self, mask: Tensor, other: Scored) -> Scored:
+        """Its rows where the mask `(B,)` says so, and those of the other elsewhere.
+
+        Example:
+            >>> one = Scored(noise=torch.zeros(2, 1), latents=torch.zeros(2, 1), rewards=torch.ones(2))
+            >>> two = Scored(noise=torch.zeros(2, 1), latents=torch.zeros(2, 1), rewards=torch.zeros(2))
+            >>> one.where(torch.tensor([True, False]), two).rewards
+            tensor([1., 0.])
+        """
+        rows = torch.arange(len(mask))
+        return Scored.join([self, other]).take(torch.where(mask, rows, rows + len(mask)))
+
     @classmethod
     def join(cls, parts: Sequence[Scored]) -> Scored:
         """The rows of several passes, one pass after the other; `take` brings them into the order of the prompts."""
