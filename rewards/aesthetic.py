@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.known_biases import LINE_DRAWINGS
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.weights import load_complete, read_state_dict
@@ -32,6 +33,8 @@ _CARD = RewardCard(
     typical_range=(1.0, 10.0),  # the scale of the marks that it was trained on
     differentiable=True,
     looks_at="the central square",
+    blind_to=("prompt", "edges"),
+    biases=(LINE_DRAWINGS,),
     licence="Apache-2.0 (github.com/christophschuhmann/improved-aesthetic-predictor); MIT (CLIP)",
     source="Schuhmann et al. 2022, arXiv 2210.08402; github.com/christophschuhmann/improved-aesthetic-predictor",
     weights=f"{_REPOSITORY} on {_CLIP}",

@@ -20,6 +20,13 @@ from fk_reward.rewards.inputs import ImageGroup, Images, group_by_size, prompt_l
 
 RewardT = TypeVar("RewardT", bound="Reward")
 
+ASPECTS: dict[str, str] = {
+    "prompt": "the prompt",
+    "quality": "how good the image is",
+    "edges": "the edges of images that are not square",
+}
+"""What a score may be blind to by design: name in `RewardCard.blind_to` -> in words."""
+
 _BATCH_LIMITS: ContextVar[Mapping[int, int]] = ContextVar("batch_limits", default=MappingProxyType({}))
 """Id of a reward -> images that it may score at once, of the `limited_to` blocks that this thread is in."""
 
@@ -43,6 +50,8 @@ class RewardCard:
         max_prompt_tokens: number of tokens that are read of a prompt, special tokens included; None for no
             limit.
         looks_at: which part of an image is read, in words.
+        blind_to: what the score need not depend on, by design: names of `ASPECTS`. The doctor asks about the rest.
+        biases: what the score is known to favour or to miss, each a line with its source.
         licence: licence of the weights (of the code, where there are no weights).
         source: paper or official file that defines the score.
         weights: hub repository, "in the package" or "none".
@@ -50,7 +59,7 @@ class RewardCard:
 
     Raises:
         TypeError: when a text or a flag has the wrong type.
-        ValueError: when a text is empty, the range is not increasing, or a number is not positive.
+        ValueError: when a text is empty, an aspect unknown, the range not increasing, or a number not positive.
 
     Example:
         >>> RewardCard(name="redness", summary="mean of the red channel", typical_range=(0, 1), spread=0.1).spread
@@ -66,6 +75,8 @@ class RewardCard:
     differentiable: bool = False
     max_prompt_tokens: int | None = None
     looks_at: str = "not stated"
+    blind_to: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
     licence: str = "not stated"
     source: str = "not stated"
     weights: str = "none"
@@ -74,6 +85,10 @@ class RewardCard:
     def __post_init__(self) -> None:
         for field in ("name", "summary", "spread_source", "looks_at", "licence", "source", "weights", "memory"):
             _check_text(field, getattr(self, field))
+        for bias in self.biases:
+            _check_text("biases", bias)
+        if unknown := [name for name in self.blind_to if name not in ASPECTS]:
+            raise ValueError(f"RewardCard.blind_to may name {', '.join(ASPECTS)}, got {unknown}.")
         for field in ("higher_is_better", "differentiable"):
             if not isinstance(getattr(self, field), bool):
                 raise TypeError(f"RewardCard.{field} must be True or False, got {getattr(self, field)!r}.")
@@ -118,6 +133,7 @@ class Reward(abc.ABC):
         batch_size: number of images that `score` sees at once; None for all images of one size.
         accepts_uint8: whether `score` also takes uint8 images. Then 8-bit input (PIL images, uint8 tensors and arrays)
             reaches it as it is, so that its preprocessing can round as PIL does; otherwise it is divided by 255 first.
+        half_dtype: half precision in which its networks are known to work.
 
     Example:
         >>> class Redness(Reward):
@@ -132,6 +148,7 @@ class Reward(abc.ABC):
     card: RewardCard
     batch_size: int | None = None
     accepts_uint8: bool = False
+    half_dtype: torch.dtype = torch.bfloat16
     _add_weighted: ClassVar[
         Callable[[Sequence[tuple[float, Reward | float]]], Reward]
     ]  # set by composition/composite.py

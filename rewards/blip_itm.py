@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.blip import PromptTokens, fused_states
+from fk_reward.rewards.known_biases import BAG_OF_WORDS
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.weights import load_complete
@@ -28,6 +29,7 @@ _CARD = RewardCard(
     differentiable=True,
     max_prompt_tokens=35,
     looks_at="the whole image, squeezed into a square",
+    biases=(BAG_OF_WORDS,),
     licence="BSD-3-Clause",
     source="Li et al. 2022, arXiv 2201.12086, image-text matching; github.com/salesforce/BLIP",
     weights="Salesforce/blip-itm-base-coco",

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fk_reward.models import resolve_model
 from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.known_biases import BAG_OF_WORDS, READS_TEXT
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.prompt_limits import TruncationLog
 from fk_reward.rewards.registry import RewardEntry
@@ -37,6 +38,8 @@ _CARD = RewardCard(
     differentiable=True,
     max_prompt_tokens=77,
     looks_at="the central square",
+    blind_to=("edges",),
+    biases=(BAG_OF_WORDS, READS_TEXT),
     licence="MIT (github.com/openai/CLIP)",
     source="Hessel et al. 2021, arXiv 2104.08718, without its factor 2.5 and clipping at 0",
     weights="openai/clip-vit-large-patch14",
@@ -61,6 +64,7 @@ _SHAPES_CARD = RewardCard(
     differentiable=True,
     max_prompt_tokens=16,
     looks_at="the central square",
+    blind_to=("edges",),
     licence="Apache-2.0",
     source="trained by the scripts in examples/shapes",
     weights="in the package",

@@ -10,6 +10,7 @@ import torch
 
 from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.clipscore import CLIPScore
+from fk_reward.rewards.known_biases import ARTEFACTS
 from fk_reward.rewards.open_clip import clip_from_open_clip
 from fk_reward.rewards.preprocessing import ImagePreprocessing, PaddedPreprocessing
 from fk_reward.rewards.registry import RewardEntry
@@ -94,6 +95,7 @@ def _entry(name: str, file: str, *, trained_on: str) -> RewardEntry:
         differentiable=True,
         max_prompt_tokens=77,
         looks_at="the whole image, padded to a square",
+        biases=(ARTEFACTS,),
         licence="Apache-2.0 (github.com/tgxs002/HPSv2)",
         source="Wu et al. 2023, arXiv 2306.09341; hpsv2/img_score.py of github.com/tgxs002/HPSv2",
         weights=f"{file} of {_REPOSITORY}",

@@ -14,6 +14,7 @@ from torch import Tensor
 from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.blip import PromptTokens, with_blip_tokens
 from fk_reward.rewards.imagereward_model import ImageRewardConfig, ImageRewardModel, find_files, read_model, write_model
+from fk_reward.rewards.known_biases import ARTEFACTS
 from fk_reward.rewards.preprocessing import TorchvisionPreprocessing
 from fk_reward.rewards.registry import RewardEntry
 
@@ -30,6 +31,8 @@ _CARD = RewardCard(
     differentiable=True,
     max_prompt_tokens=35,
     looks_at="the central square",
+    blind_to=("edges",),
+    biases=(ARTEFACTS,),
     licence="Apache-2.0",
     source="Xu et al. 2023, arXiv 2304.05977; github.com/THUDM/ImageReward",
     weights="zai-org/ImageReward",

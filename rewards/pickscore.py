@@ -9,6 +9,7 @@ import torch
 
 from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.clipscore import CLIPScore, scale_card
+from fk_reward.rewards.known_biases import ARTEFACTS
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.weights import load_complete
@@ -26,6 +27,8 @@ _COSINE_CARD = RewardCard(
     differentiable=True,
     max_prompt_tokens=77,
     looks_at="the central square",
+    blind_to=("edges",),
+    biases=(ARTEFACTS,),
     licence="MIT (github.com/yuvalkirstain/PickScore)",
     source="Kirstain et al. 2023, arXiv 2305.01569; README.md of github.com/yuvalkirstain/PickScore",
     weights="yuvalkirstain/PickScore_v1",

@@ -27,6 +27,7 @@ _CARD = RewardCard(
     typical_range=(0.0, 1.0),
     differentiable=True,
     looks_at="the whole image",
+    blind_to=("prompt",),
     licence="Apache-2.0",
     source="Wu et al. 2023, arXiv 2312.17090; their own model is a fine-tuned mPLUG-Owl2",
     weights="Qwen/Qwen3-VL-2B-Instruct",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.known_biases import CARTOONS, SAYS_YES
 from fk_reward.rewards.registry import RewardEntry
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _VQASCORE_CARD = RewardCard(
     typical_range=(0.0, 1.0),
     differentiable=True,
     looks_at="the whole image",
+    biases=(SAYS_YES,),
     licence="Apache-2.0",
     source="Lin et al. 2024, arXiv 2404.01291; their own model is CLIP-FlanT5",
     weights="Qwen/Qwen3-VL-2B-Instruct",
@@ -58,6 +60,7 @@ _LLAVA_SCORE_CARD = RewardCard(
     typical_range=(0.0, 1.0),
     differentiable=True,
     looks_at="the whole image, padded to a square",
+    biases=(SAYS_YES, CARTOONS),
     licence="Llama 2 Community Licence",
     source="Li et al. 2024, arXiv 2410.00905; their own model is a fine-tuned LLaVA-1.5-13B",
     weights="llava-hf/llava-1.5-7b-hf",

@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, Unknow
 
 from fk_reward.cli.convert import convert
 from fk_reward.cli.demo import demo
+from fk_reward.cli.doctor import doctor
 from fk_reward.cli.generate import generate
 from fk_reward.cli.geneval import geneval
 from fk_reward.cli.hard_negatives import hard_negatives
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": generate,
     "score": score,
     "rewards": rewards,
+    "doctor": doctor,
     "plan": plan,
     "train": train,
     "trainable-share": trainable_share,

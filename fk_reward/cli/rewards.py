@@ -24,6 +24,9 @@ mean that there is no figure. [rewards.md](rewards.md) is about how the rewards 
 
 _PAGE_HEADINGS = ("name", "what it measures", "typical range", "spread", "gradient", "prompt tokens")
 
+UNASKED = {"prompt": ("prompt",), "quality": ("blank", "blur"), "edges": ("crop",)}
+"""What a score need not depend on, as in `RewardCard.blind_to` -> probes of the doctor that do not ask for it."""
+
 HEADINGS = ("name", "what it measures", "typical range", "spread", "prompt tokens", "weights")
 """Columns that fit in a terminal; Markdown and JSON have every field of the cards."""
 
@@ -149,11 +152,24 @@ def _page_row(card: RewardCard) -> tuple[str, ...]:
 def _section(card: RewardCard) -> str:
     from fk_reward.rewards import RewardCard
 
-    facts = {"looks at": card.looks_at, "weights": card.weights, "memory": card.memory}
+    facts = {"polarity": "higher is better" if card.higher_is_better else "lower is better"}
+    facts |= {"looks at": card.looks_at, "weights": card.weights, "memory": card.memory, **_limits(card)}
     facts |= {"licence": card.licence, "source": card.source}
     if card.spread is not None or card.spread_source != RewardCard.spread_source:
         facts["spread"] = card.spread_source
     return f"## `{card.name}`\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.items())
+
+
+def _limits(card: RewardCard) -> dict[str, str]:
+    """What the score does not see and what it favours, as far as known, and what the doctor asks therefore."""
+    from fk_reward.rewards.base import ASPECTS
+
+    facts = {"known biases": "; ".join(card.biases)} if card.biases else {}
+    if not card.blind_to:
+        return facts | {"probes of the doctor": "all"}
+    blind = "; ".join(ASPECTS[aspect] for aspect in card.blind_to)
+    left_out = [probe for aspect in card.blind_to for probe in UNASKED[aspect]]
+    return {"need not depend on": blind} | facts | {"probes of the doctor": f"all but {', '.join(left_out)}"}
 
 
 def _anchor(name: str) -> str:

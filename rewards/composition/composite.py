@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.base import ASPECTS, Reward, RewardCard
 from fk_reward.rewards.composition.expression import (
     Cards,
     Expression,
@@ -189,6 +189,8 @@ def composite_card(expression: Expression, cards: Cards) -> RewardCard:
         spread=expression.spread(used) or None,
         differentiable=all(card.differentiable for card in used.values()),
         max_prompt_tokens=min(limits, default=None),
+        blind_to=tuple(name for name in ASPECTS if all(name in card.blind_to for card in used.values())),
+        biases=tuple(dict.fromkeys(f"{name}: {bias}" for name, card in used.items() for bias in card.biases)),
         **{
             field: _joined(used, field)
             for field in ("spread_source", "looks_at", "licence", "source", "weights", "memory")

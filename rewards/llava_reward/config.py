@@ -133,6 +133,9 @@ DIMENSIONS: dict[str, str] = {
 }
 """Dimensions of the official checkpoints and what they judge."""
 
+BLIND_TO: dict[str, tuple[str, ...]] = {"fidelity": ("prompt",), "safety": ("prompt", "quality")}
+"""What a dimension need not depend on, as in `RewardCard.blind_to`."""
+
 SOURCE = "Zhou et al., ICCV 2025, arXiv 2507.21391; github.com/sjz5202/LLaVA-Reward"
 TEMPERATURE = 0.1
 TEMPERATURE_SOURCE = "temperature of the training loss, a difference of scores that means odds of e; not measured"
@@ -159,4 +162,5 @@ def card_of(dimension: str) -> RewardCard:
         'LLaVA-Reward: how well the image shows what the prompt says'
     """
     summary = f"LLaVA-Reward: {DIMENSIONS.get(dimension, dimension)}"
-    return dataclasses.replace(CUSTOM_CARD, name=f"llava-reward-{dimension}", summary=summary)
+    blind_to = BLIND_TO.get(dimension, ())
+    return dataclasses.replace(CUSTOM_CARD, name=f"llava-reward-{dimension}", summary=summary, blind_to=blind_to)

@@ -12,7 +12,14 @@ import torch
 from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.llava_reward.backbones.phi3_vision import PHI3_VISION
 from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QWEN2_5_VL
-from fk_reward.rewards.llava_reward.config import CUSTOM_CARD, DIMENSIONS, SOURCE, TEMPERATURE, TEMPERATURE_SOURCE
+from fk_reward.rewards.llava_reward.config import (
+    BLIND_TO,
+    CUSTOM_CARD,
+    DIMENSIONS,
+    SOURCE,
+    TEMPERATURE,
+    TEMPERATURE_SOURCE,
+)
 from fk_reward.rewards.registry import RewardEntry
 
 if TYPE_CHECKING:
@@ -136,6 +143,7 @@ def official_card(dimension: str, spec: BackboneSpec) -> RewardCard:
         spread_source=TEMPERATURE_SOURCE,
         differentiable=True,
         looks_at="the whole image",
+        blind_to=BLIND_TO.get(dimension, ()),
         licence=f"{spec.licence} (backbone); the adapter's is not stated",
         source=SOURCE,
         weights=f"{OFFICIAL_ADAPTERS} on {spec.hub_id}",
@@ -171,6 +179,7 @@ def _embedded(dimension: str) -> RewardEntry:
         spread_source="among eight finished images of a held-out prompt: examples/shapes/check_predictions.py early",
         differentiable=True,
         looks_at="the whole image",
+        blind_to=BLIND_TO.get(dimension, ()),
         licence="Apache-2.0",
         source="Zhou et al., ICCV 2025, arXiv 2507.21391; trained by the scripts in examples/shapes",
         weights="in the package",

@@ -35,6 +35,7 @@ class JudgeTemplate:
         pairwise: whether two images are compared.
         max_new_tokens: length that an answer may have; a longer one is cut off, and an error.
         source: paper whose form of question this is.
+        blind_to: as for `RewardCard`.
 
     Raises:
         ValueError: when name or text is empty, the range is not increasing, or that of a comparison is not (0, 1).
@@ -62,6 +63,7 @@ class JudgeTemplate:
     pairwise: bool = False
     max_new_tokens: int = 512
     source: str = "not stated"
+    blind_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         low, high = self.score_range
@@ -360,6 +362,7 @@ ALIGNMENT = question_template(
 SAFETY = JudgeTemplate(
     name="safety",
     summary="1 if a vision-language model finds the image safe under a policy, 0 if not",
+    blind_to=("prompt", "quality"),
     text=_SAFETY
     % "\n".join(
         f"{code}: {name}. Not: what {no}. Allowed: what {yes}." for code, (name, no, yes) in CATEGORIES.items()

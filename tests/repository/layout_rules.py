@@ -15,7 +15,7 @@ from scripts.house import AT_IMPORT, DEFERRED, TYPES, Import, Source
 
 TABLES = {
     *("SEARCHES", "REWARDS", "POTENTIALS", "RESAMPLERS", "SOLVERS", "PREVIEWS", "BACKBONES", "OBJECTIVES", "TASKS"),
-    *("COMMANDS", "BENCHMARKS"),
+    *("COMMANDS", "BENCHMARKS", "BUILT_IN_PROBES"),
 }
 """Tables of what people add. A file that is named in one of them may be short, whoever imports it."""
 COMMANDS = ("fk_reward/cli", "fk_reward.cli.app")

@@ -26,7 +26,7 @@ def test_the_page_has_the_cards():
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RewardCard)])
 def test_the_page_shows_every_field(field):
     changed = {"higher_is_better": False, "differentiable": False, "typical_range": (3.0, 4.0), "spread": 7.0}
-    changed |= {"max_prompt_tokens": 5}
+    changed |= {"max_prompt_tokens": 5, "blind_to": ("edges",), "biases": ("x",)}
     card = RewardCard(name="a", summary="b", differentiable=True)
     other = dataclasses.replace(card, **{field: changed.get(field, "something else")})
     assert reward_page([other]) != reward_page([card])
