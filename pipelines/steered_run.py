@@ -161,18 +161,23 @@ class SteeredRun:
             batches = self.batches.decoded_together(x0_pred)
         self._counts["decoded"] += len(x0_pred)
         self._counts["previews"] += len(x0_pred) if self.previewed else 0
-        return self._score_batches(map(self.decode, batches), since=_clock(x0_pred), in_thread=len(batches) > 1)
+        decoded = map(self.decode, batches)
+        reward = self.reward.for_previews()
+        return self._score_batches(decoded, reward, since=_clock(x0_pred), in_thread=len(batches) > 1)
 
     def score_images(self, images: Tensor) -> Tensor:
         """Rewards `(G * K,)` of images `(G * K, 3, H, W)`; names prompt and particle of one that is not finite."""
-        return self._score_batches([images], since=_clock(images))
+        return self._score_batches([images], self.reward, since=_clock(images))
 
-    def _score_batches(self, batches: Iterable[Tensor], *, since: float, in_thread: bool = False) -> Tensor:
+    def _score_batches(
+        self, batches: Iterable[Tensor], reward: Reward, *, since: float, in_thread: bool = False
+    ) -> Tensor:
         """Rewards of all images of batches, which are decoded as they are taken; in a thread, while the next is."""
         images: list[Tensor] = []
         results = []
         place = self.reward_device
-        with worker(self._rewards_of, in_thread=in_thread, device_type="cpu" if place is None else place.type) as score:
+        rewards_of = functools.partial(self._rewards_of, reward)
+        with worker(rewards_of, in_thread=in_thread, device_type="cpu" if place is None else place.type) as score:
             for batch in batches:
                 results.append(score(batch if place is None else batch.to(place), sum(map(len, images))))
                 images.append(batch)
@@ -188,7 +193,7 @@ class SteeredRun:
         }
         return scores
 
-    def _rewards_of(self, images: Tensor, first: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _rewards_of(self, reward: Reward, images: Tensor, first: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Rewards of some of this process's images, the first of which has this place among all of them."""
         bad = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
         if bad:
@@ -199,8 +204,8 @@ class SteeredRun:
         prompts = [prompt for prompt in self.prompts for _ in range(self._num_own)]
         try:
             # Reward.__call__ copies the images; that of a subclass may write to those that are returned to the user
-            own = images if type(self.reward).__call__ is Reward.__call__ else images.clone()
-            return self.batches.score(self.reward, own, prompts[first : first + len(images)])
+            own = images if type(reward).__call__ is Reward.__call__ else images.clone()
+            return self.batches.score(reward, own, prompts[first : first + len(images)])
         except NonFiniteScoreError as error:
             raise ValueError(f"The reward of {self._name(first + error.index)} is {error.score}: {error}") from error
 

@@ -207,6 +207,14 @@ class Reward(abc.ABC):
         """
         return False
 
+    def for_previews(self) -> Reward:
+        """The reward that a sampler asks about predictions on the way; finished images are for this one itself.
+
+        By default itself. A reward that can read an image more cheaply and almost as well answers with one that does
+        and that shares its weights.
+        """
+        return self
+
     @property
     def shared_pass(self) -> Hashable | None:
         """Key of a forward pass that several rewards can share; None if this one shares none.

@@ -80,6 +80,13 @@ class CompositeReward(Reward):
                 stack.enter_context(part.limited_to(batch_size))
             yield
 
+    def for_previews(self) -> CompositeReward:
+        """The same composition of what its parts answer; itself where none of them answers with another reward."""
+        parts = {name: part.for_previews() for name, part in self.parts.items()}
+        if all(parts[name] is part for name, part in self.parts.items()):
+            return self
+        return CompositeReward(self.expression, parts)
+
     @property
     def compares_images(self) -> bool:
         """Whether one of the parts does."""

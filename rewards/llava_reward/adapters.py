@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 NO_ADAPTER = "__base__"
@@ -19,7 +20,8 @@ NO_ADAPTER = "__base__"
 class AdapterSet:
     """The adapters that have been put into a language model.
 
-    PEFT wraps the linear layers that an adapter names, in place; their own weights are never changed.
+    PEFT wraps the linear layers that an adapter names, in place; their own weights are changed by `merge` alone, which
+    keeps them and puts them back.
 
     Args:
         language_model: transformers model whose forward takes keyword arguments.
@@ -34,6 +36,8 @@ class AdapterSet:
             if isinstance(module, nn.Linear)
         }
         self._peft: PeftModel | None = None
+        self._merged: str | None = None
+        self._kept: dict[nn.Parameter, Tensor] = {}  # weight of a layer -> its values before the merge, on the CPU
 
     @property
     def linear_modules(self) -> tuple[str, ...]:
@@ -57,6 +61,7 @@ class AdapterSet:
             ValueError: when the weights do not fit the language model or the configuration, or the configuration would
                 change the language model's own weights; it says which.
         """
+        self._refuse_merged("another adapter cannot be added")
         check_lora_settings(config.to_dict())
         if weights is not None:
             self._check_fit(weights)
@@ -84,6 +89,10 @@ class AdapterSet:
         """
         if self._peft is None:
             return self.language_model(**arguments)
+        if self._merged is not None:
+            if set(names) != {self._merged}:
+                self._refuse_merged(f"rows of {', '.join(sorted(set(names)))} cannot be run")
+            return self.language_model(**arguments)
         if len(set(names)) > 1:
             with torch.compiler.set_stance("force_eager"):  # PEFT mixes by forward hooks, which compiled blocks skip
                 return self._peft(**arguments, adapter_names=list(names))
@@ -93,13 +102,76 @@ class AdapterSet:
         with self._peft.disable_adapter() if names[0] == NO_ADAPTER else nullcontext():
             return self._peft(**arguments)
 
+    @property
+    def merged(self) -> str | None:
+        """Name of the adapter that is merged into the language model; None if none is."""
+        return self._merged
+
+    def merge(self, name: str) -> None:
+        """Add an adapter to the weights of the language model, which saves two products a layer and call.
+
+        W becomes W + scale * B A, computed in float32 and rounded once to the dtype of W. The weights from before are
+        kept on the CPU.
+
+        Args:
+            name: of the adapter; until `unmerge`, rows of no other one can be run.
+
+        Raises:
+            KeyError: when there is no such adapter.
+            ValueError: when one is merged already, or a layer is quantised.
+        """
+        _check_known(name, self.names)
+        self._refuse_merged("another one cannot be merged")
+        layers = self._layers_of(name)
+        for path, layer in layers.items():
+            weight = layer.get_base_layer().weight
+            if not weight.is_floating_point() or hasattr(weight, "quant_state"):
+                raise ValueError(f"{path} is quantised ({weight.dtype}): an adapter cannot be merged into it.")
+        for layer in layers.values():
+            self._merge_layer(layer, name)
+        self._merged = name
+
+    @torch.no_grad()
+    def _merge_layer(self, layer: LoraLayer, name: str) -> None:
+        weight = layer.get_base_layer().weight
+        factors = (layer.lora_B[name].weight, layer.lora_A[name].weight)
+        b, a = (factor.to(weight.device, torch.float32) for factor in factors)
+        self._kept[weight] = weight.data.to("cpu")
+        # A new tensor: the old one may be the file itself, mapped into memory, or is the copy that is kept.
+        weight.data = (weight.float() + layer.scaling[name] * (b @ a)).to(weight.dtype)
+        layer._disable_adapters = True  # without PEFT's method, which resets requires_grad
+
+    def unmerge(self) -> None:
+        """Put the weights from before `merge` back, bit for bit; nothing happens where no adapter is merged.
+
+        Where the weights were converted to another dtype meanwhile, they are what they would be without the merge.
+        """
+        for weight, kept in self._kept.items():
+            weight.data = kept.to(weight.device, weight.dtype)
+        for layer in self._layers_of(self._merged).values() if self._merged is not None else ():
+            layer._disable_adapters = False
+        self._kept, self._merged = {}, None
+
+    def _layers_of(self, name: str) -> dict[str, LoraLayer]:
+        modules = self.language_model.named_modules()
+        return {path: layer for path, layer in modules if isinstance(layer, LoraLayer) and name in layer.lora_A}
+
+    def _refuse_merged(self, what: str) -> None:
+        if self._merged is not None:
+            raise ValueError(
+                f"Adapter {self._merged!r} is merged into the language model, so {what}: call unmerge() first, or load "
+                "the reward without merge_lora=True."
+            )
+
     def activate(self, name: str) -> None:
         """Make an adapter the active one; `requires_grad` of all weights stays as it is.
 
         Raises:
             KeyError: when there is no such adapter.
+            ValueError: when one is merged.
         """
         _check_known(name, self.names)
+        self._refuse_merged("none can be made active")
         # set_adapter resets requires_grad of every adapter, also of one that is being trained: restore it.
         if self._peft is not None and self._peft.active_adapter != name:
             trainable = [parameter for parameter in self._peft.parameters() if parameter.requires_grad]

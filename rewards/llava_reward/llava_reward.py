@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,9 +67,12 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         dimensions: names of dimensions to their keys in `model`; the first is active.
         batch_size: number of images that the backbone sees at once; None for all of a call.
         offload: keep the weights on the CPU and move them to the device only while scoring.
+        preview_options: options of the backbone's preprocessing for predictions on the way of a sampler, such as
+            `{"num_crops": 4}`; None to read them like finished images.
         card: facts about the weights of the first dimension.
 
     Raises:
+        TypeError: for preview options that the backbone does not have.
         ValueError: when `dimensions` is empty, or names a key that the model does not have.
 
     Example:
@@ -87,6 +91,7 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         *,
         batch_size: int | None = 8,
         offload: bool = False,
+        preview_options: Mapping[str, Any] | None = None,
         card: RewardCard | None = None,
     ) -> None:
         unknown = [key for key in dimensions.values() if key not in model.configs]
@@ -96,6 +101,10 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         self.batch_size = batch_size
         self.offload = offload
         self.accepts_uint8 = model.backbone.accepts_uint8
+        self.preview_options = dict(preview_options or {})
+        if self.preview_options:
+            model.backbone.with_options(**self.preview_options)  # raises now rather than at the first scoring step
+        self._prepare_options: dict[str, Any] = {}
         self._keys = dict(dimensions)
         self._execution_device = model.backbone.device
         self._cards = {name: card_of(name) for name in dimensions}
@@ -263,10 +272,18 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         """Whether the active dimension is a general preference."""
         return self.objective.compares_images
 
+    def for_previews(self) -> LlavaReward:
+        """This reward with `preview_options`, on the same weights; itself where there are none."""
+        if not self.preview_options:
+            return self
+        other = copy.copy(self)
+        other._prepare_options = self.preview_options
+        return other
+
     @property
     def shared_pass(self) -> Hashable:
-        """Rewards with one model that score on one device share a pass."""
-        return self.model, self.offload, self.device
+        """Rewards with one model that score on one device and prepare images alike share a pass."""
+        return self.model, self.offload, self.device, tuple(sorted(self._prepare_options.items()))
 
     def score_together(self, others: Sequence[Reward], images: Images, prompts: str | Sequence[str]) -> list[Tensor]:
         """Score the active dimensions of this and other rewards on one model in one pass; see `Reward.score_together`.
@@ -324,11 +341,14 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
     ) -> list[Tensor]:
         """For each key the head's output (B, d), on the images' device."""
         size = batch_size or self._checked_batch_size() or len(images)
+        backbone = self.model.backbone
+        prepared_by = backbone.with_options(**self._prepare_options) if self._prepare_options else backbone
         # Weights get no gradient here: without one to an image, a graph would only hold memory.
         with_gradient = torch.is_grad_enabled() and any(image.requires_grad for image in images)
         with torch.set_grad_enabled(with_gradient), self._loaded(with_gradient):
             batches = [
-                self.model(images[i : i + size], prompts[i : i + size], keys) for i in range(0, len(images), size)
+                self.model(images[i : i + size], prompts[i : i + size], keys, prepared_by=prepared_by)
+                for i in range(0, len(images), size)
             ]
             return [torch.cat(parts).to(images[0].device) for parts in zip(*batches, strict=True)]
 

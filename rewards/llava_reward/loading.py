@@ -203,7 +203,12 @@ _MODELS: WeakValueDictionary[tuple[str, ...], LlavaRewardModel] = WeakValueDicti
 
 
 def shared_model(
-    path: str | os.PathLike[str], *, torch_dtype: torch.dtype, offload: bool, settings: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    *,
+    torch_dtype: torch.dtype,
+    offload: bool,
+    settings: Mapping[str, Any],
+    private: bool = False,
 ) -> LlavaRewardModel:
     """Load a backbone, or return the one that another reward with the same settings holds.
 
@@ -215,12 +220,14 @@ def shared_model(
         torch_dtype: floating dtype of the weights.
         offload: whether the weights stay on the CPU between calls; such rewards share only among themselves.
         settings: the other keyword arguments of `load_backbone`.
+        private: load one that no other reward will hold.
     """
     key = (file_state(path), str((torch_dtype, offload)), *(f"{name}={settings[name]!r}" for name in sorted(settings)))
     # Weak values: with the last reward, the gigabytes are freed, too. The dtype may have changed since (`to`).
-    model = _MODELS.get(key)
+    model = None if private else _MODELS.get(key)
     if model is None or model.backbone.dtype != torch_dtype:
         model = LlavaRewardModel(load_backbone(path, torch_dtype=torch_dtype, **settings))
         model.origin = file_state(path)
-        _MODELS[key] = model
+        if not private:
+            _MODELS[key] = model
     return model

@@ -69,13 +69,21 @@ class LlavaRewardModel(nn.Module):
         self.heads[key] = head.eval().requires_grad_(False).to(self.backbone.device)
         self.configs[key] = config
 
-    def forward(self, images: Sequence[Tensor], prompts: Sequence[str], keys: Sequence[str]) -> list[Tensor]:
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        prompts: Sequence[str],
+        keys: Sequence[str],
+        *,
+        prepared_by: Backbone | None = None,
+    ) -> list[Tensor]:
         """Read images and prompts in one pass for all dimensions named in `keys`; the vision tower runs once.
 
         Args:
             images: B tensors (3, H, W), float32 in [0, 1] or uint8, of any sizes.
             prompts: B strings.
             keys: D' dimensions, as attached.
+            prepared_by: what `Backbone.with_options` made of the backbone; the backbone itself if not given.
 
         Returns:
             For each key (B, d) float32, the head's raw output.
@@ -84,7 +92,7 @@ class LlavaRewardModel(nn.Module):
             ValueError: when image and prompt have more tokens than the backbone has positions, and as
                 `Backbone.prepare`.
         """
-        inputs = self.backbone.prepare(images_for(self.backbone, images), prompts)
+        inputs = (prepared_by or self.backbone).prepare(images_for(self.backbone, images), prompts)
         lengths = inputs.attention_mask.sum(dim=1).tolist()
         require_positions(lengths, prompts, num_positions(self.backbone.language_model.config))
         # The tower is frozen and the same for all dimensions: run it once.

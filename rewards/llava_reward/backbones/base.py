@@ -170,6 +170,18 @@ class Backbone(nn.Module, abc.ABC):
             visual_tokens: (T, D) as `project` made them.
         """
 
+    def with_options(self, **options: Any) -> Self:
+        """The same backbone, with the same weights, that prepares images in another way.
+
+        Args:
+            options: some of `options`, by name.
+
+        Raises:
+            TypeError: for an option that this backbone does not have, or cannot change.
+            ValueError: for a value that is not allowed.
+        """
+        raise TypeError(f"{type(self).__name__} cannot prepare images with {', '.join(options)} once it is loaded.")
+
     @property
     def hidden_size(self) -> int:
         """D, the width of the language model."""

@@ -5,6 +5,8 @@ This file is imported to read cards, so transformers and the model's classes are
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import math
 import os
@@ -271,6 +273,14 @@ class PhiVisionBackbone(Backbone):
     def options(self) -> dict[str, Any]:
         """Budget of the HD transform."""
         return {"num_crops": self.hd_transform.num_crops}
+
+    def with_options(self, **options: Any) -> PhiVisionBackbone:
+        """The same backbone with another `num_crops`; as `Backbone.with_options`."""
+        if options.keys() - {"num_crops"}:
+            raise TypeError(f"{type(self).__name__} has no option {', '.join(options.keys() - {'num_crops'})}.")
+        other = copy.copy(self)  # shares its modules
+        other.hd_transform = dataclasses.replace(self.hd_transform, **options)
+        return other
 
     def prepare(self, images: Sequence[Tensor], prompts: Sequence[str]) -> BackboneInputs:
         """Cut images into crops and tokenise prompts; arguments as `Backbone.prepare`.
