@@ -203,6 +203,18 @@ class AnswerModel(nn.Module):
             inputs["logits_to_keep"] = num_tokens  # few are read, and (B, S, V) logits take gigabytes
         return self.model(**inputs, use_cache=False).logits[:, -num_tokens:].float()
 
+    def next_logits(self, inputs: dict[str, Any]) -> Tensor:
+        """Logits (B, V) float32 of the token after rows of tokens, given what a processor makes of them."""
+        return self._last_logits(dict(inputs), (), num_tokens=1)[:, -1]
+
+    def token_ids(self, text: str) -> list[int]:
+        """Ids of a text without special tokens around it."""
+        return self._ids(text)
+
+    def separator(self, context: str) -> str:
+        """What stands between a context and the words that follow it: a space, or nothing."""
+        return self._separator(context)
+
     def refuse_control_tokens(self, prompts: Sequence[str]) -> None:
         """Raise a ValueError for a prompt that holds a control token of the tokenizer, or the image's."""
         image_token = getattr(self.processor, "image_token", None)

@@ -10,9 +10,10 @@ from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.vlm_judge.answer_cache import AnswerCache
 from fk_reward.rewards.vlm_judge.endpoint import redact_text
 from fk_reward.rewards.vlm_judge.engine import JudgeEngine
+from fk_reward.rewards.vlm_judge.marks import WeighingEngine
 from fk_reward.rewards.vlm_judge.openai_engine import OpenAIEngine
 from fk_reward.rewards.vlm_judge.preference_judge import PreferenceJudge
-from fk_reward.rewards.vlm_judge.templates import ALIGNMENT, PREFERENCE, RUBRIC, SAFETY, JudgeTemplate, find_template
+from fk_reward.rewards.vlm_judge.templates import ALIGNMENT, PREFERENCE, RUBRIC, JudgeTemplate, find_template
 from fk_reward.rewards.vlm_judge.transformers_engine import TransformersEngine
 from fk_reward.rewards.vlm_judge.vlm_judge import DEFAULT_MODEL, REASONER, VLMJudge, judge_card
 
@@ -46,6 +47,7 @@ def load_vlm_judge(  # noqa: PLR0913 (options of one reward)
     attn_implementation: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
+    listener: WeighingEngine | None = None,
     both_orders: bool | None = None,
     num_rounds: int | None = None,
 ) -> VLMJudge:
@@ -65,6 +67,7 @@ def load_vlm_judge(  # noqa: PLR0913 (options of one reward)
         attn_implementation: "sdpa", "eager", "flash_attention_2", ...
         device_map: as in `PreTrainedModel.from_pretrained`.
         revision: branch, tag or commit of the hub repository.
+        listener: engine that reads the reasons of a `PreferenceJudge`.
         both_orders: whether a `PreferenceJudge` asks each comparison in both orders.
         num_rounds: comparisons of K images are K * num_rounds.
 
@@ -79,10 +82,10 @@ def load_vlm_judge(  # noqa: PLR0913 (options of one reward)
         >>> load_vlm_judge(model="judge", base_url="http://localhost:8000/v1", template="safety")  # doctest: +SKIP
     """
     found = find_template(template)
-    comparing = _given(both_orders=both_orders, num_rounds=num_rounds)
+    comparing = given(listener=listener, both_orders=both_orders, num_rounds=num_rounds)
     if comparing and not found.pairwise:
         raise TypeError(f"{', '.join(comparing)}: only for templates that compare, which {found.name!r} does not.")
-    local = _given(
+    local = given(
         torch_dtype=torch_dtype, attn_implementation=attn_implementation, device_map=device_map, revision=revision
     )
     chosen, weights = _engine_of(found, engine, model, base_url, local)
@@ -109,7 +112,7 @@ def _engine_of(
 ) -> tuple[JudgeEngine, str]:
     """The engine, and the name of its model."""
     if engine is not None:
-        mixed = [*_given(model=model, base_url=base_url), *local]
+        mixed = [*given(model=model, base_url=base_url), *local]
         if mixed:
             raise TypeError(f"{', '.join(mixed)}: set these up in the engine that you pass.")
         return engine, engine.name
@@ -122,7 +125,13 @@ def _engine_of(
     return TransformersEngine.from_pretrained(name, **local), str(name)
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None.
+
+    Example:
+        >>> given(model="a", cache=None)
+        {'model': 'a'}
+    """
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -133,5 +142,4 @@ def _entry(template: JudgeTemplate) -> RewardEntry:
 
 VLM_JUDGE = _entry(RUBRIC)
 VLM_JUDGE_ALIGNMENT = _entry(ALIGNMENT)
-VLM_JUDGE_SAFETY = _entry(SAFETY)
 VLM_JUDGE_PREFERENCE = _entry(PREFERENCE)

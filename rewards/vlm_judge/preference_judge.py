@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from fk_reward.rewards.inputs import Images, in_order, prompt_list, to_pil
 from fk_reward.rewards.vlm_judge.engine import JudgeEngine
+from fk_reward.rewards.vlm_judge.marks import WeighingEngine
 from fk_reward.rewards.vlm_judge.templates import JudgeTemplate
 from fk_reward.rewards.vlm_judge.vlm_judge import Question, Verdict, VLMJudge
+
+_ANSWER = "<answer>"
 
 
 def ring_pairs(num_members: int, num_rounds: int | None = None) -> list[tuple[int, int]]:
@@ -79,16 +83,25 @@ class PreferenceJudge(VLMJudge):
     than an image contradicts itself and gives 0.5 to both. `num_rounds=m` compares each image only with its m next
     ones on a ring, K*m comparisons.
 
+    With a `listener`, a second model reads each chain of thought up to its answer, and gives the answer's probability
+    (Gambashidze et al. 2025, arXiv 2506.22832, take it as the calibrated confidence of a reasoner): a win of
+    confidence c counts as 0.5 + c / 2, a loss as 0.5 - c / 2, so that a chain that does not convince says nothing.
+
     Args:
         engine: as for `VLMJudge`.
         template: one that is pairwise.
+        listener: an engine with `weigh` that reads the reasons; None for none. Its template must end in "<answer>".
         both_orders: ask each comparison in both orders; False for half the cost, each image as often first as second.
         num_rounds: comparisons of K images are K * num_rounds; None for all.
         **options: `cache`, `on_unparsable`, `num_retries`, `max_new_tokens`, `batch_size` and `card` of `VLMJudge`; the
             batch size counts questions, each with two images.
 
+    Attributes:
+        num_heard: answers that the listener has read.
+        num_contradicted: those of them to which it gave less than one half.
+
     Raises:
-        TypeError: for another option.
+        TypeError: for another option, or a listener without `weigh`.
         ValueError: as `VLMJudge`, for a template about one image, and for `num_rounds` below 1.
 
     Example:
@@ -108,12 +121,17 @@ class PreferenceJudge(VLMJudge):
         engine: JudgeEngine,
         template: str | JudgeTemplate = "preference",
         *,
+        listener: WeighingEngine | None = None,
         both_orders: bool = True,
         num_rounds: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(engine, template, **options)
         ring_pairs(2, num_rounds)  # raises now rather than at the first call
+        if listener is not None and not isinstance(listener, WeighingEngine):
+            raise TypeError(f"The listener {listener!r} gives no probabilities: it needs a method `weigh`.")
+        self.listener = listener
+        self.num_heard = self.num_contradicted = 0
         self.both_orders = both_orders
         self.num_rounds = num_rounds
 
@@ -198,7 +216,40 @@ class PreferenceJudge(VLMJudge):
         orders = (1, -1) if self.both_orders else (1,)
         asked = [(pair[::order], prompt) for pair, prompt in zip(pairs, prompts, strict=True) for order in orders]
         questions = [Question((pil_images[i], pil_images[j]), prompt, indices=(i, j)) for (i, j), prompt in asked]
-        wins = [verdict.score for verdict in self._ask(questions)]
+        verdicts = self._ask(questions)
+        wins = [verdict.score for verdict in verdicts] if self.listener is None else self._heard(questions, verdicts)
         if not self.both_orders:
             return wins
         return [(straight + 1 - turned) / 2 for straight, turned in zip(wins[::2], wins[1::2], strict=True)]
+
+    def _heard(self, questions: Sequence[Question], verdicts: Sequence[Verdict]) -> list[float]:
+        """How much the first image wins, by the listener's confidence in each answer."""
+        size = self._checked_batch_size() or len(questions)
+        wins: list[float] = []
+        for start in range(0, len(questions), size):
+            part, judged = questions[start : start + size], verdicts[start : start + size]
+            found = self.listener.weigh(  # type: ignore[union-attr]  # only called where there is one
+                [question.images for question in part],
+                [self.template.messages(question.prompt) for question in part],
+                openings=[_reasons(verdict.answer) for verdict in judged],
+                candidates=["1", "2"],
+                ending="</answer>",
+            )
+            for verdict, (first, second) in zip(judged, found, strict=True):
+                confidence = 1 / (1 + math.exp(second - first if verdict.score == 1 else first - second))
+                self.num_heard += 1
+                self.num_contradicted += confidence < 0.5
+                wins.append(0.5 + (verdict.score - 0.5) * confidence)
+        return wins
+
+
+def _reasons(answer: str) -> str:
+    """An answer up to the place of the choice.
+
+    Raises:
+        ValueError: where it has none, so that a listener could not weigh one.
+    """
+    place = answer.lower().rfind(_ANSWER)
+    if place < 0:
+        raise ValueError(f"A listener needs answers in the form {_ANSWER}1</answer>, got {answer!r}.")
+    return answer[: place + len(_ANSWER)]

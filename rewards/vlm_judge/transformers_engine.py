@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fk_reward.models import file_state
+from fk_reward.rewards.answer_inputs import with_answer
 from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, Messages, Sampling
 
 if TYPE_CHECKING:
@@ -98,6 +99,67 @@ class TransformersEngine:
         answers = processor.batch_decode(tokens, skip_special_tokens=True)
         return [self._marked(text, row, sampling) for text, row in zip(answers, tokens, strict=True)]
 
+    @torch.inference_mode()
+    def weigh(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        messages: Sequence[Messages],
+        *,
+        openings: Sequence[str],
+        candidates: Sequence[str],
+        ending: str = "",
+    ) -> list[list[float]]:
+        """Log-probabilities of what comes next in answers, as `WeighingEngine` says; a pass for each shared beginning.
+
+        Ten marks of one token and the mark 10, which begins as 1 does, take two passes.
+
+        Raises:
+            ValueError: as `generate`; for an encoder-decoder; and when two candidates cannot be told apart.
+        """
+        if self.model.is_encoder_decoder:
+            raise ValueError(f"{self.name} is an encoder-decoder: marks are read from text there, reading='text'.")
+        asked = [_texts_of(message) for message in messages]
+        self.model.refuse_control_tokens(asked)
+        starts = self.model.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        texts = [start + self._joined(start, opening) for start, opening in zip(starts, openings, strict=True)]
+        gap = "" if openings[0] else self.model.separator(starts[0])
+        paths = [self._path(texts[0], f"{gap}{candidate}", ending) for candidate in candidates]
+        lengths = _lengths_that_tell(paths, candidates)
+        inputs = dict(
+            self.model.processor(
+                text=texts, images=[list(of_one) for of_one in images], padding=True, return_tensors="pt"
+            )
+        )
+        self.model.require_positions(inputs["attention_mask"], asked, answer=max(map(len, paths)))
+        needed = sorted({path[:end] for path, length in zip(paths, lengths, strict=True) for end in range(length)})
+        after = {begun: self._next_log_probs(inputs, begun) for begun in needed}
+        columns = [
+            torch.stack([after[path[:end]][:, path[end]] for end in range(length)]).sum(dim=0)
+            for path, length in zip(paths, lengths, strict=True)
+        ]
+        return torch.stack(columns, dim=1).tolist()
+
+    def _joined(self, start: str, opening: str) -> str:
+        return self.model.separator(start) + opening if opening else ""
+
+    def _path(self, text: str, candidate: str, ending: str) -> tuple[int, ...]:
+        """Ids of the tokens of a candidate and of what follows it."""
+        before, after = self.model.token_ids(text), self.model.token_ids(text + candidate + ending)
+        if after[: len(before)] != before or len(after) == len(before):
+            raise ValueError(
+                f"{self.name}: after {text[-20:]!r}, {candidate!r} is no token of its own, so that it cannot be "
+                "weighed: let the opening end elsewhere."
+            )
+        return tuple(after[len(before) :])
+
+    def _next_log_probs(self, inputs: dict[str, Any], begun: tuple[int, ...]) -> Tensor:
+        rows = with_answer(inputs, list(begun)) if begun else dict(inputs)
+        moved = {
+            name: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+            for name, value in rows.items()
+        }
+        return self.model.next_logits(moved).log_softmax(dim=-1).cpu()
+
     def _generate(self, inputs: dict[str, Any], sampling: Sampling) -> Tensor:
         settings: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "num_beams": 1}
         settings["pad_token_id"] = self.model.processor.tokenizer.pad_token_id
@@ -123,3 +185,15 @@ class TransformersEngine:
 def _texts_of(messages: Messages) -> str:
     """The texts of a conversation, without its images."""
     return "\n".join(part["text"] for message in messages for part in message["content"] if part["type"] == "text")
+
+
+def _lengths_that_tell(paths: Sequence[tuple[int, ...]], candidates: Sequence[str]) -> list[int]:
+    """How many tokens of each path it takes to tell it from all others."""
+    lengths = []
+    for place, path in enumerate(paths):
+        others = [other for i, other in enumerate(paths) if i != place]
+        length = next((n for n in range(1, len(path) + 1) if all(other[:n] != path[:n] for other in others)), None)
+        if length is None:
+            raise ValueError(f"The candidate {candidates[place]!r} is the beginning of another one: give an ending.")
+        lengths.append(length)
+    return lengths

@@ -19,6 +19,15 @@ class ScriptedEngine:
         self.calls.append(list(messages))
         return [self.answer(pictures, text_of(turns)) for pictures, turns in zip(images, messages, strict=True)]
 
+    def weigh(self, images, messages, *, openings, candidates, ending=""):
+        """Log-probabilities that follow from the picture, the text and the opening."""
+        self.calls.append(list(messages))
+        rows = []
+        for pictures, turns, opening in zip(images, messages, openings, strict=True):
+            seed = pictures[0].tobytes() + f"{text_of(turns)} {opening}".encode()
+            rows.append([-3 * crc32(seed + candidate.encode()) / 2**32 for candidate in candidates])
+        return rows
+
     def answer(self, pictures, text):
         if "<answer>" in text:
             first, second = (redness(picture) for picture in pictures)

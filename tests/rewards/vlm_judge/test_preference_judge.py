@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -142,3 +143,57 @@ def test_rounds_give_everyone_equally_many(num_rounds):
 def test_win_rates_want_an_outcome_for_each_pair():
     with pytest.raises(ValueError, match="zip"):
         win_rates([(0, 1)], [], num_members=2)
+
+
+class Listener:
+    """Gives the first answer a probability that follows from the chain of thought."""
+
+    name = "listener"
+
+    def __init__(self):
+        self.heard = []
+
+    def weigh(self, images, messages, *, openings, candidates, ending):
+        assert candidates == ["1", "2"]
+        assert ending == "</answer>"
+        self.heard += openings
+        return [[0.0, 0.0] if "perhaps" in opening else [math.log(0.9), math.log(0.1)] for opening in openings]
+
+
+class Reasoner:
+    name = "reasoner"
+
+    def __init__(self, *answers):
+        self.answers = answers
+
+    def generate(self, images, messages, *, sampling):
+        return list(self.answers[: len(images)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "contradicted"),
+    [
+        ("<think>sure</think><answer>1</answer>", 0.95, 0),
+        ("<think>sure</think><answer>2</answer>", 0.45, 1),
+        ("<think>perhaps</think><answer>2</answer>", 0.25, 0),
+    ],
+)
+def test_a_listener_weighs_the_answer(answer, expected, contradicted):
+    listener = Listener()
+    judge = PreferenceJudge(Reasoner(answer), listener=listener, both_orders=False)
+    outcome = judge.preference(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), "a cat")
+    assert outcome.item() == pytest.approx(expected)
+    assert (judge.num_heard, judge.num_contradicted) == (1, contradicted)
+    assert listener.heard == [answer[: answer.index("<answer>") + len("<answer>")]]
+
+
+def test_both_orders_are_heard():
+    answers = ["<answer>1</answer>", "<answer>1</answer>"]
+    judge = PreferenceJudge(Reasoner(*answers), listener=Listener())
+    assert judge.preference(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), "a cat").item() == 0.5
+    assert judge.num_heard == 2
+
+
+def test_a_listener_must_weigh():
+    with pytest.raises(TypeError, match="weigh"):
+        PreferenceJudge(Reasoner(""), listener=Reasoner(""))
