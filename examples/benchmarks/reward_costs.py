@@ -25,7 +25,7 @@ from fk_reward.planning.full_size_rewards import FULL_SIZE, FullSize
 from fk_reward.planning.meta_device import count_flops
 from fk_reward.planning.planned_models import is_at_hand
 from fk_reward.rewards import REWARDS, Reward, load_reward, reward_card
-from fk_reward.rewards.vlm_judge import VLMJudge
+from fk_reward.rewards.vlm_judge import MarkJudge, VLMJudge
 from fk_reward.shapes import Scene, SceneObject, render
 from fk_reward.terminal import say, write_document
 from fk_reward.value_checks import parse_integers, whole_number
@@ -121,7 +121,7 @@ def _make(name: str, settings: TimeSettings) -> tuple[Reward | None, str]:
         return None, ""
     reward = FULL_SIZE[name].make(device=settings.device, seed=settings.seed)
     # The length of a random judge's answer says nothing.
-    return (None, "") if isinstance(reward, VLMJudge) else (reward, "random")
+    return (None, "") if isinstance(reward, VLMJudge | MarkJudge) else (reward, "random")
 
 
 def _time(reward: Reward, images: Tensor, settings: TimeSettings) -> dict[str, Any]:
@@ -194,6 +194,8 @@ def _costs(reward: Reward, size: int, *, flops: bool) -> dict[str, Any]:
     }
     if isinstance(reward, VLMJudge):
         return costs | {"note": "as many passes as the answer has tokens"}
+    if isinstance(reward, MarkJudge):
+        return costs | {"note": "one or two passes a mark"}
     return costs | ({"gflops": count_flops(reward, size, PROMPT) / 1e9} if flops else {})
 
 
