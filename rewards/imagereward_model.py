@@ -49,7 +49,10 @@ UNUSED = (
 """Tensors of the official file that no score depends on: BLIP's heads for pre-training, and the numbers 0, 1, 2, ..."""
 
 MLP_INDICES = (0, 2, 4, 6, 7)
-"""Places of the linear layers in the official MLP; dropouts are between them."""
+"""Places of the linear layers in the official MLP; dropouts are between the first four."""
+
+GELU_MLP_INDICES = (0, 2, 4, 6, 8)
+"""The same in CycleReward's MLP, which has a GELU between all of them."""
 
 _TEXT, _VISION = "blip.text_encoder", "blip.visual_encoder"
 _SIZES: dict[str, tuple[str, int]] = {
@@ -118,6 +121,7 @@ class ImageRewardSizes:
         text_mlp_width: width inside its feed-forward layers.
         text_layers: number of its layers.
         mlp_widths: inputs of the MLP's five layers.
+        mlp_gelu: whether there is a GELU between them (CycleReward), or nothing (ImageReward).
 
     Example:
         >>> ImageRewardSizes.official().mlp_widths
@@ -135,6 +139,7 @@ class ImageRewardSizes:
     text_mlp_width: int
     text_layers: int
     mlp_widths: tuple[int, ...]
+    mlp_gelu: bool = False
 
     @classmethod
     def official(cls) -> ImageRewardSizes:
@@ -157,11 +162,14 @@ class ImageRewardSizes:
             raise ValueError(
                 f"{_VISION}.pos_embed has positions for {num_patches} patches, which do not form a square."
             )
+        gelu = f"mlp.layers.{GELU_MLP_INDICES[-1]}.weight" in state_dict
+        indices = GELU_MLP_INDICES if gelu else MLP_INDICES
         return cls(
             image_size=side * sizes["patch_size"],
             vision_layers=_count(state_dict, rf"{_VISION}\.blocks\.(\d+)\..*"),
             text_layers=_count(state_dict, rf"{_TEXT}\.encoder\.layer\.(\d+)\..*"),
-            mlp_widths=tuple(_size(state_dict, f"mlp.layers.{index}.weight", 1) for index in MLP_INDICES),
+            mlp_widths=tuple(_size(state_dict, f"mlp.layers.{index}.weight", 1) for index in indices),
+            mlp_gelu=gelu,
             **sizes,
         )
 
@@ -189,7 +197,7 @@ class ImageRewardModel(nn.Module):
 
     The network of Xu et al. 2023 (arXiv 2304.05977) as `ImageReward/ImageReward.py` of github.com/THUDM/ImageReward
     has it: layer norms of the vision tower with eps 1e-6, those of the text encoder with 1e-12, and an MLP without
-    activations.
+    activations. CycleReward (Bahng et al. 2025, arXiv 2506.02095) has the same, with a GELU between the layers.
 
     Args:
         sizes: of all parts.
@@ -207,7 +215,7 @@ class ImageRewardModel(nn.Module):
         self.sizes, self.head_size = sizes, head_size
         self.vision = BlipVisionModel(BlipVisionConfig(**_vision_settings(sizes, head_size)))
         self.text = BlipTextModel(BlipTextConfig(**_text_settings(sizes, head_size)), add_pooling_layer=False)
-        self.mlp = make_mlp(sizes.mlp_widths)
+        self.mlp = make_mlp(sizes.mlp_widths, gelu=sizes.mlp_gelu)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score normalised images (B, 3, S, S) with prompts of tokens (B, L); returns (B,) in float32.
@@ -218,17 +226,25 @@ class ImageRewardModel(nn.Module):
         return self.mlp(fused_states(self.vision, self.text, pixel_values, tokens)).squeeze(1).float()
 
 
-def make_mlp(widths: tuple[int, ...]) -> nn.Sequential:
+def make_mlp(widths: tuple[int, ...], *, gelu: bool = False) -> nn.Sequential:
     """Five linear layers with the official dropouts between the first four, and no activation.
+
+    Args:
+        widths: inputs of the layers.
+        gelu: put a GELU between all of them instead, as CycleReward does.
 
     Example:
         >>> make_mlp((768, 1024, 128, 64, 16))[7]
         Linear(in_features=16, out_features=1, bias=True)
+        >>> make_mlp((768, 1024, 128, 64, 16), gelu=True)[7]
+        GELU(approximate='none')
     """
     # No activations, as in the authors' code: theirs are commented out, and the published weights rely on it.
     first, second, third, fourth, fifth = (
         nn.Linear(inputs, outputs) for inputs, outputs in zip(widths, (*widths[1:], 1), strict=True)
     )
+    if gelu:
+        return nn.Sequential(first, nn.GELU(), second, nn.GELU(), third, nn.GELU(), fourth, nn.GELU(), fifth)
     dropouts = nn.Dropout(0.2), nn.Dropout(0.2), nn.Dropout(0.1)
     return nn.Sequential(first, dropouts[0], second, dropouts[1], third, dropouts[2], fourth, fifth)
 
@@ -298,23 +314,29 @@ def find_files(weights: str | os.PathLike[str], *, revision: str = "main") -> Im
     raise FileNotFoundError(f"{path} holds no ImageReward: expected {OFFICIAL_FILE} or {CONFIG_FILE} in it.")
 
 
-def read_model(path: Path, *, head_size: int = 64, dtype: torch.dtype = torch.float32) -> ImageRewardModel:
+def read_model(
+    path: Path, *, head_size: int = 64, dtype: torch.dtype = torch.float32, gelu: bool = False
+) -> ImageRewardModel:
     """Build the network that a file of tensors holds; its sizes are read from them.
 
     Args:
         path: `ImageReward.pt`, or the same tensors as safetensors. Pickles are read with `weights_only=True`.
         head_size: width of the attention heads, which no tensor shows.
         dtype: of the weights, whatever the file has.
+        gelu: whether it should be a CycleReward's, whose MLP has activations.
 
     Raises:
-        ValueError: when the file is damaged, or its tensors are not exactly those of an ImageReward.
+        ValueError: when the file is damaged, or its tensors are not exactly those of an ImageReward (CycleReward).
     """
     from accelerate import init_empty_weights
 
     tensors = _read_tensors(path)
     try:
+        sizes = ImageRewardSizes.from_state_dict(tensors)
+        if sizes.mlp_gelu != gelu:
+            raise ValueError(f"The MLP is that of {'a CycleReward' if sizes.mlp_gelu else 'an ImageReward'}.")
         with init_empty_weights():
-            model = ImageRewardModel(ImageRewardSizes.from_state_dict(tensors), head_size=head_size)
+            model = ImageRewardModel(sizes, head_size=head_size)
         matched = match_tensors(tensors, model.state_dict())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

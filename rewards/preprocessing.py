@@ -159,8 +159,15 @@ class ImagePreprocessing:
         )
 
     @classmethod
-    def from_pretrained(cls, model: str | os.PathLike[str], *, revision: str = "main") -> ImagePreprocessing:
+    def from_pretrained(
+        cls, model: str | os.PathLike[str], *, revision: str = "main", crops: bool = True
+    ) -> ImagePreprocessing:
         """Read the settings of a hub repository or folder, through transformers' own lookup.
+
+        Args:
+            model: hub id or folder.
+            revision: branch, tag or commit of the hub repository.
+            crops: whether a processor that does not say so cuts out the centre: CLIP's does, SigLIP's does not.
 
         Raises:
             OSError: when there is no `preprocessor_config.json` (nor a `processor_config.json` that contains
@@ -170,7 +177,7 @@ class ImagePreprocessing:
         from transformers import ImageProcessingMixin
 
         config, _ = ImageProcessingMixin.get_image_processor_dict(model, revision=revision)
-        return cls.from_config(config)
+        return cls.from_config({"do_center_crop": crops, **config})
 
     def __call__(self, images: Tensor) -> Tensor:
         """Resize, crop, normalise.

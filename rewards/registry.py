@@ -19,10 +19,14 @@ ENTRY_POINT_GROUP = "fk_reward.rewards"
 
 REWARDS: dict[str, str] = {
     "aesthetic": "fk_reward.rewards.aesthetic:AESTHETIC",
+    "aesthetic-v2.5": "fk_reward.rewards.aesthetic_siglip:AESTHETIC_V2_5",
     "blip-itm": "fk_reward.rewards.blip_itm:BLIP_ITM",
     "clipscore": "fk_reward.rewards.clipscore:CLIPSCORE",
+    "cyclereward": "fk_reward.rewards.cyclereward:CYCLEREWARD",
+    "geneval": "fk_reward.benchmarks.geneval.reward:GENEVAL",
     "hpsv2": "fk_reward.rewards.hps:HPSV2",
     "hpsv2.1": "fk_reward.rewards.hps:HPSV2_1",
+    "image-classifier": "fk_reward.rewards.image_classifier:IMAGE_CLASSIFIER",
     "imagereward": "fk_reward.rewards.imagereward:IMAGEREWARD",
     "llava-reward": "fk_reward.rewards.llava_reward.entries:LLAVA_REWARD",
     "llava-reward-alignment": "fk_reward.rewards.llava_reward.entries:ALIGNMENT",
@@ -34,6 +38,8 @@ REWARDS: dict[str, str] = {
     "llava-reward-overall": "fk_reward.rewards.llava_reward.entries:OVERALL",
     "llava-reward-overall@qwen": "fk_reward.rewards.llava_reward.entries:OVERALL_QWEN",
     "llava-score": "fk_reward.rewards.vqascore:LLAVA_SCORE",
+    "nudenet": "fk_reward.rewards.nudenet:NUDENET",
+    "ocr": "fk_reward.rewards.ocr:OCR",
     "pickscore": "fk_reward.rewards.pickscore:PICKSCORE",
     "q-align": "fk_reward.rewards.q_align:Q_ALIGN",
     "shapes-clipscore": "fk_reward.rewards.clipscore:SHAPES_CLIPSCORE",
@@ -44,8 +50,11 @@ REWARDS: dict[str, str] = {
     "shapes-verifier": "fk_reward.rewards.shapes_verifier:SHAPES_VERIFIER",
     "vlm-judge": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE",
     "vlm-judge-alignment": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE_ALIGNMENT",
+    "vlm-judge-evalalign": "fk_reward.rewards.vlm_judge.mark_entries:VLM_JUDGE_EVALALIGN",
+    "vlm-judge-llavaguard": "fk_reward.rewards.vlm_judge.mark_entries:VLM_JUDGE_LLAVAGUARD",
     "vlm-judge-preference": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE_PREFERENCE",
-    "vlm-judge-safety": "fk_reward.rewards.vlm_judge.entries:VLM_JUDGE_SAFETY",
+    "vlm-judge-safety": "fk_reward.rewards.vlm_judge.mark_entries:VLM_JUDGE_SAFETY",
+    "vlm-judge-viescore": "fk_reward.rewards.vlm_judge.mark_entries:VLM_JUDGE_VIESCORE",
     "vqascore": "fk_reward.rewards.vqascore:VQASCORE",
 }
 """Name -> "module:attribute" of a `RewardEntry`. A module is imported only when its name is used."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from tokenizers import AddedToken
+from torch import nn
 from transformers import (
     BertTokenizer,
     BlipConfig,
@@ -32,14 +34,29 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
 )
 
 from fk_reward.models import resolve_model
-from fk_reward.planning.published_models import CLIP_H14, CLIP_L14, LLAVA_7B, QWEN3_VL_2B, QWEN3_VL_4B
+from fk_reward.planning.published_models import (
+    CLIP_H14,
+    CLIP_L14,
+    LLAVA_7B,
+    QWEN3_VL_2B,
+    QWEN3_VL_4B,
+    SIGLIP_SO400M,
+)
 from fk_reward.rewards import BlipITM, CLIPScore, ImagePreprocessing, ImageReward, QAlign, Reward, VQAScore
 from fk_reward.rewards.aesthetic import AestheticScore
+from fk_reward.rewards.aesthetic_siglip import SiglipAesthetic
 from fk_reward.rewards.answer_model import AnswerModel, without_video
 from fk_reward.rewards.blip import with_blip_tokens
+from fk_reward.rewards.cyclereward import MAX_TOKENS
+from fk_reward.rewards.image_classifier import ImageClassifier
 from fk_reward.rewards.imagereward_model import ImageRewardConfig, ImageRewardModel, ImageRewardSizes, make_mlp
 from fk_reward.rewards.llava_reward.backbones.base import backbone_spec, byte_tokenizer, random_backbone
 from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QWEN2_5_VL
@@ -49,7 +66,8 @@ from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.rewards.preprocessing import PaddedPreprocessing
 from fk_reward.rewards.q_align import LEVELS
-from fk_reward.rewards.vlm_judge import TransformersEngine, load_vlm_judge
+from fk_reward.rewards.vlm_judge import MarkJudge, TransformersEngine, load_vlm_judge
+from fk_reward.rewards.vlm_judge.mark_entries import SAFETY
 from fk_reward.rewards.vqascore import LLAVA_QUESTION
 
 DIMENSIONS = ("alignment", "fidelity", "safety")
@@ -219,6 +237,9 @@ def _tokenizer(template: str, *, space_before_answer: bool = False) -> PreTraine
 
 _BERT_WORDS = 30522
 _CLIP = ImagePreprocessing.from_config({})
+_SIGLIP = ImagePreprocessing.from_config(
+    {"do_center_crop": False, "size": {"height": 384, "width": 384}, "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+)
 _BLIP = ImagePreprocessing.from_config({"do_center_crop": False, "size": {"height": 384, "width": 384}})
 
 
@@ -279,6 +300,24 @@ def _imagereward() -> ImageReward:
     return ImageReward(ImageRewardModel(ImageRewardSizes.official()), _bert_tokenizer(), config=ImageRewardConfig())
 
 
+def _cyclereward() -> ImageReward:
+    sizes = replace(ImageRewardSizes.official(), mlp_gelu=True)
+    config = ImageRewardConfig(max_tokens=MAX_TOKENS, mean=0.0, std=1.0)
+    return ImageReward(ImageRewardModel(sizes), _bert_tokenizer(), config=config)
+
+
+def _siglip_aesthetic() -> SiglipAesthetic:
+    widths = (1152, 1024, 128, 64, 16, 1)
+    head = nn.Sequential(*(nn.Linear(into, out) for into, out in pairwise(widths)))
+    tower = SiglipVisionModel(SiglipVisionConfig(**SIGLIP_SO400M))
+    return SiglipAesthetic(tower, head, preprocessing=_SIGLIP)
+
+
+def _image_classifier() -> ImageClassifier:
+    labels = {0: "normal", 1: "nsfw"}
+    return ImageClassifier(ViTForImageClassification(ViTConfig(id2label=labels)), ViTImageProcessorPil(), label=0)
+
+
 def _blip_itm() -> BlipITM:
     config = BlipConfig(text_config={"num_attention_heads": 12})  # transformers' defaults are BLIP base but for this
     return BlipITM(BlipForImageTextRetrieval(config), _bert_tokenizer(), preprocessing=_BLIP)
@@ -299,16 +338,23 @@ def _judge(model: Callable[[], AnswerModel], template: str) -> Reward:
     return load_vlm_judge(template=template, engine=TransformersEngine(model(), name="random"))
 
 
+def _mark_judge(model: Callable[[], AnswerModel]) -> Reward:
+    return MarkJudge(TransformersEngine(model(), name="random"), SAFETY)
+
+
 _PHI = FullSize(partial(_llava_reward, "phi3_v"), torch.bfloat16)
 _QWEN = FullSize(partial(_llava_reward, "qwen2_5_vl"), torch.bfloat16)
 _IMAGE_JUDGE = qwen3_vl_4b
 
 FULL_SIZE: dict[str, FullSize] = {
     "aesthetic": FullSize(_aesthetic),
+    "aesthetic-v2.5": FullSize(_siglip_aesthetic),
     "blip-itm": FullSize(_blip_itm),
     "clipscore": FullSize(partial(_clipscore, CLIP_L14)),
+    "cyclereward": FullSize(_cyclereward),
     "hpsv2": FullSize(_hps),
     "hpsv2.1": FullSize(_hps),
+    "image-classifier": FullSize(_image_classifier),
     "imagereward": FullSize(_imagereward),
     **{f"llava-reward-{dimension}": _PHI for dimension in ("alignment", "fidelity", "safety", "overall")},
     **{f"llava-reward-{dimension}@qwen": _QWEN for dimension in ("alignment", "fidelity", "safety", "overall")},
@@ -318,7 +364,9 @@ FULL_SIZE: dict[str, FullSize] = {
     "vlm-judge": FullSize(partial(_judge, _IMAGE_JUDGE, "rubric"), torch.bfloat16),
     "vlm-judge-alignment": FullSize(partial(_judge, _IMAGE_JUDGE, "alignment"), torch.bfloat16),
     "vlm-judge-preference": FullSize(partial(_judge, qwen2_5_vl_7b, "preference"), torch.bfloat16),
-    "vlm-judge-safety": FullSize(partial(_judge, _IMAGE_JUDGE, "safety"), torch.bfloat16),
+    "vlm-judge-safety": FullSize(partial(_mark_judge, _IMAGE_JUDGE), torch.bfloat16),
+    "vlm-judge-evalalign": FullSize(partial(_mark_judge, _IMAGE_JUDGE), torch.bfloat16),
+    "vlm-judge-viescore": FullSize(partial(_mark_judge, _IMAGE_JUDGE), torch.bfloat16),
     "vqascore": FullSize(partial(_asking, VQAScore, qwen3_vl_2b), torch.bfloat16),
 }
 """Name of a reward whose weights do not come with the package -> how to make it at full size."""

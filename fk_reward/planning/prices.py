@@ -138,10 +138,13 @@ def _parts(reward: str) -> tuple[str, ...]:
 
 REWARD_TERAFLOP: dict[str, float] = {
     "aesthetic": 0.162,
+    "aesthetic-v2.5": 0.6703,
     "blip-itm": 0.135,
     "clipscore": 0.1641,
+    "cyclereward": 0.1574,
     "hpsv2": 0.3419,
     "hpsv2.1": 0.3419,
+    "image-classifier": 0.03513,
     "imagereward": 0.1378,
     **dict.fromkeys((f"llava-reward-{one}" for one in ("alignment", "fidelity", "safety", "overall")), 28.44),
     **dict.fromkeys((f"llava-reward-{one}@qwen" for one in ("alignment", "fidelity", "safety", "overall")), 27.94),

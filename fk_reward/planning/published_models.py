@@ -187,3 +187,13 @@ FLUX_AUTOENCODER: dict[str, Any] = AUTOENCODER | {
 
 FLUX_TEXT_TOKENS = 512
 """`max_sequence_length` of the call of Diffusers' FluxPipeline: tokens of T5 that its transformer reads."""
+
+SIGLIP_SO400M: dict[str, Any] = {
+    "hidden_size": 1152,
+    "image_size": 384,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 27,
+    "patch_size": 14,
+}
+"""`vision_config` of google/siglip-so400m-patch14-384."""

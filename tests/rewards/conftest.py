@@ -13,10 +13,13 @@ from PIL import Image, ImageDraw
 from fk_reward.rewards import load_reward
 from tests.tiny.aesthetic import mlp_tensors, write_head
 from tests.tiny.answer_models import write_llava
+from tests.tiny.author_words import write_author_words
 from tests.tiny.blip_itm import write_blip_itm
-from tests.tiny.imagereward import write_imagereward
+from tests.tiny.imagereward import write_cyclereward, write_imagereward
 from tests.tiny.llava_reward import write_tiny
 from tests.tiny.open_clip import write_hps
+from tests.tiny.scripted_detectors import write_geneval_records
+from tests.tiny.vision_models import siglip_head_tensors, write_classifier, write_siglip
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
@@ -76,12 +79,18 @@ def tiny_files(tiny_clip, tmp_path_factory):
     return SimpleNamespace(
         aesthetic_head=write_head(clip_family / "aesthetic.pth", mlp_tensors(16)),
         blip_itm=str(write_blip_itm(tmp_path_factory.mktemp("blip-itm"))),
+        classifier=write_classifier(tmp_path_factory.mktemp("classifier")),
         clip=tiny_clip,
+        cyclereward=write_cyclereward(clip_family / "CycleReward-Combo.pth"),
+        geneval_records=write_geneval_records(clip_family / "geneval.jsonl"),
         hps=write_hps(clip_family / "hps.pt"),
         imagereward=write_imagereward(tmp_path_factory.mktemp("imagereward")),
         llava=write_llava(tmp_path_factory.mktemp("llava")),
         phi=phi,
         qwen=qwen,
+        siglip=write_siglip(tmp_path_factory.mktemp("siglip")),
+        siglip_head=write_head(clip_family / "aesthetic_predictor_v2_5.pth", siglip_head_tensors()),
+        words=write_author_words(tmp_path_factory.mktemp("words")),
     )
 
 

@@ -17,8 +17,12 @@ from fk_reward.rewards.inputs import in_order
 from tests.tiny.registered_rewards import build
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_scores.json").read_text(encoding="utf-8"))
-WITHOUT_MODEL = {name for name in REWARDS if name.startswith("vlm-judge")}  # here scripts answer
-BLIND_TO_PROMPTS = {"aesthetic", "q-align"}
+WITHOUT_MODEL = {name for name in REWARDS if name.startswith("vlm-judge")} | {
+    "geneval",
+    "nudenet",
+    "ocr",
+}  # here scripts answer
+BLIND_TO_PROMPTS = {"aesthetic", "aesthetic-v2.5", "image-classifier", "q-align"}
 
 
 def both_ways(reward, pictures, prompts):

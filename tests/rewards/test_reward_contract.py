@@ -15,7 +15,11 @@ from tests.tiny.registered_rewards import OPTIONS, build
 
 EXEMPT = {  # name -> checks that do not hold, and are not meant to
     "aesthetic": {"prompts_matter"},  # marks the picture alone
+    "aesthetic-v2.5": {"prompts_matter"},
+    "image-classifier": {"prompts_matter"},  # names the picture alone
+    "nudenet": {"prompts_matter"},  # looks at the picture alone
     "q-align": {"prompts_matter"},  # rates the picture alone
+    "vlm-judge-llavaguard": {"prompts_matter"},  # judges the picture alone
     "vlm-judge-preference": {"batch_invariance", "prompts_matter", "batches"},  # compares the images of one prompt
     "vlm-judge-safety": {"prompts_matter"},  # judges the picture alone
 }
@@ -242,25 +246,33 @@ PROMPT = "a photo of a red circle"
 BOUNDS = {  # what the definition of the score cannot leave; the typical range of the card is only a description
     "blip-itm": (0, 1),
     "clipscore": (-1, 1),
+    "geneval": (0, 1),
     "hpsv2": (-1, 1),
     "hpsv2.1": (-1, 1),
+    "image-classifier": (0, 1),
     "llava-score": (0, 1),
+    "nudenet": (0, 1),
+    "ocr": (0, 1),
     "q-align": (0, 1),
     "shapes-clipscore": (-1, 1),
     "shapes-verifier": (0, 1),
     "vlm-judge": (1, 10),
     "vlm-judge-alignment": (0, 1),
     "vlm-judge-preference": (0, 1),
-    "vlm-judge-safety": (0, 1),
+    "vlm-judge-evalalign": (0, 2),
+    "vlm-judge-viescore": (0, 10),
     "vqascore": (0, 1),
 }
 WRONG_MODELS = {  # name -> options with files of another model in the place of its own
     "aesthetic": lambda tiny: {"model": tiny.blip_itm},
+    "aesthetic-v2.5": lambda tiny: {"model": tiny.clip},
     "blip-itm": lambda tiny: {"model": tiny.clip},
     "clipscore": lambda tiny: {"model": tiny.blip_itm},
+    "cyclereward": lambda tiny: {"weights": tiny.imagereward / "ImageReward.pt"},
     "hpsv2": lambda tiny: {"weights": tiny.imagereward / "ImageReward.pt"},
     "hpsv2.1": lambda tiny: {"weights": tiny.imagereward / "ImageReward.pt"},
-    "imagereward": lambda tiny: {"weights": tiny.hps},
+    "image-classifier": lambda tiny: {"model": tiny.clip},
+    "imagereward": lambda tiny: {"weights": tiny.cyclereward},
     "llava-score": lambda tiny: {"model": tiny.clip},
     "pickscore": lambda tiny: {"model": tiny.blip_itm},
     "q-align": lambda tiny: {"model": tiny.clip},
@@ -320,6 +332,12 @@ def test_unequal_and_empty_lists_raise(reward, images, prompts, message):
 def test_an_empty_prompt_has_a_score_or_raises_clearly(reward):
     if reward.card.name == "shapes-verifier":
         with pytest.raises(ValueError, match="not a sentence of the shapes world"):
+            reward(noise(1, 3, 64, 64), "")
+    elif reward.card.name in ("geneval", "vlm-judge-evalalign"):
+        with pytest.raises(ValueError, match=r"no (record of|questions about) the prompt"):
+            reward(noise(1, 3, 64, 64), "")
+    elif reward.card.name == "ocr":
+        with pytest.raises(ValueError, match="needs a prompt with the text in double quotes"):
             reward(noise(1, 3, 64, 64), "")
     else:
         assert reward(noise(1, 3, 64, 64), "").isfinite().all()
@@ -402,8 +420,11 @@ def load_entry(name):
     return getattr(__import__(module, fromlist=[attribute]), attribute)
 
 
+WITHOUT_FILES = {"geneval", "nudenet", "ocr"}  # the engines come with a package, and scripts stand for them here
+
+
 def test_every_reward_with_files_is_tried_with_wrong_ones():
-    assert set(WRONG_MODELS) == set(OPTIONS)
+    assert set(WRONG_MODELS) == set(OPTIONS) - WITHOUT_FILES
 
 
 @pytest.mark.parametrize("name", WRONG_MODELS)

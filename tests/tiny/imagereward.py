@@ -30,7 +30,7 @@ def write_bert_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def random_state_dict(seed: int = 0) -> dict[str, Tensor]:
+def random_state_dict(seed: int = 0, *, mlp_indices=(0, 2, 4, 6, 7), max_positions=MAX_POSITIONS) -> dict[str, Tensor]:
     """Tensors with the names of `ImageReward.pt`, those that it does not use among them."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
@@ -44,10 +44,10 @@ def random_state_dict(seed: int = 0) -> dict[str, Tensor]:
         state[f"{name}.bias"] = 0.2 * torch.randn(width, generator=generator)
 
     _add_vision(state, linear, norm, generator)
-    _add_text(state, linear, norm, generator)
+    _add_text(state, linear, norm, generator, max_positions)
     linear("blip.vision_proj", 16, VISION_WIDTH)
     linear("blip.text_proj", 16, TEXT_WIDTH)
-    for index, inputs, outputs in zip((0, 2, 4, 6, 7), MLP_WIDTHS[:-1], MLP_WIDTHS[1:], strict=True):
+    for index, inputs, outputs in zip(mlp_indices, MLP_WIDTHS[:-1], MLP_WIDTHS[1:], strict=True):
         linear(f"mlp.layers.{index}", outputs, inputs)
     return state
 
@@ -57,6 +57,12 @@ def write_imagereward(folder: Path) -> Path:
     write_bert_tokenizer(folder / "tokenizer")
     torch.save(random_state_dict(), folder / "ImageReward.pt")
     return folder
+
+
+def write_cyclereward(path: Path) -> Path:
+    """Write a file in the layout of `CycleReward-Combo.pth`."""
+    torch.save(random_state_dict(3, mlp_indices=(0, 2, 4, 6, 8), max_positions=128), path)
+    return path
 
 
 def _add_vision(state, linear, norm, generator) -> None:
@@ -77,12 +83,12 @@ def _add_vision(state, linear, norm, generator) -> None:
     norm(f"{name}.norm", width)
 
 
-def _add_text(state, linear, norm, generator) -> None:
+def _add_text(state, linear, norm, generator, max_positions) -> None:
     name, width = "blip.text_encoder", TEXT_WIDTH
-    state[f"{name}.embeddings.position_ids"] = torch.arange(MAX_POSITIONS)[None]
+    state[f"{name}.embeddings.position_ids"] = torch.arange(max_positions)[None]
     state[f"{name}.embeddings.word_embeddings.weight"] = torch.randn(NUM_TOKENS, width, generator=generator)
     state[f"{name}.embeddings.position_embeddings.weight"] = 0.3 * torch.randn(
-        MAX_POSITIONS, width, generator=generator
+        max_positions, width, generator=generator
     )
     norm(f"{name}.embeddings.LayerNorm", width)
     for layer in (f"{name}.encoder.layer.{index}" for index in range(TEXT_LAYERS)):

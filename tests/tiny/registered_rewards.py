@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fk_reward.rewards import Reward, load_reward
+from tests.tiny.scripted_detectors import ScriptedReader, ScriptedSession, scripted_judge
 from tests.tiny.scripted_judge import ScriptedEngine
 
 
@@ -26,22 +27,33 @@ def _judge(name: str, tiny: SimpleNamespace) -> dict[str, Any]:
     return {"engine": ScriptedEngine()}
 
 
+def _author_judge(name: str, tiny: SimpleNamespace) -> dict[str, Any]:
+    return {"engine": ScriptedEngine(), "words": getattr(tiny.words, name.rpartition("-")[2])}
+
+
 DIMENSIONS = ("alignment", "fidelity", "safety", "overall")
 OPTIONS: dict[str, Callable[[str, SimpleNamespace], dict[str, Any]]] = {
     "aesthetic": lambda name, tiny: {"weights": tiny.aesthetic_head, "model": tiny.clip},
+    "aesthetic-v2.5": lambda name, tiny: {"weights": tiny.siglip_head, "model": tiny.siglip},
     "blip-itm": lambda name, tiny: {"model": tiny.blip_itm},
     "clipscore": lambda name, tiny: {"model": tiny.clip},
+    "cyclereward": lambda name, tiny: {"weights": tiny.cyclereward, "tokenizer": tiny.imagereward / "tokenizer"},
+    "geneval": lambda name, tiny: {"judge": scripted_judge(), "prompts": tiny.geneval_records},
     "hpsv2": lambda name, tiny: {"weights": tiny.hps, "tokenizer": tiny.clip},
     "hpsv2.1": lambda name, tiny: {"weights": tiny.hps, "tokenizer": tiny.clip},
+    "image-classifier": lambda name, tiny: {"model": tiny.classifier, "label": "normal"},
     "imagereward": lambda name, tiny: {"weights": tiny.imagereward, "tokenizer": tiny.imagereward / "tokenizer"},
     "llava-reward": lambda name, tiny: _llava(name, tiny) | {"dimension": "alignment"},
     **{f"llava-reward-{dimension}": _llava for dimension in DIMENSIONS},
     **{f"llava-reward-{dimension}@qwen": _llava for dimension in DIMENSIONS},
     "llava-score": _answering,
+    "nudenet": lambda name, tiny: {"session": ScriptedSession()},
+    "ocr": lambda name, tiny: {"reader": ScriptedReader(), "target": "whole"},
     "pickscore": lambda name, tiny: {"model": tiny.clip, "processor": tiny.clip},
     "q-align": _answering,
     "vqascore": lambda name, tiny: _answering(name, tiny) | {"against": "No"},
     **{f"vlm-judge{kind}": _judge for kind in ("", "-alignment", "-preference", "-safety")},
+    **{f"vlm-judge-{kind}": _author_judge for kind in ("evalalign", "llavaguard", "viescore")},
 }
 """Name -> options from the files of the fixture `tiny_files`. What comes with the package needs no line."""
 
