@@ -64,8 +64,9 @@ class MarkQuestion:
     Example:
         >>> values = {"0": 0.0, "1": 1.0}
         >>> question = MarkQuestion(text="How good?", values=values, separators=("",), read=lambda answer: (0.0,))
-        >>> question.expectation([math.log(0.25), math.log(0.75)]), question.log_odds([math.log(0.25), math.log(0.75)])
-        (0.75, -1.0986122886681098)
+        >>> log_probs = [math.log(0.25), math.log(0.75)]
+        >>> round(question.expectation(log_probs), 3), round(question.log_odds(log_probs), 3)
+        (0.75, -1.099)
     """
 
     text: str
