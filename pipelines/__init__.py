@@ -5,6 +5,7 @@ from fk_reward.pipelines.decoding import PREVIEWS, LatentDecoder, ReducedResolut
 from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.schedulers import SOLVERS, Solver, stochastic_scheduler
+from fk_reward.sampling.flow_match_glass import FlowMatchGLASSScheduler
 from fk_reward.sampling.flow_match_sde import FlowMatchSDEScheduler
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Compilation",
     "FKSteeringOutput",
     "FKSteeringPipeline",
+    "FlowMatchGLASSScheduler",
     "FlowMatchSDEScheduler",
     "LatentDecoder",
     "ReducedResolution",

@@ -11,6 +11,7 @@ from typing import Any
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 
+from fk_reward.sampling.flow_match_glass import FlowMatchGLASSScheduler
 from fk_reward.sampling.stochasticity import (
     NOT_STEERABLE,
     counterpart,
@@ -136,6 +137,11 @@ def _tcd(num_steps: int) -> Solver:
     return Solver(scheduler=TCDScheduler, num_inference_steps=num_steps, eta=0.3, guidance_scale=1.0)
 
 
+def _glass(num_steps: int) -> Solver:
+    """Holderrieth et al. (2025), for flow models: transitions of four calls of the denoiser."""
+    return Solver(scheduler=FlowMatchGLASSScheduler, num_inference_steps=num_steps)
+
+
 SOLVERS: dict[str, Solver] = {
     "ddim-50": _ddim(50),
     "ddim-100": _ddim(100),
@@ -145,9 +151,11 @@ SOLVERS: dict[str, Solver] = {
     "lcm-8": _lcm(8),
     "tcd-4": _tcd(4),
     "tcd-8": _tcd(8),
+    "glass-28": _glass(28),
+    "glass-48": _glass(48),
 }
-"""Presets by name. `lcm-*` and `tcd-*` need a model, or a LoRA, that was distilled for them: naming one says that it
-was. With any other model they shrink every mode of the distribution (`docs/schedulers.md`)."""
+"""Presets by name. `glass-*` are for flow models (SD3, Flux), the others for models with a schedule of betas. `lcm-*`
+and `tcd-*` need a model, or a LoRA, that was distilled for them: naming one says that it was. With any other model they shrink every mode of the distribution (`docs/schedulers.md`)."""
 
 
 def resolve_solver(solver: str | Solver | None) -> Solver | None:

@@ -35,6 +35,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from fk_reward.sampling.flow_match_glass import FlowMatchGLASSScheduler
 from fk_reward.sampling.flow_match_sde import FlowMatchSDEScheduler
 from fk_reward.sampling.step_checks import bounded_variance
 
@@ -128,6 +129,12 @@ ACCEPTED = (
     Row(FlowMatchSDEScheduler, {"shift": 6.0}, kinds=(None,)),
     Row(FlowMatchSDEScheduler, {"use_dynamic_shifting": True}, kinds=(None,), timesteps={"mu": 1.15}),
     Row(FlowMatchSDEScheduler, {"shift": 3.0, "use_karras_sigmas": True}, kinds=(None,)),
+    Row(FlowMatchGLASSScheduler, {"shift": 3.0, "correlation": 0.2}, kinds=(None,)),
+    Row(FlowMatchGLASSScheduler, {"shift": 3.0, "correlation": 0.4}, kinds=(None,)),
+    Row(FlowMatchGLASSScheduler, {"shift": 3.0, "correlation": 0.8}, kinds=(None,)),
+    Row(FlowMatchGLASSScheduler, {"shift": 3.0, "correlation": "ddpm"}, kinds=(None,)),
+    Row(FlowMatchGLASSScheduler, {"shift": 1.0}, kinds=(None,)),
+    Row(FlowMatchGLASSScheduler, {"use_dynamic_shifting": True}, kinds=(None,), timesteps={"mu": 1.15}),
 )
 """Samplers that a steered run accepts."""
 

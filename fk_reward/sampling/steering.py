@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,14 @@ from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.records import SteeringRecord, SteeringRecords, StepRecord, recorded_weights, timestep_number
 from fk_reward.sampling.row_state import GeneratorRows, RowState, SchedulerHistory
 from fk_reward.sampling.step_checks import CopiesCheck, FiniteWatch, bounded_variance, check_reported_x0
-from fk_reward.sampling.stochasticity import adds_noise_now, require_matching_steps, require_stochastic, step_signature
+from fk_reward.sampling.stochasticity import (
+    adds_noise_now,
+    require_matching_steps,
+    require_single_steps,
+    require_stochastic,
+    step_signature,
+    transition_starts,
+)
 from fk_reward.sampling.transitions import Denoise, Prediction, RepeatableStep, StepState, chosen_rows
 from fk_reward.sampling.x0_prediction import predict_x0, predicts_x0, signal_share
 from fk_reward.search.base import Population, ReadsSignal, can_move, can_resize
@@ -165,6 +173,7 @@ class _StepInterceptor:
         self._roles = _roles(self.signature)
         self._num_done = 0
         self._pending: list[int] = []
+        self._starts: tuple[int, ...] = ()  # of transitions, which are the steps that the population counts
         self._generators = GeneratorRows(population.num_groups, exchange.num_own, copies=population.copies)
         self._copies = CopiesCheck(scheduler)
         self._x0_pred: Tensor | None = None
@@ -228,9 +237,7 @@ class _StepInterceptor:
 
     def _transitioned(self, bound: inspect.BoundArguments) -> Any:
         """Let the transition move the particles, with the scheduler's step at its disposal."""
-        transition = self._options.transition
-        if transition is None:
-            return self._handed_on(bound)
+        transition: Any = self._options.transition
         move, state = self._repeatable(bound), self._state(bound.arguments)
         moved = transition(state, move, self._score)
         output = move.output(moved, getattr(transition, "__name__", type(transition).__name__))
@@ -275,7 +282,7 @@ class _StepInterceptor:
         expected, ran, left = self.records.expected_steps, self._num_done, self._population.num_particles
         if expected is None:
             return
-        finished = self._population.forecast(expected).finished if self._moves else left
+        finished = self._population.forecast(len(self._starts)).finished if self._moves else left
         if left > finished:
             raise RuntimeError(
                 f"The loop ended after {ran} of {expected} steps with {left} particles of a prompt, and the search "
@@ -318,6 +325,8 @@ class _StepInterceptor:
         if needs_noise or (self._moves and draws):
             require_stochastic(self._scheduler, eta=arguments.get("eta"))
             require_matching_steps(self._scheduler)
+        if isinstance(self._population, Proposing) or self._options.transition is not None:
+            require_single_steps(self._scheduler, type(self._population).__name__)
         if not self._moves:
             given = self._options.num_steps
             if needs_noise:  # a search with moves of its own places them on the run
@@ -334,10 +343,18 @@ class _StepInterceptor:
             )
         num_steps = _length_of_run(self._scheduler, timestep, given=self._options.num_steps)
         self.records.expected_steps = num_steps
-        warning = self._population.begin(num_steps)
+        self._starts = transition_starts(self._scheduler, num_steps)
+        warning = self._population.begin(len(self._starts))
         if warning is not None:
             logger.warning(warning)
-        self._pending = check_scoring_steps(self._population, num_steps)
+        scoring = check_scoring_steps(self._population, len(self._starts))
+        self._pending = [self._starts[number] for number in scoring]
+
+    @property
+    def _number(self) -> int:
+        """Of the transition that is being made, as the population counts."""
+        is_plain = len(self._starts) == self.records.expected_steps
+        return self._num_done if is_plain else bisect_right(self._starts, self._num_done) - 1
 
     def _score_and_advance(self, arguments: dict[str, Any]) -> None:
         model_output, timestep, sample = self._inputs(arguments)
@@ -353,7 +370,7 @@ class _StepInterceptor:
             self._population.at_signal(signal_share(self._scheduler, timestep))
         ancestors = self._advanced(rewards)
         check_ancestors(ancestors, self._population, num_before)
-        check_size(self._population, step=self._num_done, num_steps=self.records.expected_steps or 0)
+        check_size(self._population, step=self._number, num_steps=len(self._starts))
         if ancestors is not None:
             self._gather(arguments, ancestors)
             x0_pred = self._exchange.take(x0_pred, ancestors)
@@ -401,7 +418,7 @@ class _StepInterceptor:
     def _advanced(self, rewards: Tensor) -> Tensor | None:
         # the log-ratio belongs to the particles of now: weigh it before any is copied
         log_ratio, self.records.log_ratio = self.records.log_ratio, None
-        return self._population.advance(rewards, step=self._num_done, log_ratio=log_ratio)
+        return self._population.advance(rewards, step=self._number, log_ratio=log_ratio)
 
     def _gather(self, arguments: dict[str, Any], ancestors: Tensor) -> None:
         """Let everything that has a row for each particle be that of the ancestors."""

@@ -125,14 +125,56 @@ def takes_argument(scheduler: Any, name: str) -> bool:
 
 
 def adds_noise_now(scheduler: Any) -> bool:
-    """Whether the next call of `step` ends with noise: two-stage schedulers add it in the second stage only.
+    """Whether the next call of `step` draws noise.
+
+    Two-stage schedulers add it in the second stage only, GLASS draws it where a transition begins.
 
     Example:
         >>> from diffusers import KDPM2AncestralDiscreteScheduler
         >>> adds_noise_now(KDPM2AncestralDiscreteScheduler())
         False
     """
-    return not getattr(scheduler, "state_in_first_order", False)
+    return not getattr(scheduler, "state_in_first_order", False) and getattr(scheduler, "draws_now", True)
+
+
+def require_single_steps(scheduler: Any, search: str) -> None:
+    """Raise where a transition takes several steps, for searches that draw single steps again, or move them.
+
+    Args:
+        scheduler: a Diffusers scheduler.
+        search: what asks, for the message.
+
+    Raises:
+        ValueError: for GLASS, where a particle inside a transition is more than the sample of a step.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> require_single_steps(DDIMScheduler(), "RolloverBudget")
+    """
+    if hasattr(scheduler, "transition_starts"):
+        raise ValueError(
+            f"A transition of {type(scheduler).__name__} takes several steps, of which {search} would change a single "
+            "one: use FlowMatchSDEScheduler, or a search that leaves the moves to the scheduler, such as fk."
+        )
+
+
+def transition_starts(scheduler: Any, num_steps: int) -> tuple[int, ...]:
+    """The steps of a run at which its transitions begin: every one, but of schedulers whose transitions take several.
+
+    Args:
+        scheduler: before the first step of the run.
+        num_steps: calls of `step` that will be made.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> transition_starts(DDIMScheduler(), 3)
+        (0, 1, 2)
+    """
+    starts = getattr(scheduler, "transition_starts", None)
+    if starts is None:
+        return tuple(range(num_steps))
+    first = getattr(scheduler, "begin_index", None) or 0
+    return tuple(start - first for start in starts if first <= start < first + num_steps)
 
 
 def _why_refused(scheduler: Any, eta: float | None) -> str | None:

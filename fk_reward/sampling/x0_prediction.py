@@ -250,6 +250,7 @@ X0_PREDICTIONS: dict[str, PredictX0] = {
     "EDMDPMSolverMultistepScheduler": _from_dpm_solver,
     "EulerAncestralDiscreteScheduler": _from_sigma,
     "FlowMatchEulerDiscreteScheduler": _from_flow,
+    "FlowMatchGLASSScheduler": _from_flow,
     "FlowMatchLCMScheduler": _from_flow,
     "FlowMatchSDEScheduler": _from_flow,
     "KDPM2AncestralDiscreteScheduler": _from_two_stage_sigma,

@@ -252,7 +252,8 @@ def test_another_schedule_of_noise_levels_is_noticed():
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_preset_adds_noise_and_states_its_steps(name):
     solver = SOLVERS[name]
-    require_stochastic(solver.build(EulerDiscreteScheduler()), eta=solver.eta)
+    own = FlowMatchEulerDiscreteScheduler() if name.startswith("glass") else EulerDiscreteScheduler()
+    require_stochastic(solver.build(own), eta=solver.eta)
     assert name.endswith(f"-{solver.num_inference_steps}")
 
 
@@ -361,7 +362,18 @@ def test_wrong_solvers(solver, error, message):
 
 
 @pytest.mark.parametrize("make", [tiny.make_sd3, tiny.make_flux])
-@pytest.mark.parametrize("name", SOLVERS)
+def test_glass_is_a_solver_of_flow_models(make):
+    own = make(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    wrapped = wrap(own, reward=BrightnessReward(), solver="glass-28")
+    out = wrapped(PROMPT, num_particles=2, num_inference_steps=8, height=16, width=16, generator=generator())
+    assert out.trace.num_model_calls in (8, 16)  # SD3 has guidance in the batch
+    assert [step.step for step in out.trace.steps] == [0, 8]
+    with pytest.raises(ValueError, match="came with EulerDiscreteScheduler"):
+        SOLVERS["glass-28"].build(EulerDiscreteScheduler())
+
+
+@pytest.mark.parametrize("make", [tiny.make_sd3, tiny.make_flux])
+@pytest.mark.parametrize("name", [name for name in SOLVERS if not name.startswith("glass")])
 def test_flow_matching_is_told_what_to_do(make, name):
     with pytest.raises(ValueError, match="came with FlowMatchEulerDiscreteScheduler. Leave solver out"):
         wrap(make(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)), solver=name)

@@ -15,7 +15,7 @@ from diffusers import (
     TCDScheduler,
 )
 
-from fk_reward.pipelines import FlowMatchSDEScheduler
+from fk_reward.pipelines import FlowMatchGLASSScheduler, FlowMatchSDEScheduler
 
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 FAMILIES = {
@@ -60,6 +60,7 @@ FAMILIES = {
     "edm-sde-1": (EDMDPMSolverMultistepScheduler, {**SDE, "solver_order": 1}, ("epsilon", "v_prediction"), {}),
     "edm-sde-2": (EDMDPMSolverMultistepScheduler, {**SDE, "solver_order": 2}, ("epsilon",), {}),
     "flow-sde": (FlowMatchSDEScheduler, {"shift": 3.0}, (None,), {}),
+    "flow-glass": (FlowMatchGLASSScheduler, {"shift": 3.0, "num_inner_steps": 2}, (None,), {}),
     "flow-lcm": (FlowMatchLCMScheduler, {"shift": 3.0}, (None,), {}),
 }
 CASES = [
