@@ -18,6 +18,7 @@ from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.trace import SteeringTrace
 from fk_reward.search.contract import selected_images
+from fk_reward.search.diversity import diverse_groups
 from fk_reward.smc.resampling import flat_indices
 from fk_reward.smc.weights import normalized_weights
 
@@ -77,7 +78,7 @@ def finish(run: SteeredRun, out: Any, *, num_images_per_prompt: int) -> FKSteeri
     """
     images, rewards, flags = scored_images(run, out)
     run.finish(rewards)
-    selected = selected_images(run.population, num_images_per_prompt)
+    selected = _selected(run, rewards, num_images_per_prompt)
     indices = flat_indices(selected, run.population.num_particles)
     return selected_output(
         _taken(images, indices),
@@ -85,6 +86,21 @@ def finish(run: SteeredRun, out: Any, *, num_images_per_prompt: int) -> FKSteeri
         None if flags is None else flags[indices],
         trace=run.trace(selected),
     )
+
+
+def _selected(run: SteeredRun, rewards: Tensor, number: int) -> Tensor:
+    """`(G, n)`, what the search selects, or diverse groups of its images."""
+    selected = selected_images(run.population, number)
+    if run.features is None or number == 1:
+        return selected
+    grouped = rewards.detach().to("cpu", torch.float32).view(len(selected), -1)
+    weight = getattr(run.config, "diversity_weight", 1.0)
+    selected, exact = diverse_groups(grouped, run.features, selected, angular=run.embeds, weight=weight)
+    compared = f"embedding of {type(run.reward).__name__}" if run.embeds else "latents"
+    size = f"groups of {number} of {grouped.shape[1]}"
+    how = f"all {size} were compared" if exact else f"greedily, as there are too many {size} to compare all"
+    run.notes.append(f"Selected by reward and by distances of {compared}: {how}.")
+    return selected
 
 
 def scored_images(run: SteeredRun, out: Any) -> tuple[Any, Tensor, Tensor | None]:

@@ -24,6 +24,7 @@ from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.records import recorded_weights
 from fk_reward.sampling.stochasticity import require_matching_steps, require_stochastic
 from fk_reward.sampling.trace import SteeringTrace, TraceStep
+from fk_reward.search.base import SearchConfig
 from fk_reward.search.best_of_n import BestOfN
 from fk_reward.search.contract import make_population, selected_images
 from fk_reward.search.registry import search_name, settings_of
@@ -106,7 +107,7 @@ class PipelineRollout:
         self._notes: list[str] = []
         self._started = time.perf_counter()
 
-    def __call__(
+    def __call__(  # noqa: PLR0913 (those of `Rollout`)
         self,
         start: Tensor | None = None,
         *,
@@ -116,6 +117,7 @@ class PipelineRollout:
         particles: Tensor | None = None,
         noise: Tensor | None = None,
         fresh_noise: bool = False,
+        search: SearchConfig | None = None,
     ) -> Scored:
         """Draw, finish and score; arguments as of `Rollout`.
 
@@ -136,7 +138,7 @@ class PipelineRollout:
         one = replace(
             self._call,
             # forbidden drafts are no error: the search that asked for them decides
-            config=BestOfN(num_particles=num_particles, abstain=True),
+            config=BestOfN(num_particles=num_particles, abstain=True) if search is None else search,
             arguments=arguments,
             num_images_per_prompt=num_particles,
         )
@@ -312,6 +314,8 @@ def _scored(run: SteeredRun, out: Any, watch: Trajectory) -> tuple[Scored, Steer
         flagged=flags,
         thumbnails=None if last.thumbnails is None else last.thumbnails.flatten(0, 1),
         reward_parts={name: part.flatten() for name, part in last.reward_parts.items()},
+        log_weights=None if trace.log_evidence is None else last.log_weights.flatten(),
+        log_evidence=None if trace.log_evidence is None else trace.log_evidence.repeat_interleave(sizes[1]),
     )
     return scored, trace
 

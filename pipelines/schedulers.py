@@ -155,7 +155,8 @@ SOLVERS: dict[str, Solver] = {
     "glass-48": _glass(48),
 }
 """Presets by name. `glass-*` are for flow models (SD3, Flux), the others for models with a schedule of betas. `lcm-*`
-and `tcd-*` need a model, or a LoRA, that was distilled for them: naming one says that it was. With any other model they shrink every mode of the distribution (`docs/schedulers.md`)."""
+and `tcd-*` need a model, or a LoRA, that was distilled for them: naming one says that it was. With any
+other model they shrink every mode of the distribution (`docs/schedulers.md`)."""
 
 
 def resolve_solver(solver: str | Solver | None) -> Solver | None:

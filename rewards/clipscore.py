@@ -213,14 +213,15 @@ class CLIPScore(Reward):
         """Encode each image, and each distinct prompt unless it was encoded before."""
         distinct = list(dict.fromkeys(prompts))  # particles share a prompt: encode it once
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=images.device)
-        scores = clip_score(self._embed_images(images), self._embed_prompts(distinct)[rows], scale=self.scale)
+        scores = clip_score(self.embed_images(images), self._embed_prompts(distinct)[rows], scale=self.scale)
         return _HESSEL_WEIGHT * scores.clamp(min=0) if self.hessel else scores
 
     def modules_to_compile(self) -> list[nn.Module]:
         """The image tower."""
         return [self.model.vision_model]
 
-    def _embed_images(self, images: Tensor) -> Tensor:
+    def embed_images(self, images: Tensor) -> Tensor:
+        """CLIP's embeddings `(B, D)` of images `(B, 3, H, W)` in [0, 1]; `selection="diverse"` compares them."""
         pixel_values = self.preprocessing(images).to(self.model.dtype)
         return self.model.get_image_features(pixel_values=pixel_values).pooler_output
 

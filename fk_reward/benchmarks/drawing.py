@@ -252,6 +252,7 @@ class ImageSearch:
         self.pipe.reward = indifferent_reward() if self.reward is None else self.reward
         images: list[Image.Image] = []
         cost, populations = Cost(), []
+        more = {"sample_steps": 0, "previews": 0}  # what price lists know besides
         # a search whose draws differ from prompt to prompt takes one at a time
         alone = getattr(settings.search, "one_prompt", False)
         per_call = 1 if alone else settings.batch_size // settings.max_particles
@@ -263,8 +264,10 @@ class ImageSearch:
             # The first of each population: its images come together, best first.
             images += output.images[:: len(output.images) // len(samples)]
             cost += self._cost(output)
+            spent = output.trace.cost
+            more = {name: number + (getattr(spent, name) or 0) for name, number in more.items()}
             populations += self._populations(output)
-        return images, {**asdict(cost), **_means(populations)}
+        return images, {**asdict(cost), **more, **_means(populations)}
 
     def _call(self, prompt: str, index: int, samples: Sequence[int]) -> FKSteeringOutput:
         settings = self.settings

@@ -28,6 +28,7 @@ from fk_reward.cli.prices import prices
 from fk_reward.cli.record import record
 from fk_reward.cli.replay import replay
 from fk_reward.cli.rewards import rewards
+from fk_reward.cli.scaling import scaling
 from fk_reward.cli.score import score
 from fk_reward.cli.train import train, trainable_share
 from fk_reward.terminal import say_error, tolerate_any_text
@@ -47,13 +48,14 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "geneval": geneval,
     "record": record,
     "replay": replay,
+    "scaling": scaling,
     "mjbench": mjbench,
     "preferences": preferences,
     "prices": prices,
 }
 """Name -> function."""
 
-SEARCHING = ("generate", "plan", "geneval")
+SEARCHING = ("generate", "plan", "geneval", "scaling")
 """Commands whose options depend on `--search`."""
 
 RAW = ("train",)

@@ -52,9 +52,7 @@ class MethodOptions:
 
         methods = tuple(dict.fromkeys(named_searches(tokens))) or METHODS
         named = Annotated[list[str], Parameter(help=_METHOD_HELP, alias="--search", group=SEARCH)]
-        sizes = Annotated[str, Parameter(help=_SIZES_HELP, alias="-k", group=SEARCH)]
-        budget = Annotated[int, Parameter(help=_BUDGET_HELP, group=SEARCH)]
-        hints = {"method": named, "num_particles": sizes, "budget": budget}
+        hints = {"method": named, **self.sizes()}
         made = {name: _keyword(name, hint) for name, hint in hints.items()}
         for method in methods:
             check_method(method)
@@ -71,6 +69,13 @@ class MethodOptions:
             return dict(typed)
 
         return list(made.values()), build
+
+    def sizes(self) -> dict[str, Any]:
+        """What sets the sizes of the searches: option -> its type."""
+        return {
+            "num_particles": Annotated[str, Parameter(help=_SIZES_HELP, alias="-k", group=SEARCH)],
+            "budget": Annotated[int, Parameter(help=_BUDGET_HELP, group=SEARCH)],
+        }
 
 
 def _keyword(name: str, hint: Any) -> inspect.Parameter:

@@ -11,11 +11,13 @@ if typing.TYPE_CHECKING:
     from fk_reward.search.beam import BeamSearch
     from fk_reward.search.best_of_n import BestOfN
     from fk_reward.search.budget import Budgeted, fit_budget, sample_steps
+    from fk_reward.search.diversity import diverse_group
     from fk_reward.search.draft_refine import DraftRefine
     from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
     from fk_reward.search.gradient_fk import GradientFKConfig
     from fk_reward.search.moves import BeforeStep, Drawn, Move, Moved, MovingSearch, Transition
     from fk_reward.search.noise_search import NoiseSearch
+    from fk_reward.search.particle_metropolis import ParticleMetropolis
     from fk_reward.search.pruning import Pruning
     from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
     from fk_reward.search.restart import Restart
@@ -30,10 +32,12 @@ _MODULES = {
     **dict.fromkeys(("Budgeted", "fit_budget", "sample_steps"), "budget"),
     "BeamSearch": "beam",
     "BestOfN": "best_of_n",
+    "diverse_group": "diversity",
     "DraftRefine": "draft_refine",
     "GradientFKConfig": "gradient_fk",
     **dict.fromkeys(("BeforeStep", "Drawn", "Move", "Moved", "MovingSearch", "Transition"), "moves"),
     "NoiseSearch": "noise_search",
+    "ParticleMetropolis": "particle_metropolis",
     "Pruning": "pruning",
     "Restart": "restart",
     **dict.fromkeys(("Proposing", "RolloverBudget"), "rollover"),
@@ -58,6 +62,7 @@ __all__ = [
     "Moved",
     "MovingSearch",
     "NoiseSearch",
+    "ParticleMetropolis",
     "Passes",
     "PlainPopulation",
     "Population",
@@ -71,6 +76,7 @@ __all__ = [
     "SearchLoadError",
     "StartSearch",
     "Transition",
+    "diverse_group",
     "fit_budget",
     "load_search",
     "sample_steps",

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Generator
 
 from fk_reward.search.base import PlainPopulation
+from fk_reward.search.diversity import checked_group_selection
 from fk_reward.value_checks import boolean, whole_number
 
 
@@ -25,6 +26,9 @@ class BestOfN:
         num_particles: N, images of one prompt. At least 1.
         abstain: return black images for a prompt of which every finished image is forbidden (a reward of -inf); False
             raises an error instead.
+        selection: of several images that are returned: `"best"`, those of the highest reward, or `"diverse"`, a group
+            of high rewards whose images differ (`fk_reward.search.diversity`).
+        diversity_weight: with `"diverse"`, what a mean distance is worth in standard deviations of the reward.
 
     Example:
         >>> BestOfN(num_particles=8).population().forecast(50).num_scored
@@ -35,8 +39,11 @@ class BestOfN:
 
     num_particles: int = 4
     abstain: bool = False
+    selection: str = "best"
+    diversity_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        vars(self)["diversity_weight"] = checked_group_selection(self.selection, self.diversity_weight)
         vars(self)["num_particles"] = whole_number("num_particles", self.num_particles, minimum=1)
         boolean("abstain", self.abstain)
 

@@ -159,7 +159,7 @@ def largest_within(
     Example:
         >>> from fk_reward.search import BestOfN
         >>> largest_within(lambda number: BestOfN(num_particles=number), lambda one: 20 * one.num_particles, 70)
-        BestOfN(num_particles=3, abstain=False)
+        BestOfN(num_particles=3, abstain=False, selection='best', diversity_weight=1.0)
     """
 
     def affordable(number: int) -> bool:

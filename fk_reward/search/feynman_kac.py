@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.search.base import Forecast
+from fk_reward.search.diversity import DIVERSE
 from fk_reward.search.fkd_args import convert_fkd_args
 from fk_reward.smc.particle_filter import ParticleFilter, grouped_rewards
 from fk_reward.smc.potentials import CONSTANT, POTENTIALS, RISING, checked_weights
@@ -20,7 +21,7 @@ from fk_reward.smc.resampling import RESAMPLERS, moved_groups
 from fk_reward.smc.reward_scale import AUTO, CARD
 from fk_reward.value_checks import boolean, real_number, whole_number
 
-SELECTIONS = ("best", "sample")
+SELECTIONS = ("best", "sample", DIVERSE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,9 @@ class FKSteeringConfig:
             `"ssp"` (`fk_reward.smc.resampling`).
         selection: which of the K final particles are returned: `"best"`, those of the highest reward, or `"sample"`,
             drawn by their weights with replacement, systematically (each image follows the tilted distribution, and
-            images can repeat; `"best"` is biased towards its upper end).
+            images can repeat; `"best"` is biased towards its upper end), or `"diverse"`, a group of high rewards whose
+            images differ (`fk_reward.search.diversity`).
+        diversity_weight: with `"diverse"`, what a mean distance is worth in standard deviations of the reward.
         target_ess: with `reward_scale="auto"`, the ESS aimed at, as a fraction of K in (0, 1).
         final_particles: K', how many particles are left at the end, in [1, K]: the population is resampled to fewer
             and fewer, by the same factor at each scoring step, so that many starts are tried and few are finished.
@@ -86,6 +89,7 @@ class FKSteeringConfig:
     ess_threshold: float = 0.5
     resampling: str = "systematic"
     selection: str = "best"
+    diversity_weight: float = 1.0
     target_ess: float = 0.5
     final_particles: int | None = None
     stop_reward: float | None = None
@@ -102,6 +106,7 @@ class FKSteeringConfig:
             "resample_start": self._real("resample_start", low=0.0, high=1.0),
             "resample_stop": self._real("resample_stop", low=0.0, high=1.0),
             "ess_threshold": self._real("ess_threshold", low=0.0, high=1.0),
+            "diversity_weight": self._real("diversity_weight", low=0.0),
             "target_ess": self._real("target_ess", low=1e-6, high=1.0 - 1e-6),
         }
         numbers["reward_weight"] = checked_weights(self.reward_weight, numbers["num_resamples"])

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Generator, Tensor
 
 from fk_reward.search.base import PlainPopulation
+from fk_reward.search.diversity import checked_group_selection
 from fk_reward.value_checks import boolean, real_number, whole_number
 
 
@@ -32,6 +33,9 @@ class Pruning:
         at: where the cuts are, as fractions of the trajectory in [0, 1], ascending, one for each number of `keep`.
         abstain: return black images for a prompt of which every finished image is forbidden (a reward of -inf); False
             raises an error instead.
+        selection: of several images that are returned: `"best"`, those of the highest reward, or `"diverse"`, a group
+            of high rewards whose images differ (`fk_reward.search.diversity`).
+        diversity_weight: with `"diverse"`, what a mean distance is worth in standard deviations of the reward.
 
     Example:
         >>> Pruning(num_particles=12, keep=(7, 4), at=(0.4, 0.55)).population().forecast(20).scorings
@@ -45,8 +49,11 @@ class Pruning:
     keep: tuple[int, ...] = (7, 4)
     at: tuple[float, ...] = (0.4, 0.55)
     abstain: bool = False
+    selection: str = "best"
+    diversity_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        vars(self)["diversity_weight"] = checked_group_selection(self.selection, self.diversity_weight)
         number = whole_number("num_particles", self.num_particles, minimum=1)
         keep = tuple(whole_number(f"keep[{i}]", n, minimum=1) for i, n in enumerate(_listed("keep", self.keep)))
         at = tuple(real_number(f"at[{i}]", f, low=0.0, high=1.0) for i, f in enumerate(_listed("at", self.at)))

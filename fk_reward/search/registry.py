@@ -24,6 +24,7 @@ BUILT_IN: dict[str, str] = {
     "fk-gradient": "fk_reward.search.gradient_fk:GradientFKConfig",
     "fk-paper": "fk_reward.search.feynman_kac:PAPER",
     "noise-search": "fk_reward.search.noise_search:NoiseSearch",
+    "particle-metropolis": "fk_reward.search.particle_metropolis:ParticleMetropolis",
     "pruning": "fk_reward.search.pruning:Pruning",
     "restart": "fk_reward.search.restart:Restart",
     "rollover": "fk_reward.search.rollover:RolloverBudget",

@@ -32,6 +32,8 @@ class Scored:
         flagged: `(G * K,)` bool, images that a safety checker blacked out; None where nothing was checked.
         thumbnails: `(G * K, 3, h, w)` uint8, for the trace; None where there are none.
         reward_parts: name -> `(G * K,)`, what the parts of a composed reward gave.
+        log_weights: `(G * K,)` float64, of the particles of a pass that was itself a search with weights.
+        log_evidence: `(G * K,)` float64, of the prompt's run that the row is of, in such a pass.
         notes: sentences about this search that its user should know; they stand in the trace.
     """
 
@@ -42,6 +44,8 @@ class Scored:
     flagged: Tensor | None = None
     thumbnails: Tensor | None = None
     reward_parts: Mapping[str, Tensor] = field(default_factory=dict)
+    log_weights: Tensor | None = None
+    log_evidence: Tensor | None = None
     notes: tuple[str, ...] = ()
 
     def take(self, rows: Tensor) -> Scored:
@@ -105,7 +109,7 @@ class Rollout(Protocol):
     def num_steps(self) -> int:
         """`num_inference_steps` of the caller: those of a whole trajectory."""
 
-    def __call__(
+    def __call__(  # noqa: PLR0913 (one parameter for each option)
         self,
         start: Tensor | None = None,
         *,
@@ -115,6 +119,7 @@ class Rollout(Protocol):
         particles: Tensor | None = None,
         noise: Tensor | None = None,
         fresh_noise: bool = False,
+        search: SearchConfig | None = None,
     ) -> Scored:
         """Draw, finish and score.
 
@@ -133,6 +138,7 @@ class Rollout(Protocol):
             fresh_noise: whether the steps draw new numbers: the caller's generators go on from where the pass before
                 has left them. False: every pass begins with them in the same state, so that a start of the pass before
                 meets the same numbers again.
+            search: who goes on inside this pass, of `num_particles` particles throughout; None for all of them.
         """
 
     def note(self, sentence: str) -> None:

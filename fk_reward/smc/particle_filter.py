@@ -261,7 +261,8 @@ class ParticleFilter:
         if not 1 <= num_selected <= self.num_particles:
             raise ValueError(f"num_selected should be in [1, {self.num_particles}], got {num_selected}.")
         best_first = rewards.argsort(dim=1, descending=True, stable=True)
-        drawn = self._best_places(num_selected) if self.config.selection == "best" else self._drawn_places(num_selected)
+        by_weight = self.config.selection == "sample"
+        drawn = self._drawn_places(num_selected) if by_weight else self._best_places(num_selected)
         return best_first.gather(1, drawn)
 
     def _best_places(self, num_selected: int) -> Tensor:

@@ -59,6 +59,7 @@ NAMES = (
     "trainable-share",
     "demo",
     "geneval",
+    "scaling",
     "mjbench",
     "plan",
     "preferences",
@@ -124,6 +125,7 @@ def test_each_script_explains_its_options(run, name):
         ("generate", "a star", "--out"),
         ("demo", "--out"),
         ("geneval", "--out"),
+        ("scaling", "--out"),
         ("mjbench", "--out"),
         ("convert", "somewhere"),
         ("hard-negatives", "pairs.json"),
@@ -165,6 +167,7 @@ WRITERS = {
     "demo": ("demo", "--num-prompts", 1),
     "mjbench": MJBENCH,
     "geneval": ("geneval", "--suite", "shapes", "--num-prompts", 1),
+    "scaling": ("scaling", "--suite", "shapes", "--num-prompts", 1, "--budgets", 200),
     "preferences": ("preferences", "--data", "nothing.json", "--reward", "brightness"),
     "record": ("record", "a cat"),
 }

@@ -1,0 +1,1 @@
+"""Quality against cost: searches at several budgets, with the curve of best of N."""

@@ -1,0 +1,251 @@
+"""The points of the scaling table: what each method reached at each budget, and what that cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fk_reward.benchmarks.drawing import BEST, UNSTEERED
+from fk_reward.benchmarks.image_results import Place, RunResult, read_runs
+from fk_reward.benchmarks.image_store import MADE, prompt_folders
+from fk_reward.benchmarks.scaling.plain_prompts import NOBODY
+from fk_reward.benchmarks.statistics import Ends, Outcome, estimate, paired_differences
+from fk_reward.planning.prices import PRICES
+from fk_reward.sampling.trace import Cost
+
+PLAIN = "plain"
+"""Folder of the images that nothing steered or selected: what all qualities are measured from."""
+
+_COUNTS = {"model_rows": "denoiser_rows", **{name: name for name in ("decodes", "reward_calls", "seconds")}}
+"""What the note of a prompt calls the parts of a `Cost`."""
+
+Outcomes = Mapping[Place, Outcome]
+
+
+@dataclass(frozen=True, eq=False)
+class ScalingRun:
+    """A judged run at a budget.
+
+    Attributes:
+        result: its images, verdicts and scores.
+        budget: sample steps of an image that it was given; None of plain images.
+        cost: of an image.
+    """
+
+    result: RunResult
+    budget: int | None
+    cost: Cost
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Of the run, as its manifest has them."""
+        manifest = self.result.manifest
+        if manifest is None:
+            raise ValueError(f"{self.result.root} has no manifest: it is no run of fk-reward scaling.")
+        settings: Mapping[str, Any] = manifest["settings"]
+        return settings
+
+    @property
+    def num_steps(self) -> int:
+        """Scheduler steps of an image."""
+        return int(self.settings["num_steps"])
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """The unit in which a reward is reported: its standard deviation within a prompt, measured from its mean there.
+
+    Attributes:
+        means: prompt's index -> mean of the plain images.
+        spread: standard deviation of plain images of one prompt, pooled over prompts.
+    """
+
+    means: Mapping[int, float]
+    spread: float
+
+    @classmethod
+    def of(cls, plain: Outcomes) -> Scale:
+        """From the scores of plain images, of which each prompt has several.
+
+        Example:
+            >>> cow = {(0, sample): Outcome(float(sample), "a cow", "") for sample in range(3)}
+            >>> Scale.of(cow).spread, Scale.of(cow).means
+            (1.0, {0: 1.0})
+        """
+        groups: dict[int, list[float]] = {}
+        for (index, _), outcome in plain.items():
+            groups.setdefault(index, []).append(outcome.value)
+        variance = float(np.mean([np.var(group, ddof=1) for group in groups.values()]))
+        return cls({index: float(np.mean(group)) for index, group in groups.items()}, variance**0.5)
+
+    def of_gains(self, scores: Outcomes) -> dict[Place, Outcome]:
+        """Scores above the prompt's mean, in standard deviations; nothing where plain images do not differ."""
+        if self.spread == 0:
+            return {}
+        return {
+            place: outcome._replace(value=(outcome.value - self.means[place[0]]) / self.spread)
+            for place, outcome in scores.items()
+        }
+
+
+def run_folders(out: Path) -> list[Path]:
+    """The folders of runs in a folder of this command.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    folders = [path.parent.parent for path in sorted(out.glob("*/*/manifest.json"))]
+    if not folders:
+        raise FileNotFoundError(f"{out} holds no runs of fk-reward scaling: generate them first.")
+    return list(dict.fromkeys(folders))
+
+
+def read_scaling_runs(out: Path) -> list[ScalingRun]:
+    """All runs, plain images first, then by budget, reward and method.
+
+    Raises:
+        FileNotFoundError: no runs, or no plain images.
+        ValueError: images that are not judged, or verdicts of different judges.
+    """
+    runs = [_read(result, folder.name) for folder in run_folders(out) for result in read_runs(folder)]
+    judges = {str(sorted(run.result.judge.items())) for run in runs}
+    if len(judges) > 1:
+        raise ValueError(f"The runs in {out} were judged by different judges: {' and '.join(sorted(judges))}.")
+    if not any(run.budget is None for run in runs):
+        raise FileNotFoundError(f"{out / PLAIN} holds no plain images, from which rewards are measured.")
+    return sorted(runs, key=_place)
+
+
+def _place(run: ScalingRun) -> tuple[Any, ...]:
+    return (run.budget or 0, run.result.reward or "", run.result.method != BEST, run.num_steps, run.result.method)
+
+
+def _read(result: RunResult, folder: str) -> ScalingRun:
+    budget = None if folder == PLAIN else int(folder.split("-")[1])
+    notes = [folder.read_note(MADE) or {} for folder in prompt_folders(result.root)]
+
+    def total(name: str) -> float:
+        return sum(note.get(name, 0) for note in notes) / len(result.images)
+
+    counts: dict[str, Any] = {ours: total(theirs) for theirs, ours in _COUNTS.items()}
+    cost = Cost(sample_steps=total("sample_steps"), previews=total("previews"), **counts)  # type: ignore[arg-type]
+    return ScalingRun(result, budget, cost)
+
+
+class ScalingPoints:
+    """The table of all runs, as JSON rows.
+
+    Args:
+        runs: of `read_scaling_runs`.
+    """
+
+    def __init__(self, runs: Sequence[ScalingRun]) -> None:
+        self.runs = list(runs)
+        self.plain = next(run for run in runs if run.budget is None)
+        self.judged = self.plain.result.judge.get("judge") != NOBODY
+
+    @cached_property
+    def rewards(self) -> dict[str, Scale]:
+        """Rewards that have scored every image -> their scales; those first that steer."""
+        names = dict.fromkeys(run.result.reward for run in self.runs if run.result.reward is not None)
+        names |= dict.fromkeys(name for image in self.plain.result.images for name in image.scores)
+        known = [name for name in names if all(run.result.scores(name) for run in self.runs)]
+        return {name: Scale.of(self.plain.result.scores(name)) for name in known}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each run.
+
+        `method`, `reward`, `budget`, `num_steps`, `search` (its settings); `own` and `heldout` (name -> estimate, of
+        all rewards that did not steer), in standard deviations within a prompt above plain images; `judge`, the
+        accuracy; `own_difference` and `judge_difference` to best of N of the same budget and number of steps, and
+        `judge_difference_best` to that of the number of steps at which the judge likes best of N most (`best_steps`);
+        `cost` of an image, `prices` of it in plain images, by price list; `diversity` and `num_ancestors` of a
+        population. Estimates have `estimate`, `low` and `high`, a 95 % interval clustered by the text of the prompt.
+        """
+        return [self._row(run) for run in self.runs]
+
+    def _row(self, run: ScalingRun) -> dict[str, Any]:
+        result, own = run.result, run.result.reward
+        gains = {name: estimate(found.values()) for name in self.rewards if (found := self._gains(run, name))}
+        same, best = self._baseline(run, run.num_steps), self._best_baseline(run)
+        return {
+            "method": result.method,
+            "reward": own,
+            "budget": run.budget,
+            "num_steps": run.num_steps,
+            "search": run.settings["search"],
+            "own": gains.get(own or ""),
+            "heldout": {name: gain for name, gain in gains.items() if name != own},
+            "judge": estimate(self._verdicts(run).values()) if self.judged else None,
+            "own_difference": self._difference(run, same, own),
+            "judge_difference": self._difference(run, same, None),
+            "judge_difference_best": self._difference(run, best, None),
+            "best_steps": None if best is None else best.num_steps,
+            "diversity": result.population.get("distance"),
+            "num_ancestors": result.population.get("num_ancestors"),
+            "cost": dict(vars(run.cost)),
+            "prices": self._prices(run),
+        }
+
+    def _gains(self, run: ScalingRun, name: str) -> dict[Place, Outcome]:
+        return self.rewards[name].of_gains(run.result.scores(name))
+
+    @staticmethod
+    def _verdicts(run: ScalingRun) -> dict[Place, Outcome]:
+        return run.result.correctness()
+
+    def _baselines(self, run: ScalingRun) -> list[ScalingRun]:
+        """Best of N by the same reward, of the same budget."""
+        mine = (run.budget, run.result.reward)
+        return [one for one in self.runs if one.result.method == BEST and (one.budget, one.result.reward) == mine]
+
+    def _baseline(self, run: ScalingRun, num_steps: int) -> ScalingRun | None:
+        found = [one for one in self._baselines(run) if one.num_steps == num_steps and one is not run]
+        return found[0] if found else None
+
+    def _best_baseline(self, run: ScalingRun) -> ScalingRun | None:
+        """Where the judge likes best of N most: chosen on these very prompts, which favours the baseline."""
+        found = self._baselines(run) if self.judged and run.result.method not in (BEST, UNSTEERED) else []
+        return max(found, key=lambda one: estimate(self._verdicts(one).values())["estimate"] or 0.0, default=None)
+
+    def _difference(self, run: ScalingRun, baseline: ScalingRun | None, reward: str | None) -> Ends | None:
+        """Of a reward's gains; of the judge's verdicts where no reward is named."""
+        if (
+            baseline is None
+            or (reward is None and not self.judged)
+            or (reward is not None and reward not in self.rewards)
+        ):
+            return None
+        first, second = (self._verdicts(one) if reward is None else self._gains(one, reward) for one in (run, baseline))
+        pairs = paired_differences(first, second)
+        return estimate(pairs) if pairs else None
+
+    def _prices(self, run: ScalingRun) -> dict[str, float | None]:
+        """What an image cost in each price list, in scored plain images; None where the reward has no price."""
+        prices: dict[str, float | None] = {}
+        reward = run.result.reward or "none"
+        for name, prices_of in PRICES.items():
+            try:
+                unit = prices_of.image(self.plain.num_steps, reward=reward)
+                prices[name] = prices_of.price(run.cost, reward=reward) / unit
+            except ValueError:  # a reward of the user's own
+                prices[name] = None
+        return prices
+
+
+def best_of_n_curves(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
+    """The rows of best of N by reward and number of steps, by budget."""
+    curves: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for row in sorted((row for row in rows if row["method"] == BEST), key=lambda row: row["budget"]):
+        curves.setdefault((row["reward"], row["num_steps"]), []).append(row)
+    return curves
+
+
+def without_plain(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of searches."""
+    return [row for row in rows if row["method"] != UNSTEERED]

@@ -1,0 +1,210 @@
+"""A scaling run: which searches are drawn at which budgets, and the stages generate, judge and report.
+
+Each budget and number of steps has a folder of runs of its own, since K and a reward alone do not name a search there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fk_reward.benchmarks.drawing import BEST, UNSTEERED, RunSettings
+from fk_reward.benchmarks.geneval.runs import STAGES, bind_runs, plan_runs
+from fk_reward.benchmarks.geneval.suites import SUITES, find_suite
+from fk_reward.benchmarks.image_store import ImageStore
+from fk_reward.benchmarks.judging import judge_runs, score_runs
+from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch
+from fk_reward.benchmarks.scaling.plain_prompts import plain_task
+from fk_reward.benchmarks.scaling.points import PLAIN, run_folders
+from fk_reward.benchmarks.scaling.report import write_report
+from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
+from fk_reward.terminal import open_console
+from fk_reward.value_checks import whole_number
+
+if TYPE_CHECKING:
+    import torch
+
+    from fk_reward.benchmarks.report import Report
+
+OFFICIAL, PROMPTS = "official", "prompts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingRequest:
+    """Request of a user.
+
+    Attributes:
+        out: folder of the runs; what is finished there is not made again.
+        suite: shapes, shapes-sign, ...: offline, with models of the package; geneval; prompts: the lines of the file
+            of --prompts, without a judge.
+        stages: of `STAGES`, what to do: generate, judge, report.
+        methods: names of searches; best of N is always drawn beside them.
+        budgets: sample steps of an image, each of which is a point of every method's curve.
+        baseline_steps: further numbers of steps of best of N, which fewer steps give more images.
+        typed: settings of the runs from the user, see `plan_runs`.
+        heldout: rewards that only score.
+        task_options: prompts and judge.
+        skip_self_test: judge even where the judge fails on images that it should know.
+        about: written into the manifests without being compared: the command.
+
+    Raises:
+        ValueError: for an unknown stage or suite, or no budget.
+    """
+
+    out: Path
+    suite: str = "shapes"
+    stages: tuple[str, ...] = STAGES
+    methods: tuple[str, ...] = ()
+    budgets: tuple[int, ...] = ()
+    baseline_steps: tuple[int, ...] = ()
+    typed: Mapping[str, Any] = field(default_factory=dict)
+    heldout: tuple[str, ...] = ()
+    task_options: TaskOptions = TaskOptions()
+    skip_self_test: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown:
+            raise ValueError(f"--stage should be one of {', '.join(STAGES)}, got {unknown[0]!r}.")
+        if not self.budgets and "generate" in self.stages:
+            raise ValueError("Name budgets in sample steps of an image: --budgets 80,160,320.")
+        for name, numbers in (("--budgets", self.budgets), ("--baseline-steps", self.baseline_steps)):
+            for number in numbers:
+                whole_number(name, number, minimum=1)
+
+    @property
+    def defaults(self) -> str:
+        """The suite whose settings the runs have by default."""
+        return OFFICIAL if self.suite in ("geneval", PROMPTS) else self.suite
+
+    def task(self) -> Task[Mapping[str, Any]]:
+        """Prompts and judge.
+
+        Raises:
+            ValueError: for an unknown suite.
+        """
+        if self.suite == PROMPTS:
+            return plain_task(self.task_options)
+        if self.defaults not in SUITES:
+            raise ValueError(f"The suite should be one of geneval, {PROMPTS}, {', '.join(SUITES)}, got {self.suite!r}.")
+        return find_suite(self.defaults).task(self.task_options)
+
+
+def plan_scaling(request: ScalingRequest) -> dict[str, list[RunSettings]]:
+    """The runs of each folder.
+
+    Args:
+        request: what to do.
+
+    Returns:
+        Folder -> runs: plain images, and at each budget best of N and the other methods by each reward; then best of N
+        at the other numbers of steps.
+
+    Raises:
+        ValueError: a budget that does not buy a search, by name; settings that contradict each other; a single image of
+            each prompt, of which no spread within a prompt can be known.
+
+    Example:
+        >>> typed = {"rewards": ("shapes-clipscore",), "num_steps": 20}
+        >>> numbers = {"budgets": (80,), "baseline_steps": (10,)}
+        >>> asked = ScalingRequest(out=Path("."), methods=("pruning",), typed=typed, **numbers)
+        >>> {folder: [run.name for run in runs] for folder, runs in plan_scaling(asked).items()}
+        {'plain': ['unsteered'], 'budget-80-steps-20': ['best-of-4-shapes-clipscore', 'pruning-6-shapes-clipscore'], \
+'budget-80-steps-10': ['best-of-8-shapes-clipscore']}
+    """
+    typed = {"diversity": True, **request.typed}
+    (plain,) = plan_runs(request.defaults, methods=(UNSTEERED,), typed=typed)
+    if plain.num_samples < 2:
+        raise ValueError("--num-samples should be at least 2: rewards are reported in their spread within a prompt.")
+    methods = tuple(dict.fromkeys((BEST, *request.methods)))
+    if UNSTEERED in methods:
+        raise ValueError(f"{UNSTEERED} images are always drawn: leave --method {UNSTEERED} out.")
+    planned = {PLAIN: [plain]}
+    own = plain.num_steps
+    for budget in request.budgets:
+        for steps in dict.fromkeys((own, *request.baseline_steps)):
+            settings = {**typed, "budget": budget, "num_steps": steps}
+            if steps != own:  # the other methods' settings mean nothing there
+                settings = {name: value for name, value in settings.items() if name in _OF_ALL}
+            runs = plan_runs(request.defaults, methods=methods if steps == own else (BEST,), typed=settings)
+            planned[f"budget-{budget}-steps-{steps}"] = runs
+    return planned
+
+
+_OF_ALL = {*RunSettings.__dataclass_fields__, "rewards", "budget", "batch_size", "batch_sizes"}
+
+
+def run_scaling(
+    request: ScalingRequest, *, device: str, dtype: torch.dtype, shard: tuple[int, int] | None = None
+) -> Report | None:
+    """Run the stages; the first of several processes shows its progress and writes the report.
+
+    Args:
+        request: what to do.
+        device: of all models.
+        dtype: of the text-to-image model.
+        shard: index and number of processes that share the work by hand; None for those of `accelerate launch`. Only
+            for the stage `generate`: the others need all images.
+
+    Returns:
+        The report, if this process has written one.
+
+    Raises:
+        ValueError: settings, folders or images that do not fit.
+        OSError: missing folders, files or models.
+    """
+    if shard is not None and request.stages != ("generate",):
+        raise ValueError("--shard shares the stage generate: add --stage generate, and judge when all parts are done.")
+    share = find_share(shard, device)
+    console = open_console(quiet=not share.leads)
+    if "generate" not in request.stages and not request.out.is_dir():
+        raise NotADirectoryError(f"There is no folder {request.out}.")
+    writes = {"generate", "judge"} & set(request.stages)
+    if writes:
+        task = request.task()
+        planned = plan_scaling(request) if "generate" in request.stages else {}  # before a folder is made
+        with share.hold(request.out) if writes else nullcontext():
+            if planned:
+                watch(_generate(request, planned, task, share=share, device=device, dtype=dtype), console=console)
+            if "judge" in request.stages:
+                watch(_judge(request, task, share=share, device=device), console=console)
+    return write_report(request.out) if "report" in request.stages and share.leads else None
+
+
+def _generate(
+    request: ScalingRequest,
+    planned: Mapping[str, Sequence[RunSettings]],
+    task: Task[Mapping[str, Any]],
+    *,
+    share: Share,
+    device: str,
+    dtype: torch.dtype,
+) -> Iterator[Progress]:
+    bound = iter(bind_runs([one for runs in planned.values() for one in runs], task, device=device, dtype=dtype))
+    for folder, runs in planned.items():
+        methods = [next(bound) for _ in runs]
+        for progress in run(task, methods, ImageStore(request.out / folder, about=request.about), share=share):
+            yield progress._replace(label=f"{folder}: {progress.label}")
+
+
+def _judge(request: ScalingRequest, task: Task[Mapping[str, Any]], *, share: Share, device: str) -> Iterator[Progress]:
+    task = replace(task, judge=cache(task.judge))  # its models are loaded once for all folders
+    folders = run_folders(request.out)
+    for folder in folders:
+        try:
+            yield from judge_runs(folder, task, share=share, device=device, self_test=not request.skip_self_test)
+        except SelfTestError as error:
+            raise ValueError(f"{error} Nothing was judged; add --skip-self-test to judge anyway.") from error
+    for folder in folders:  # every reward scores every image: who steers here is held out there
+        yield from score_runs(folder, scored_by(request), task=task, share=share, device=device)
+
+
+def scored_by(request: ScalingRequest) -> tuple[str, ...]:
+    """The rewards that score all images."""
+    rewards = request.typed.get("rewards") or find_suite(request.defaults).defaults.get("rewards", ())
+    return tuple(dict.fromkeys((*rewards, *request.heldout)))

@@ -1,0 +1,111 @@
+"""`fk-reward scaling`: quality against cost of searches at several budgets, with the curve of best of N."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from cyclopts import Parameter
+
+from fk_reward.cli.geneval import (
+    BENCHMARK,
+    BatchOptions,
+    MethodOptions,
+    ModelOptions,
+    SampleOptions,
+    SuiteOptions,
+)
+from fk_reward.cli.options import (
+    MEMORY,
+    REWARD,
+    SEARCH,
+    OutOption,
+    PlacementOptions,
+    ShardOption,
+    TypedFields,
+)
+from fk_reward.devices import resolve_device, resolve_dtype
+from fk_reward.value_checks import parse_integers, parse_shard
+
+_REQUEST = "fk_reward.benchmarks.scaling.runs:ScalingRequest"
+_BUDGETS_HELP = "Sample steps of an image; several budgets are separated by commas."
+_STEPS_HELP = "Further numbers of steps of best of N, separated by commas: fewer steps buy more images."
+
+
+class ScalingMethods(MethodOptions):
+    """`--method NAME`, which may be repeated, its settings, and the budgets."""
+
+    def sizes(self) -> dict[str, Any]:
+        """Budgets in place of K."""
+        return {
+            "budgets": Annotated[str, Parameter(help=_BUDGETS_HELP, group=SEARCH)],
+            "baseline_steps": Annotated[str, Parameter(help=_STEPS_HELP, group=SEARCH)],
+        }
+
+
+if TYPE_CHECKING:
+    RequestOptions: TypeAlias = dict[str, Any]
+    MethodFields: TypeAlias = dict[str, Any]
+else:
+    RequestOptions = Annotated[
+        Any, TypedFields(_REQUEST, BENCHMARK, names=("suite", "stages", "heldout", "skip_self_test"))
+    ]
+    MethodFields = Annotated[Any, ScalingMethods()]
+
+
+def scaling(  # noqa: PLR0913 (groups of options)
+    *,
+    out: OutOption,
+    request: RequestOptions,
+    suite_options: SuiteOptions,
+    search: MethodFields,
+    reward: Annotated[list[str] | None, Parameter(alias="-r", group=REWARD, allow_leading_hyphen=True)] = None,
+    model: ModelOptions,
+    samples: SampleOptions,
+    placement: PlacementOptions,
+    batch_size: Annotated[int | None, Parameter(group=MEMORY)] = None,
+    batch_sizes: BatchOptions,
+    shard: ShardOption = None,
+) -> None:
+    """Draw searches at several budgets, and report quality against cost beside the curve of best of N.
+
+    What is finished is never made again, so that an interrupted command is simply started again. Several processes
+    share the work: accelerate launch -m fk_reward.cli scaling ...
+
+    Args:
+        out: Folder of the runs; an unfinished one is resumed.
+        request: Suite, stages and report.
+        suite_options: Prompts and judge.
+        search: Methods, their settings and budgets.
+        reward: Reward that steers and selects; may be repeated. The embedded one for shapes if not given.
+        model: Model and trajectory.
+        samples: Images of each prompt.
+        placement: Device and floating type.
+        batch_size: Particles in one call, the samples of a prompt together; 16 if not given.
+        batch_sizes: How much is run at once.
+        shard: With --stage generate, i/n: this process takes every n-th prompt; as accelerate launched it if not given.
+    """
+    from fk_reward.benchmarks.report import show_report
+    from fk_reward.benchmarks.scaling.runs import ScalingRequest, run_scaling
+    from fk_reward.pipelines.batching import BatchSizes
+    from fk_reward.rewards.vlm_judge.endpoint import redact_text
+
+    typed = search | model | samples
+    numbers = {name: parse_integers(name, typed.pop(name)) for name in ("budgets", "baseline_steps") if name in typed}
+    methods = tuple(typed.pop("method", None) or ())
+    more: dict[str, Any] = {"rewards": tuple(reward or ()) or None, "batch_size": batch_size}
+    more["batch_sizes"] = BatchSizes(**batch_sizes) if batch_sizes else None
+    asked = ScalingRequest(
+        out=out,
+        **request,
+        **numbers,
+        methods=methods,
+        typed=typed | {name: value for name, value in more.items() if value is not None},
+        task_options=suite_options,
+        about={"command": redact_text(" ".join(["fk-reward", *sys.argv[1:]]))},
+    )
+    place = resolve_device(placement.device)
+    part = None if shard is None else parse_shard(shard)
+    report = run_scaling(asked, device=place, dtype=resolve_dtype(placement.dtype, place), shard=part)
+    if report is not None:
+        show_report(report)

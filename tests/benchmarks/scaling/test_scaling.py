@@ -1,0 +1,199 @@
+"""Quality against cost, from end to end with a tiny model; figures against those of the images, by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fk_reward.benchmarks.image_results import read_runs
+from fk_reward.benchmarks.scaling.points import Scale, ScalingPoints, read_scaling_runs
+from fk_reward.benchmarks.scaling.runs import ScalingRequest, plan_scaling
+from fk_reward.benchmarks.statistics import Outcome
+from tests.command_line import run_command_line
+
+REWARDS = ("shapes-clipscore", "shapes-verifier-graded")
+METHODS = ["--method", "pruning", "--method", "fk", "--reward-scale", "20"]
+
+
+def run(*arguments):
+    return run_command_line("scaling", *arguments)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_sd):
+    folder = tmp_path_factory.mktemp("tiny-sd")
+    tiny_sd().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def options(model):
+    rewards = ["--reward", REWARDS[0], "--heldout", REWARDS[1]]
+    sizes = ["--budgets", "8,16", "--baseline-steps", "2", "--num-prompts", "3", "--num-samples", "2", "--steps", "4"]
+    return ["--suite", "shapes", "--model", model, "--device", "cpu", *rewards, *sizes, *METHODS]
+
+
+@pytest.fixture(scope="module")
+def finished(options, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scaling")
+    result = run("--out", out, *options)
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def rows_of(out):
+    return json.loads((out / "scaling.json").read_text())["rows"]
+
+
+def test_every_method_at_every_budget(finished):
+    out, output = finished
+    named = {(row["budget"], row["num_steps"], row["method"]) for row in rows_of(out)}
+    searches = {(budget, 4, name) for budget in (8, 16) for name in ("best-of-n", "pruning", "fk")}
+    assert named == {(None, 4, "unsteered"), *searches, (8, 2, "best-of-n"), (16, 2, "best-of-n")}
+    assert "3 prompts, of which" in (out / "scaling.md").read_text()
+    assert {path.name for path in out.glob("*.png")} == {
+        "scaling-sample-steps.png",
+        "scaling-sdxl.png",
+        "scaling-flux.1-dev.png",
+    }
+    assert "Report: " in output
+
+
+def test_nobody_takes_more_than_the_budget(finished):
+    for row in rows_of(finished[0]):
+        if row["budget"] is not None:
+            assert row["cost"]["sample_steps"] <= row["budget"]
+            assert row["prices"]["sample-steps"] == pytest.approx(row["cost"]["sample_steps"] / 4)
+            assert row["prices"]["sdxl"] > 1
+
+
+def scores(out, folder, name, reward):
+    (run_of,) = [one for one in read_runs(out / folder) if one.name.startswith(name)]
+    return np.array([[run_of.by_place[index, sample].scores[reward] for sample in range(2)] for index in range(3)])
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_rewards_are_in_standard_deviations_within_a_prompt(finished, reward):
+    out, _ = finished
+    plain = scores(out, "plain", "unsteered", reward)
+    spread = math.sqrt(plain.var(axis=1, ddof=1).mean())
+    (row,) = [row for row in rows_of(out) if (row["budget"], row["num_steps"], row["method"]) == (16, 4, "pruning")]
+    gains = (scores(out, "budget-16-steps-4", "pruning", reward) - plain.mean(1, keepdims=True)) / spread
+    best = (scores(out, "budget-16-steps-4", "best", reward) - plain.mean(1, keepdims=True)) / spread
+    tags = [image.tag for image in read_runs(out / "plain")[0].images if image.sample == 0]
+    by_task = [gains[[i for i, tag in enumerate(tags) if tag == task]].mean() for task in dict.fromkeys(tags)]
+    found = row["own"] if reward == REWARDS[0] else row["heldout"][reward]
+    assert found["estimate"] == pytest.approx(np.mean(by_task))
+    if reward == REWARDS[0]:
+        differences = gains - best
+        expected = [
+            differences[[i for i, tag in enumerate(tags) if tag == task]].mean() for task in dict.fromkeys(tags)
+        ]
+        assert row["own_difference"]["estimate"] == pytest.approx(np.mean(expected))
+
+
+def test_plain_images_gain_nothing(finished):
+    (row,) = [row for row in rows_of(finished[0]) if row["method"] == "unsteered"]
+    assert row["own"] is None
+    assert all(ends["estimate"] == pytest.approx(0, abs=1e-6) for ends in row["heldout"].values())
+
+
+def test_the_baseline_is_best_of_n_at_its_best_number_of_steps(finished):
+    rows = rows_of(finished[0])
+    for budget in (8, 16):
+        best = {
+            row["num_steps"]: row["judge"]["estimate"]
+            for row in rows
+            if (row["budget"], row["method"]) == (budget, "best-of-n")
+        }
+        (row,) = [row for row in rows if (row["budget"], row["method"]) == (budget, "fk")]
+        assert best[row["best_steps"]] == max(best.values())
+        difference = row["judge_difference_best"]["estimate"]
+        assert difference == pytest.approx(row["judge"]["estimate"] - max(best.values()), abs=1e-6)
+
+
+def test_a_finished_command_does_nothing_again(finished, options, monkeypatch):
+    def fail(*arguments, **settings):
+        raise AssertionError("a prompt is made again")
+
+    monkeypatch.setattr("fk_reward.benchmarks.drawing.ImageSearch._call", fail)
+    monkeypatch.setattr("fk_reward.benchmarks.judging.load_reward", fail)
+    before = rows_of(finished[0])
+    assert run("--out", finished[0], *options).exit_code == 0
+    assert rows_of(finished[0]) == before
+
+
+def test_shares_of_the_work_are_those_of_one_process(finished, options, tmp_path):
+    small = [*options, "--budgets", "8", "--baseline-steps", "2", "--stage", "generate"]
+    for share in ("1/2", "0/2"):
+        assert run("--out", tmp_path, *small, "--shard", share).exit_code == 0
+    images = sorted(tmp_path.glob("budget-8-*/*/*/samples/*.png"))
+    assert len(images) == 4 * 3 * 2
+    assert all(path.read_bytes() == (finished[0] / path.relative_to(tmp_path)).read_bytes() for path in images)
+
+
+def test_prompts_of_a_file_are_judged_by_nobody(options, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red dog\n\na blue cat\n")
+    few = ["--suite", "prompts", "--prompts", tmp_path / "prompts.txt", "--budgets", "8", "--method", "pruning"]
+    kept = [word for word in options[2 : options.index("--budgets")]]
+    result = run("--out", tmp_path / "out", *kept, *few, "--num-samples", "2", "--steps", "4", "--guidance-scale", "1")
+    assert result.exit_code == 0, result.output
+    rows = rows_of(tmp_path / "out")
+    assert {row["method"] for row in rows} == {"unsteered", "best-of-n", "pruning"}
+    assert all(row["judge"] is None for row in rows)
+    assert "Judge" not in (tmp_path / "out" / "scaling.md").read_text()
+    assert "judged by nobody" in (tmp_path / "out" / "scaling.md").read_text()
+
+
+# without a model
+
+
+def request(**settings):
+    typed = {"rewards": (REWARDS[0],), "num_steps": 20} | settings.pop("typed", {})
+    return ScalingRequest(**{"out": Path("nowhere"), "budgets": (80,), "typed": typed} | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budgets": ()}, "Name budgets"),
+        ({"stages": ("draw",)}, "--stage should be one of"),
+        ({"budgets": (0,)}, "--budgets"),
+        ({"budgets": (19,), "methods": ("pruning",)}, "buys nothing"),
+        ({"typed": {"num_samples": 1}}, "--num-samples should be at least 2"),
+        ({"methods": ("unsteered",)}, "always drawn"),
+        ({"methods": ("annealing",)}, "method should be one of"),
+        ({"suite": "mjbench"}, "The suite should be one of"),
+    ],
+)
+def test_wrong_requests(settings, message):
+    with pytest.raises(ValueError, match=message):
+        asked = request(**settings)
+        asked.task()
+        plan_scaling(asked)
+
+
+def test_a_suite_of_prompts_needs_a_file():
+    with pytest.raises(ValueError, match="--prompts FILE"):
+        request(suite="prompts").task()
+
+
+def test_the_spread_is_pooled_within_prompts():
+    """Between prompts rewards differ by ten; that is no spread."""
+    values = {0: (1.0, 3.0), 1: (12.0, 12.0)}
+    plain = {(i, s): Outcome(v, f"prompt {i}", "") for i, pair in values.items() for s, v in enumerate(pair)}
+    scale = Scale.of(plain)
+    assert (scale.spread, scale.means) == (1.0, {0: 2.0, 1: 12.0})
+    assert scale.of_gains({(1, 0): Outcome(13.0, "prompt 1", "")})[1, 0].value == 1.0
+
+
+def test_rewards_that_never_differ_have_no_unit():
+    plain = {(0, sample): Outcome(1.0, "a prompt", "") for sample in range(2)}
+    assert Scale.of(plain).of_gains(plain) == {}
+
+
+def test_a_folder_without_runs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no runs of fk-reward scaling"):
+        ScalingPoints(read_scaling_runs(tmp_path))
