@@ -1,4 +1,4 @@
-"""What a call may cost: how many steps it makes, and the search that a budget of sample steps pays for."""
+"""The search of a call: what it leaves to the call, and what a budget of sample steps pays for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from fk_reward.sampling.trace import SteeringTrace
-from fk_reward.search.base import SearchConfig, forecast
+from fk_reward.search.base import ChosenByCall, SearchConfig, forecast
 from fk_reward.search.budget import fit_budget
+from fk_reward.search.registry import load_search, search_fields
+from fk_reward.value_checks import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,39 @@ def search_within_budget(
     return fit_budget(
         config, budget, number, length=lambda steps: scheduler_steps(pipe, steps, arguments), lookahead=lookahead
     )
+
+
+def search_for_call(config: SearchConfig, arguments: dict[str, Any], *, num_images: int) -> SearchConfig:
+    """The search of this call, where the one that was asked for leaves that to the call (`ChosenByCall`).
+
+    Args:
+        config: that was asked for.
+        arguments: of the call; the fields of such a search are taken out.
+        num_images: of a prompt that are returned.
+
+    Example:
+        >>> arguments = {"situation": "constraint", "num_inference_steps": 4}
+        >>> type(search_for_call(load_search("recommended"), arguments, num_images=1)).__name__, arguments
+        ('FKSteeringConfig', {'num_inference_steps': 4})
+    """
+    if not isinstance(config, ChosenByCall):
+        return config
+    own = {name: arguments.pop(name) for name in search_fields(config) if name in arguments}
+    chosen: Any = load_search(config, **own)  # type: ignore[arg-type]
+    return chosen.for_call(whole_number("num_images_per_prompt", num_images, minimum=1))  # type: ignore[no-any-return]
+
+
+def with_choice(trace: SteeringTrace, asked: SearchConfig, config: SearchConfig) -> SteeringTrace:
+    """The trace of a call, with a note of what was chosen where the search left that to the call.
+
+    Args:
+        trace: of the call.
+        asked: the search that was asked for.
+        config: the search that ran.
+    """
+    if not isinstance(asked, ChosenByCall):
+        return trace
+    return replace(trace, notes=(f"{type(asked).__name__} chose {config}.", *trace.notes))
 
 
 def with_budget(trace: SteeringTrace, budget: int | None, config: SearchConfig) -> SteeringTrace:

@@ -26,7 +26,7 @@ from fk_reward.pipelines.call_arguments import (
     split_arguments,
     takes_prompt,
 )
-from fk_reward.pipelines.call_budget import search_within_budget, with_budget
+from fk_reward.pipelines.call_budget import search_for_call, search_within_budget, with_budget, with_choice
 from fk_reward.pipelines.call_record import describe_call
 from fk_reward.pipelines.decoding import Preview, load_preview, watched_decoding
 from fk_reward.pipelines.lookahead import LookAheadSetting, PipelineLookAhead, checked_lookahead, chosen_lookahead
@@ -344,17 +344,18 @@ class FKSteeringPipeline(PipelineProxy):
         """
         with call_link(spread=self.spread) as link:
             check_kind("return_dict", return_dict, bool)
+            asked = chosen_search(search, steering, self.search)
             call = self._parse(
                 prompt,
                 arguments,
-                search=chosen_search(search, steering, self.search),
+                search=search_for_call(asked, arguments, num_images=num_images_per_prompt),
                 limits=(budget, lookahead),
                 reward_prompts=reward_prompts,
                 num_images_per_prompt=num_images_per_prompt,
                 output_type=output_type,
             )
             output = run_call(self.pipe, call, prepare=self._prepare, link=link)
-            output.trace = with_budget(output.trace, budget, call.config)
+            output.trace = with_choice(with_budget(output.trace, budget, call.config), asked, call.config)
         # not `to_tuple`, which leaves out what is None
         as_tuple: Any = tuple(getattr(output, name) for name in FKSteeringOutput.__annotations__)
         return output if return_dict else as_tuple
@@ -409,7 +410,8 @@ class FKSteeringPipeline(PipelineProxy):
             ValueError: for a budget that buys nothing.
         """
         of_solver = {} if self.solver is None else self.solver.arguments(self.pipe)
-        config = chosen_search(search, None, self.search)
+        asked, number = chosen_search(search, None, self.search), arguments.pop("num_images_per_prompt", 1)
+        config = search_for_call(asked, arguments, num_images=number)
         lookahead = chosen_lookahead(self.pipe, arguments.pop("lookahead", None), self.lookahead, config)
         return search_within_budget(self.pipe, config, budget, of_solver | arguments, lookahead=lookahead)
 

@@ -23,7 +23,7 @@ from fk_reward.pipelines.batching import BatchSizes
 from fk_reward.rewards import CallableReward, Reward
 from fk_reward.rewards.inputs import in_order
 from fk_reward.sampling.stochasticity import noise_levels, takes_argument
-from fk_reward.search import SEARCHES, BestOfN, SearchConfig, load_search, search_fields
+from fk_reward.search import SEARCHES, BestOfN, ChosenByCall, SearchConfig, load_search, search_fields
 from fk_reward.search.base import forecast, num_finished
 from fk_reward.version import __version__
 
@@ -178,7 +178,8 @@ def make_search(method: str, **settings: Any) -> SearchConfig:
     check_method(method)
     if method == UNSTEERED:
         return BestOfN(num_particles=1)  # of one particle nothing is selected
-    return load_search(method, **{name: settings[name] for name in search_fields(method) if name in settings})
+    config = load_search(method, **{name: settings[name] for name in search_fields(method) if name in settings})
+    return config.for_call(1) if isinstance(config, ChosenByCall) else config  # each population returns one image
 
 
 @dataclass(frozen=True)

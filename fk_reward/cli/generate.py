@@ -131,14 +131,18 @@ def _draw(
     arguments: Mapping[str, Any],
 ) -> None:
     """Make the images of some of the prompts; each prompt is taken down when its files are written."""
-    search = request.search
+    from fk_reward.search import ChosenByCall
+
+    search, number = request.search, request.num_images_per_prompt
+    if isinstance(search, ChosenByCall):
+        search = search.for_call(number)
     if request.budget is not None:
         search = pipe.search_within(request.budget, search, **arguments)
     num_particles = search.num_particles
     for index in indices:
         started = time.perf_counter()
         seeds = [request.seed + particle for particle in range(num_particles)]
-        options = {**arguments, "budget": request.budget, "num_images_per_prompt": request.num_images_per_prompt}
+        options = {**arguments, "budget": request.budget, "num_images_per_prompt": number}
         prompt = record.settings["prompts"][index]
         output = _sample(pipe, prompt, seeds, options)
         result = {"prompt": prompt, "seeds": seeds} | _save(record.folder, index, output)

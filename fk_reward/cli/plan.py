@@ -37,6 +37,8 @@ class PlanOptions:
         reward: Reward of known size, or a composition of such.
         search: who goes on.
         budget: Sample steps of a prompt, at most: sets the sizes of the search; those of its settings if not given.
+        lookahead: What the reward is asked about on the way: the predicted image of the step (1), of m coarse steps
+            from there (m), or of a consistency LoRA (adapter).
         sampling: how a trajectory is run.
         dtype: Floating type of the pipeline: float32, float16 or bfloat16.
         memory: Memory of the GPU, such as 24GB (10^9 bytes) or 24GiB; no limit if not given.
@@ -51,6 +53,7 @@ class PlanOptions:
     reward: RewardOption = "llava-reward-alignment"
     search: SearchOptions
     budget: Annotated[int | None, Parameter(group=SEARCH)] = None
+    lookahead: Annotated[int | str, Parameter(group=SEARCH)] = 1
     sampling: SamplingOptions
     dtype: Annotated[str, Parameter(group=MODEL)] = "float16"
     memory: Annotated[str | None, Parameter(group=MEMORY)] = None
@@ -87,6 +90,7 @@ def plan(*, options: Annotated[PlanOptions, FieldOptions(PlanOptions)]) -> None:
         solver=sampling.solver,
         search=options.search,
         budget=options.budget,
+        lookahead=options.lookahead,
     )
     checked = _checked(result) if options.check else None
     if options.as_json:

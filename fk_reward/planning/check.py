@@ -111,5 +111,5 @@ def _pipeline(plan: Plan) -> FKSteeringPipeline:
         reward_offload=plan.settings.reward_offload,
     )
     pipe.preview = sized_preview(plan.preview, pipe.pipe, device="cuda", dtype=dtype)
-    pipe.solver = resolve_solver(plan.solver)
+    pipe.solver, pipe.lookahead = resolve_solver(plan.solver), plan.lookahead
     return pipe

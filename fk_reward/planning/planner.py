@@ -11,6 +11,7 @@ import torch
 
 from fk_reward.pipelines import ReducedResolution
 from fk_reward.pipelines.decoding import widens_to_float32
+from fk_reward.pipelines.lookahead import LookAheadSetting, checked_lookahead
 from fk_reward.pipelines.schedulers import resolve_solver
 from fk_reward.planning.advice import (
     STOP_ADVICE,
@@ -32,7 +33,7 @@ from fk_reward.planning.memory import (
 from fk_reward.planning.planned_models import PlannedModels, models_on_meta, weight_bytes
 from fk_reward.search import Forecast, SearchConfig, load_search
 from fk_reward.search.base import forecast
-from fk_reward.search.budget import check_typed_sizes, fit_budget
+from fk_reward.search.budget import check_typed_sizes, fit_budget, sample_steps
 from fk_reward.search.registry import search_name, settings_of
 
 
@@ -49,6 +50,7 @@ class Plan:
         steps: scheduler steps.
         preview: as given.
         solver: as given.
+        lookahead: as given.
         memory: bytes of the GPU; None for no limit.
         fits: whether `settings` fit.
         settings: those to use; the smallest ones if nothing fits.
@@ -69,6 +71,7 @@ class Plan:
     steps: int
     preview: str | None = None
     solver: str | None = None
+    lookahead: LookAheadSetting = 1
     memory: int | None
     fits: bool
     settings: Settings
@@ -242,6 +245,7 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     guidance_scale: float | None = None,
     preview: str | None = None,
     solver: str | None = None,
+    lookahead: LookAheadSetting = 1,
     tflops: float | str | None = None,
     **settings: Any,
 ) -> Plan:
@@ -266,6 +270,8 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         preview: decodes at the scoring steps, by name as for `FKSteeringPipeline`; a published tiny autoencoder needs
             no file. None for the pipeline's own autoencoder.
         solver: name of `SOLVERS`. None for the pipeline's scheduler, one call of the denoiser for each step.
+        lookahead: of the scoring steps, as for `FKSteeringPipeline`; its steps are counted with guidance, which an
+            adapter has not.
         tflops: 10¹² operations a second that the GPU reaches, or `"float16=400,float32=40"`; None to measure them if
             there is a GPU.
         **settings: fields of the search, such as `num_particles`.
@@ -282,17 +288,17 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     """
     floating = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     limit, preset = parse_memory(memory), resolve_solver(solver)
-    config = load_search(search, **settings)
+    config, lookahead = load_search(search, **settings), checked_lookahead(lookahead)
     if budget is not None:
         check_typed_sizes(config, settings, budget=f"budget={budget}")
     with models_on_meta(model, reward, dtype=floating, preview=preview, solver=preset) as models:
         defaults = {} if preset is None else preset.arguments(models.pipe)
         num_steps = defaults.get("num_inference_steps", DEFAULT_STEPS) if steps is None else steps
         if budget is not None:
-            config = fit_budget(config, budget, num_steps)
+            config = fit_budget(config, budget, num_steps, lookahead=lookahead)
         guidance = defaults.get("guidance_scale") if guidance_scale is None else guidance_scale
         image = ImageRequest(height, width, guidance)
-        costs = call_costs(models, image, forecast(config, num_steps), previewed=preview is not None)
+        costs = call_costs(models, image, _expected(config, num_steps, lookahead), previewed=preview is not None)
     asked = {
         "model": model,
         "reward": reward,
@@ -302,9 +308,17 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         "steps": num_steps,
         "preview": preview,
         "solver": solver,
+        "lookahead": lookahead,
         "memory": limit,
     }
     return _planned(costs, asked, _rates(tflops, costs.flops))
+
+
+def _expected(config: SearchConfig, num_steps: int, lookahead: LookAheadSetting) -> Forecast:
+    """The particles of a call, with the sample steps of its look-aheads."""
+    expected = forecast(config, num_steps)
+    ahead = sample_steps(config, num_steps, lookahead=lookahead) - sample_steps(config, num_steps)
+    return replace(expected, extra_steps=expected.extra_steps + ahead)
 
 
 def _planned(costs: CallCosts, asked: dict[str, Any], rates: dict[str, float]) -> Plan:

@@ -7,7 +7,7 @@ import typing
 from fk_reward import lazy
 
 if typing.TYPE_CHECKING:
-    from fk_reward.search.base import Forecast, PlainPopulation, Population, SearchConfig
+    from fk_reward.search.base import ChosenByCall, Forecast, PlainPopulation, Population, SearchConfig
     from fk_reward.search.beam import BeamSearch
     from fk_reward.search.best_of_n import BestOfN
     from fk_reward.search.budget import Budgeted, fit_budget, sample_steps
@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.search.noise_search import NoiseSearch
     from fk_reward.search.particle_metropolis import ParticleMetropolis
     from fk_reward.search.pruning import Pruning
+    from fk_reward.search.recommended import RECOMMENDED, Recommended
     from fk_reward.search.registry import SEARCHES, SearchLoadError, load_search, search_class, search_fields
     from fk_reward.search.restart import Restart
     from fk_reward.search.rollover import Proposing, RolloverBudget
@@ -26,7 +27,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.search.svdd import SVDD
 
 _MODULES = {
-    **dict.fromkeys(("Forecast", "PlainPopulation", "Population", "SearchConfig"), "base"),
+    **dict.fromkeys(("ChosenByCall", "Forecast", "PlainPopulation", "Population", "SearchConfig"), "base"),
     **dict.fromkeys(("SEARCHES", "SearchLoadError", "load_search", "search_class", "search_fields"), "registry"),
     **dict.fromkeys(("Passes", "Rollout", "Scored", "StartSearch"), "starts"),
     **dict.fromkeys(("Budgeted", "fit_budget", "sample_steps"), "budget"),
@@ -39,6 +40,7 @@ _MODULES = {
     "NoiseSearch": "noise_search",
     "ParticleMetropolis": "particle_metropolis",
     "Pruning": "pruning",
+    **dict.fromkeys(("RECOMMENDED", "Recommended"), "recommended"),
     "Restart": "restart",
     **dict.fromkeys(("Proposing", "RolloverBudget"), "rollover"),
     "SVDD": "svdd",
@@ -46,12 +48,14 @@ _MODULES = {
 }
 
 __all__ = [
+    "RECOMMENDED",
     "SEARCHES",
     "SVDD",
     "BeamSearch",
     "BeforeStep",
     "BestOfN",
     "Budgeted",
+    "ChosenByCall",
     "DraftRefine",
     "Drawn",
     "FKPopulation",
@@ -68,6 +72,7 @@ __all__ = [
     "Population",
     "Proposing",
     "Pruning",
+    "Recommended",
     "Restart",
     "RolloverBudget",
     "Rollout",

@@ -190,6 +190,14 @@ class SearchConfig(Protocol):
         """
 
 
+@runtime_checkable
+class ChosenByCall(Protocol):
+    """A search that is another one for each kind of call, such as `Recommended`."""
+
+    def for_call(self, num_images: int) -> SearchConfig:
+        """The search of a call that returns so many images of a prompt."""
+
+
 class PlainPopulation:
     """Particles without weights: none is scored on the way, none moves, the best finished ones are selected.
 

@@ -338,6 +338,18 @@ def test_the_command_plans_another_search():
     assert "Search 'pruning' has no setting --potential; fk, fk-gradient, fk-paper have: add --search." in said
 
 
+def test_a_look_ahead_costs_steps_of_the_denoiser():
+    options = {"reward": "shapes-clipscore", "search": "pruning", "steps": 10, "dtype": "float32"}
+    plain, ahead = (plan("shapes-sd", lookahead=steps, **options) for steps in (1, 3))
+    step = sum(plain.flops.values()) - sum(plan("shapes-sd", **(options | {"steps": 9})).flops.values())
+    assert ahead.flops["float32"] > plain.flops["float32"] + step
+    assert ahead.peak == plain.peak
+    cheaper = plan("shapes-sd", lookahead=3, budget=100, **options).num_particles
+    assert cheaper < plan("shapes-sd", budget=100, **options).num_particles
+    with pytest.raises(ValueError, match="lookahead should be a whole number"):
+        plan("shapes-sd", lookahead="far", **options)
+
+
 def test_a_budget_sets_the_sizes():
     planned = plan("shapes-sd", reward="shapes-clipscore", search="best-of-n", budget=130, steps=20, dtype="float32")
     assert (planned.num_particles, sum(planned.population.steps)) == (6, 120)

@@ -55,7 +55,7 @@ def test_greedy_groups_are_nearly_as_good(angular):
 
 def test_without_weight_the_best_are_taken_and_copies_are_left_out_with_it():
     rewards = torch.tensor([1.0, 1.0, 1.0, 0.5, 0.2])
-    features = torch.tensor([[0.0], [0.0], [0.0], [1.0], [2.0]])
+    features = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     distances = feature_distances(features, angular=False)
     assert diverse_group(rewards, distances, 3, weight=0.0)[0].tolist() == [0, 1, 2]
     assert diverse_group(rewards, distances, 3, weight=10.0)[0].tolist() == [0, 3, 4]
@@ -115,13 +115,9 @@ def test_in_a_pipeline(search, reward):
         rewards, latents = every.rewards[group], every.images.view(2, 6, -1)[group]
         features = latents
         if isinstance(reward, Embedding):
-            features = reward.embed_images(
-                pipe.pipe.vae.decode(
-                    every.images[6 * group : 6 * group + 6] / pipe.pipe.vae.config.scaling_factor
-                ).sample.detach()
-                / 2
-                + 0.5
-            )
+            vae, own = pipe.pipe.vae, every.images[6 * group : 6 * group + 6]
+            decoded = vae.decode(own / vae.config.scaling_factor).sample.detach()
+            features = reward.embed_images((decoded / 2 + 0.5).clamp(0, 1))
         distances = feature_distances(features, angular=isinstance(reward, Embedding))
         places, _ = diverse_group(rewards, distances, 3, weight=5.0)
         torch.testing.assert_close(out.rewards[group], rewards[places])

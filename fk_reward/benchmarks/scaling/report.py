@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fk_reward.benchmarks.drawing import BEST
 from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, markdown_report
-from fk_reward.benchmarks.scaling.points import ScalingPoints, read_scaling_runs, without_plain
+from fk_reward.benchmarks.scaling.points import ScalingPoints, best_of_n_curves, read_scaling_runs, without_plain
 from fk_reward.benchmarks.statistics import Ends
 from fk_reward.durable_files import cosmetic, write_whole
 from fk_reward.planning.prices import PRICES
-from fk_reward.text import markdown_text
+from fk_reward.text import as_plain_text, markdown_text, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_QUALITIES = {"own": "own reward, sd within a prompt", "judge": "share correct by the judge"}
+_GRAY = "#7d8590"
 
 _NAMES = (Column("budget"), Column("reward"), Column("method"), Column("num_steps", "steps"))
 
@@ -74,7 +81,7 @@ def _text(ends: Ends | None, style: str) -> str | None:
 def write_report(out: Path) -> Report:
     """Write the report of all runs in a folder of `fk-reward scaling`.
 
-    A figure that fails, because matplotlib is not there, is a warning; the measurements are written.
+    A figure that fails, because a font is missing, is a warning; the measurements are written.
 
     Args:
         out: holds a folder of runs for each budget.
@@ -93,8 +100,6 @@ def write_report(out: Path) -> Report:
     for prices in PRICES:
         path = out / f"scaling-{prices}.png"
         with cosmetic(f"drawing {path}"):
-            from fk_reward.benchmarks.scaling.plot import draw_curves  # noqa: PLC0415 (matplotlib is an extra)
-
             if draw_curves(without_plain(rows), prices, path):
                 files.append(path)
     return Report(title, tables, tuple(files))
@@ -116,3 +121,54 @@ def _facts(points: ScalingPoints) -> str:
         "bootstrap intervals, clustered by the text of the prompt. The steps at which best of N is best are chosen by "
         "the judge on these same prompts, which favours it. A plain image is one that is drawn, decoded and scored."
     )
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], prices: str, path: Path) -> bool:
+    """Draw one row of panels for each reward: its own value, and the judge's verdict, against the cost.
+
+    Args:
+        rows: of `ScalingPoints.rows`, without the plain images.
+        prices: name of the price list of the cost.
+        path: of the PNG.
+
+    Returns:
+        Whether there was anything to draw: a price of at least one reward.
+    """
+    priced = [row for row in rows if row["prices"].get(prices) is not None]
+    rewards = list(dict.fromkeys(row["reward"] for row in priced))
+    qualities = [name for name in _QUALITIES if any(row[name] is not None for row in priced)]
+    if not rewards or not qualities:
+        return False
+    from matplotlib.figure import Figure  # noqa: PLC0415 (slow to import)
+
+    figure = Figure(figsize=(5.2 * len(qualities), 3.6 * len(rewards)), layout="constrained")
+    panels = figure.subplots(len(rewards), len(qualities), squeeze=False)
+    for reward, line in zip(rewards, panels, strict=True):
+        own = [row for row in priced if row["reward"] == reward]
+        for quality, axes in zip(qualities, line, strict=True):
+            _panel(axes, [row for row in own if row[quality] is not None], quality, prices)
+            axes.set_title(as_plain_text(shortened(reward, 60)), fontsize=9)
+    panels[0][0].legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], quality: str, prices: str) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel(f"cost of an image, in plain images ({prices})", fontsize=8)
+    axes.set_ylabel(_QUALITIES[quality], fontsize=8)
+    for (_, num_steps), curve in best_of_n_curves(rows).items():
+        _curve(axes, curve, quality, prices, label=f"{BEST}, {num_steps} steps", color=_GRAY, linestyle="--")
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != BEST):
+        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["budget"])
+        _curve(axes, own, quality, prices, label=method)
+
+
+def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], quality: str, prices: str, **style: Any) -> None:
+    costs = [row["prices"][prices] for row in rows]
+    ends = [row[quality] for row in rows]
+    values = [one["estimate"] for one in ends]
+    # an estimate can lie outside of its percentile interval, and alone it has none
+    low = [0.0 if one["low"] is None else max(one["estimate"] - one["low"], 0.0) for one in ends]
+    high = [0.0 if one["high"] is None else max(one["high"] - one["estimate"], 0.0) for one in ends]
+    axes.errorbar(costs, values, yerr=[low, high], marker="o", markersize=4, capsize=2, linewidth=1.2, **style)

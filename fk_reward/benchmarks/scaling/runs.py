@@ -22,6 +22,7 @@ from fk_reward.benchmarks.scaling.plain_prompts import plain_task
 from fk_reward.benchmarks.scaling.points import PLAIN, run_folders
 from fk_reward.benchmarks.scaling.report import write_report
 from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
+from fk_reward.rewards import reward_card
 from fk_reward.terminal import open_console
 from fk_reward.value_checks import whole_number
 
@@ -168,6 +169,8 @@ def run_scaling(
     if writes:
         task = request.task()
         planned = plan_scaling(request) if "generate" in request.stages else {}  # before a folder is made
+        for name in scored_by(request):
+            reward_card(name)  # a misspelt one should not cost hours of drawing
         with share.hold(request.out) if writes else nullcontext():
             if planned:
                 watch(_generate(request, planned, task, share=share, device=device, dtype=dtype), console=console)
@@ -188,8 +191,8 @@ def _generate(
     bound = iter(bind_runs([one for runs in planned.values() for one in runs], task, device=device, dtype=dtype))
     for folder, runs in planned.items():
         methods = [next(bound) for _ in runs]
-        for progress in run(task, methods, ImageStore(request.out / folder, about=request.about), share=share):
-            yield progress._replace(label=f"{folder}: {progress.label}")
+        store = ImageStore(request.out / folder, about=request.about)
+        yield from _within(request.out / folder, run(task, methods, store, share=share))
 
 
 def _judge(request: ScalingRequest, task: Task[Mapping[str, Any]], *, share: Share, device: str) -> Iterator[Progress]:
@@ -197,11 +200,19 @@ def _judge(request: ScalingRequest, task: Task[Mapping[str, Any]], *, share: Sha
     folders = run_folders(request.out)
     for folder in folders:
         try:
-            yield from judge_runs(folder, task, share=share, device=device, self_test=not request.skip_self_test)
+            verdicts = judge_runs(folder, task, share=share, device=device, self_test=not request.skip_self_test)
+            yield from _within(folder, verdicts)
         except SelfTestError as error:
             raise ValueError(f"{error} Nothing was judged; add --skip-self-test to judge anyway.") from error
     for folder in folders:  # every reward scores every image: who steers here is held out there
-        yield from score_runs(folder, scored_by(request), task=task, share=share, device=device)
+        scores = score_runs(folder, scored_by(request), task=task, share=share, device=device)
+        yield from _within(folder, scores)
+
+
+def _within(folder: Path, steps: Iterator[Progress]) -> Iterator[Progress]:
+    """Progress that names the folder: runs of one name are in several."""
+    for progress in steps:
+        yield progress._replace(label=f"{folder.name}: {progress.label}")
 
 
 def scored_by(request: ScalingRequest) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from fk_reward.benchmarks.scaling.runs import ScalingRequest, plan_scaling
 from fk_reward.benchmarks.statistics import Outcome
 from tests.command_line import run_command_line
 
-REWARDS = ("shapes-clipscore", "shapes-verifier-graded")
+REWARDS = ("shapes-clipscore", "0.5*shapes-clipscore + 0.5*shapes-verifier")
 METHODS = ["--method", "pruning", "--method", "fk", "--reward-scale", "20"]
 
 
@@ -173,6 +173,13 @@ def test_wrong_requests(settings, message):
         asked = request(**settings)
         asked.task()
         plan_scaling(asked)
+
+
+def test_an_unknown_heldout_reward_is_refused_before_anything_is_drawn(tmp_path):
+    result = run("--out", tmp_path / "out", "--budgets", "80", "--num-prompts", "1", "--heldout", "shapes-clipscor")
+    assert result.exit_code == 2
+    assert "Did you mean 'shapes-clipscore'" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_suite_of_prompts_needs_a_file():

@@ -1,0 +1,111 @@
+"""What we recommend: a search for one image, for several, and for a hard constraint on all of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import Generator
+
+from fk_reward.search.base import Population, SearchConfig, forecast
+from fk_reward.search.budget import Budgeted, largest_within, resized
+from fk_reward.search.diversity import DIVERSE
+from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search.pruning import Pruning
+
+AUTO, ONE, SEVERAL, CONSTRAINT = "auto", "one", "several", "constraint"
+
+RECOMMENDED: Mapping[str, SearchConfig] = MappingProxyType(
+    {
+        # many starts and late cuts: what is dropped costs half of an image, and nothing is copied
+        ONE: Pruning(num_particles=12, keep=(7, 4), at=(0.4, 0.55)),
+        # one cut leaves enough images to choose a group from, all of them from starts of their own
+        SEVERAL: Pruning(num_particles=12, keep=(8,), at=(0.5,), selection=DIVERSE),
+        # all images have to meet it: a population from the target; weights rise, as early predictions say little
+        CONSTRAINT: FKSteeringConfig(
+            num_particles=8,
+            potential="difference",
+            reward_weight="rising",
+            reward_scale="card",
+            resample_start=0.3,
+            resample_stop=0.9,
+            num_resamples=4,
+            abstain=True,
+        ),
+    }
+)
+"""Situation -> the search. The settings stand here and nowhere else."""
+
+ONE_PRESET, SEVERAL_PRESET, CONSTRAINT_PRESET = (RECOMMENDED[name] for name in (ONE, SEVERAL, CONSTRAINT))
+"""What `"recommended-one"`, `"recommended-several"` and `"recommended-constraint"` name."""
+
+_SPARE = 2
+"""Of several images, so many finished ones for each that is returned: a group needs something to be chosen from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommended:
+    """The search that we recommend for a situation.
+
+    A call chooses by `num_images_per_prompt` whether one image is wanted or several; a hard constraint (a reward that
+    gives -inf to images that must not be returned) cannot be seen before images are scored, and so has to be said. What
+    was chosen stands in the trace. Fields of the chosen search can be keywords of the call beside it.
+
+    Attributes:
+        situation: `"auto"`, one or several, by the call; `"one"`; `"several"`, images that differ; or `"constraint"`,
+            a population of which every image has to meet a hard constraint, and which abstains where none does.
+
+    Example:
+        >>> Recommended().for_call(1).keep
+        (7, 4)
+        >>> Recommended().for_call(3).selection, Recommended(situation="constraint").for_call(1).abstain
+        ('diverse', True)
+    """
+
+    default_eta: ClassVar[float | None] = None
+    set_by_budget: ClassVar[tuple[str, ...]] = ()
+
+    situation: str = AUTO
+
+    def __post_init__(self) -> None:
+        if self.situation not in (AUTO, *RECOMMENDED):
+            raise ValueError(f"situation should be one of {[AUTO, *RECOMMENDED]}, got {self.situation!r}.")
+
+    def for_call(self, num_images: int) -> SearchConfig:
+        """The search of a call.
+
+        Args:
+            num_images: of a prompt that are returned. Where the recommended sizes finish too few, they are multiplied.
+        """
+        situation = self.situation
+        if situation == AUTO:
+            situation = ONE if num_images == 1 else SEVERAL
+        config = RECOMMENDED[situation]
+        wanted = num_images * (_SPARE if situation == SEVERAL else 1)
+        factor = -(-wanted // forecast(config, 1000).finished)
+        return config if factor <= 1 else resized(config, factor * config.num_particles)
+
+    @property
+    def num_particles(self) -> int:
+        """Of the search for a single image; `for_call` has the others."""
+        return self.for_call(1).num_particles
+
+    def population(
+        self,
+        num_groups: int = 1,
+        generators: Generator | Sequence[Generator] | None = None,
+        *,
+        spread: float | None = None,
+    ) -> Population:
+        """That of the search for a single image."""
+        return self.for_call(1).population(num_groups, generators, spread=spread)
+
+    def within_budget(self, price: Callable[[SearchConfig], int], budget: int) -> SearchConfig | None:
+        """The search for a single image that a budget pays for."""
+        chosen: Any = self.for_call(1)
+        if isinstance(chosen, Budgeted):
+            return chosen.within_budget(price, budget)
+        return largest_within(functools.partial(resized, chosen), price, budget)
