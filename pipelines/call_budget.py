@@ -104,8 +104,8 @@ def search_for_call(config: SearchConfig, arguments: dict[str, Any], *, num_imag
     if not isinstance(config, ChosenByCall):
         return config
     own = {name: arguments.pop(name) for name in search_fields(config) if name in arguments}
-    chosen: Any = load_search(config, **own)  # type: ignore[arg-type]
-    return chosen.for_call(whole_number("num_images_per_prompt", num_images, minimum=1))  # type: ignore[no-any-return]
+    chosen, number = load_search(config, **own), whole_number("num_images_per_prompt", num_images, minimum=1)
+    return chosen.for_call(number) if isinstance(chosen, ChosenByCall) else chosen
 
 
 def with_choice(trace: SteeringTrace, asked: SearchConfig, config: SearchConfig) -> SteeringTrace:

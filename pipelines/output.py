@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,16 +91,27 @@ def finish(run: SteeredRun, out: Any, *, num_images_per_prompt: int) -> FKSteeri
 def _selected(run: SteeredRun, rewards: Tensor, number: int) -> Tensor:
     """`(G, n)`, what the search selects, or diverse groups of its images."""
     selected = selected_images(run.population, number)
-    if run.features is None or number == 1:
+    if run.finished_images is None or number == 1:
         return selected
+    embed = getattr(run.reward, "embed_images", None)
+    features = run.exchange.gather(_compared(run, run.finished_images, embed))
     grouped = rewards.detach().to("cpu", torch.float32).view(len(selected), -1)
     weight = getattr(run.config, "diversity_weight", 1.0)
-    selected, exact = diverse_groups(grouped, run.features, selected, angular=run.embeds, weight=weight)
-    compared = f"embedding of {type(run.reward).__name__}" if run.embeds else "latents"
+    selected, exact = diverse_groups(grouped, features, selected, angular=embed is not None, weight=weight)
+    compared = "latents" if embed is None else f"embedding of {type(run.reward).__name__}"
     size = f"groups of {number} of {grouped.shape[1]}"
     how = f"all {size} were compared" if exact else f"greedily, as there are too many {size} to compare all"
     run.notes.append(f"Selected by reward and by distances of {compared}: {how}.")
     return selected
+
+
+def _compared(run: SteeredRun, images: Tensor, embed: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """`(G * K, ...)`, by what images are compared: the reward's embedding of them, or else their latents."""
+    if embed is None:
+        return run.call.last_sample if run.predicted is None else run.predicted
+    place = images.device if run.reward_device is None else run.reward_device
+    with torch.no_grad():  # one by one, as no batch size is known to fit
+        return torch.cat([embed(image[None].to(place)) for image in images])
 
 
 def scored_images(run: SteeredRun, out: Any) -> tuple[Any, Tensor, Tensor | None]:

@@ -67,7 +67,7 @@ class SteeredRun:
         notes: sentences for the trace, in plain words, about what the user must know of this run.
         num_steps: steps of the scheduler that have run.
         predicted: `(G * K, ...)`, predicted clean samples of a run that has ended with noise left; None otherwise.
-        features: `(G * K, ...)`, by which `selection="diverse"` compares the finished images; None without it.
+        finished_images: `(G * K, 3, H, W)`, kept where `selection="diverse"` compares them; None without it.
     """
 
     reward: Reward
@@ -87,7 +87,7 @@ class SteeredRun:
     notes: list[str] = field(default_factory=list)
     num_steps: int = 0
     predicted: Tensor | None = None
-    features: Tensor | None = None
+    finished_images: Tensor | None = None
     _steps: list[TraceStep] = field(default_factory=list)
     _measured: dict[str, Any] = field(default_factory=dict)
     _counts: dict[str, int] = field(
@@ -228,22 +228,10 @@ class SteeredRun:
             images = self.call.finished(returned, predicted=self.predicted)
             self._counts["decoded"] += len(images)
             if getattr(self.config, "selection", None) == DIVERSE:
-                self.features = self.exchange.gather(self._compared(images))
+                self.finished_images = images
             return self.score_images(images if flags is None else images * ~flags.to(images.device).view(-1, 1, 1, 1))
 
         return self.exchange.gather_scores(score, torch.empty(self.population.num_groups * self._num_own))
-
-    @property
-    def embeds(self) -> bool:
-        """Whether the reward embeds images, by which they are then compared; otherwise they are by their latents."""
-        return callable(getattr(self.reward, "embed_images", None))
-
-    def _compared(self, images: Tensor) -> Tensor:
-        if not self.embeds:
-            return self.call.last_sample if self.predicted is None else self.predicted
-        place = images.device if self.reward_device is None else self.reward_device
-        with torch.no_grad():  # one by one, as no batch size is known to fit
-            return torch.cat([self.reward.embed_images(image[None].to(place)) for image in images])  # type: ignore[operator]
 
     def _note_noise(self, *, is_latent: bool) -> None:
         returned = "latents" if is_latent else "images"

@@ -86,8 +86,9 @@ class ParticleMetropolis:
         return FKSteeringConfig(**settings)
 
     def within_budget(self, price: Callable[[SearchConfig], int], budget: int) -> SearchConfig | None:
-        """As many runs as a budget pays for, of K particles each."""
-        return largest_within(lambda number: replace(self, num_runs=number), price, budget)
+        """As many runs of K particles as a budget pays for; where it is too little for one, one of fewer particles."""
+        runs = largest_within(lambda number: replace(self, num_runs=number), price, budget)
+        return runs or largest_within(lambda number: replace(self, num_particles=number, num_runs=1), price, budget)
 
     def population(
         self,

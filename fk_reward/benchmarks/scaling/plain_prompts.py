@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -18,7 +18,7 @@ NOBODY = "none"
 class NoJudge:
     """Stands where a judge would."""
 
-    identity = {"judge": NOBODY}  # noqa: RUF012 (as of all judges)
+    identity: ClassVar[dict[str, Any]] = {"judge": NOBODY}
 
     def judge_images(self, samples: Sequence[Any], images: Sequence[Image.Image]) -> list[Verdict]:  # noqa: ARG002
         """No verdict on each image."""

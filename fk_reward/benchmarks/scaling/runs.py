@@ -113,9 +113,9 @@ def plan_scaling(request: ScalingRequest) -> dict[str, list[RunSettings]]:
     Example:
         >>> typed = {"rewards": ("shapes-clipscore",), "num_steps": 20}
         >>> numbers = {"budgets": (80,), "baseline_steps": (10,)}
-        >>> asked = ScalingRequest(out=Path("."), methods=("pruning",), typed=typed, **numbers)
+        >>> asked = ScalingRequest(out=Path("."), typed=typed, **numbers)
         >>> {folder: [run.name for run in runs] for folder, runs in plan_scaling(asked).items()}
-        {'plain': ['unsteered'], 'budget-80-steps-20': ['best-of-4-shapes-clipscore', 'pruning-6-shapes-clipscore'], \
+        {'plain': ['unsteered'], 'budget-80-steps-20': ['best-of-4-shapes-clipscore'], \
 'budget-80-steps-10': ['best-of-8-shapes-clipscore']}
     """
     typed = {"diversity": True, **request.typed}
