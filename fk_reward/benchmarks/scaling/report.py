@@ -13,7 +13,7 @@ from fk_reward.benchmarks.scaling.points import ScalingPoints, best_of_n_curves,
 from fk_reward.benchmarks.statistics import Ends
 from fk_reward.durable_files import cosmetic, write_whole
 from fk_reward.planning.prices import PRICES
-from fk_reward.text import as_plain_text, markdown_text, shortened
+from fk_reward.text import as_plain_text, markdown_text, shortened, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,9 +147,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], prices: str, path: Path) -> b
         own = [row for row in priced if row["reward"] == reward]
         for quality, axes in zip(qualities, line, strict=True):
             _panel(axes, [row for row in own if row[quality] is not None], quality, prices)
-            axes.set_title(as_plain_text(shortened(reward, 60)), fontsize=9)
+            axes.set_title(shortened(visible(reward), 60), fontsize=9)
     panels[0][0].legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    as_plain_text(figure).savefig(path, dpi=150)
     return True
 
 

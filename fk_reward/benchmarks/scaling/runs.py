@@ -129,6 +129,11 @@ def plan_scaling(request: ScalingRequest) -> dict[str, list[RunSettings]]:
     own = plain.num_steps
     for budget in request.budgets:
         for steps in dict.fromkeys((own, *request.baseline_steps)):
+            if budget < 2 * steps:
+                raise ValueError(
+                    f"--budgets: {budget} sample steps are less than two images of {steps} steps, of which one is "
+                    "chosen: raise the budget, or take fewer steps."
+                )
             settings = {**typed, "budget": budget, "num_steps": steps}
             if steps != own:  # the other methods' settings mean nothing there
                 settings = {name: value for name, value in settings.items() if name in _OF_ALL}

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fk_reward.benchmarks.image_results import read_runs
 from fk_reward.benchmarks.scaling.points import Scale, ScalingPoints, read_scaling_runs
+from fk_reward.benchmarks.scaling.report import draw_curves
 from fk_reward.benchmarks.scaling.runs import ScalingRequest, plan_scaling
 from fk_reward.benchmarks.statistics import Outcome
 from tests.command_line import run_command_line
@@ -137,7 +139,7 @@ def test_shares_of_the_work_are_those_of_one_process(finished, options, tmp_path
 def test_prompts_of_a_file_are_judged_by_nobody(options, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red dog\n\na blue cat\n")
     few = ["--suite", "prompts", "--prompts", tmp_path / "prompts.txt", "--budgets", "8", "--method", "pruning"]
-    kept = [word for word in options[2 : options.index("--budgets")]]
+    kept = options[2 : options.index("--heldout")]
     result = run("--out", tmp_path / "out", *kept, *few, "--num-samples", "2", "--steps", "4", "--guidance-scale", "1")
     assert result.exit_code == 0, result.output
     rows = rows_of(tmp_path / "out")
@@ -161,7 +163,7 @@ def request(**settings):
         ({"budgets": ()}, "Name budgets"),
         ({"stages": ("draw",)}, "--stage should be one of"),
         ({"budgets": (0,)}, "--budgets"),
-        ({"budgets": (19,), "methods": ("pruning",)}, "buys nothing"),
+        ({"budgets": (39,), "methods": ("pruning",)}, "39 sample steps are less than two images of 20 steps"),
         ({"typed": {"num_samples": 1}}, "--num-samples should be at least 2"),
         ({"methods": ("unsteered",)}, "always drawn"),
         ({"methods": ("annealing",)}, "method should be one of"),
@@ -176,7 +178,7 @@ def test_wrong_requests(settings, message):
 
 
 def test_an_unknown_heldout_reward_is_refused_before_anything_is_drawn(tmp_path):
-    result = run("--out", tmp_path / "out", "--budgets", "80", "--num-prompts", "1", "--heldout", "shapes-clipscor")
+    result = run("--out", tmp_path / "out", "--budgets", "80", "--steps", "4", "--heldout", "shapes-clipscor")
     assert result.exit_code == 2
     assert "Did you mean 'shapes-clipscore'" in " ".join(result.stderr.split())
     assert not (tmp_path / "out").exists()
@@ -199,6 +201,19 @@ def test_the_spread_is_pooled_within_prompts():
 def test_rewards_that_never_differ_have_no_unit():
     plain = {(0, sample): Outcome(1.0, "a prompt", "") for sample in range(2)}
     assert Scale.of(plain).of_gains(plain) == {}
+
+
+def test_curves_of_a_reward_without_a_price_and_without_intervals(tmp_path):
+    def row(method, budget, price):
+        ends = {"estimate": 0.5, "low": None, "high": None}
+        names = {"method": method, "reward": "$mine$", "budget": budget, "num_steps": 20}
+        return {**names, "own": ends, "judge": None, "prices": {"sdxl": price, "flux.1-dev": None}}
+
+    rows = [row("best-of-n", 80, 4.0), row("pruning", 80, 4.5), row("best-of-n", 160, 8.0)]
+    assert draw_curves(rows, "sdxl", tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size[0] > 500
+    assert not draw_curves(rows, "flux.1-dev", tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_a_folder_without_runs(tmp_path):
