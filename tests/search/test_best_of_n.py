@@ -51,7 +51,7 @@ def test_the_trace_has_no_weights_and_says_so():
     assert out.trace.log_evidence is None
     assert out.trace.reward_scale is None
     assert out.trace.search == "best-of-n"
-    assert out.trace.config == {"num_particles": 2, "abstain": False}
+    assert out.trace.config == {"num_particles": 2, "abstain": False, "selection": "best", "diversity_weight": 1.0}
     assert out.weights.tolist() == [[0.5]]
     assert type(out.trace).from_json(out.trace.to_json()).log_evidence is None
 

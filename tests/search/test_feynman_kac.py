@@ -301,6 +301,7 @@ def test_the_paper_has_its_settings_whatever_the_defaults_are():
         "ess_threshold": 0.5,
         "resampling": "systematic",
         "selection": "best",
+        "diversity_weight": 1.0,
         "target_ess": 0.5,
         "final_particles": None,
         "stop_reward": None,

@@ -69,7 +69,7 @@ def test_a_name_a_config_and_a_preset():
     assert load_search("fk-paper") == FKSteeringConfig()
     assert load_search(Pruning(), keep=(3, 2)).keep == (3, 2)
     assert (search_class("fk-paper"), search_class("best-of-n")) == (FKSteeringConfig, BestOfN)
-    assert list(search_fields("best-of-n")) == ["num_particles", "abstain"]
+    assert list(search_fields("best-of-n")) == ["num_particles", "abstain", "selection", "diversity_weight"]
     assert (search_name(BestOfN()), search_name(FKSteeringConfig(num_particles=2))) == ("best-of-n", "fk")
 
 
