@@ -93,6 +93,10 @@ class Recommended:
         """Of the search for a single image; `for_call` has the others."""
         return self.for_call(1).num_particles
 
+    def to_dict(self) -> dict[str, Any]:
+        """The situation, and the number of particles of the search for a single image."""
+        return {"situation": self.situation, "num_particles": self.num_particles}
+
     def population(
         self,
         num_groups: int = 1,
