@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.known_biases import LINE_DRAWINGS
+from fk_reward.rewards.precision import Float32Sequential, in_loaded_dtype
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.weights import load_complete, read_state_dict
@@ -59,6 +60,8 @@ class AestheticScore(Reward):
         ValueError: when the head reads embeddings of another length than the model's.
     """
 
+    half_dtype = torch.float16
+
     def __init__(
         self,
         model: CLIPModel,
@@ -74,7 +77,7 @@ class AestheticScore(Reward):
                 f"{model.config.projection_dim}: it belongs to another one (768 is ViT-L/14, 512 is ViT-B)."
             )
         self.model = model.eval().requires_grad_(False)
-        self.head = head.float().eval().requires_grad_(False)
+        self.head = Float32Sequential(*head).float().eval().requires_grad_(False)
         self.preprocessing = preprocessing
         self.accepts_uint8 = preprocessing.accepts_uint8
         self.batch_size = batch_size
@@ -89,14 +92,6 @@ class AestheticScore(Reward):
     def modules_to_compile(self) -> list[nn.Module]:
         """The image tower."""
         return [self.model.vision_model]
-
-    def to(
-        self: AestheticScoreT, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> AestheticScoreT:
-        """Move the weights, in place; the head keeps its dtype. Return the reward itself."""
-        self.model.to(device=device, dtype=dtype)
-        self.head.to(device=device)
-        return self
 
 
 def aesthetic_head(tensors: Mapping[str, Tensor]) -> nn.Sequential:
@@ -139,19 +134,19 @@ def _build_aesthetic(
     *,
     weights: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] = _CLIP,
-    torch_dtype: torch.dtype = torch.float32,
+    torch_dtype: torch.dtype | None = None,
     batch_size: int | None = None,
 ) -> AestheticScore:
     """Read the head from a file or the hub, and of a CLIP in the layout of transformers the image tower."""
     from transformers import CLIPModel
 
     head = aesthetic_head(read_state_dict(weights or _download_head()))
-    clip = load_complete(CLIPModel, model, dtype=torch_dtype)
+    clip = load_complete(CLIPModel, model, dtype=torch_dtype or torch.float32)
     del clip.text_model, clip.text_projection  # never used: 0.5 GB in float32
     card = dataclasses.replace(_CARD, weights=f"{weights or _REPOSITORY} on {model}")
-    return AestheticScore(
-        clip, head, preprocessing=ImagePreprocessing.from_pretrained(model), batch_size=batch_size, card=card
-    )
+    preprocessing = ImagePreprocessing.from_pretrained(model)
+    reward = AestheticScore(clip, head, preprocessing=preprocessing, batch_size=batch_size, card=card)
+    return in_loaded_dtype(reward, torch_dtype)
 
 
 def _download_head() -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fk_reward.rewards.inputs import ImageGroup, Images, group_by_size, prompt_list
+from fk_reward.rewards.precision import is_cuda, no_silent_tf32
 
 RewardT = TypeVar("RewardT", bound="Reward")
 
@@ -134,6 +135,8 @@ class Reward(abc.ABC):
         accepts_uint8: whether `score` also takes uint8 images. Then 8-bit input (PIL images, uint8 tensors and arrays)
             reaches it as it is, so that its preprocessing can round as PIL does; otherwise it is divided by 255 first.
         half_dtype: half precision in which its networks are known to work.
+        halves_on_cuda: whether `to` a CUDA device also converts float32 weights to `half_dtype`, unless it names a
+            dtype. Loaders set it where no dtype was asked for; heads and dot products stay in float32.
 
     Example:
         >>> class Redness(Reward):
@@ -149,6 +152,7 @@ class Reward(abc.ABC):
     batch_size: int | None = None
     accepts_uint8: bool = False
     half_dtype: torch.dtype = torch.bfloat16
+    halves_on_cuda: bool = False
     _add_weighted: ClassVar[
         Callable[[Sequence[tuple[float, Reward | float]]], Reward]
     ]  # set by composition/composite.py
@@ -251,7 +255,12 @@ class Reward(abc.ABC):
         return next((tensor.device for module in self._held_modules() for tensor in _tensors(module)), None)
 
     def to(self: RewardT, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> RewardT:
-        """Move the weights to a device, a floating dtype, or both, in place; return the reward itself."""
+        """Move the weights to a device, a floating dtype, or both, in place; return the reward itself.
+
+        With `halves_on_cuda`, weights in float32 get `half_dtype` on a CUDA device unless a dtype is named.
+        """
+        if dtype is None and self.halves_on_cuda and is_cuda(device):
+            dtype = self.half_dtype
         for module in self._held_modules():
             module.to(device=device, dtype=dtype)
         return self
@@ -298,7 +307,8 @@ class Reward(abc.ABC):
     def _score_batch(self, batch: ImageGroup, prompts: list[str]) -> Tensor:
         # A copy even on the same device: a reward that normalises in place would change the caller's images, what other
         # rewards read, and what a steered call returns.
-        scores = self.score(batch.images.to(self.device, copy=True), prompts)
+        with no_silent_tf32():
+            scores = self.score(batch.images.to(self.device, copy=True), prompts)
         self._check_scores(scores, batch.indices, prompts)
         return scores.to(device=batch.images.device, dtype=torch.float32)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.blip import PromptTokens, fused_states
 from fk_reward.rewards.known_biases import BAG_OF_WORDS
+from fk_reward.rewards.precision import float32_linear, in_loaded_dtype
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.weights import load_complete
@@ -95,6 +96,8 @@ class BlipITM(Reward):
         >>> scores = reward(images, "a photo of a cat")  # doctest: +SKIP
     """
 
+    half_dtype = torch.float16
+
     def __init__(
         self,
         model: BlipForImageTextRetrieval,
@@ -122,7 +125,7 @@ class BlipITM(Reward):
         cls,
         model: str | os.PathLike[str] = _CARD.weights,
         *,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | None = None,
         unit: MatchUnit = "probability",
         max_tokens: int = 35,
         batch_size: int | None = None,
@@ -133,7 +136,7 @@ class BlipITM(Reward):
 
         Args:
             model: hub id or folder.
-            torch_dtype: dtype of the weights; whatever the files have is converted.
+            torch_dtype: dtype of the weights; None for float32, which becomes float16 on a CUDA device.
             unit: as for the class.
             max_tokens: as for the class.
             batch_size: as for the class.
@@ -148,8 +151,8 @@ class BlipITM(Reward):
         from transformers import BertTokenizer, BlipForImageTextRetrieval, ImageProcessingMixin
 
         settings, _ = ImageProcessingMixin.get_image_processor_dict(model, revision=revision)
-        return cls(
-            load_complete(BlipForImageTextRetrieval, model, dtype=torch_dtype, revision=revision),
+        reward = cls(
+            load_complete(BlipForImageTextRetrieval, model, dtype=torch_dtype or torch.float32, revision=revision),
             BertTokenizer.from_pretrained(model, revision=revision),
             preprocessing=ImagePreprocessing.from_config({**_PROCESSOR_DEFAULTS, **settings}),
             unit=unit,
@@ -157,12 +160,13 @@ class BlipITM(Reward):
             batch_size=batch_size,
             card=card or (_CARD if model == _CARD.weights else dataclasses.replace(_OTHER_CARD, weights=str(model))),
         )
+        return in_loaded_dtype(reward, torch_dtype)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Match each image with its prompt in one pass of both towers."""
         tokens = self.prompts(prompts).to(images.device)
         states = fused_states(self.model.vision_model, self.model.text_encoder, self.preprocessing(images), tokens)
-        return match_scores(self.model.itm_head(states), unit=self.unit)
+        return match_scores(float32_linear(self.model.itm_head, states), unit=self.unit)
 
 
 def _check_unit(unit: str) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from fk_reward.models import resolve_model
 from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.known_biases import BAG_OF_WORDS, READS_TEXT
+from fk_reward.rewards.precision import in_loaded_dtype
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.prompt_limits import TruncationLog
 from fk_reward.rewards.registry import RewardEntry
@@ -141,6 +142,8 @@ class CLIPScore(Reward):
         >>> scores = reward(images, "a photo of a cat")  # doctest: +SKIP
     """
 
+    half_dtype = torch.float16
+
     def __init__(  # noqa: PLR0913 (options of one reward)
         self,
         model: CLIPModel,
@@ -174,7 +177,7 @@ class CLIPScore(Reward):
         cls,
         model: str | os.PathLike[str],
         *,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | None = None,
         scale: float = 1.0,
         hessel: bool = False,
         batch_size: int | None = None,
@@ -185,7 +188,7 @@ class CLIPScore(Reward):
 
         Args:
             model: hub id or folder.
-            torch_dtype: dtype of the weights; whatever the files have is converted.
+            torch_dtype: dtype of the weights; None for float32, which becomes float16 on a CUDA device.
             scale: as for the class.
             hessel: as for the class.
             batch_size: as for the class.
@@ -199,8 +202,8 @@ class CLIPScore(Reward):
         """
         from transformers import CLIPModel, CLIPTokenizer
 
-        return cls(
-            load_complete(CLIPModel, model, dtype=torch_dtype, revision=revision),
+        reward = cls(
+            load_complete(CLIPModel, model, dtype=torch_dtype or torch.float32, revision=revision),
             CLIPTokenizer.from_pretrained(model, revision=revision),
             preprocessing=ImagePreprocessing.from_pretrained(model, revision=revision),
             scale=scale,
@@ -208,6 +211,7 @@ class CLIPScore(Reward):
             batch_size=batch_size,
             card=card or dataclasses.replace(_OTHER_CARD, weights=str(model)),
         )
+        return in_loaded_dtype(reward, torch_dtype)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Encode each image, and each distinct prompt unless it was encoded before."""
@@ -266,7 +270,7 @@ def _hessel_card(card: RewardCard) -> RewardCard:
 def _build_clipscore(
     *,
     model: str = _CARD.weights,
-    torch_dtype: torch.dtype = torch.float32,
+    torch_dtype: torch.dtype | None = None,
     scale: float = 1.0,
     hessel: bool = False,
     batch_size: int | None = None,

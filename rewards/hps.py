@@ -12,6 +12,7 @@ from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.clipscore import CLIPScore
 from fk_reward.rewards.known_biases import ARTEFACTS
 from fk_reward.rewards.open_clip import clip_from_open_clip
+from fk_reward.rewards.precision import in_loaded_dtype
 from fk_reward.rewards.preprocessing import ImagePreprocessing, PaddedPreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.weights import read_state_dict
@@ -38,7 +39,7 @@ class _HpsLoader:
         weights: str | os.PathLike[str] | None = None,
         tokenizer: str | os.PathLike[str] = _TOKENIZER,
         antialias: bool = True,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | None = None,
         batch_size: int | None = None,
         revision: str = "main",
     ) -> CLIPScore:
@@ -48,7 +49,7 @@ class _HpsLoader:
             weights: file in the layout of the official one; None for the one on the hub.
             tokenizer: hub id or folder of the `CLIPTokenizer`.
             antialias: as for `PaddedPreprocessing`.
-            torch_dtype: dtype of the weights.
+            torch_dtype: dtype of the weights; None for float32, which becomes float16 on a CUDA device.
             batch_size: number of images scored at once; None for all of one size.
             revision: branch, tag or commit of the weights on the hub.
 
@@ -58,7 +59,8 @@ class _HpsLoader:
         """
         from transformers import CLIPTokenizer
 
-        model = clip_from_open_clip(read_state_dict(weights or self._download(revision))).to(torch_dtype)
+        model = clip_from_open_clip(read_state_dict(weights or self._download(revision)))
+        model = model.to(torch_dtype or torch.float32)
         text_config, clip_tokenizer = model.config.text_config, CLIPTokenizer.from_pretrained(tokenizer)
         # CLIP reads the state at the end token: with another id, it would read that of a wrong position.
         if clip_tokenizer.eos_token_id != text_config.eos_token_id:
@@ -69,9 +71,10 @@ class _HpsLoader:
         preprocessing = _preprocessing(model.config.vision_config.image_size, antialias=antialias)
         card = self.card if weights is None else dataclasses.replace(self.card, weights=str(weights))
         # Its authors' OpenCLIP mends prompts before it splits them.
-        return CLIPScore(
+        reward = CLIPScore(
             model, clip_tokenizer, preprocessing=preprocessing, clean=True, batch_size=batch_size, card=card
         )
+        return in_loaded_dtype(reward, torch_dtype)
 
     def _download(self, revision: str) -> str:
         from huggingface_hub import hf_hub_download

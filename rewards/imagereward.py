@@ -15,6 +15,7 @@ from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.blip import PromptTokens, with_blip_tokens
 from fk_reward.rewards.imagereward_model import ImageRewardConfig, ImageRewardModel, find_files, read_model, write_model
 from fk_reward.rewards.known_biases import ARTEFACTS
+from fk_reward.rewards.precision import in_loaded_dtype
 from fk_reward.rewards.preprocessing import TorchvisionPreprocessing
 from fk_reward.rewards.registry import RewardEntry
 
@@ -81,6 +82,8 @@ class ImageReward(Reward):
         >>> scores = reward(images, "a photo of a cat")  # doctest: +SKIP
     """
 
+    half_dtype = torch.float16
+
     def __init__(
         self,
         model: ImageRewardModel,
@@ -106,7 +109,7 @@ class ImageReward(Reward):
         *,
         tokenizer: str | os.PathLike[str] | None = None,
         head_size: int | None = None,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | None = None,
         batch_size: int | None = None,
         revision: str = "main",
         card: RewardCard | None = None,
@@ -119,7 +122,8 @@ class ImageReward(Reward):
                 the folder. BLIP's two special tokens are added where they are absent.
             head_size: width of the attention heads, which cannot be read from the tensors; by default 64, as in every
                 BLIP, or that of the folder.
-            torch_dtype: dtype of the weights; whatever the files have is converted.
+            torch_dtype: dtype of the weights, the head's is float32; None for float32, which becomes float16 on a CUDA
+                device.
             batch_size: as for the class.
             revision: branch, tag or commit of the hub repository of the weights.
             card: facts about the weights; by default a card that names them.
@@ -132,13 +136,14 @@ class ImageReward(Reward):
 
         files = find_files(weights, revision=revision)
         config = files.config if head_size is None else dataclasses.replace(files.config, head_size=head_size)
-        return cls(
-            read_model(files.tensors, head_size=config.head_size, dtype=torch_dtype),
+        reward = cls(
+            read_model(files.tensors, head_size=config.head_size, dtype=torch_dtype or torch.float32),
             with_blip_tokens(BertTokenizer.from_pretrained(tokenizer or files.tokenizer)),
             config=config,
             batch_size=batch_size,
             card=card or _card_of(weights),
         )
+        return in_loaded_dtype(reward, torch_dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that `from_pretrained` reads: tensors in their present dtype, configuration and tokenizer."""
@@ -168,5 +173,7 @@ def _check_text(model: ImageRewardModel, tokenizer: BertTokenizer, max_tokens: i
 
 IMAGEREWARD = RewardEntry(_CARD, ImageReward.from_pretrained)
 SHAPES_IMAGEREWARD = RewardEntry(
-    _SHAPES_CARD, partial(ImageReward.from_pretrained, "shapes-imagereward", card=_SHAPES_CARD)
+    _SHAPES_CARD,
+    # Of so few weights, half precision would save nothing.
+    partial(ImageReward.from_pretrained, "shapes-imagereward", torch_dtype=torch.float32, card=_SHAPES_CARD),
 )

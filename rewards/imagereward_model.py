@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fk_reward.documents import parse_json
 from fk_reward.models import check_source, resolve_model
 from fk_reward.rewards.blip import fused_states
+from fk_reward.rewards.precision import Float32Sequential
 from fk_reward.rewards.weights import read_state_dict, unwrapped_names
 
 OFFICIAL_FILE = "ImageReward.pt"
@@ -223,10 +224,10 @@ class ImageRewardModel(nn.Module):
         B: number of images, S: their side, L: length of the padded prompts.
         """
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return self.mlp(fused_states(self.vision, self.text, pixel_values, tokens)).squeeze(1).float()
+        return self.mlp(fused_states(self.vision, self.text, pixel_values, tokens)).squeeze(1)
 
 
-def make_mlp(widths: tuple[int, ...], *, gelu: bool = False) -> nn.Sequential:
+def make_mlp(widths: tuple[int, ...], *, gelu: bool = False) -> Float32Sequential:
     """Five linear layers with the official dropouts between the first four, and no activation.
 
     Args:
@@ -243,10 +244,11 @@ def make_mlp(widths: tuple[int, ...], *, gelu: bool = False) -> nn.Sequential:
     first, second, third, fourth, fifth = (
         nn.Linear(inputs, outputs) for inputs, outputs in zip(widths, (*widths[1:], 1), strict=True)
     )
-    if gelu:
-        return nn.Sequential(first, nn.GELU(), second, nn.GELU(), third, nn.GELU(), fourth, nn.GELU(), fifth)
     dropouts = nn.Dropout(0.2), nn.Dropout(0.2), nn.Dropout(0.1)
-    return nn.Sequential(first, dropouts[0], second, dropouts[1], third, dropouts[2], fourth, fifth)
+    layers: tuple[nn.Module, ...] = (first, dropouts[0], second, dropouts[1], third, dropouts[2], fourth, fifth)
+    if gelu:
+        layers = (first, nn.GELU(), second, nn.GELU(), third, nn.GELU(), fourth, nn.GELU(), fifth)
+    return Float32Sequential(*layers).float()  # the default dtype may be narrower
 
 
 def _vision_settings(sizes: ImageRewardSizes, head_size: int) -> dict[str, int | float]:
@@ -322,7 +324,7 @@ def read_model(
     Args:
         path: `ImageReward.pt`, or the same tensors as safetensors. Pickles are read with `weights_only=True`.
         head_size: width of the attention heads, which no tensor shows.
-        dtype: of the weights, whatever the file has.
+        dtype: of the weights, whatever the file has; the head's have at least 32 bits.
         gelu: whether it should be a CycleReward's, whose MLP has activations.
 
     Raises:
@@ -340,7 +342,9 @@ def read_model(
         matched = match_tensors(tensors, model.state_dict())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in matched.items()}, assign=True)
+    in_head = torch.promote_types(dtype, torch.float32)
+    converted = {n: tensor.to(in_head if n.startswith("mlp.") else dtype) for n, tensor in matched.items()}
+    model.load_state_dict(converted, assign=True)
     return model
 
 

@@ -10,6 +10,7 @@ import torch
 from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.clipscore import CLIPScore, scale_card
 from fk_reward.rewards.known_biases import ARTEFACTS
+from fk_reward.rewards.precision import in_loaded_dtype
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.weights import load_complete
@@ -40,7 +41,7 @@ def _build_pickscore(
     *,
     model: str | os.PathLike[str] = _COSINE_CARD.weights,
     processor: str | os.PathLike[str] = _PROCESSOR,
-    torch_dtype: torch.dtype = torch.float32,
+    torch_dtype: torch.dtype | None = None,
     batch_size: int | None = None,
     revision: str = "main",
 ) -> CLIPScore:
@@ -49,14 +50,15 @@ def _build_pickscore(
 
     clip = load_complete(CLIPModel, model, dtype="auto", revision=revision)  # half precision would round logit_scale
     scale = clip.logit_scale.float().exp().item()
-    return CLIPScore(
-        clip.to(torch_dtype),
+    reward = CLIPScore(
+        clip.to(torch_dtype or torch.float32),
         CLIPTokenizer.from_pretrained(processor),
         preprocessing=ImagePreprocessing.from_pretrained(processor),
         scale=scale,
         batch_size=batch_size,
         card=dataclasses.replace(_COSINE_CARD, weights=str(model)),
     )
+    return in_loaded_dtype(reward, torch_dtype)
 
 
 PICKSCORE = RewardEntry(scale_card(_COSINE_CARD, _SCALE), _build_pickscore)

@@ -249,7 +249,7 @@ class FullSize:
 
     Attributes:
         build: makes it on PyTorch's default device and in its default dtype.
-        dtype: of the weights, as the reward's own loader has it by default.
+        dtype: of the weights on a GPU, as the reward's own loader has it by default.
 
     Example:
         >>> sum(weight.numel() for weight in FULL_SIZE["clipscore"].make().model.parameters())
@@ -347,19 +347,19 @@ _QWEN = FullSize(partial(_llava_reward, "qwen2_5_vl"), torch.bfloat16)
 _IMAGE_JUDGE = qwen3_vl_4b
 
 FULL_SIZE: dict[str, FullSize] = {
-    "aesthetic": FullSize(_aesthetic),
+    "aesthetic": FullSize(_aesthetic, torch.float16),
     "aesthetic-v2.5": FullSize(_siglip_aesthetic),
-    "blip-itm": FullSize(_blip_itm),
-    "clipscore": FullSize(partial(_clipscore, CLIP_L14)),
+    "blip-itm": FullSize(_blip_itm, torch.float16),
+    "clipscore": FullSize(partial(_clipscore, CLIP_L14), torch.float16),
     "cyclereward": FullSize(_cyclereward),
-    "hpsv2": FullSize(_hps),
-    "hpsv2.1": FullSize(_hps),
+    "hpsv2": FullSize(_hps, torch.float16),
+    "hpsv2.1": FullSize(_hps, torch.float16),
     "image-classifier": FullSize(_image_classifier),
-    "imagereward": FullSize(_imagereward),
+    "imagereward": FullSize(_imagereward, torch.float16),
     **{f"llava-reward-{dimension}": _PHI for dimension in ("alignment", "fidelity", "safety", "overall")},
     **{f"llava-reward-{dimension}@qwen": _QWEN for dimension in ("alignment", "fidelity", "safety", "overall")},
     "llava-score": FullSize(partial(_asking, VQAScore, llava, question=LLAVA_QUESTION, against="No"), torch.float16),
-    "pickscore": FullSize(partial(_clipscore, CLIP_H14)),
+    "pickscore": FullSize(partial(_clipscore, CLIP_H14), torch.float16),
     "q-align": FullSize(partial(_asking, QAlign, qwen3_vl_2b), torch.bfloat16),
     "vlm-judge": FullSize(partial(_judge, _IMAGE_JUDGE, "rubric"), torch.bfloat16),
     "vlm-judge-alignment": FullSize(partial(_judge, _IMAGE_JUDGE, "alignment"), torch.bfloat16),

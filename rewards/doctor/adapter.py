@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from fk_reward.rewards.doctor.findings import Finding, failed, not_applicable, passed
@@ -34,7 +36,7 @@ def _changed(reward: LlavaReward) -> tuple[int, int]:
     return sum(_is_something(weights, module) for module in modules), len(modules)
 
 
-def _is_something(weights: dict[str, Tensor], module: str) -> bool:
+def _is_something(weights: Mapping[str, Tensor], module: str) -> bool:
     factors = [weights[f"{module}.lora_{factor}.weight"] for factor in "AB"]
     return all(bool(factor.any()) for factor in factors)
 

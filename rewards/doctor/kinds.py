@@ -6,7 +6,7 @@ import torch
 
 from fk_reward.rewards.doctor.findings import Finding, failed, passed
 from fk_reward.rewards.doctor.patient import Patient, Probe
-from fk_reward.rewards.inputs import to_pil
+from fk_reward.rewards.inputs import Images, to_pil
 
 _SHARE = 0.25
 """Of the scale. 8-bit images are resized by PIL, which rounds on the way; floating ones are not rounded."""
@@ -15,7 +15,7 @@ _SHARE = 0.25
 def _examine(patient: Patient) -> Finding:
     images, prompts = patient.specimens.images, patient.specimens.prompts
     expected = patient.score(images, prompts)
-    kinds = {"PIL images": to_pil(images), "uint8 tensors": (images * 255).round().to(torch.uint8)}
+    kinds: dict[str, Images] = {"PIL images": to_pil(images), "uint8 tensors": (images * 255).round().to(torch.uint8)}
     apart = {name: (patient.score(kind, prompts) - expected).abs().max().item() for name, kind in kinds.items()}
     observed = ", ".join(f"{name} {difference:.2g}" for name, difference in apart.items())
     allowed = max(_SHARE * patient.scale, patient.tolerance)

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from fk_reward.rewards.precision import unless_narrower
+
 HeadT = TypeVar("HeadT", bound="RewardHead")
 
 
@@ -86,13 +88,7 @@ class RewardHead(nn.Module):
 
     def _apply(self: HeadT, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HeadT:
         """Every conversion of a module and of its parents arrives here (`to`, `half`, `cuda`, `to_empty`, ...)."""
-
-        def keep_precision(tensor: Tensor) -> Tensor:
-            converted = fn(tensor)
-            narrowed = converted.is_floating_point() and torch.finfo(converted.dtype).bits < 32
-            return tensor.to(device=converted.device) if narrowed else converted
-
-        return super()._apply(keep_precision, recurse)
+        return super()._apply(lambda tensor: unless_narrower(fn, tensor), recurse)
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:

@@ -126,7 +126,8 @@ def test_pictures_get_a_gradient_and_weights_none(imagereward, smooth):
 def test_half_weights(dtype, imagereward, imagereward_folder, smooth, texts):
     folder = imagereward_folder
     half = load_reward("imagereward", weights=folder, tokenizer=folder / "tokenizer", torch_dtype=dtype)
-    assert {weight.dtype for weight in half.model.parameters()} == {dtype}
+    assert {weight.dtype for weight in half.model.vision.parameters()} == {dtype}
+    assert {weight.dtype for weight in half.model.mlp.parameters()} == {torch.float32}
     scores = half(smooth, texts)
     assert scores.dtype == torch.float32
     assert_close(scores, imagereward(smooth, texts), rtol=0, atol=0.15)
