@@ -90,8 +90,8 @@ def checked_group_selection(selection: object, weight: object) -> float:
         ValueError: for another selection, or a negative weight.
 
     Example:
-        >>> checked_group_selection("diverse", 2)
-        2.0
+        >>> checked_group_selection("diverse", 0.5)
+        0.5
     """
     if selection not in ("best", DIVERSE):
         raise ValueError(f"selection should be one of ['best', {DIVERSE!r}], got {selection!r}.")
