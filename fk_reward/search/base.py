@@ -160,6 +160,21 @@ class ReadsSignal(Protocol):
 
 
 @runtime_checkable
+class ReadsSpread(Protocol):
+    """What a config has besides, if settings of it are to be chosen by the reward of the call."""
+
+    def for_spread(self, spread: float | None) -> SearchConfig:
+        """The config with numbers in place of `"card"`; called before anything is drawn.
+
+        Args:
+            spread: standard deviation of the reward within a prompt, as its card states it; None where not known.
+
+        Raises:
+            ValueError: where the spread is needed and not known.
+        """
+
+
+@runtime_checkable
 class SearchConfig(Protocol):
     """Settings of a search: a frozen dataclass that validates its fields and documents each of them.
 

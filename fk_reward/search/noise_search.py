@@ -15,6 +15,7 @@ from fk_reward.search.budget import largest_within
 from fk_reward.search.metropolis import accepted
 from fk_reward.search.starts import Passes, Rollout, Scored
 from fk_reward.smc.resampling import flat_indices
+from fk_reward.smc.reward_scale import CARD, checked_reward_scale, scale_of_card
 from fk_reward.value_checks import boolean, real_number, whole_number
 
 Draw: TypeAlias = Callable[[Tensor], Tensor]
@@ -54,7 +55,8 @@ class NoiseSearch:
         strategy: `"random"`, `"zero-order"`, `"cem"` or `"pcn"`.
         step_size: s, how far a neighbour or a proposal is from its start, in (0, 1]: 1 is a new start, and two starts
             correlate by `sqrt(1 - s^2)`. Of `"zero-order"` and `"pcn"`.
-        reward_scale: lambda of `"pcn"`, at least 0. It means something only relative to the spread of the reward.
+        reward_scale: lambda of `"pcn"`, at least 0, which means something only relative to the spread of the reward.
+            `"card"` is 1.5 divided by the spread of the reward's card.
         num_frequencies: of `"cem"`: how many of the lowest frequencies of each axis are searched, at least 1.
         elite_share: of `"cem"`: share of the starts of a round to which the distribution is fitted, in (0, 1].
         learning_rate: of `"cem"`: how far mean and deviation move to those of the best, in (0, 1].
@@ -73,7 +75,7 @@ class NoiseSearch:
     num_rounds: int = 4
     strategy: str = "zero-order"
     step_size: float = 0.3
-    reward_scale: float = 10.0
+    reward_scale: float | str = CARD
     num_frequencies: int = 4
     elite_share: float = 0.5
     learning_rate: float = 0.7
@@ -91,9 +93,14 @@ class NoiseSearch:
             name: real_number(name, getattr(self, name), low=smallest, high=1.0, note="0 excluded")
             for name in ("step_size", "elite_share", "learning_rate")
         }
-        numbers["reward_scale"] = real_number("reward_scale", self.reward_scale, low=0.0)
         boolean("abstain", self.abstain)
-        vars(self).update(numbers)
+        vars(self).update(numbers, reward_scale=checked_reward_scale(self.reward_scale))
+
+    def for_spread(self, spread: float | None) -> NoiseSearch:
+        """With lambda as a number, where the strategy needs it."""
+        if self.strategy != "pcn":
+            return self
+        return replace(self, reward_scale=scale_of_card(self.reward_scale, spread=spread))
 
     def population(
         self,
@@ -261,7 +268,8 @@ class CrankNicolson:
         """Accept or reject."""
         size = len(found.rewards) // len(generators)
         uniforms = torch.cat([torch.rand(size, generator=one, dtype=torch.float64) for one in generators])
-        taken = accepted(self.states.rewards, found.rewards, uniforms, reward_scale=self.config.reward_scale)
+        scale = scale_of_card(self.config.reward_scale, spread=None)
+        taken = accepted(self.states.rewards, found.rewards, uniforms, reward_scale=scale)
         self._num_accepted += int(taken.sum())
         self._num_proposed += len(taken)
         self.states = self.states.where(~taken, found)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from fk_reward.search.metropolis import accepted
 from fk_reward.search.starts import Passes, Rollout, Scored
+from fk_reward.smc.reward_scale import CARD, checked_reward_scale, scale_of_card
 from fk_reward.value_checks import boolean, real_number, whole_number
 
 _SELECTIONS = ("best", "sample")
@@ -37,7 +38,8 @@ class Restart:
         num_restarts: how often every image is noised and redrawn. 0 is best of K.
         strength: share of the trajectory that is redrawn, in (0, 1), as of Diffusers' image-to-image pipelines: high
             ones change more and are accepted less often. At least one step, and never all of them.
-        reward_scale: lambda, at least 0, in 1 / unit of the reward. 0 accepts everything.
+        reward_scale: lambda, at least 0; 0 accepts everything. `"card"` is 1.5 divided by the spread that the reward's
+            card states.
         selection: what is returned of a prompt: `"best"`, the best image that each chain has seen, those of the
             highest reward first; or `"sample"`, the last image of each chain, in their order, which follow the tilted
             law once the chains have converged.
@@ -56,23 +58,22 @@ class Restart:
     num_particles: int = 4
     num_restarts: int = 4
     strength: float = 0.5
-    reward_scale: float = 10.0
+    reward_scale: float | str = CARD
     selection: str = "best"
     abstain: bool = False
 
     def __post_init__(self) -> None:
-        numbers = {
+        numbers: dict[str, Any] = {
             "num_particles": whole_number("num_particles", self.num_particles, minimum=1),
             "num_restarts": whole_number("num_restarts", self.num_restarts, minimum=0),
             "strength": real_number("strength", self.strength, low=0.0, high=1.0),
-            "reward_scale": real_number("reward_scale", self.reward_scale, low=0.0),
         }
         if not 0 < numbers["strength"] < 1:
             raise ValueError(f"strength should be between 0 and 1, got {self.strength}: at 1 nothing would be left.")
         if self.selection not in _SELECTIONS:
             raise ValueError(f"selection should be one of {list(_SELECTIONS)}, got {self.selection!r}.")
         boolean("abstain", self.abstain)
-        vars(self).update(numbers)
+        vars(self).update(numbers, reward_scale=checked_reward_scale(self.reward_scale))
 
     def num_redrawn(self, num_steps: int) -> int:
         """Steps of a redraw; at least one, and fewer than `num_steps`.
@@ -82,6 +83,10 @@ class Restart:
             (10, 1)
         """
         return max(1, min(int(self.strength * num_steps + 0.5), num_steps - 1))
+
+    def for_spread(self, spread: float | None) -> Restart:
+        """With lambda as a number."""
+        return replace(self, reward_scale=scale_of_card(self.reward_scale, spread=spread))
 
     def population(
         self,
@@ -137,12 +142,13 @@ class Restart:
 
         Example:
             >>> now, new = torch.tensor([1.0, 0.0, -torch.inf]), torch.tensor([2.0, -torch.inf, -torch.inf])
-            >>> Restart().accepted(now, new, [torch.Generator()])
+            >>> Restart(reward_scale=10.0).accepted(now, new, [torch.Generator()])
             tensor([ True, False,  True])
         """
         rows = len(rewards) // len(generators)
         uniforms = torch.cat([torch.rand(rows, dtype=torch.float64, generator=one) for one in generators])
-        return accepted(rewards, proposed, uniforms, reward_scale=self.reward_scale)
+        scale = scale_of_card(self.reward_scale, spread=None)
+        return accepted(rewards, proposed, uniforms, reward_scale=scale)
 
 
 class _LastImages(Passes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from fk_reward.search.beam import BeamPopulation, BeamSearch
 from fk_reward.smc.particle_filter import one_per_group
 from fk_reward.smc.resampling import one_of_each
-from fk_reward.value_checks import real_number
+from fk_reward.smc.reward_scale import CARD, checked_reward_scale, scale_of_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class SVDD(BeamSearch):
         stop: last one, as a fraction of the trajectory in [start, 1].
         num_branchings: how many branchings there are, evenly spaced between the two, at least 2: the first branches
             only, and the last selects only.
-        reward_scale: lambda, at least 0. It means something only relative to the spread of the reward among the
-            proposals of a particle. 0 draws uniformly.
+        reward_scale: lambda, at least 0, which means something only relative to the spread of the reward among the
+            proposals of a particle; 0 draws uniformly. `"card"` is 1.5 divided by the spread of the reward's card.
         abstain: return black images for a prompt of which every finished image is forbidden (a reward of -inf); False
             raises an error instead.
 
@@ -52,22 +52,26 @@ class SVDD(BeamSearch):
     start: float = 0.2
     stop: float = 1.0
     num_branchings: int = 8
-    reward_scale: float = 10.0
+    reward_scale: float | str = CARD
     abstain: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        vars(self).update(reward_scale=real_number("reward_scale", self.reward_scale, low=0.0))
+        vars(self).update(reward_scale=checked_reward_scale(self.reward_scale))
+
+    def for_spread(self, spread: float | None) -> SVDD:
+        """With lambda as a number."""
+        return replace(self, reward_scale=scale_of_card(self.reward_scale, spread=spread))
 
     def population(
         self,
         num_groups: int = 1,
         generators: Generator | Sequence[Generator] | None = None,
         *,
-        spread: float | None = None,  # noqa: ARG002
+        spread: float | None = None,
     ) -> SVDDPopulation:
         """The particles of one call."""
-        return SVDDPopulation(self, num_groups, generators)
+        return SVDDPopulation(self, num_groups, generators, spread=spread)
 
 
 class SVDDPopulation(BeamPopulation):
@@ -77,6 +81,7 @@ class SVDDPopulation(BeamPopulation):
         config: the branchings, and lambda.
         num_groups: G.
         generators: source of the draws: one, or one for each prompt; a new one with seed 0 when missing.
+        spread: of the reward's card, for `reward_scale="card"`.
 
     Example:
         >>> population = SVDD(num_proposals=2, num_branchings=2, reward_scale=100.0).population()
@@ -88,15 +93,21 @@ class SVDDPopulation(BeamPopulation):
     """
 
     def __init__(
-        self, config: SVDD, num_groups: int = 1, generators: Generator | Sequence[Generator] | None = None
+        self,
+        config: SVDD,
+        num_groups: int = 1,
+        generators: Generator | Sequence[Generator] | None = None,
+        *,
+        spread: float | None = None,
     ) -> None:
         super().__init__(config, num_groups)
-        self._reward_scale = config.reward_scale
+        self._reward_scale, self._spread = config.reward_scale, spread
         self._generators = one_per_group(generators, num_groups)
 
     def chosen(self, by_parent: Tensor) -> Tensor:
         """`(G, K)`, drawn by exp(lambda r). A forbidden proposal (-inf) is drawn only where all are forbidden."""
+        scale = scale_of_card(self._reward_scale, spread=self._spread)
         forbidden = by_parent == -torch.inf
-        log_weights = (self._reward_scale * by_parent.masked_fill(forbidden, 0.0)).masked_fill(forbidden, -torch.inf)
+        log_weights = (scale * by_parent.masked_fill(forbidden, 0.0)).masked_fill(forbidden, -torch.inf)
         pairs = zip(log_weights, self._generators, strict=True)
         return torch.stack([one_of_each(families, generator) for families, generator in pairs])

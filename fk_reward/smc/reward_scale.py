@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fk_reward.smc.weights import effective_sample_size
+from fk_reward.value_checks import real_number
 
 AUTO = "auto"
 CARD = "card"
@@ -50,6 +51,37 @@ def known_reward_scale(reward_scale: float | str, *, spread: float | None) -> fl
     if reward_scale == CARD:
         return None if spread is None else USUAL_TILT / spread
     return float(reward_scale)
+
+
+def checked_reward_scale(reward_scale: float | str) -> float | str:
+    """Lambda of a search that takes a number, at least 0, or `"card"`.
+
+    Raises:
+        TypeError: neither.
+        ValueError: a number below 0, or not finite.
+    """
+    if reward_scale == CARD:
+        return CARD
+    return real_number("reward_scale", reward_scale, low=0.0, note='or "card"')
+
+
+def scale_of_card(reward_scale: float | str, *, spread: float | None) -> float:
+    """Lambda as a number, for searches that do not find one on the way.
+
+    Raises:
+        ValueError: `"card"` with a card that states no spread.
+
+    Example:
+        >>> scale_of_card("card", spread=0.1), scale_of_card(2.0, spread=None)
+        (15.0, 2.0)
+    """
+    found = known_reward_scale(reward_scale, spread=spread)
+    if found is None:
+        raise ValueError(
+            "reward_scale='card' needs a reward whose card states the spread of its scores within a prompt, and this "
+            f"one's does not: give a number, about {USUAL_TILT} / (standard deviation among images of one prompt)."
+        )
+    return found
 
 
 def tempered_reward_scale(scores: Tensor, target_ess: float, *, spread: float | None = None) -> float:

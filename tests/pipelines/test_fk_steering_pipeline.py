@@ -46,7 +46,7 @@ def test_trace_is_complete(pipe):
     out = pipe(["a red circle", "a blue square"], num_particles=3, num_inference_steps=10, guidance_scale=5.0)
     trace = out.trace
     assert isinstance(trace, SteeringTrace)
-    assert [step.step for step in trace.steps] == [2, 4, 6, 8, 10]
+    assert [step.step for step in trace.steps] == [4, 6, 7, 8, 10]
     assert [step.final for step in trace.steps] == [False] * 4 + [True]
     assert trace.num_steps == trace.num_model_calls == 10
     assert trace.num_model_rows == 10 * 2 * 3 * 2  # steps, prompts, particles, guidance
@@ -103,7 +103,7 @@ def one_prompt_only(images, prompts):
 )
 def test_what_was_never_resampled_is_told(caplog, settings, words, is_warned):
     pipe = steered(tiny.make_sd(), reward=settings.get("reward"))
-    call = {"num_inference_steps": STEPS, "generator": generator()} | settings
+    call = {"search": "fk-paper", "num_inference_steps": STEPS, "generator": generator()} | settings
     call.pop("reward", None)
     with caplog.at_level(logging.WARNING, logger="fk_reward"):
         notes = pipe(["a red circle", "a blue square"], **call).trace.notes
@@ -116,7 +116,7 @@ def test_what_was_never_resampled_is_told(caplog, settings, words, is_warned):
 def test_the_reward_scale_that_is_named_resamples(caplog):
     """The sentence's lambda is worth following: with it most prompts are resampled, with half of it none."""
     pipe, prompts = steered(tiny.make_sd()), [f"circle {i}" for i in range(8)]
-    call = {"num_inference_steps": 10, "num_particles": 8, "potential": "difference"}
+    call = {"search": "fk-paper", "num_inference_steps": 10, "num_particles": 8, "potential": "difference"}
     with caplog.at_level(logging.WARNING, logger="fk_reward"):
         note = pipe(prompts, reward_scale=1e-3, generator=generator(), **call).trace.notes[0]
     named = float(re.search(r"reward_scale=(\S+) would be", note)[1])
@@ -143,7 +143,7 @@ def test_settings_of_the_pipeline_of_the_call_and_of_a_keyword():
 
 
 def test_auto_reward_scale_is_reported(pipe):
-    out = pipe("a red circle", reward_scale="auto", num_particles=8, num_inference_steps=STEPS)
+    out = pipe("a red circle", search="fk-paper", reward_scale="auto", num_particles=8, num_inference_steps=STEPS)
     assert float(out.trace.reward_scale) > 0
     assert float(out.trace.steps[0].ess) == pytest.approx(4.0, rel=1e-6)
 
@@ -182,7 +182,7 @@ def test_custom_timesteps():
     wrapped = steered(tiny.make_sd())
     wrapped.scheduler = LCMScheduler.from_config(wrapped.scheduler.config)
     out = wrapped("a red circle", timesteps=[899, 699, 499, 299, 99], num_particles=2)
-    assert [step.timestep for step in out.trace.steps] == [699.0, 499.0, 299.0, 0.0]
+    assert [step.timestep for step in out.trace.steps] == [499.0, 299.0, 0.0]
 
 
 def test_prompt_embeds_need_texts_for_the_reward(pipe):

@@ -15,12 +15,13 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
-from fk_reward import FKSteeringConfig, steer
+from fk_reward import steer
 from fk_reward.sampling.lookahead import ConsistencyPrediction, LookAhead, coarse_places
 from fk_reward.sampling.transitions import StepState
 from fk_reward.sampling.x0_prediction import alpha_sigma, predict_x0
 from fk_reward.search.budget import sample_steps
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
+from tests.steering_configs import early
 
 AHEAD = [case for case in CASES if not case.values[0].startswith("kdpm2")]  # which asks twice a step
 
@@ -149,9 +150,7 @@ def test_a_model_has_to_be_there():
 # a mixture on a line, drawn by its exact reverse chain, so that the target of FK steering is known
 MEANS, SHARES, VARIANCE, SCALE, STEPS = torch.tensor([1.2, -1.5]), torch.tensor([0.7, 0.3]), 0.2, 1.2, 12
 
-CONFIG = FKSteeringConfig(
-    num_particles=4, potential="difference", reward_scale=SCALE, resample_start=0.3, num_resamples=3
-)
+CONFIG = early(num_particles=4, potential="difference", reward_scale=SCALE, resample_start=0.3, num_resamples=3)
 
 
 def reward(x):

@@ -15,9 +15,10 @@ from fk_reward.search import FKPopulation
 from tests import tiny
 from tests.pipelines.calls import decoder_of, steered
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
+from tests.steering_configs import early
 
 NUM_PARTICLES = 6
-GREEDY = FKSteeringConfig(
+GREEDY = early(
     num_particles=NUM_PARTICLES, potential="immediate", ess_threshold=1.0, reward_scale=50.0, resample_start=0.0
 )
 ALL_STEPS = replace(GREEDY, resample_stop=1.0, num_resamples=99)

@@ -10,16 +10,15 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from fk_reward import FKSteeringConfig, steer
+from fk_reward import steer
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.process_link import ProcessFailure, ProcessLink
 from fk_reward.search import FKPopulation
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
+from tests.steering_configs import early
 
 GROUPS, PARTICLES, PROCESSES = 2, 4, 2
-CONFIG = FKSteeringConfig(
-    num_particles=PARTICLES, potential="immediate", ess_threshold=1.0, resample_start=0.0, num_resamples=9
-)
+CONFIG = early(num_particles=PARTICLES, potential="immediate", ess_threshold=1.0, resample_start=0.0, num_resamples=9)
 
 
 class Board:

@@ -21,16 +21,17 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from fk_reward import FKSteeringConfig, steer
+from fk_reward import steer
 from fk_reward.pipelines import FlowMatchSDEScheduler
 from fk_reward.sampling.row_state import SchedulerHistory
 from fk_reward.sampling.stochasticity import require_stochastic
 from fk_reward.sampling.x0_prediction import predict_x0
 from fk_reward.search import FKPopulation
 from tests.sampling.scheduler_cases import CASES, FAMILIES, initial_sample, make_scheduler, scaled_input, toy_model
+from tests.steering_configs import early
 
 NUM_PARTICLES = 4
-CONFIG = FKSteeringConfig(num_particles=NUM_PARTICLES, potential="immediate", ess_threshold=1.0, reward_scale=1.0)
+CONFIG = early(num_particles=NUM_PARTICLES, potential="immediate", ess_threshold=1.0, reward_scale=1.0)
 EVERY_STEP = replace(CONFIG, resample_start=0.0, resample_stop=0.8, num_resamples=9)
 
 
@@ -226,7 +227,7 @@ def test_a_deterministic_scheduler_may_run_where_nothing_is_resampled():
     scheduler = EulerDiscreteScheduler()
     scheduler.set_timesteps(5)
     sample = torch.zeros(NUM_PARTICLES, 3, 4, 4)
-    config = FKSteeringConfig(num_particles=NUM_PARTICLES, num_resamples=0)
+    config = early(num_particles=NUM_PARTICLES, num_resamples=0)
     with steer(scheduler, FKPopulation(config), score) as records:
         scheduler.step(sample, scheduler.timesteps[0], sample)
     assert records == []
@@ -337,7 +338,7 @@ def test_a_trajectory_too_short_to_be_scored(caplog):
         steered_loop(scheduler, arguments, FKPopulation(replace(CONFIG, final_particles=2)))
 
 
-LONG_RUN = FKSteeringConfig(num_particles=4, reward_scale=1.0, ess_threshold=1.0)
+LONG_RUN = early(num_particles=4, reward_scale=1.0, ess_threshold=1.0)
 FUNNEL = replace(LONG_RUN, final_particles=1)
 
 

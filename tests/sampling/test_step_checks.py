@@ -15,15 +15,16 @@ from diffusers import (
     TCDScheduler,
 )
 
-from fk_reward import FKSteeringConfig, steer
+from fk_reward import steer
 from fk_reward.sampling.flow_match_sde import FlowMatchSDEScheduler
 from fk_reward.sampling.steering import CopiesCheck
 from fk_reward.sampling.stochasticity import require_stochastic
 from fk_reward.search import FKPopulation
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
 from tests.sampling.test_steering import EVERY_STEP, generators
+from tests.steering_configs import early
 
-CONFIG = FKSteeringConfig(num_particles=4, num_resamples=3, reward_scale=1e3, ess_threshold=1.0)
+CONFIG = early(num_particles=4, num_resamples=3, reward_scale=1e3, ess_threshold=1.0)
 
 
 class IgnoresEta(DDIMScheduler):
@@ -227,8 +228,8 @@ ZERO_SNR = {
     "beta_end": 0.012,
     "clip_sample": False,
 }
-PLAIN = FKSteeringConfig(num_particles=2, num_resamples=0)
-SCORED = FKSteeringConfig(num_particles=2, num_resamples=2, ess_threshold=1.0)
+PLAIN = early(num_particles=2, num_resamples=0)
+SCORED = early(num_particles=2, num_resamples=2, ess_threshold=1.0)
 
 
 def score(x0_pred):
@@ -344,7 +345,7 @@ def test_a_prediction_that_divides_by_zero_is_named():
     scheduler.set_timesteps(4)
     scheduler.alphas_cumprod[scheduler.timesteps[1]] = 0.0
     sample = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    config = FKSteeringConfig(num_particles=2, num_resamples=1, resample_start=0.25)
+    config = early(num_particles=2, num_resamples=1, resample_start=0.25)
     with steer(scheduler, FKPopulation(config), score), pytest.raises(ValueError, match="clean sample at step 1"):
         for timestep in scheduler.timesteps:
             sample = scheduler.step(torch.tanh(sample), timestep, sample).prev_sample

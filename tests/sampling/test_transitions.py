@@ -6,12 +6,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from fk_reward import FKSteeringConfig, steer
+from fk_reward import steer
 from fk_reward.sampling.transitions import Moved, one_step_prediction, plain_transition
 from fk_reward.search import Pruning
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
+from tests.steering_configs import early
 
-CONFIG = FKSteeringConfig(num_particles=4, potential="immediate", ess_threshold=1.0, reward_scale=5.0)
+CONFIG = early(num_particles=4, potential="immediate", ess_threshold=1.0, reward_scale=5.0)
 
 
 def score(x0_pred):
@@ -78,7 +79,7 @@ def test_the_ratio_of_a_transition_goes_into_weights_and_evidence():
     def doubled(state, move, score):
         return Moved(move(), torch.full((len(state.sample),), math.log(2.0)))
 
-    config = FKSteeringConfig(num_particles=4, num_resamples=2, reward_scale=1.0)
+    config = early(num_particles=4, num_resamples=2, reward_scale=1.0)
     _, records, plain = run(*make_scheduler("ddim", "epsilon"), config=config)
     _, others, corrected = run(*make_scheduler("ddim", "epsilon"), config=config, transition=doubled)
     final = torch.tensor([0.1, 0.2, 0.3, 0.4])
@@ -93,7 +94,7 @@ def test_the_ratio_of_a_transition_goes_into_weights_and_evidence():
 def test_a_wrong_proposal_with_its_ratio_still_samples_the_target():
     """Proposals of the Gaussian chain x -> x + noise, drawn with a drift; the ratio takes the drift back."""
     number, drift, steps = 20_000, 0.4, 3
-    population = FKSteeringConfig(num_particles=number, num_resamples=0, reward_scale=1.0).population()
+    population = early(num_particles=number, num_resamples=0, reward_scale=1.0).population()
     generator = torch.Generator().manual_seed(0)
     x, log_ratio = torch.zeros(number).double(), torch.zeros(number).double()
     for _ in range(steps):

@@ -219,7 +219,7 @@ def test_a_population_never_gets_a_reward_that_is_none(rewards, message):
 
 
 def test_what_fk_steering_records_is_in_order():
-    population = FKSteeringConfig(num_particles=2).population(3)
+    population = FKSteeringConfig(num_particles=2, reward_weight="constant").population(3)
     population.begin(10)
     population.advance(torch.zeros(6), step=2)
     assert record_of(population, 2)["log_weights"].shape == (3, 2)

@@ -268,11 +268,11 @@ def test_rewards_without_a_usable_gradient_are_refused():
         def redder(images, prompts):
             return images[:, 0].mean(dim=(1, 2))
 
-        wrapped(redder)("a star", search="fk-gradient", num_inference_steps=4)
+        wrapped(redder)("a star", search="fk-gradient", reward_scale=10.0, num_inference_steps=4)
     with pytest.raises(ValueError, match="No gradient reaches the predicted clean sample"):
-        wrapped(Blocked())("a star", search="fk-gradient", num_inference_steps=4)
+        wrapped(Blocked())("a star", search="fk-gradient", reward_scale=10.0, num_inference_steps=4)
     with pytest.raises(ValueError, match="gradient of the reward at step 1 is NaN or infinite for row 0"):
-        wrapped(Undefined())("a star", search="fk-gradient", num_inference_steps=4)
+        wrapped(Undefined())("a star", search="fk-gradient", reward_scale=10.0, num_inference_steps=4)
 
 
 def test_deterministic_schedulers_are_refused_even_for_a_single_particle():

@@ -143,7 +143,7 @@ def low_bowl(starts):
 @pytest.mark.parametrize("method", ["random", "zero-order", "cem"])
 def test_optimisers_return_the_best_of_all_rounds(method):
     rollout = ToyRollout(bowl, LARGE, num_groups=3)
-    found = search(rollout, num_groups=3, num_particles=4, num_rounds=6, strategy=method)
+    found = search(rollout, num_groups=3, num_particles=4, num_rounds=6, strategy=method, reward_scale=10.0)
     seen = torch.cat([bowl(starts).view(3, 4) for starts in rollout.starts], dim=1)
     torch.testing.assert_close(found.rewards.view(3, 4), seen.sort(dim=1, descending=True).values[:, :4])
     torch.testing.assert_close(bowl(found.noise), found.rewards)  # each row's own start
@@ -209,7 +209,7 @@ def test_a_prompt_does_not_depend_on_the_others(method):
             return rollout(first[rows] if start is None else start, **options)
 
         generators = [torch.Generator().manual_seed(group) for group in groups]
-        config = NoiseSearch(num_particles=4, num_rounds=5, strategy=method)
+        config = NoiseSearch(num_particles=4, num_rounds=5, strategy=method, reward_scale=10.0)
         return config.run(given, num_groups=len(groups), generators=generators).rewards
 
     torch.testing.assert_close(run([0, 1, 2])[4:8], run([1]), rtol=1e-5, atol=1e-5)
@@ -237,7 +237,11 @@ def call(pipe, **options):
 @pytest.mark.parametrize("method", STRATEGIES)
 def test_one_round_is_best_of_n_bit_for_bit(pipe, method):
     plain = call(pipe, search=BestOfN(num_particles=3), num_images_per_prompt=3)
-    out = call(pipe, search=NoiseSearch(num_particles=3, num_rounds=1, strategy=method), num_images_per_prompt=3)
+    out = call(
+        pipe,
+        search=NoiseSearch(num_particles=3, num_rounds=1, strategy=method, reward_scale=10.0),
+        num_images_per_prompt=3,
+    )
     assert torch.equal(out.images, plain.images)
     assert torch.equal(out.rewards, plain.rewards)
 
@@ -248,7 +252,7 @@ def test_in_a_pipeline(kind, method):
     stock = tiny.make_sd(scheduler=kind.from_config(tiny.make_sd().scheduler.config))
     stock.set_progress_bar_config(disable=True)
     pipe = FKSteeringPipeline(stock, reward=redness)
-    config = NoiseSearch(num_particles=3, num_rounds=3, strategy=method, num_frequencies=2)
+    config = NoiseSearch(num_particles=3, num_rounds=3, strategy=method, num_frequencies=2, reward_scale=10.0)
     out = call(pipe, search=config, num_images_per_prompt=2)
     trace = out.trace
     assert trace.cost.sample_steps == 2 * sample_steps(config, 2) == 2 * 3 * 3 * 2

@@ -18,6 +18,7 @@ from fk_reward.search import (
     search_class,
     search_fields,
 )
+from fk_reward.search.feynman_kac import PAPER
 from fk_reward.search.registry import search_name, settings_of
 from tests import tiny
 from tests.repository.layout import ROOT
@@ -66,7 +67,7 @@ def test_every_search_makes_a_population(name):
 
 def test_a_name_a_config_and_a_preset():
     assert load_search("fk", num_particles=3) == FKSteeringConfig(num_particles=3)
-    assert load_search("fk-paper") == FKSteeringConfig()
+    assert load_search("fk-paper") == PAPER != FKSteeringConfig()
     assert load_search(Pruning(), keep=(3, 2)).keep == (3, 2)
     assert (search_class("fk-paper"), search_class("best-of-n")) == (FKSteeringConfig, BestOfN)
     assert list(search_fields("best-of-n")) == ["num_particles", "abstain", "selection", "diversity_weight"]

@@ -186,18 +186,18 @@ def test_no_restarts_are_best_of_n_bit_for_bit():
     shared["eta"] = 1.0  # best of N leaves it alone
     out, best = (
         pipe("a star", search=search, generator=torch.Generator().manual_seed(0), **shared)
-        for search in (Restart(num_particles=2, num_restarts=0), BestOfN(num_particles=2))
+        for search in (Restart(num_particles=2, num_restarts=0, reward_scale=10.0), BestOfN(num_particles=2))
     )
     assert torch.equal(out.images, best.images)
 
 
 def test_deterministic_schedulers_are_refused_before_anything_is_drawn():
     with pytest.raises(ValueError, match="EulerDiscreteScheduler cannot be steered"):
-        wrapped(EulerDiscreteScheduler)("a star", search="restart", num_inference_steps=4)
+        wrapped(EulerDiscreteScheduler)("a star", search="restart", reward_scale=1.0, num_inference_steps=4)
     with pytest.raises(ValueError, match="eta=0.0 is deterministic"):
-        wrapped()("a star", search="restart", num_inference_steps=4, eta=0.0)
+        wrapped()("a star", search="restart", reward_scale=1.0, num_inference_steps=4, eta=0.0)
     with pytest.raises(ValueError, match="Restart redraws a part of the steps, and there is 1 of them"):
-        wrapped()("a star", search="restart", num_inference_steps=1)
+        wrapped()("a star", search="restart", reward_scale=1.0, num_inference_steps=1)
 
 
 @pytest.mark.parametrize(

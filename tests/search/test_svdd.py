@@ -147,7 +147,7 @@ def test_one_proposal_is_the_plain_pipeline():
     stock = pipe("a star", eta=1.0, generator=torch.Generator().manual_seed(0), **shared).images
     wrapped = FKSteeringPipeline(pipe, reward=redness)
     generator = torch.Generator().manual_seed(0)
-    out = wrapped("a star", search="svdd", num_proposals=1, generator=generator, **shared)
+    out = wrapped("a star", search="svdd", num_proposals=1, reward_scale=1.0, generator=generator, **shared)
     assert torch.equal(out.images, stock)
 
 
@@ -193,7 +193,7 @@ def test_in_a_pipeline_with_several_prompts():
     wrapped = FKSteeringPipeline(pipe, reward=redness)
     out = wrapped(
         ["a star", "a square"],
-        search=SVDD(num_particles=2, num_proposals=3, num_branchings=3),
+        search=SVDD(num_particles=2, num_proposals=3, num_branchings=3, reward_scale=10.0),
         num_inference_steps=6,
         num_images_per_prompt=2,
         generator=torch.Generator().manual_seed(0),
@@ -207,7 +207,7 @@ def test_deterministic_schedulers_are_refused():
     wrapped = FKSteeringPipeline(tiny.make_sd(), reward=redness)
     wrapped.scheduler = EulerDiscreteScheduler.from_config(wrapped.scheduler.config)
     with pytest.raises(ValueError, match="EulerDiscreteScheduler cannot be steered"):
-        wrapped("a star", search="svdd")
+        wrapped("a star", search="svdd", reward_scale=1.0)
 
 
 def test_settings_are_checked():

@@ -8,7 +8,7 @@ from fk_reward import FKSteeringConfig, ParticleFilter
 
 
 def make_filter(num_groups=1, generator=None, filter_type=ParticleFilter, *, spread=None, **fields):
-    fields = {"num_particles": 4, "potential": "difference", "reward_scale": 1.0} | fields
+    fields = {"num_particles": 4, "potential": "difference", "reward_scale": 1.0, "ess_threshold": 0.5} | fields
     return filter_type(FKSteeringConfig(**fields), num_groups, generator, spread=spread)
 
 
