@@ -145,8 +145,8 @@ class ImageRewardSizes:
     @classmethod
     def official(cls) -> ImageRewardSizes:
         """Those of `ImageReward.pt`: ViT-L/16 on 224 pixels, BERT-base, as its authors' code builds them."""
-        vision = {"patch_size": 16, "vision_width": 1024, "vision_mlp_width": 4096, "vision_layers": 24}
-        text = {"max_positions": 512, "text_width": 768, "text_mlp_width": 3072, "text_layers": 12}
+        vision: dict[str, Any] = {"patch_size": 16, "vision_width": 1024, "vision_mlp_width": 4096, "vision_layers": 24}
+        text: dict[str, Any] = {"max_positions": 512, "text_width": 768, "text_mlp_width": 3072, "text_layers": 12}
         return cls(image_size=224, vocab_size=30524, mlp_widths=(768, 1024, 128, 64, 16), **vision, **text)
 
     @classmethod

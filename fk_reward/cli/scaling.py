@@ -91,7 +91,8 @@ def scaling(  # noqa: PLR0913 (groups of options)
     from fk_reward.rewards.vlm_judge.endpoint import redact_text
 
     typed = search | model | samples
-    numbers = {name: parse_integers(name, typed.pop(name)) for name in ("budgets", "baseline_steps") if name in typed}
+    lists = (name for name in ("budgets", "baseline_steps") if name in typed)
+    numbers: dict[str, Any] = {name: parse_integers(name, typed.pop(name)) for name in lists}
     methods = tuple(typed.pop("method", None) or ())
     more: dict[str, Any] = {"rewards": tuple(reward or ()) or None, "batch_size": batch_size}
     more["batch_sizes"] = BatchSizes(**batch_sizes) if batch_sizes else None

@@ -76,6 +76,9 @@ class FlowMatchGLASSScheduler(FlowMatchEulerDiscreteScheduler):
     _before: Tensor | None = None
     """x_t, w, and the prediction before, of the transition that is being made: `(B, C, ...)` float32."""
 
+    timesteps: Tensor
+    sigmas: Tensor
+
     def __init__(self, *, correlation: Correlation = 0.4, num_inner_steps: int = 4, **settings: Any) -> None:
         if correlation != "ddpm" and not (isinstance(correlation, float | int) and 0 <= correlation < 1):
             raise ValueError(f"correlation should be in [0, 1) or 'ddpm', got {correlation!r}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.vlm_judge.answer_cache import AnswerCache
@@ -74,7 +74,7 @@ def load_mark_judge(  # noqa: PLR0913 (options of one reward)
     if base_url is not None:
         chosen: JudgeEngine = OpenAIEngine(str(model), base_url=base_url)
     else:
-        options = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
+        options: dict[str, Any] = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
         chosen = TransformersEngine.from_pretrained(model, revision=revision, **options)
     card = mark_card(found, weights=os.fspath(model), reading=reading)
     return MarkJudge(chosen, found, reading=reading, batch_size=batch_size, card=card)
