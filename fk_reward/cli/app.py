@@ -22,6 +22,7 @@ from fk_reward.cli.geneval import geneval
 from fk_reward.cli.hard_negatives import hard_negatives
 from fk_reward.cli.mjbench import mjbench
 from fk_reward.cli.options import DEFAULT_SEARCH, named_searches, other_searches, with_options
+from fk_reward.cli.pair_accuracy import pair_accuracy
 from fk_reward.cli.plan import plan
 from fk_reward.cli.preferences import preferences
 from fk_reward.cli.prices import prices
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "scaling": scaling,
     "mjbench": mjbench,
     "preferences": preferences,
+    "pair-accuracy": pair_accuracy,
     "prices": prices,
 }
 """Name -> function."""

@@ -63,7 +63,9 @@ NAMES = (
     "mjbench",
     "plan",
     "preferences",
+    "pair-accuracy",
     "prices",
+    "doctor",
     "record",
     "replay",
 )
@@ -168,6 +170,7 @@ WRITERS = {
     "mjbench": MJBENCH,
     "geneval": ("geneval", "--suite", "shapes", "--num-prompts", 1),
     "scaling": ("scaling", "--suite", "shapes", "--num-prompts", 1, "--budgets", 200),
+    "pair-accuracy": ("pair-accuracy", "--data", "shapes", "--reward", "brightness"),
     "preferences": ("preferences", "--data", "nothing.json", "--reward", "brightness"),
     "record": ("record", "a cat"),
 }
