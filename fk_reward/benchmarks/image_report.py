@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fk_reward.benchmarks.image_results import RunResult, compare_methods, read_runs, summarize
+from fk_reward.benchmarks.judge_scores import judge_rows, judge_tables, write_score_lists
 from fk_reward.benchmarks.page import html_report
 from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, markdown_report
 from fk_reward.benchmarks.statistics import OVERALL, Ends
@@ -123,8 +124,13 @@ def write_report(folder: Path, *, num_shown: int = 60) -> Report:
     """
     runs = read_runs(folder)
     rows, differences = summarize(runs), compare_methods(runs)
-    title, facts, tables = _title(runs), _facts(runs), report_tables(rows, differences)
+    scores = judge_rows(runs)
+    title, facts = _title(runs), _facts(runs)
+    tables = with_judge_scores(report_tables(rows, differences), scores)
     summary = {"title": title, "judge": runs[0].judge, "runs": rows, "differences": differences}
+    summary |= {"judge_scores": scores} if scores else {}
+    for run in runs:
+        write_score_lists(run)
     markdown = f"# {markdown_text(title)}\n\n{markdown_text(facts)}\n\n{markdown_report(tables)}"
     files = [folder / name for name in ("report.json", "report.md", "report.html")]
     # The figures before the page: whatever fails there, they are on disk, and only files that exist are returned.
@@ -137,13 +143,27 @@ def write_report(folder: Path, *, num_shown: int = 60) -> Report:
     return Report(title, tables, tuple(files[:2]))
 
 
+def with_judge_scores(tables: list[Table], scores: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The tables of a report with those of a judge of questions behind the accuracies.
+
+    Args:
+        tables: of `report_tables`.
+        scores: of `judge_scores.judge_rows`.
+    """
+    place = next((index for index, table in enumerate(tables) if "ccuracy" not in table.title), len(tables))
+    return [*tables[:place], *judge_tables(scores), *tables[place:]]
+
+
 def _settings(runs: Sequence[RunResult]) -> dict[str, Any] | None:
     return None if runs[0].manifest is None else dict(runs[0].manifest["settings"])
 
 
 def _title(runs: Sequence[RunResult]) -> str:
     settings = _settings(runs)
-    return f"GenEval: {runs[0].name}" if settings is None else "GenEval, suite {suite}: {model}".format(**settings)
+    if settings is None:
+        return f"GenEval: {runs[0].name}"
+    name = "Benchmark" if runs[0].judge["judge"] == "questions" else "GenEval, suite"
+    return f"{name} {settings['suite']}: {settings['model']}"
 
 
 def _facts(runs: Sequence[RunResult]) -> str:

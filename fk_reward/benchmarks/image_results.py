@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fk_reward.benchmarks.image_store import (
     read_manifest,
     refuse_mixed_runs,
 )
-from fk_reward.benchmarks.judging import read_scores, read_verdicts
+from fk_reward.benchmarks.judging import read_scores, read_second_verdicts, read_verdicts
 from fk_reward.benchmarks.statistics import (
     Ends,
     Outcome,
@@ -52,6 +52,10 @@ class ImageResult:
         reason: why not.
         scores: reward -> score.
         flags: what else the judge looked for, and whether it was found.
+        groups: of its prompt.
+        figures: scores of a judge that gives some.
+        atoms: for each question that was asked, its `skills` and `score`.
+        second: verdict of a second judge, as JSON; None without one.
     """
 
     index: int
@@ -63,6 +67,10 @@ class ImageResult:
     reason: str
     scores: Mapping[str, float]
     flags: Mapping[str, bool]
+    groups: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    atoms: tuple[Mapping[str, Any], ...] = ()
+    second: Mapping[str, Any] | None = None
 
     def outcome(self, value: float) -> Outcome:
         """A figure of this image, with its prompt and task."""
@@ -190,7 +198,7 @@ def _population(made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _images(folder: PromptFolder, note: Mapping[str, Any]) -> list[ImageResult]:
-    metadata, scores = folder.read_metadata(), read_scores(folder)
+    metadata, scores, second = folder.read_metadata(), read_scores(folder), read_second_verdicts(folder)
     return [
         ImageResult(
             index=folder.index,
@@ -202,6 +210,10 @@ def _images(folder: PromptFolder, note: Mapping[str, Any]) -> list[ImageResult]:
             reason=verdict["reason"],
             scores={name: values[sample] for name, values in scores.items()},
             flags=verdict.get("flags", {}),
+            groups=tuple(metadata.get("groups", ())),
+            figures=verdict.get("figures", {}),
+            atoms=tuple(verdict.get("atoms", ())),
+            second=None if second is None else second["verdicts"][sample],
         )
         for sample, (path, verdict) in enumerate(zip(folder.image_paths(), note["verdicts"], strict=True))
     ]

@@ -26,8 +26,8 @@ from fk_reward.rewards import load_reward
 if TYPE_CHECKING:
     from fk_reward.rewards import Reward
 
-VERDICTS, SCORES = "verdicts", "scores"
-"""Names of the notes."""
+VERDICTS, SCORES, SECOND = "verdicts", "scores", "second_verdicts"
+"""Names of the notes; the last one is that of a second judge, where a task has one."""
 
 Record = Mapping[str, Any]
 
@@ -50,9 +50,15 @@ def judge_runs(
         SelfTestError: the judge has not passed its self-test.
     """
     runs = {root: complete_folders(root, task.samples) for root in find_runs(out)}
-    judge = task.judge(device)  # after the folders: what is missing there is reported before models are loaded
-    for root, folders in runs.items():
-        yield from judge_missing(share.part(folders), judge, label=f"{root.name}: verdicts", self_test=self_test)
+    # After the folders: what is missing there is reported before models are loaded. One judge in memory at a time.
+    for note, load in ((VERDICTS, task.judge), (SECOND, task.second_judge)):
+        if load is None:
+            continue
+        judge = load(device)
+        for root, folders in runs.items():
+            label = f"{root.name}: {note.replace('_', ' ')}"
+            yield from judge_missing(share.part(folders), judge, label=label, self_test=self_test, note=note)
+        del judge
     share.wait()  # `results.jsonl` holds the verdicts of all processes
     if share.leads:
         for root in runs:
@@ -82,7 +88,13 @@ def score_runs(out: Path, names: Sequence[str], *, task: Task[Record], share: Sh
 
 
 def judge_missing(
-    folders: Sequence[PromptFolder], judge: Judge, *, label: str = "", batch_size: int = 16, self_test: bool = True
+    folders: Sequence[PromptFolder],
+    judge: Judge,
+    *,
+    label: str = "",
+    batch_size: int = 16,
+    self_test: bool = True,
+    note: str = VERDICTS,
 ) -> Iterator[Progress]:
     """Judge the prompts that have no verdict of this judge, after the judge has passed its self-test.
 
@@ -92,12 +104,13 @@ def judge_missing(
         label: of the progress.
         batch_size: images judged together, a prompt's at least.
         self_test: whether the judge must pass it; where not, that belongs to its identity.
+        note: where its verdicts are kept, `VERDICTS` or `SECOND`.
 
     Yields:
         After each batch: how many prompts are judged.
     """
     identity = {**judge.identity, **({} if self_test else {"self-test": "skipped"})}
-    todo = [folder for folder in folders if _verdicts(folder, identity) is None]
+    todo = [folder for folder in folders if _verdicts(folder, identity, note) is None]
     if todo and self_test:
         judge.self_test()
 
@@ -111,7 +124,7 @@ def judge_missing(
         rest = iter(verdicts)
         for folder, group in zip(batch, images, strict=True):
             own = [verdict.to_dict() for verdict in islice(rest, len(group))]
-            folder.write_note(VERDICTS, {"judge": identity, "verdicts": own})
+            folder.write_note(note, {"judge": identity, "verdicts": own})
 
     yield from in_batches(label, todo, judge_batch, batch_size=batch_size, size_of=lambda f: len(f.image_paths()))
 
@@ -156,9 +169,16 @@ def read_verdicts(folder: PromptFolder) -> dict[str, Any]:
     return note
 
 
-def _verdicts(folder: PromptFolder, identity: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    note = folder.read_note(VERDICTS)
-    return note if note is not None and identity in (None, note["judge"]) else None
+def read_second_verdicts(folder: PromptFolder) -> dict[str, Any] | None:
+    """The second judge and its verdicts on a prompt's images; None where there are none."""
+    return _verdicts(folder, note=SECOND)
+
+
+def _verdicts(
+    folder: PromptFolder, identity: Mapping[str, Any] | None = None, note: str = VERDICTS
+) -> dict[str, Any] | None:
+    found = folder.read_note(note)
+    return found if found is not None and identity in (None, found["judge"]) else None
 
 
 def write_results(root: Path) -> Path:

@@ -27,6 +27,7 @@ class Task(Generic[Sample]):
         judge: turns answers into verdicts. Answers are stored before they are judged, so that a judge with models of
             its own is loaded after the models that answered are gone, and another threshold costs no second answer.
             For images a function of the device that loads a `Judge`.
+        second_judge: likewise, for images that are to be judged twice: how far two judges differ is reported.
 
     Example:
         >>> task = Task("squares", (1, 2, 3), judge=lambda sample, answer: answer == sample**2)
@@ -37,6 +38,7 @@ class Task(Generic[Sample]):
     name: str
     samples: Sequence[Sample]
     judge: Callable[..., Any]
+    second_judge: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +46,35 @@ class TaskOptions:
     """Options of a task of images.
 
     Attributes:
-        prompts: a file in GenEval's format instead of its 553 records; for the official suite.
+        prompts: a file of prompts in the suite's format; of the official suite instead of its 553 records.
+        questions: a file of questions about the prompts; for suites whose prompts come without.
         num_prompts: how many prompts, the tasks in turn; for the shapes world.
         detector: hub id or folder of the judge's Mask2Former; None for GenEval's own. For the official suite.
         clip: hub id or folder of the judge's CLIP; None for GenEval's own. For the official suite.
+        judge: hub id or folder of the model that answers questions; None for Qwen3-VL-8B. For suites of questions.
+        judge_url: address of an OpenAI-compatible endpoint with that model; None for a local one.
+        second_judge: hub id or folder of a model that judges the images once more, by GenEval 2's questions, or
+            "verifier" for the shapes world; None for no second judge. For the suites of GenEval.
+        judge_batch_size: questions that the judge answers at once.
 
     Raises:
-        ValueError: no prompts.
+        ValueError: no prompts, or a judge that answers nothing at a time.
     """
 
     prompts: Path | None = None
+    questions: Path | None = None
     num_prompts: int | None = None
     detector: str | None = None
     clip: str | None = None
+    judge: str | None = None
+    judge_url: str | None = None
+    second_judge: str | None = None
+    judge_batch_size: int = 16
 
     def __post_init__(self) -> None:
         if self.num_prompts is not None:
             whole_number("--num-prompts", self.num_prompts, minimum=1)
+        whole_number("--judge-batch-size", self.judge_batch_size, minimum=1)
 
 
 class Method(Protocol[SampleIn, AnswerOut]):
@@ -87,17 +101,22 @@ class Verdict:
         reason: what is missing or wrong, a line each; empty where it is correct.
         details: class -> x0, y0, x1, y1 and score of each object that counted, as GenEval's results have them.
         flags: what else the judge looked for, such as forbidden content, and whether it was found.
+        figures: name of a score -> score, of judges that give some; the last one is of the whole prompt.
+        atoms: for each question that was asked, the `skills` that it tests and its `score`.
     """
 
     correct: bool
     reason: str
     details: Mapping[str, list[list[float]]] = field(default_factory=dict)
     flags: Mapping[str, bool] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    atoms: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, with GenEval's keys; `flags` only if there are some."""
-        known = {"correct": self.correct, "reason": self.reason, "details": dict(self.details)}
-        return known | ({"flags": dict(self.flags)} if self.flags else {})
+        """As JSON, with GenEval's keys; of the others those that say something."""
+        known: dict[str, Any] = {"correct": self.correct, "reason": self.reason, "details": dict(self.details)}
+        more = {"flags": dict(self.flags), "figures": dict(self.figures), "atoms": [dict(one) for one in self.atoms]}
+        return known | {name: value for name, value in more.items() if value}
 
 
 class Judge(Protocol):

@@ -47,6 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "hard-negatives": hard_negatives,
     "demo": demo,
     "geneval": geneval,
+    "benchmark": geneval,
     "record": record,
     "replay": replay,
     "scaling": scaling,
@@ -57,7 +58,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 """Name -> function."""
 
-SEARCHING = ("generate", "plan", "geneval", "scaling")
+SEARCHING = ("generate", "plan", "geneval", "benchmark", "scaling")
 """Commands whose options depend on `--search`."""
 
 RAW = ("train",)

@@ -1,4 +1,4 @@
-"""`fk-reward geneval`: make, judge and report the images of GenEval, or of the shapes world."""
+"""`fk-reward geneval`, or `benchmark`: make, judge and report the images of GenEval or of another suite."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def geneval(  # noqa: PLR0913 (groups of options)
     batch_sizes: BatchOptions,
     shard: ShardOption = None,
 ) -> None:
-    """Run GenEval: unsteered, best of K and steered images, judged and compared.
+    """Run a benchmark of images, GenEval or another suite: unsteered, best of K and steered images, judged, compared.
 
     What is finished is never made again, so that an interrupted command is simply started again. Several processes
     share the work: accelerate launch -m fk_reward.cli geneval ...
@@ -150,7 +150,8 @@ def geneval(  # noqa: PLR0913 (groups of options)
         placement: Device and floating type.
         batch_size: Particles in one call, the samples of a prompt together; 16 if not given.
         batch_sizes: How much is run at once.
-        shard: With --stage generate, i/n: this process takes every n-th prompt; as accelerate launched it if not given.
+        shard: With --stage generate or judge, i/n: this process takes every n-th prompt; as accelerate launched it if
+            not given.
     """
     from fk_reward.benchmarks.geneval.runs import GenEvalRequest, run_request
     from fk_reward.benchmarks.report import show_report

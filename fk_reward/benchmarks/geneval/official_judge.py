@@ -27,6 +27,7 @@ from fk_reward.benchmarks.geneval.prompts import (
     single_object_record,
     two_object_record,
 )
+from fk_reward.benchmarks.questions.loading import second_record_judge
 from fk_reward.benchmarks.task import KnownVerdict, Task, TaskOptions, Verdict, check_known_verdicts
 from fk_reward.version import __version__
 
@@ -282,7 +283,7 @@ def official_task(options: TaskOptions) -> Task[Mapping[str, Any]]:
         raise ValueError("The official suite has 553 prompts; for fewer, name a file with some of them.")
     records = geneval_records() if options.prompts is None else read_records(options.prompts)
     refuse_unknown_names(records)
-    return Task("official", records, partial(_load_official_judge, options))
+    return Task("official", records, partial(_load_official_judge, options), second_record_judge(options))
 
 
 def _load_official_judge(options: TaskOptions, device: str) -> GenEvalJudge:

@@ -203,7 +203,8 @@ class GenEvalRequest:
 
     Attributes:
         out: folder of the runs; what is finished there is not made again.
-        suite: name of the suite: official; shapes, shapes-sign, ...: offline, with models of the package.
+        suite: name of the suite: official; geneval2, dpg-bench, genai-bench, unigenbench, t2i-compbench, questions:
+            from copies of their files; shapes, shapes-geneval2, shapes-sign, ...: offline, with models of the package.
         stages: of `STAGES`, what to do: generate, judge, report.
         preset: settings of a paper: fk-paper or llava-reward-paper. What is typed goes before it.
         methods: `"unsteered"` and names of searches; none for unsteered, best of N and FK steering.
@@ -247,7 +248,7 @@ def run_request(
         device: of all models.
         dtype: of the text-to-image model.
         shard: index and number of processes that share the work by hand; None for those of `accelerate launch`. Only
-            for the stage `generate`: the others need all images.
+            for the stage `generate`, or `judge` when all images are there: they do not wait for one another.
 
     Returns:
         The report, if this process has written one.
@@ -256,8 +257,11 @@ def run_request(
         ValueError: settings, folders or images that do not fit.
         OSError: missing folders, files or models.
     """
-    if shard is not None and request.stages != ("generate",):
-        raise ValueError("--shard shares the stage generate: add --stage generate, and judge when all parts are done.")
+    if shard is not None and request.stages not in (("generate",), ("judge",)):
+        raise ValueError(
+            "--shard shares one stage: add --stage generate, or --stage judge when all images are there; when all "
+            "parts are done, --stage judge --stage report without --shard puts them together."
+        )
     share = find_share(shard, device)
     console = open_console(quiet=not share.leads)
     # Checked here, because holding a folder makes it.

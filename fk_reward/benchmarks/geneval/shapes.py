@@ -17,6 +17,7 @@ from fk_reward.benchmarks.geneval.prompts import (
     single_object_record,
     two_object_record,
 )
+from fk_reward.benchmarks.questions.loading import second_record_judge
 from fk_reward.benchmarks.task import KnownVerdict, Task, TaskOptions, Verdict, check_known_verdicts
 from fk_reward.rewards.inputs import in_order, to_pil
 from fk_reward.shapes import (
@@ -52,7 +53,7 @@ def shapes_task(options: TaskOptions, *, name: str = "shapes") -> Task[Mapping[s
     """Prompts of the shapes world, by its verifier.
 
     Args:
-        options: `num_prompts`, 60 by default; the smaller tasks repeat theirs.
+        options: `num_prompts`, 60 by default; the smaller tasks repeat theirs; `second_judge`, `judge_batch_size`.
         name: one of `PROMPT_LISTS`.
 
     Raises:
@@ -65,7 +66,8 @@ def shapes_task(options: TaskOptions, *, name: str = "shapes") -> Task[Mapping[s
     if options.prompts is not None:
         raise ValueError("A file of prompts goes with the official suite; the shapes suites take a number of them.")
     num_prompts = 60 if options.num_prompts is None else options.num_prompts
-    return Task(name, shapes_records(num_prompts, name), lambda device: ShapesJudge())
+    records, second = shapes_records(num_prompts, name), second_record_judge(options)
+    return Task(name, records, lambda device: ShapesJudge(), second)
 
 
 def shapes_records(num_prompts: int, suite: str = "shapes") -> tuple[dict[str, Any], ...]:
