@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from fk_reward.rewards.base import Reward
-
 HeadT = TypeVar("HeadT", bound="Float32Sequential")
-RewardT = TypeVar("RewardT", bound="Reward")
+
+
+class Halving(Protocol):
+    """A reward, as far as this file knows it."""
+
+    halves_on_cuda: bool
+
+
+RewardT = TypeVar("RewardT", bound=Halving)
 
 
 class Float32Sequential(nn.Sequential):
