@@ -13,7 +13,7 @@ from fk_reward.version import __version__
 
 if typing.TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
-    from fk_reward.pipelines.batching import BatchSizes
+    from fk_reward.pipelines.batch_sizes import BatchSizes
     from fk_reward.rewards import Reward, RewardCard, available_rewards, load_reward
     from fk_reward.sampling.steering import SteeringRecord, steer
     from fk_reward.sampling.trace import SteeringTrace, TraceStep
@@ -21,7 +21,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.smc.particle_filter import ParticleFilter
 
 _MODULES = {
-    "BatchSizes": "pipelines.batching",
+    "BatchSizes": "pipelines.batch_sizes",
     "FKSteeringConfig": "search.feynman_kac",
     "FKSteeringOutput": "pipelines",
     "FKSteeringPipeline": "pipelines",

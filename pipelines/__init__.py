@@ -1,12 +1,36 @@
 """Diffusers pipelines wrapped by the Feynman-Kac particle sampler."""
 
-from fk_reward.pipelines.acceleration import Compilation, speed_up
-from fk_reward.pipelines.decoding import PREVIEWS, LatentDecoder, ReducedResolution
-from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline
-from fk_reward.pipelines.output import FKSteeringOutput
-from fk_reward.pipelines.schedulers import SOLVERS, Solver, stochastic_scheduler
-from fk_reward.sampling.flow_match_glass import FlowMatchGLASSScheduler
-from fk_reward.sampling.flow_match_sde import FlowMatchSDEScheduler
+from __future__ import annotations
+
+import typing
+
+from fk_reward import lazy
+
+if typing.TYPE_CHECKING:
+    from fk_reward.pipelines.acceleration import Compilation, speed_up
+    from fk_reward.pipelines.decoding import PREVIEWS, LatentDecoder, ReducedResolution
+    from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline
+    from fk_reward.pipelines.output import FKSteeringOutput
+    from fk_reward.pipelines.schedulers import SOLVERS, Solver, stochastic_scheduler
+    from fk_reward.pipelines.watching import watch_steps
+    from fk_reward.sampling.flow_match_glass import FlowMatchGLASSScheduler
+    from fk_reward.sampling.flow_match_sde import FlowMatchSDEScheduler
+
+_MODULES = {
+    "Compilation": "acceleration",
+    "FKSteeringOutput": "output",
+    "FKSteeringPipeline": "fk_steering_pipeline",
+    "FlowMatchGLASSScheduler": ".sampling.flow_match_glass",
+    "FlowMatchSDEScheduler": ".sampling.flow_match_sde",
+    "LatentDecoder": "decoding",
+    "PREVIEWS": "decoding",
+    "ReducedResolution": "decoding",
+    "SOLVERS": "schedulers",
+    "Solver": "schedulers",
+    "speed_up": "acceleration",
+    "stochastic_scheduler": "schedulers",
+    "watch_steps": "watching",
+}
 
 __all__ = [
     "PREVIEWS",
@@ -21,4 +45,7 @@ __all__ = [
     "Solver",
     "speed_up",
     "stochastic_scheduler",
+    "watch_steps",
 ]
+
+__getattr__, __dir__ = lazy.attributes(__name__, _MODULES)

@@ -16,7 +16,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessorLDM3D
 from torch import Generator, Tensor
 
-from fk_reward.pipelines.batching import BatchSizes, batch_size_fields
+from fk_reward.pipelines.batch_sizes import BatchSizes, batch_size_fields
 from fk_reward.pipelines.wrapped_pipeline import has_latents
 from fk_reward.sampling.stochasticity import require_stochastic, takes_argument
 from fk_reward.search.base import SearchConfig, needs_noise, num_finished

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fk_reward.devices import reward_place
 from fk_reward.models import model_source
-from fk_reward.pipelines.batching import BatchSizes, MicroBatches, batch_size_fields
+from fk_reward.pipelines.batch_sizes import BatchSizes, batch_size_fields
+from fk_reward.pipelines.batching import MicroBatches
 from fk_reward.pipelines.call_arguments import (
     SteeredCall,
     check_arguments,
@@ -35,7 +36,13 @@ from fk_reward.pipelines.particle_share import call_identity, call_link, find_ex
 from fk_reward.pipelines.rollout import run_call
 from fk_reward.pipelines.schedulers import InstalledSolver, Solver, resolve_solver, steerable_if_known
 from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
-from fk_reward.pipelines.wrapped_pipeline import PipelineProxy, check_pipeline, check_scheduler, set_scheduler
+from fk_reward.pipelines.wrapped_pipeline import (
+    PipelineProxy,
+    check_pipeline,
+    check_scheduler,
+    set_scheduler,
+    with_dtype,
+)
 from fk_reward.rewards import Reward
 from fk_reward.rewards.registry import steering_reward
 from fk_reward.sampling.process_link import ProcessLink
@@ -282,7 +289,7 @@ class FKSteeringPipeline(PipelineProxy):
         options = {name: arguments.pop(name) for name in OPTIONS if name in arguments}
         solver = options.pop("solver", None)
         loaded_reward = steering_reward(reward)  # first: a misspelt name should not cost the loading of a pipeline
-        pipe = DiffusionPipeline.from_pretrained(source, **arguments)
+        pipe = DiffusionPipeline.from_pretrained(source, **with_dtype(arguments))
         own = pipe.scheduler
         if "scheduler" not in arguments:
             set_scheduler(pipe, steerable_if_known(own))

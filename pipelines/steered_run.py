@@ -23,6 +23,7 @@ from fk_reward.pipelines.lookahead import PipelineLookAhead
 from fk_reward.pipelines.pipeline_state import kept_rows
 from fk_reward.pipelines.running_call import RunningCall
 from fk_reward.pipelines.schedulers import unchanged
+from fk_reward.pipelines.watching import tell
 from fk_reward.rewards import NonFiniteScoreError, Reward
 from fk_reward.sampling.particle_exchange import ParticleExchange
 from fk_reward.sampling.records import SteeringRecord, SteeringRecords, recorded_weights
@@ -245,6 +246,7 @@ class SteeredRun:
     def record(self, record: SteeringRecord) -> None:
         """Keep the record with what was measured, and show it in the progress bar; the callback of `steer`."""
         self._steps.append(TraceStep(**vars(record), **self._measures()))
+        tell(self._steps[-1])
         if self._bar is not None:
             best, ess = record.rewards.amax(1).mean(), record.ess.mean()
             self._bar.set_postfix(reward=f"{best:.3f}", ess=f"{ess:.1f}", refresh=False)
@@ -268,6 +270,7 @@ class SteeredRun:
                 **self._measures(),
             )
         )
+        tell(self._steps[-1])
 
     def trace(self, selected: Tensor) -> SteeringTrace:
         """The trace of the finished run; `selected` is `(G, n)`. Counts are those of all processes together."""

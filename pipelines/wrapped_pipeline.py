@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 from diffusers import DiffusionPipeline
 
 from fk_reward.text import did_you_mean
@@ -161,6 +162,21 @@ def check_pipeline(pipe: Any) -> None:
         raise TypeError(f"{wanted}, got the class {pipe.__name__}: pass {pipe.__name__}.from_pretrained(...).")
     hint = " FKSteeringPipeline.from_pretrained loads one by name." if isinstance(pipe, str | Path) else ""
     raise TypeError(f"{wanted}, got {name}.{hint}")
+
+
+def with_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` with the floating type under the name that this Diffusers takes.
+
+    Diffusers 0.40 renamed `torch_dtype` to `dtype`, and warns of the older word; earlier releases know no other.
+
+    Example:
+        >>> list(with_dtype({"torch_dtype": "a type", "variant": "fp16"}).values())
+        ['a type', 'fp16']
+    """
+    old, new = "torch_dtype", "dtype"
+    release = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+    name, other = (new, old) if release >= (0, 40) else (old, new)
+    return {name if key == other else key: value for key, value in arguments.items()}
 
 
 def check_scheduler(scheduler: Any) -> None:

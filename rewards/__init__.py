@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
-from fk_reward.rewards.base import CallableReward, NonFiniteScoreError, Reward, RewardCard
-from fk_reward.rewards.blip_itm import BlipITM
-from fk_reward.rewards.clipscore import CLIPScore, clip_score
-from fk_reward.rewards.composition import CompositeReward, ExpressionError, gate, maximum, minimum, standardize
-from fk_reward.rewards.imagereward import ImageReward
-from fk_reward.rewards.preprocessing import ImagePreprocessing
-from fk_reward.rewards.q_align import QAlign
-from fk_reward.rewards.registry import (
-    REWARDS,
-    RewardEntry,
-    RewardLoadError,
-    available_rewards,
-    load_reward,
-    reward_card,
-)
-from fk_reward.rewards.vqascore import VQAScore
+import typing
+
+from fk_reward import lazy
+
+if typing.TYPE_CHECKING:
+    from fk_reward.rewards.base import CallableReward, NonFiniteScoreError, Reward, RewardCard
+    from fk_reward.rewards.blip_itm import BlipITM
+    from fk_reward.rewards.clipscore import CLIPScore, clip_score
+    from fk_reward.rewards.composition import CompositeReward, ExpressionError, gate, maximum, minimum, standardize
+    from fk_reward.rewards.imagereward import ImageReward
+    from fk_reward.rewards.preprocessing import ImagePreprocessing
+    from fk_reward.rewards.q_align import QAlign
+    from fk_reward.rewards.registry import (
+        REWARDS,
+        RewardEntry,
+        RewardLoadError,
+        available_rewards,
+        load_reward,
+        reward_card,
+    )
+    from fk_reward.rewards.vqascore import VQAScore
+
+_MODULES = {
+    "BlipITM": "blip_itm",
+    "CLIPScore": "clipscore",
+    "CallableReward": "base",
+    "CompositeReward": "composition",
+    "ExpressionError": "composition",
+    "ImagePreprocessing": "preprocessing",
+    "ImageReward": "imagereward",
+    "NonFiniteScoreError": "base",
+    "QAlign": "q_align",
+    "REWARDS": "registry",
+    "Reward": "base",
+    "RewardCard": "base",
+    "RewardEntry": "registry",
+    "RewardLoadError": "registry",
+    "VQAScore": "vqascore",
+    "available_rewards": "registry",
+    "clip_score": "clipscore",
+    "gate": "composition",
+    "load_reward": "registry",
+    "maximum": "composition",
+    "minimum": "composition",
+    "reward_card": "registry",
+    "standardize": "composition",
+}
 
 __all__ = [
     "REWARDS",
@@ -44,3 +75,5 @@ __all__ = [
     "reward_card",
     "standardize",
 ]
+
+__getattr__, __dir__ = lazy.attributes(__name__, _MODULES)

@@ -11,13 +11,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from fk_reward.rewards.inputs import ImageGroup, Images, group_by_size, prompt_list
 from fk_reward.rewards.precision import is_cuda, no_silent_tf32
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 RewardT = TypeVar("RewardT", bound="Reward")
 
@@ -296,7 +298,7 @@ class Reward(abc.ABC):
         return _weighted((-1.0, self))
 
     def _held_modules(self) -> Iterator[nn.Module]:
-        return (value for value in vars(self).values() if isinstance(value, nn.Module))
+        return (value for value in vars(self).values() if isinstance(value, torch.nn.Module))
 
     def _checked_batch_size(self) -> int | None:
         """Images that `score` sees at once here and now, the limits of `limited_to` included; None for all."""
@@ -317,9 +319,9 @@ class Reward(abc.ABC):
     ) -> None:
         """Check type, shape and values; `forbidden` (B,) says which may be `-inf`, by default those that are."""
         name = self.card.name
-        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
             got, remedy = type(scores).__name__, "torch.as_tensor(scores), of one float per image"
-            if isinstance(scores, Tensor):
+            if isinstance(scores, torch.Tensor):
                 got, remedy = str(scores.dtype), "scores.float()"
             raise TypeError(f"Reward {name!r} must return a floating tensor, got {got}: return {remedy}.")
         if scores.shape != (len(indices),):
@@ -396,7 +398,7 @@ class CallableReward(Reward):
 def _check_parameters(fn: Callable[..., Any]) -> None:
     """Raise for a function that does not take images and prompts; one without a signature passes."""
     try:
-        signature = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn)
+        signature = inspect.signature(fn.forward if isinstance(fn, torch.nn.Module) else fn)
     except (TypeError, ValueError):
         return  # builtins and some extension types have no signature
     try:

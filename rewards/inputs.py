@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from fk_reward.image_files import read_image
 from fk_reward.rewards.preprocessing import unit_float
 from fk_reward.text import require_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Images: TypeAlias = "Tensor | np.ndarray | Image.Image | Sequence[Tensor | np.ndarray | Image.Image]"
 """Images as `Reward.__call__` takes them, see `group_by_size`."""
@@ -120,7 +122,7 @@ def copied(images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         >>> float(images.min())
         1.0
     """
-    return images.clone() if isinstance(images, Tensor) else [image.clone() for image in images]
+    return images.clone() if isinstance(images, torch.Tensor) else [image.clone() for image in images]
 
 
 def to_pil(images: Iterable[Tensor]) -> list[Image.Image]:
@@ -192,7 +194,7 @@ def _batch(images: object) -> Tensor:
         return _from_pil(images, "the PIL image")
     if isinstance(images, np.ndarray):
         return _from_array(images)
-    if isinstance(images, Tensor):
+    if isinstance(images, torch.Tensor):
         return _from_tensor(images)
     raise TypeError(
         "images must be a tensor (B, 3, H, W), an array (B, H, W, 3), a PIL image, or a list of single images, "

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PIL_FILTERS: dict[int, str] = {2: "bilinear", 3: "bicubic"}
 """`resample` numbers of PIL whose filter `torch.nn.functional.interpolate(antialias=True)` reproduces."""
@@ -210,7 +211,9 @@ class ImagePreprocessing:
     def _interpolate(self, images: Tensor, shape: tuple[int, int]) -> Tensor:
         if images.shape[-2:] == shape:
             return images
-        return functional.interpolate(images, shape, mode=self.mode, antialias=True, align_corners=False).clamp(0, 1)
+        return torch.nn.functional.interpolate(
+            images, shape, mode=self.mode, antialias=True, align_corners=False
+        ).clamp(0, 1)
 
     def _resized_shape(self, height: int, width: int) -> tuple[int, int]:
         if self.size is None:
@@ -359,9 +362,11 @@ class PaddedPreprocessing:
         if scale == 1:
             return images
         shape = tuple(max(round(side * scale), 1) for side in images.shape[-2:])
-        return functional.interpolate(images, shape, mode="bicubic", antialias=self.antialias, align_corners=False)
+        return torch.nn.functional.interpolate(
+            images, shape, mode="bicubic", antialias=self.antialias, align_corners=False
+        )
 
     def _pad(self, images: Tensor) -> Tensor:
         rows, columns = (self.size - side for side in images.shape[-2:])
         top, left = rows // 2, columns // 2  # the odd pixel goes to the bottom and to the right
-        return functional.pad(images, (left, columns - left, top, rows - top))
+        return torch.nn.functional.pad(images, (left, columns - left, top, rows - top))

@@ -96,6 +96,22 @@ def available_rewards() -> list[str]:
     return sorted(_REGISTERED.entry_points())
 
 
+def check_reward_name(name: str) -> None:
+    """Raise for a name that is not registered, without importing any reward; compositions are read when loaded.
+
+    Raises:
+        ValueError: the message suggests close names and lists all.
+
+    Example:
+        >>> check_reward_name("clipscore")
+        >>> check_reward_name("clip-score")
+        Traceback (most recent call last):
+        ValueError: Unknown reward 'clip-score'. Did you mean 'clipscore'? ...
+    """
+    if not is_composition(name):
+        _known_entry_point(name)
+
+
 def reward_card(name: str) -> RewardCard:
     """Read the card of a registered reward or of a composition; nothing is downloaded and no weights are loaded.
 
@@ -197,13 +213,17 @@ def _build(name: str, options: dict[str, Any]) -> Reward:
 
 
 def _find_entry(name: str) -> RewardEntry:
+    return _import_entry(_known_entry_point(name))
+
+
+def _known_entry_point(name: str) -> metadata.EntryPoint:
     entry_points = _REGISTERED.entry_points()
     if name not in entry_points:
         hint = did_you_mean(name, entry_points, limit=1)
         if any(name[:i] in entry_points for i, letter in enumerate(name) if letter == "-"):
             hint += " If this is a minus, put spaces around it."
         raise ValueError(f"Unknown reward {name!r}.{hint} Known rewards: {', '.join(sorted(entry_points))}.")
-    return _import_entry(entry_points[name])
+    return entry_points[name]
 
 
 def _import_entry(entry_point: metadata.EntryPoint) -> RewardEntry:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from fk_reward.benchmarks.image_store import records_digest
 from fk_reward.benchmarks.statistics import mean_pairwise_distance
 from fk_reward.benchmarks.store import weights_digest
-from fk_reward.pipelines.batching import BatchSizes
+from fk_reward.pipelines.batch_sizes import BatchSizes
 from fk_reward.rewards import CallableReward, Reward
 from fk_reward.rewards.inputs import in_order
 from fk_reward.sampling.stochasticity import noise_levels, takes_argument

@@ -23,7 +23,7 @@ from fk_reward.benchmarks.runner import Share, find_share, run, watch
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.benchmarks.task import Task
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
-from fk_reward.pipelines.batching import BatchSizes
+from fk_reward.pipelines.batch_sizes import BatchSizes
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.search.base import PlainPopulation
 from fk_reward.search.replay.records import RewardRecords

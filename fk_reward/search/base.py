@@ -11,14 +11,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.smc.particle_filter import grouped_rewards, require_allowed
 from fk_reward.smc.resampling import flat_indices
 from fk_reward.value_checks import whole_number
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 # A trajectory so long that no two fractions of it round to the same step: what a search does there, it can do anywhere.
 LONG_RUN = 1000

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Generator
+from typing import TYPE_CHECKING, ClassVar
 
 from fk_reward.search.base import PlainPopulation
 from fk_reward.search.diversity import checked_group_selection
 from fk_reward.value_checks import boolean, whole_number
+
+if TYPE_CHECKING:
+    from torch import Generator
 
 
 @dataclass(frozen=True, kw_only=True)

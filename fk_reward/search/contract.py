@@ -6,15 +6,17 @@ Searches are written by users, and a wrong index or size would move other partic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.search.base import LONG_RUN, Forecast, Population, SearchConfig
 from fk_reward.search.starts import Passes, StartSearch
 from fk_reward.text import did_you_mean
 from fk_reward.value_checks import whole_number
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 _ATTRIBUTES = ("num_groups", "num_particles", "max_particles", "copies", "needs_scores", "notes")
 _METHODS = ("begin", "scoring_steps", "forecast", "advance", "finish", "select", "record")
@@ -156,8 +158,8 @@ def check_ancestors(ancestors: Tensor | None, population: Population, num_before
 
 def _check_form(ancestors: Any, name: str, num_groups: int) -> int:
     """K', particles of a prompt that go on."""
-    if not isinstance(ancestors, Tensor) or ancestors.dtype != torch.int64:
-        got = ancestors.dtype if isinstance(ancestors, Tensor) else type(ancestors).__name__
+    if not isinstance(ancestors, torch.Tensor) or ancestors.dtype != torch.int64:
+        got = ancestors.dtype if isinstance(ancestors, torch.Tensor) else type(ancestors).__name__
         raise TypeError(f"{name}: ancestors should be a tensor of int64, or None, got {got}.")
     if ancestors.ndim != 1 or len(ancestors) == 0 or len(ancestors) % num_groups:
         raise ValueError(
@@ -219,8 +221,8 @@ def selected_images(population: Population, num_selected: int) -> Tensor:
         tensor([[1]])
     """
     selected, name = population.select(num_selected), f"{type(population).__name__}.select({num_selected})"
-    if not isinstance(selected, Tensor) or selected.dtype != torch.int64:
-        got = selected.dtype if isinstance(selected, Tensor) else type(selected).__name__
+    if not isinstance(selected, torch.Tensor) or selected.dtype != torch.int64:
+        got = selected.dtype if isinstance(selected, torch.Tensor) else type(selected).__name__
         raise TypeError(f"{name} should be a tensor of int64, got {got}.")
     expected, last = (population.num_groups, num_selected), population.num_particles - 1
     if tuple(selected.shape) != expected:
@@ -256,8 +258,8 @@ def record_of(population: Population, num_particles: int) -> Mapping[str, Tensor
     for field, value in record.items():
         if field not in shapes:
             raise TypeError(f"{name}: {field!r} is not known.{did_you_mean(str(field), shapes)} Known: {[*shapes]}.")
-        if not isinstance(value, Tensor) or value.dtype != torch.float64:
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float64:
+            got = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
             raise TypeError(f"{name}: {field} should be a tensor of float64, got {got}.")
         if tuple(value.shape) != shapes[field]:
             raise ValueError(f"{name}: {field} should be of shape {shapes[field]}, got {tuple(value.shape)}.")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Generator
+from typing import TYPE_CHECKING, ClassVar
 
 from fk_reward.search.starts import Passes, Rollout, Scored
 from fk_reward.smc.resampling import flat_indices
 from fk_reward.value_checks import boolean, whole_number
+
+if TYPE_CHECKING:
+    from torch import Generator
 
 
 @dataclass(frozen=True, kw_only=True)

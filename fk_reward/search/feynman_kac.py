@@ -7,10 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.search.base import Forecast
 from fk_reward.search.diversity import DIVERSE
@@ -20,6 +19,9 @@ from fk_reward.smc.potentials import CONSTANT, POTENTIALS, RISING, checked_weigh
 from fk_reward.smc.resampling import RESAMPLERS, moved_groups
 from fk_reward.smc.reward_scale import AUTO, CARD
 from fk_reward.value_checks import boolean, real_number, whole_number
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 SELECTIONS = ("best", "sample", DIVERSE)
 

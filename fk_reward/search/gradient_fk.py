@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
 from fk_reward.search.moves import BeforeStep, Move, Moved, Score
 from fk_reward.value_checks import ordered_fractions, real_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

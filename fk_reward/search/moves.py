@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from fk_reward.search.base import Population, SearchConfig
 
-Score: TypeAlias = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Score: TypeAlias = "Callable[[Tensor], Tensor]"
 """Predicted clean samples `(B, C, ...)` to rewards `(B,)`, with the gradient where autograd records."""
 
 

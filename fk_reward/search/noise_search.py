@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.search.base import SearchConfig
 from fk_reward.search.budget import largest_within
@@ -18,7 +17,10 @@ from fk_reward.smc.resampling import flat_indices
 from fk_reward.smc.reward_scale import CARD, checked_reward_scale, scale_of_card
 from fk_reward.value_checks import boolean, real_number, whole_number
 
-Draw: TypeAlias = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+Draw: TypeAlias = "Callable[[Tensor], Tensor]"
 """Starts `(G * K, ...)`, to normal numbers of the same shape; those of a prompt come from its own generator."""
 
 _IMAGE_AXES = 4  # batch, channels, height, width

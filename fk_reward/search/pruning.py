@@ -6,13 +6,14 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Generator, Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fk_reward.search.base import PlainPopulation
 from fk_reward.search.diversity import checked_group_selection
 from fk_reward.value_checks import boolean, real_number, whole_number
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,6 +147,39 @@ def settings_of(config: SearchConfig) -> dict[str, Any]:
     return {name: plain(value) for name, value in values.items()}
 
 
+def search_config(search: str | SearchConfig, **settings: Any) -> Any:
+    """The config of a search, with some of its fields replaced, as `load_search`, but without trying what it makes.
+
+    The command line reads its options so, before PyTorch is imported.
+
+    Args:
+        search: a name of `SEARCHES`, or a config.
+        **settings: fields of its config.
+
+    Raises:
+        ValueError: for an unknown name, or a value that the search refuses.
+        TypeError: for an unknown field, or anything that is no search.
+
+    Example:
+        >>> search_config("fk", num_particles=8).num_particles
+        8
+    """
+    found = _known(search) if isinstance(search, str) else search
+    kind = found if isinstance(found, type) else type(found)
+    if not is_dataclass(found) or not callable(getattr(found, "population", None)):
+        raise TypeError(
+            f"search should be a name ({', '.join(SEARCHES)}) or a config such as Pruning(), got {kind.__name__}."
+        )
+    if isinstance(found, type) and not isinstance(search, str):
+        raise TypeError(f"search should be a config, got the class {kind.__name__}: write {kind.__name__}(...).")
+    known = search_fields(kind)
+    for name in settings:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise TypeError(f"{name!r} is no setting of {kind.__name__}.{hint} Its settings: {', '.join(known)}.")
+    return found(**settings) if isinstance(found, type) else replace(found, **settings)  # type: ignore[type-var]
+
+
 def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:
     """The config of a search, with some of its fields replaced.
 
@@ -166,20 +199,8 @@ def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:
         Traceback (most recent call last):
         TypeError: 'num_particle' is no setting of FKSteeringConfig. Did you mean 'num_particles', ...
     """
-    found = _known(search) if isinstance(search, str) else search
-    kind = found if isinstance(found, type) else type(found)
-    if not is_dataclass(found) or not callable(getattr(found, "population", None)):
-        raise TypeError(
-            f"search should be a name ({', '.join(SEARCHES)}) or a config such as Pruning(), got {kind.__name__}."
-        )
-    if isinstance(found, type) and not isinstance(search, str):
-        raise TypeError(f"search should be a config, got the class {kind.__name__}: write {kind.__name__}(...).")
-    known = search_fields(kind)
-    for name in settings:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise TypeError(f"{name!r} is no setting of {kind.__name__}.{hint} Its settings: {', '.join(known)}.")
-    made: Any = found(**settings) if isinstance(found, type) else replace(found, **settings)  # type: ignore[type-var]
+    made = search_config(search, **settings)
+    kind = type(made)
     if missing := [name for name in ("num_particles", "default_eta") if not hasattr(made, name)]:
         raise TypeError(f"{kind.__name__} is no search: it has no {' and no '.join(missing)}.")
     make_population(made)  # what it makes is known before anything is spent on a call

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.search.metropolis import accepted
 from fk_reward.search.starts import Passes, Rollout, Scored
 from fk_reward.smc.reward_scale import CARD, checked_reward_scale, scale_of_card
 from fk_reward.value_checks import boolean, real_number, whole_number
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 _SELECTIONS = ("best", "sample")
 

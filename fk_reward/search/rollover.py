@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.search.base import Forecast, PlainPopulation, SearchConfig
 from fk_reward.search.budget import largest_within
 from fk_reward.value_checks import boolean, ordered_fractions, real_number, whole_number
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 THRESHOLDS = ("best", "parent")
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.search.base import LONG_RUN, Forecast, PlainPopulation, SearchConfig
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,7 +90,7 @@ def _rows(value: Any, rows: Tensor) -> Any:
         return {name: _rows(part, rows) for name, part in value.items()}
     if isinstance(value, list):
         return [value[row] for row in rows.tolist()]
-    return value[rows.to(value.device)] if isinstance(value, Tensor) else value[rows.numpy()]
+    return value[rows.to(value.device)] if isinstance(value, torch.Tensor) else value[rows.numpy()]
 
 
 def _joined(values: Sequence[Any]) -> Any:
@@ -99,7 +101,7 @@ def _joined(values: Sequence[Any]) -> Any:
         return {name: _joined([value[name] for value in values]) for name in first}
     if isinstance(first, list):
         return [item for value in values for item in value]
-    return torch.cat(tuple(values)) if isinstance(first, Tensor) else np.concatenate(values)
+    return torch.cat(tuple(values)) if isinstance(first, torch.Tensor) else np.concatenate(values)
 
 
 class Rollout(Protocol):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.search.beam import BeamPopulation, BeamSearch
 from fk_reward.smc.particle_filter import one_per_group
 from fk_reward.smc.resampling import one_of_each
 from fk_reward.smc.reward_scale import CARD, checked_reward_scale, scale_of_card
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

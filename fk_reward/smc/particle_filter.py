@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.smc.potentials import POTENTIALS, PathStatistics
 from fk_reward.smc.resampling import RESAMPLERS, flat_indices, systematic
 from fk_reward.smc.reward_scale import CARD, known_reward_scale, tempered_reward_scale
 from fk_reward.smc.weights import effective_sample_size, log_mean_increment, normalized_weights
 from fk_reward.value_checks import real_number
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 class FilterSettings(Protocol):
@@ -344,7 +346,7 @@ def one_per_group(generator: Generator | Sequence[Generator] | None, num_groups:
     """
     if generator is None:
         generator = torch.Generator().manual_seed(0)
-    if isinstance(generator, Generator):
+    if isinstance(generator, torch.Generator):
         return [generator] * num_groups
     if len(generator) != num_groups:
         raise ValueError(

@@ -16,11 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor
 
 from fk_reward.value_checks import real_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONSTANT = "constant"
 RISING = "rising"
@@ -82,7 +85,7 @@ class PathStatistics:
 
 _OF_PARTICLES = tuple(f.name for f in fields(PathStatistics) if f.name != "weight")
 
-Potential = Callable[[Tensor, PathStatistics], Tensor]
+Potential: TypeAlias = "Callable[[Tensor, PathStatistics], Tensor]"
 """Rewards `(G, K)` and the statistics before this step, to increments `(G, K)` in units of the reward.
 
 The weight of the step is `path.weight`; the rewards come as they are.

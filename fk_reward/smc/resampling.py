@@ -12,13 +12,16 @@ and Whiteley (2019), *Negative association, ordering and convergence of resampli
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.smc.weights import normalized_weights
 
-Resampler = Callable[[Tensor, int, Generator], Tensor]
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+Resampler: TypeAlias = "Callable[[Tensor, int, Generator], Tensor]"
 """Log-weights `(K,)`, number of samples N, generator (on the CPU), to ancestors `(N,)` int64 in [0, K)."""
 
 

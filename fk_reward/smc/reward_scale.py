@@ -9,11 +9,15 @@ wherever later rewards, the finished ones at last, differ more than those that c
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
 
 from fk_reward.smc.weights import effective_sample_size
 from fk_reward.value_checks import real_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AUTO = "auto"
 CARD = "card"

@@ -9,7 +9,6 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
 from fk_reward.rewards.base import ASPECTS, Reward, RewardCard
 from fk_reward.rewards.composition.expression import (
@@ -25,6 +24,7 @@ from fk_reward.rewards.composition.expression import (
 from fk_reward.rewards.inputs import Images, copied, in_order, prompt_list
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from typing_extensions import Self
 
 

@@ -13,12 +13,14 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor
 
 from fk_reward.rewards.base import RewardCard
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Cards: TypeAlias = Mapping[str, RewardCard]
 Range: TypeAlias = tuple[float, float]
@@ -29,10 +31,8 @@ COMPARISONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
-EXTREMES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Iterable[float]], float]]] = {
-    "min": (torch.minimum, min),
-    "max": (torch.maximum, max),
-}
+EXTREMES: dict[str, tuple[str, Callable[[Iterable[float]], float]]] = {"min": ("minimum", min), "max": ("maximum", max)}
+"""Kind -> of tensors, by its name in torch; and of numbers."""
 
 
 class Expression(abc.ABC):
@@ -141,7 +141,7 @@ class Extreme(Expression):
     operands: tuple[Expression, ...]
 
     def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
-        return reduce(EXTREMES[self.kind][0], (operand.evaluate(scores) for operand in self.operands))
+        return reduce(getattr(torch, EXTREMES[self.kind][0]), (operand.evaluate(scores) for operand in self.operands))
 
     def signed_parts(self, sign: int = 1) -> Iterator[tuple[str, int]]:
         for operand in self.operands:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -70,7 +71,10 @@ class AdapterSet:
             config.init_lora_weights = False  # skip an initialisation that the weights would overwrite
         # autocast_adapter_dtype=False: PEFT would widen bfloat16 adapters to float32 and so change scores and memory.
         if self._peft is None:
-            self._peft = PeftModel(self.language_model, config, adapter_name=name, autocast_adapter_dtype=False)
+            with warnings.catch_warnings():
+                # PEFT asks models for `is_gradient_checkpointing`, of which transformers 5 warns; it is up to PEFT.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+                self._peft = PeftModel(self.language_model, config, adapter_name=name, autocast_adapter_dtype=False)
         else:
             self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
         if weights is not None:

@@ -11,34 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fk_reward import BatchSizes
-from fk_reward.pipelines.batching import BatchLayout, BatchLimit, batch_rows, batch_size_fields, parse_batch_size
+from fk_reward.pipelines.batching import BatchLayout, BatchLimit, batch_rows
 from tests import tiny
 from tests.pipelines.calls import BrightnessReward, generator, steered
-
-
-@pytest.mark.parametrize("name", batch_size_fields())
-@pytest.mark.parametrize(
-    ("value", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), ("8", TypeError)]
-)
-def test_a_wrong_value_raises_and_names_the_field(name, value, error):
-    with pytest.raises(error, match=name):
-        BatchSizes(**{name: value})
-
-
-@pytest.mark.parametrize("value", [None, 1, 64, "auto"])
-def test_right_values(value):
-    assert BatchSizes(reward_batch_size=value).reward_batch_size == value
-
-
-def test_sizes_are_given_by_name():
-    with pytest.raises(TypeError, match="positional"):
-        BatchSizes(8)
-
-
-def test_typed_sizes():
-    assert [parse_batch_size(text) for text in (None, "auto", "12")] == [None, "auto", 12]
-    with pytest.raises(ValueError, match=r"whole number or auto, got '1\.5'"):
-        parse_batch_size("1.5")
 
 
 @settings(max_examples=50, deadline=None)
