@@ -70,6 +70,23 @@ def read_image(source: str | Path | bytes | Image.Image, *, name: str | None = N
             return _upright_rgb(image)
 
 
+def check_image(path: str | Path) -> None:
+    """Raise for a file that is missing or is no image, from its header alone: for thousands of files before the work.
+
+    Raises:
+        UnreadableImageError: as `read_image`, but not for what only its pixels show.
+
+    Example:
+        >>> check_image("nothing.png")
+        Traceback (most recent call last):
+        fk_reward.image_files.UnreadableImageError: no such image file: nothing.png
+    """
+    called = source_name(path)
+    _require_file(Path(path), called)
+    with _named(called), _opened(path):
+        return
+
+
 def embedded_image(text: str) -> bytes | None:
     r"""Decode a file that a string holds in base64, as chat-style data sets do; None for any other string.
 

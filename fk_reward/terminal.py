@@ -8,6 +8,7 @@ functions of this file; a test keeps all other modules from importing rich. Writ
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import IO
 
@@ -133,6 +134,36 @@ def tolerate_any_text() -> None:
         reconfigure = getattr(stream, "reconfigure", None)  # tests and notebooks replace the streams
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def quiet_loading() -> None:
+    """Switch off the bars of Diffusers and transformers while models are read: a line of ours says what is loaded.
+
+    Downloads keep theirs, which are the hub's.
+    """
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+
+
+_NO_TORCHVISION = re.compile(r"`\w+` requires torchvision \(not installed\)")
+
+
+def drop_foreign_hints() -> None:
+    """Keep transformers' advice to install torchvision from the terminal.
+
+    Diffusers imports image processors with every pipeline, for which transformers then uses their Pillow twins; our
+    own preprocessing needs neither, so there is nothing to do for whoever reads it.
+    """
+    logger = logging.getLogger("transformers.utils.import_utils")
+    if _not_torchvision not in logger.filters:
+        logger.addFilter(_not_torchvision)
+
+
+def _not_torchvision(record: logging.LogRecord) -> bool:
+    return _NO_TORCHVISION.search(record.getMessage()) is None
 
 
 def log_handler() -> logging.Handler:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, ValidationError
 
 from fk_reward.cli.convert import convert
 from fk_reward.cli.demo import demo
@@ -32,7 +32,9 @@ from fk_reward.cli.rewards import rewards
 from fk_reward.cli.scaling import scaling
 from fk_reward.cli.score import score
 from fk_reward.cli.train import train, trainable_share
-from fk_reward.terminal import say_error, tolerate_any_text
+from fk_reward.cli.ui import ui
+from fk_reward.lazy import defer_import
+from fk_reward.terminal import drop_foreign_hints, say_error, tolerate_any_text
 from fk_reward.version import __version__
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -55,6 +57,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "preferences": preferences,
     "pair-accuracy": pair_accuracy,
     "prices": prices,
+    "ui": ui,
 }
 """Name -> function."""
 
@@ -89,6 +92,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
     """
     tokens = sys.argv[1:] if tokens is None else list(tokens)
     tolerate_any_text()
+    drop_foreign_hints()
+    defer_import("torch")  # the options of a search stand in modules that compute with it
     with clean_errors():
         command, bound = _parsed(tokens, build_app(tokens))
         command(*bound.args, **bound.kwargs)
@@ -155,6 +160,8 @@ def _usage_message(error: CycloptsError, tokens: Sequence[str]) -> str:
             asked = f"Search {names[0]!r} has" if len(names) == 1 else f"{' and '.join(map(repr, names))} have"
             verb = "has" if len(others) == 1 else "have"
             return f"{asked} no setting {option}; {', '.join(others)} {verb}: add --search."
+    if isinstance(error, ValidationError) and error.exception_message:
+        return error.exception_message  # which names the option and the value in its own words
     if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens:
         name = error.keyword or error.argument.name
         typed = name in tokens

@@ -44,7 +44,7 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
         reward_scale: Lambda, or auto.
         model: Model of the shapes world.
         seed: Seed of the first particle of the first prompt.
-        device: Device of the models: auto (the GPU where there is one), cpu or cuda.
+        device: Device of the models: auto (the GPU where there is one), cpu, cuda, cuda:1, ... or mps.
     """
     whole_number("--num-prompts", num_prompts, minimum=1, maximum=24)
     whole_number("--num-particles", num_particles, minimum=2)

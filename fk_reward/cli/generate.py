@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from fk_reward.cli.early_checks import OFFLOADS, check_lora, check_prompts_file, check_scheduler_name, of_each, one_of
 from fk_reward.cli.options import (
     MEMORY,
+    MODEL,
     OUTPUT,
     REWARD,
     SEARCH,
@@ -29,11 +31,13 @@ from fk_reward.cli.options import (
     SamplingOptions,
     SearchOptions,
 )
+from fk_reward.cli.progress import PromptProgress
+from fk_reward.cli.prompt_files import PromptRow, one_source
 from fk_reward.durable_files import cosmetic, read_json, write_whole
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.output_folder import hold_folder, prepare_folder
-from fk_reward.terminal import TextTable, say
-from fk_reward.text import require_text
+from fk_reward.terminal import TextTable, quiet_loading, say
+from fk_reward.value_checks import whole_number
 
 if TYPE_CHECKING:
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
@@ -46,11 +50,49 @@ _MADE = ("complete", "seconds", "results")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What of the model is not for every command.
+
+    Attributes:
+        scheduler: Diffusers scheduler by name, such as EulerAncestralDiscreteScheduler, with settings behind a colon
+            if any (Name:setting=value,setting=value).
+        lora: LoRA on the model: a file, a folder, a hub id or owner/name/file.safetensors, with =WEIGHT behind it if
+            any; may be repeated.
+        negative_prompt: What the images should not show.
+        height: Height of the images in pixels; the model's own if not given.
+        width: Width of the images in pixels; the model's own if not given.
+        offload: Where weights wait: none (on the device), model (whole models on the CPU) or sequential (every module
+            on the CPU, slow).
+    """
+
+    scheduler: Annotated[str | None, Parameter(validator=of_each(check_scheduler_name))] = None
+    lora: Annotated[list[str] | None, Parameter(validator=of_each(check_lora))] = None
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    offload: Annotated[str, Parameter(group=MEMORY, validator=one_of("--offload", OFFLOADS))] = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value is not None and whole_number(f"--{name}", value, minimum=8) % 8:
+                raise ValueError(f"--{name} should be a multiple of 8, which the autoencoders want, got {value}.")
+
+
+if TYPE_CHECKING:
+    DrawingOptions = Drawing
+else:
+    DrawingOptions = Annotated[Any, FieldOptions(Drawing, MODEL)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What one `fk-reward generate` asks for, beside its prompts; each field is an option.
 
     Attributes:
         out: Folder for the results.
+        prompts_file: Prompts in place of those typed: a .txt (one a line), .csv or .jsonl (prompt, and negative_prompt
+            and seed if any), or - for the standard input.
         search: who goes on.
         budget: Sample steps of a prompt, at most: sets the sizes of the search; those of its settings if not given.
         lookahead: What the reward is asked about on the way: the predicted image of the step (1), of m coarse steps
@@ -59,6 +101,7 @@ class Request:
         seed: Particle k of each prompt starts from the noise of seed + k.
         model: Text-to-image model: shapes-sd (in the package), sd-2.1, sdxl, a hub id or a folder.
         sampling: how a trajectory is run.
+        drawing: what else the model is given.
         placement: device and floating type.
         reward: Reward of `fk-reward rewards`, or a composition of them.
         reward_device: Device of the reward alone: cpu, cuda:1, ...; that of the model if not given.
@@ -69,6 +112,7 @@ class Request:
     """
 
     out: OutOption
+    prompts_file: Annotated[Path | None, Parameter(name="--prompts", validator=of_each(check_prompts_file))] = None
     search: SearchOptions
     budget: Annotated[int | None, Parameter(group=SEARCH)] = None
     lookahead: Annotated[int | str, Parameter(group=SEARCH)] = 1
@@ -76,6 +120,7 @@ class Request:
     seed: Annotated[int, Parameter(group=OUTPUT)] = 0
     model: ModelOption = "shapes-sd"
     sampling: SamplingOptions
+    drawing: DrawingOptions
     placement: PlacementOptions
     reward: RewardOption = DEFAULT_EMBEDDED_REWARD
     reward_device: Annotated[str | None, Parameter(group=REWARD)] = None
@@ -84,39 +129,43 @@ class Request:
     channels_last: Annotated[bool, Parameter(group=MEMORY)] = False
     overwrite: OverwriteOption = False
 
+    def __post_init__(self) -> None:
+        if self.sampling.solver is not None and self.drawing.scheduler is not None:
+            raise ValueError("A solver brings its scheduler: leave out --scheduler or --solver.")
 
-def generate(prompts: list[str], /, *, request: Annotated[Request, FieldOptions(Request)]) -> None:
+
+def generate(prompts: list[str] | None = None, /, *, request: Annotated[Request, FieldOptions(Request)]) -> None:
     """Generate images, steered by a reward.
 
     Writes the images (000-00.png is the best of the first prompt), and for each prompt trace-000.json and
     lineage-000.png; result.json sums up. An interrupted command goes on when it is started again.
 
     Args:
-        prompts: One or more prompts, each in quotes.
+        prompts: One or more prompts, each in quotes; or --prompts FILE.
         request: All other settings.
 
     Raises:
         ValueError: unusable settings, an unknown name, a folder with results of other settings, ...
         OSError: a model or a reward that cannot be found or fetched, a folder that is not empty or is in use.
     """
+    rows = one_source(prompts or (), request.prompts_file)  # before PyTorch is imported, and a model loaded
     from fk_reward.pipelines.loading import call_arguments
     from fk_reward.pipelines.lookahead import checked_lookahead
-    from fk_reward.pipelines.schedulers import resolve_solver
+    from fk_reward.search import load_search
 
-    require_text(prompts, "prompts")  # before a model is loaded
-    resolve_solver(request.sampling.solver)
     checked_lookahead(request.lookahead)
-    asked = {"prompts": prompts, **_asked(request)}
+    load_search(request.search)  # tries what it makes
+    asked = _asked_of_rows(rows) | _asked(request)
     with hold_folder(request.out) as folder:
         record = GenerateRecord.open(folder, asked, overwrite=request.overwrite)
-        missing = record.missing(len(prompts))
+        missing = record.missing(len(rows))
         if missing:
             if record.results:
-                say(f"{len(record.results)} of {len(prompts)} prompts are finished; going on.")
+                say(f"{len(record.results)} of {len(rows)} prompts are finished; going on.")
             pipe = _load(request)
             arguments = call_arguments(pipe, request.model, **_trajectory(request))
             record.begin(asked | {"arguments": arguments} | _environment(pipe, request.model))
-            _draw(pipe, request, missing, record=record, arguments=arguments)
+            _draw(pipe, request, {index: rows[index] for index in missing}, record=record, arguments=arguments)
         else:
             say("All prompts are finished: nothing to do.")
         _show([record.results[index] for index in sorted(record.results)], folder)
@@ -125,7 +174,7 @@ def generate(prompts: list[str], /, *, request: Annotated[Request, FieldOptions(
 def _draw(
     pipe: FKSteeringPipeline,
     request: Request,
-    indices: Sequence[int],
+    rows: Mapping[int, PromptRow],
     *,
     record: GenerateRecord,
     arguments: Mapping[str, Any],
@@ -139,19 +188,30 @@ def _draw(
     if request.budget is not None:
         search = pipe.search_within(request.budget, search, **arguments)
     num_particles = search.num_particles
-    for index in indices:
-        started = time.perf_counter()
-        seeds = [request.seed + particle for particle in range(num_particles)]
-        options = {**arguments, "budget": request.budget, "num_images_per_prompt": number}
-        prompt = record.settings["prompts"][index]
-        output = _sample(pipe, prompt, seeds, options)
-        result = {"prompt": prompt, "seeds": seeds} | _save(record.folder, index, output)
-        record.add(index, result, seconds=time.perf_counter() - started)
+    of_all = {**arguments, "budget": request.budget, "num_images_per_prompt": number}
+    progress = PromptProgress(len(record.settings["prompts"]), len(record.settings["prompts"]) - len(rows))
+    with progress.watch(pipe):
+        for index, row in rows.items():
+            started = time.perf_counter()
+            first = request.seed if row.seed is None else row.seed
+            seeds = [first + particle for particle in range(num_particles)]
+            with progress.prompt(index + 1, row.prompt):
+                output = _sample(pipe, row.prompt, seeds, of_all | _negative(row, request))
+                result = {"prompt": row.prompt, "seeds": seeds} | _save(record.folder, index, output)
+                record.add(index, result, seconds=time.perf_counter() - started)
+
+
+def _negative(row: PromptRow, request: Request) -> dict[str, str]:
+    text = row.negative_prompt or request.drawing.negative_prompt
+    return {} if text is None else {"negative_prompt": text}
 
 
 def _load(request: Request) -> FKSteeringPipeline:
-    from fk_reward.pipelines.loading import accelerate, load_pipeline
+    from fk_reward.pipelines.loading import LoRA, accelerate, load_pipeline
 
+    quiet_loading()
+    loras = [LoRA.parse(text) for text in request.drawing.lora or ()]
+    say(f"Loading {request.model} with {request.reward} ...", stderr=True)
     pipe = load_pipeline(
         request.model,
         reward=request.reward,
@@ -160,6 +220,9 @@ def _load(request: Request) -> FKSteeringPipeline:
         dtype=request.placement.dtype,
         batch_sizes=request.batch_sizes,
         reward_device=request.reward_device,
+        scheduler=request.drawing.scheduler,
+        loras=loras,
+        offload=request.drawing.offload,
     )
     pipe.solver = request.sampling.solver  # type: ignore[assignment]
     pipe.preview = request.sampling.preview  # type: ignore[assignment]
@@ -170,7 +233,17 @@ def _load(request: Request) -> FKSteeringPipeline:
 
 def _trajectory(request: Request) -> dict[str, Any]:
     sampling = request.sampling
-    return {"steps": sampling.num_inference_steps, "guidance_scale": sampling.guidance_scale}
+    size = {"height": request.drawing.height, "width": request.drawing.width}
+    return {"steps": sampling.num_inference_steps, "guidance_scale": sampling.guidance_scale, "size": size}
+
+
+def _asked_of_rows(rows: Sequence[PromptRow]) -> dict[str, Any]:
+    """Prompts, and what some of them have of their own; None where none has."""
+    asked: dict[str, Any] = {"prompts": [row.prompt for row in rows]}
+    for name in ("negative_prompt", "seed"):
+        values = [getattr(row, name) for row in rows]
+        asked[f"{name}s"] = values if any(value is not None for value in values) else None
+    return asked
 
 
 def _asked(request: Request) -> dict[str, Any]:
@@ -180,6 +253,8 @@ def _asked(request: Request) -> dict[str, Any]:
     names = ["model", "reward", "seed", "budget", "num_images_per_prompt", "reward_device", "compile", "channels_last"]
     asked = {name: getattr(request, name) for name in names}
     asked |= {"solver": request.sampling.solver, "preview": request.sampling.preview, "lookahead": request.lookahead}
+    drawing = request.drawing
+    asked |= {"negative_prompt": drawing.negative_prompt, "loras": drawing.lora, "asked_scheduler": drawing.scheduler}
     asked |= {"search": search_name(request.search), "config": settings_of(request.search)}
     return asked | {"batch_sizes": asdict(request.batch_sizes)}
 

@@ -116,7 +116,7 @@ else:
     ]
     SampleOptions = Annotated[Any, TypedFields(_SETTINGS, BENCHMARK, names=("num_samples", "seed", "diversity"))]
     MethodFields = Annotated[Any, MethodOptions()]
-    BatchOptions = Annotated[Any, TypedFields("fk_reward.pipelines.batching:BatchSizes", MEMORY)]
+    BatchOptions = Annotated[Any, TypedFields("fk_reward.pipelines.batch_sizes:BatchSizes", MEMORY)]
     SuiteOptions = Annotated[Any, FieldOptions("fk_reward.benchmarks.task:TaskOptions", BENCHMARK)]
 
 
@@ -155,7 +155,7 @@ def geneval(  # noqa: PLR0913 (groups of options)
     """
     from fk_reward.benchmarks.geneval.runs import GenEvalRequest, run_request
     from fk_reward.benchmarks.report import show_report
-    from fk_reward.pipelines.batching import BatchSizes
+    from fk_reward.pipelines.batch_sizes import BatchSizes
     from fk_reward.rewards.vlm_judge.endpoint import redact_text
 
     typed = search | model | samples

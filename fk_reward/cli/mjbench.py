@@ -39,7 +39,7 @@ def mjbench(  # noqa: PLR0913 (one parameter for each option)
         request: What is asked.
         tie_threshold: Scores that differ by no more tie; 0 if not given, for bias 0.1 of the scores' range.
         sweep: Tie thresholds to try, separated by commas; those of 10 to 50 % of ties if not given.
-        device: Device of the reward: auto (the GPU where there is one), cpu or cuda.
+        device: Device of the reward: auto (the GPU where there is one), cpu, cuda, cuda:1, ... or mps.
         shard: i/n: this process takes every n-th question; as accelerate launched it if not given.
         report: Only report what is in the folder.
         out: Folder of the results; an unfinished one is resumed. results/mjbench/... if not given.

@@ -38,6 +38,8 @@ from typing import (
 import docstring_parser
 from cyclopts import Group, Parameter
 
+from fk_reward.cli import early_checks
+
 ALIASES = {
     "num_particles": ("-k",),
     "num_inference_steps": ("--steps",),
@@ -135,17 +137,18 @@ class SearchFieldOptions:
             ValueError: there is no such search; the message lists the known ones.
             SearchLoadError: it is registered and cannot be imported.
         """
-        from fk_reward.search import SEARCHES, load_search
+        from fk_reward.search import SEARCHES
         from fk_reward.search.budget import check_typed_sizes
+        from fk_reward.search.registry import search_config
 
-        name = named_search(tokens)
+        name = named_search(tokens, ("--search", "--preset"))
         text = f"Who goes on: {', '.join(SEARCHES)}. Of its settings those of {name} are shown here."
-        hint = Annotated[str, Parameter(help=text, group=SEARCH)]
+        hint = Annotated[str, Parameter(help=text, alias="--preset", group=SEARCH)]
         named = inspect.Parameter("search", inspect.Parameter.KEYWORD_ONLY, default=DEFAULT_SEARCH, annotation=hint)
         parameters = search_parameters(name)
 
         def build(typed: Mapping[str, Any]) -> Any:
-            made = load_search(name, **{field: value for field, value in typed.items() if field != "search"})
+            made = search_config(name, **{field: value for field, value in typed.items() if field != "search"})
             if any(token.partition("=")[0] == "--budget" for token in tokens):
                 check_typed_sizes(made, typed, budget="--budget")
             return made
@@ -165,7 +168,7 @@ class Sampling:
             given.
     """
 
-    solver: str | None = None
+    solver: Annotated[str | None, Parameter(validator=early_checks.SOLVER)] = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     preview: str | None = None
@@ -180,12 +183,12 @@ class Placement:
     """Where the models run, and in which floating type.
 
     Attributes:
-        device: Device of the models: auto (the GPU where there is one), cpu or cuda.
+        device: Device of the models: auto (the GPU where there is one), cpu, cuda, cuda:1, ... or mps.
         dtype: Floating type of the model: auto (float16 on a GPU), float32, float16 or bfloat16.
     """
 
-    device: str = "auto"
-    dtype: str = "auto"
+    device: Annotated[str, Parameter(validator=early_checks.DEVICE)] = "auto"
+    dtype: Annotated[str, Parameter(validator=early_checks.DTYPE)] = "auto"
 
 
 def named_path(_type: Any, tokens: Sequence[Any]) -> Path:
@@ -203,14 +206,16 @@ NamedPath = Annotated[Path, Parameter(converter=named_path)]
 """A path to write to."""
 OutOption = Annotated[Path, Parameter(name=("--out", "-o"), converter=named_path, group=OUTPUT)]
 OverwriteOption = Annotated[bool, Parameter(group=OUTPUT)]
-ModelOption = Annotated[str, Parameter(alias="-m", group=MODEL)]
+ModelOption = Annotated[str, Parameter(alias="-m", group=MODEL, validator=early_checks.MODEL)]
 # A composition may begin with a minus: --reward "-a + b".
-RewardOption = Annotated[str, Parameter(alias="-r", group=REWARD, allow_leading_hyphen=True)]
-DeviceOption = Annotated[str, Parameter(group=MODEL)]
+RewardOption = Annotated[
+    str, Parameter(alias="-r", group=REWARD, allow_leading_hyphen=True, validator=early_checks.REWARD)
+]
+DeviceOption = Annotated[str, Parameter(group=MODEL, validator=early_checks.DEVICE)]
 ShardOption = Annotated[str | None, Parameter(group=MEMORY)]
 
 if TYPE_CHECKING:
-    from fk_reward.pipelines.batching import BatchSizes
+    from fk_reward.pipelines.batch_sizes import BatchSizes
     from fk_reward.search import SearchConfig
 
     SearchOptions = SearchConfig
@@ -219,7 +224,7 @@ if TYPE_CHECKING:
     PlacementOptions = Placement
 else:
     SearchOptions = Annotated[Any, SearchFieldOptions()]
-    BatchSizeOptions = Annotated[Any, FieldOptions("fk_reward.pipelines.batching:BatchSizes", MEMORY)]
+    BatchSizeOptions = Annotated[Any, FieldOptions("fk_reward.pipelines.batch_sizes:BatchSizes", MEMORY)]
     SamplingOptions = Annotated[Any, FieldOptions(Sampling, MODEL)]
     PlacementOptions = Annotated[Any, FieldOptions(Placement, MODEL)]
 
@@ -338,7 +343,7 @@ def field_texts(kind: type[Any]) -> dict[str, str]:
 
     Example:
         >>> field_texts(Placement)["device"]
-        'Device of the models: auto (the GPU where there is one), cpu or cuda.'
+        'Device of the models: auto (the GPU where there is one), cpu, cuda, cuda:1, ... or mps.'
     """
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
@@ -368,8 +373,12 @@ def search_parameters(name: str) -> list[inspect.Parameter]:
     return field_parameters(kind, panel=SEARCH, names=list(search_fields(name)), defaults=shown)
 
 
-def named_searches(tokens: Sequence[str]) -> list[str]:
-    """The searches that a command line names by `--search` or `--method`.
+def named_searches(tokens: Sequence[str], words: Sequence[str] = ("--search", "--method")) -> list[str]:
+    """The searches that a command line names.
+
+    Args:
+        tokens: the command line.
+        words: the options that name them.
 
     Example:
         >>> named_searches(["geneval", "--method", "unsteered", "--search=pruning"])
@@ -379,19 +388,23 @@ def named_searches(tokens: Sequence[str]) -> list[str]:
     names = []
     for option, following in zip(options, [*options[1:], ""], strict=False):
         name, _, value = option.partition("=")
-        if name in ("--search", "--method"):
+        if name in words:
             names += [value or following] if value or following else []
     return names
 
 
-def named_search(tokens: Sequence[str]) -> str:
+def named_search(tokens: Sequence[str], words: Sequence[str] = ("--search",)) -> str:
     """The search that a command line names; the last of several.
+
+    Args:
+        tokens: the command line.
+        words: the options that name it.
 
     Example:
         >>> named_search(["generate", "a star", "--search", "pruning"]), named_search(["generate", "a star"])
         ('pruning', 'fk')
     """
-    return (named_searches(tokens) or [DEFAULT_SEARCH])[-1]
+    return (named_searches(tokens, words) or [DEFAULT_SEARCH])[-1]
 
 
 def other_searches(option: str) -> list[str]:

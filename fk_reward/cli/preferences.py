@@ -37,7 +37,7 @@ def preferences(  # noqa: PLR0913 (one parameter for each option)
         dimension: With ImageRewardDB: which rating decides.
         image_root: Folder that paths of images start from.
         batch_size: Pairs or labelled images at a time.
-        device: Device of the rewards: auto (the GPU where there is one), cpu or cuda.
+        device: Device of the rewards: auto (the GPU where there is one), cpu, cuda, cuda:1, ... or mps.
         out: Folder of the results.
     """
     whole_number("--batch-size", batch_size, minimum=1)

@@ -29,7 +29,7 @@ else:
         Any,
         TypedFields("fk_reward.benchmarks.recording:RecordRequest", MODEL, skip=("rewards", "batch_sizes")),
     ]
-BatchOptions = Annotated[Any, TypedFields("fk_reward.pipelines.batching:BatchSizes", MODEL)]
+BatchOptions = Annotated[Any, TypedFields("fk_reward.pipelines.batch_sizes:BatchSizes", MODEL)]
 
 
 def record(  # noqa: PLR0913 (one parameter for each option)
@@ -67,7 +67,7 @@ def record(  # noqa: PLR0913 (one parameter for each option)
     """
     from fk_reward.benchmarks.recording import RecordRequest, announced
     from fk_reward.benchmarks.recording import record as draw
-    from fk_reward.pipelines.batching import BatchSizes
+    from fk_reward.pipelines.batch_sizes import BatchSizes
     from fk_reward.pipelines.loading import DEFAULT_STEPS
     from fk_reward.pipelines.schedulers import resolve_solver
 

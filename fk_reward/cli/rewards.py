@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from fk_reward.cli.options import OUTPUT
-from fk_reward.terminal import TextTable, write_document
+from fk_reward.terminal import TextTable, open_console, say, write_document
 
 if TYPE_CHECKING:
     from fk_reward.rewards import RewardCard
@@ -28,7 +28,10 @@ UNASKED = {"prompt": ("prompt",), "quality": ("blank", "blur"), "edges": ("crop"
 """What a score need not depend on, as in `RewardCard.blind_to` -> probes of the doctor that do not ask for it."""
 
 HEADINGS = ("name", "what it measures", "typical range", "spread", "prompt tokens", "weights")
-"""Columns that fit in a terminal; Markdown and JSON have every field of the cards."""
+"""Columns of a wide terminal; cards that are asked for by name, Markdown and JSON have every field."""
+NARROW = ("name", "what it measures", "spread")
+"""Columns of a terminal of 80 characters, where six would be ten letters wide."""
+_WIDE = 140
 
 
 def rewards(
@@ -43,7 +46,7 @@ def rewards(
     A reward that cannot be imported does not hide the others: it is reported after them, and the exit code is 2.
 
     Args:
-        names: Rewards to list; all of them if none is given.
+        names: Rewards whose whole cards are shown; a table of all of them if none is given.
         markdown: Write a page of Markdown with every field of the cards.
         as_json: Write JSON with every field of the cards.
     """
@@ -54,6 +57,9 @@ def rewards(
         write_document(json.dumps([_plain(card) for card in cards], indent=2, allow_nan=False))
     elif markdown:
         write_document(reward_page(cards))
+    elif names:
+        for card in cards:
+            _show_card(card)
     else:
         _show(cards)
     if errors:
@@ -91,12 +97,36 @@ def _row(card: RewardCard) -> tuple[str, ...]:
 
 
 def _show(cards: list[RewardCard]) -> None:
+    console = open_console()
+    headings = HEADINGS if console.width >= _WIDE else NARROW
     table = TextTable("Rewards", show_lines=True)
-    for heading in HEADINGS:
-        table.add_column(heading, no_wrap=heading == "name")
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading == "name", right=heading == "spread")
     for card in cards:
-        table.add_row(*_row(card))
+        cells = dict(zip(HEADINGS, _row(card), strict=True))
+        table.add_row(*(cells[heading] for heading in headings))
+    table.print(console)
+    say("fk-reward rewards NAME shows range, weights, memory and licence of one; --json and --markdown those of all.")
+
+
+def _show_card(card: RewardCard) -> None:
+    table = TextTable(card.name, show_header=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("")
+    for field, value in asdict(card).items():
+        if field not in ("name", "higher_is_better", "summary", "typical_range"):
+            table.add_row(field.replace("_", " "), _said(value))
+        elif field == "summary":
+            table.add_row("what it measures", card_summary(card))
+        elif field == "typical_range":
+            table.add_row("typical range", typical_range(card))
     table.print()
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return "-"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def typical_range(card: RewardCard) -> str:

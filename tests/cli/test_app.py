@@ -58,6 +58,7 @@ NAMES = (
     "train",
     "trainable-share",
     "demo",
+    "doctor",
     "geneval",
     "benchmark",
     "scaling",
@@ -69,6 +70,7 @@ NAMES = (
     "doctor",
     "record",
     "replay",
+    "ui",
 )
 
 
@@ -192,7 +194,7 @@ def no_work(monkeypatch):
 def test_every_command_that_writes_a_folder_is_among_them():
     signatures = {name: inspect.signature(with_options(command, (name,))) for name, command in COMMANDS.items()}
     written = {name for name, signature in signatures.items() if "out" in signature.parameters}
-    assert written - {"convert", "hard-negatives"} == set(WRITERS)
+    assert written - {"convert", "hard-negatives", "score"} == set(WRITERS)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -352,7 +354,7 @@ def test_score_shows_the_prompt(run, image, prompt):
 
 
 def test_half_characters_are_refused_before_a_model_is_loaded(refused, options, image):
-    assert "--prompt[0]: '\\ud83d' at place 2" in refused("score", image, "--prompt", "a \ud83d", "-r", "no-reward")
+    assert "--prompt[0]: '\\ud83d' at place 2" in refused("score", image, "--prompt", "a \ud83d", "-r", "clipscore")
     options[1] = "no/such-model"
     assert "prompts[1]: '\\ud83d' at place 2" in refused("generate", "a star", "a \ud83d", *options)
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
 from fk_reward import FKSteeringConfig, SteeringTrace
@@ -374,3 +376,83 @@ def test_a_look_ahead_is_taken_and_paid_for(run, model, tmp_path):
         "lookahead should be a whole number of steps"
         in run(*line, "--lookahead", "lcm", "--out", tmp_path / "b").output
     )
+
+
+def test_prompts_of_a_file_have_seeds_and_negative_prompts_of_their_own(run, refused, options, tmp_path):
+    rows = [{"prompt": PROMPTS[0]}, {"prompt": PROMPTS[1], "seed": 40, "negative_prompt": "grey"}]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    result = run("generate", "--prompts", path, *options, "-k", 2, "--negative-prompt", "blurred")
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [entry["seeds"] for entry in summary["results"]] == [[0, 1], [40, 41]]
+    assert (summary["negative_prompts"], summary["seeds"]) == ([None, "grey"], [None, 40])
+    typed = [*options[:-1], tmp_path / "typed", "-k", 2]
+    assert run("generate", PROMPTS[1], *typed, "--seed", 40, "--negative-prompt", "grey").exit_code == 0
+    assert (pixels(tmp_path / "out" / "001-00.png") == pixels(tmp_path / "typed" / "000-00.png")).all()
+    path.write_text("\n".join(json.dumps(row | {"negative_prompt": "red"}) for row in rows))
+    again = refused("generate", "--prompts", path, *options, "-k", 2, "--negative-prompt", "blurred")
+    assert "negative_prompts.0 None -> 'red'" in again
+
+
+def test_size_and_scheduler_reach_the_pipeline(run, options, tmp_path):
+    chosen = [
+        "--height",
+        32,
+        "--width",
+        48,
+        "--scheduler",
+        "DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++",
+    ]
+    result = run("generate", PROMPTS[0], *options, "-k", 2, *chosen)
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "out" / "000-00.png").size == (48, 32)
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert summary["scheduler"] == "DPMSolverMultistepScheduler"
+    assert summary["arguments"] == {"num_inference_steps": 6, "height": 32, "width": 48}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (["--scheduler", "EulerAncestral"], "Did you mean 'EulerAncestralDiscreteScheduler'"),
+        (["--scheduler", "DDIMScheduler:colour=red"], "DDIMScheduler has no setting 'colour'"),
+        (["--offload", "model", "--device", "cpu"], "and the device is the CPU"),
+        (["--lora", "."], "--lora .: cannot be put on this model"),
+    ],
+)
+def test_what_only_the_model_can_tell(refused, options, chosen, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused("generate", PROMPTS[0], *options, *chosen)
+
+
+def test_loras_change_the_images_by_their_weights(run, options, model, tmp_path):
+    pipe = DiffusionPipeline.from_pretrained(model)
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"))
+    for name, weight in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=2.0)
+    pipe.save_lora_weights(tmp_path / "lora", unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    drawn = {}
+    for text in (None, f"{file}=0", str(file), str(tmp_path / "lora")):
+        folder = tmp_path / f"out-{len(drawn)}"
+        line = [*options[:-1], folder, "-k", 2, *(["--lora", text] if text else [])]
+        result = run("generate", PROMPTS[0], *line)
+        assert result.exit_code == 0, result.output
+        drawn[text] = pixels(folder / "000-00.png")
+    without, off, on, from_folder = drawn.values()
+    assert (without == off).all() and (on == from_folder).all() and (without != on).any()
+
+
+def test_a_preset_is_a_search(run, options, tmp_path):
+    assert run("generate", PROMPTS[0], *options, "-k", 2, "--preset", "fk-paper").exit_code == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["config"]["num_particles"] == 2
+
+
+def test_a_line_for_each_prompt_where_there_is_no_terminal(run, options):
+    result = run("generate", *PROMPTS, *options, "-k", 2)
+    lines = [line for line in result.stderr.splitlines() if " of 2: " in line]
+    assert lines[0].startswith("1 of 2: a red circle (") and "left)" in lines[0]
+    assert lines[1].startswith("2 of 2: a blue square (") and "left" not in lines[1]

@@ -50,3 +50,19 @@ def test_a_reward_that_cannot_be_imported_is_told_and_hides_no_other(run, monkey
     assert result.exit_code == 2
     assert "'broken'" in result.stderr and "cannot be imported" in result.stderr
     assert "clipscore" in result.stdout
+
+
+def test_a_table_of_80_columns_has_whole_words_and_names(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("rewards").stdout.splitlines()
+    assert max(len(line) for line in lines if line[:1] in "│┃┏└") <= 80
+    names = {line.split("│")[1].strip() for line in lines if line.startswith("│")} - {""}
+    assert set(REWARDS) <= names
+    assert "cosine of CLIP ViT-L/14 image and" in "\n".join(lines)
+
+
+def test_a_card_by_name_has_every_field(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = " ".join(run("rewards", "clipscore").stdout.replace("│", " ").split())
+    for text in ("0.1 to 0.35", "openai/clip-vit-large-patch14", "differentiable yes", "the central square"):
+        assert text in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -79,3 +80,72 @@ def test_an_unknown_reward_lists_the_known_ones(refused, files):
 
 def test_prompt_is_needed(refused, files):
     assert "--prompt" in refused("score", files[0], "-r", "brightness")
+
+
+@pytest.fixture
+def folder(files):
+    """The images with their prompts beside them, and one more below."""
+    (files[0].parent / "more").mkdir()
+    Image.new("RGB", (16, 16), (102,) * 3).save(files[0].parent / "more" / "c.jpg", quality=100)
+    for path, text in zip([*files, files[0].parent / "more" / "c.jpg"], ("dark", "light", "grey"), strict=True):
+        path.with_suffix(".txt").write_text(text)
+    return files[0].parent
+
+
+def test_a_folder_to_csv_and_that_csv_again(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    result = run("score", ".", "-r", "brightness", "--out", "scores.csv")
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    assert [(row["image"], row["prompt"]) for row in rows] == [
+        ("204.png", "light"),
+        ("51.png", "dark"),
+        ("more/c.jpg", "grey"),
+    ]
+    assert [float(row["reward"]) for row in rows] == pytest.approx([0.8, 0.2, 0.4], abs=0.01)
+    again = run("score", "scores.csv", "-r", "brightness", "--out", "again.csv", "--batch-size", 2)
+    assert again.exit_code == 0, again.output
+    assert (folder / "again.csv").read_text() == (folder / "scores.csv").read_text()
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
+def test_tables_keep_their_other_columns(run, files, monkeypatch, kind):
+    monkeypatch.chdir(files[0].parent)
+    (files[0].parent / "in.csv").write_text('id,image,prompt\n7,51.png,"a, b"\n8,204.png,c\n')
+    assert run("score", "in.csv", "-r", "brightness", "--out", f"out.{kind}").exit_code == 0
+    text = (files[0].parent / f"out.{kind}").read_text()
+    if kind == "csv":
+        rows = list(csv.DictReader(text.splitlines()))
+    else:
+        rows = json.loads(text)["scores"] if kind == "json" else [json.loads(line) for line in text.splitlines()]
+    assert [(row["id"], row["prompt"]) for row in rows] == [("7", "a, b"), ("8", "c")]
+    assert [float(row["reward"]) for row in rows] == pytest.approx([0.2, 0.8])
+
+
+def test_a_folder_of_generate_knows_its_prompts(run, files):
+    results = [{"prompt": "dark", "images": ["51.png"]}, {"prompt": "light", "images": ["204.png"]}]
+    (files[0].parent / "result.json").write_text(json.dumps({"results": results}))
+    Image.new("RGB", (4, 4)).save(files[0].parent / "lineage-000.png")
+    record = json.loads(run("score", files[0].parent, "-r", "brightness", "--json").stdout)
+    assert [(row["prompt"], round(row["reward"], 3)) for row in record["scores"]] == [("dark", 0.2), ("light", 0.8)]
+
+
+def test_a_prompt_that_is_typed_goes_before_all_others(run, folder):
+    record = json.loads(run("score", folder, "-p", "typed", "-r", "brightness", "--json").stdout)
+    assert {row["prompt"] for row in record["scores"]} == {"typed"} and len(record["scores"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,prompt\na.png,b\n", "no column 'image'; it has path, prompt"),
+        ("image,prompt\n", "names no images"),
+        ("image,prompt\nnothing.png,b\n", "no such image file"),
+        ("image,prompt\n,b\n", "line 2: no 'image'"),
+        ("image\n51.png\n", "51.png has no prompt"),
+    ],
+)
+def test_tables_that_cannot_be_read(refused, files, text, message):
+    table = files[0].parent / "in.csv"
+    table.write_text(text)
+    assert message in refused("score", table, "-r", "brightness")
