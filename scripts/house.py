@@ -50,7 +50,7 @@ PACKAGE = "fk_reward"
 MAPPED = ("pipelines", "rewards", "training")
 NOT_SHIPPED = {"tests", "examples", "scripts", "__pycache__"}
 
-LAYERS = ("smc", "search", "sampling", "pipelines", "planning", "benchmarks", "cli")
+LAYERS = ("smc", "search", "sampling", "pipelines", "planning", "benchmarks", "ui", "cli")
 """From the lowest to the highest. A layer imports those below it."""
 WITHOUT_LAYERS = ("rewards", "training")
 """What knows no layer."""
