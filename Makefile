@@ -10,13 +10,14 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 PACKAGES := build/packages
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help demo test check lint types doctests gates clean
+.PHONY: help demo test check lint types doctests gates docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -46,6 +47,11 @@ doctests: $(STAMP)
 gates: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" tests/repository
 
+docs: $(DOCS_STAMP)  ## The documentation as a site with search, in build/docs; offline
+	$(BIN)/python scripts/link_packages.py
+	PYTHONPATH=$(PACKAGES) $(BIN)/python -m sphinx -W --keep-going --quiet docs build/docs
+	@echo "build/docs/index.html"
+
 clean:  ## Remove .venv and everything that was built
 	rm -rf .venv build dist outputs *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -56,3 +62,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
 	$(PIP) --no-build-isolation -e ".[dev,train]"
 	@touch $(STAMP)
+
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) --no-build-isolation -e ".[docs]"
+	@touch $(DOCS_STAMP)

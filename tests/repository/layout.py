@@ -52,5 +52,6 @@ def python_files(*folders: str) -> list[Path]:
 
 
 def documents() -> list[Path]:
-    """README and the pages of docs/."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    """README and the pages of docs/, those in its folders too."""
+    pages = ((ROOT / path) for path in tracked_files() if path.parts[0] == "docs" and path.suffix == ".md")
+    return [ROOT / "README.md", *sorted(pages)]
