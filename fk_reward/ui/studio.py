@@ -6,6 +6,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,27 +156,21 @@ class Studio:
             OSError: a model that cannot be found or fetched.
         """
         config = request.config()  # before a model is loaded
-        told: queue.Queue[Progress | BaseException | None] = queue.Queue()
+        told: queue.Queue[Progress | None] = queue.Queue()
         left = threading.Event()
-        thread = threading.Thread(target=self._work, args=(request, config, told, left), daemon=True)
-        thread.start()
-        try:
-            while (news := told.get()) is not None:
-                if isinstance(news, BaseException):
-                    raise news
-                yield news
-        finally:
-            left.set()
-            thread.join()
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            work = worker.submit(self._work, request, config, told, left)
+            try:
+                while (news := told.get()) is not None:
+                    yield news
+                work.result()  # raises what the run has raised
+            finally:
+                left.set()
 
     def _work(self, request: Request, config: SearchConfig, told: queue.Queue[Any], left: threading.Event) -> None:
         try:
             for progress in self._stages(request, config, told, left):
                 told.put(progress)
-        except _LeftError:
-            pass
-        except Exception as error:  # noqa: BLE001 (of the thread: raised again where the run is read)
-            told.put(error)
         finally:
             told.put(None)
 
