@@ -47,9 +47,9 @@ from fk_reward.rewards import Reward
 from fk_reward.rewards.registry import steering_reward
 from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.trace import Provenance
-from fk_reward.search.base import Population, ReadsSpread, SearchConfig
+from fk_reward.search.base import Population, SearchConfig
 from fk_reward.search.budget import check_typed_sizes
-from fk_reward.search.contract import make_population
+from fk_reward.search.contract import config_for_spread, make_population
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.registry import load_search, search_fields, settings_of
 from fk_reward.search.rollover import Proposing
@@ -387,8 +387,7 @@ class FKSteeringPipeline(PipelineProxy):
         )
         of_solver = {} if self.solver is None else self.solver.arguments(self.pipe)
         arguments |= {name: value for name, value in of_solver.items() if arguments.get(name) is None}
-        if isinstance(config, ReadsSpread):
-            config = config.for_spread(self.reward.card.spread)
+        config = config_for_spread(config, self.reward.card.spread)
         lookahead = chosen_lookahead(self.pipe, lookahead, self.lookahead, config)
         config = search_within_budget(self.pipe, config, budget, arguments, lookahead=lookahead)
         check_output(self.pipe, output_type, num_images_per_prompt, config)

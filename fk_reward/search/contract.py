@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fk_reward.search.base import LONG_RUN, Forecast, Population, SearchConfig
+from fk_reward.search.base import LONG_RUN, Forecast, Population, ReadsSpread, SearchConfig
 from fk_reward.search.starts import Passes, StartSearch
 from fk_reward.text import did_you_mean
 from fk_reward.value_checks import whole_number
@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 
 _ATTRIBUTES = ("num_groups", "num_particles", "max_particles", "copies", "needs_scores", "notes")
 _METHODS = ("begin", "scoring_steps", "forecast", "advance", "finish", "select", "record")
+
+
+def config_for_spread(config: SearchConfig, spread: float | None) -> SearchConfig:
+    """The config with numbers in place of what it takes from the reward's card.
+
+    Raises:
+        ValueError: where the spread is needed and not known.
+
+    Example:
+        >>> from fk_reward.search import SVDD
+        >>> config_for_spread(SVDD(), 0.1).reward_scale
+        15.0
+    """
+    return config.for_spread(spread) if isinstance(config, ReadsSpread) else config
 
 
 def make_population(
