@@ -181,7 +181,7 @@ def prompt_list(prompts: str | Sequence[str], num_images: int) -> list[str]:
 def _single(image: object, index: int) -> Tensor:
     if isinstance(image, Image.Image):
         return _from_pil(image, f"images[{index}]")[0]
-    if isinstance(image, (Tensor, np.ndarray)) and image.ndim != 3:
+    if isinstance(image, (torch.Tensor, np.ndarray)) and image.ndim != 3:
         raise ValueError(
             f"images[{index}] has shape {tuple(image.shape)}: the entries of a list must be single images; "
             "pass a batch by itself."

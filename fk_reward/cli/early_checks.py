@@ -17,6 +17,7 @@ from fk_reward.text import did_you_mean
 SOLVER_NAMES = (
     *("ddim-50", "ddim-100", "sde-dpmsolver++-20", "sde-dpmsolver++-25"),
     *("lcm-4", "lcm-8", "tcd-4", "tcd-8"),
+    *("glass-28", "glass-48"),
 )
 """Names of `fk_reward.pipelines.SOLVERS`, whose module imports Diffusers; a test keeps them equal."""
 

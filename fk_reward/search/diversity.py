@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from fk_reward.value_checks import real_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DIVERSE = "diverse"
 """The `selection` of a search whose images are chosen as a group."""

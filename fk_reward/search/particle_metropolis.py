@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Generator, Tensor
 
 from fk_reward.search.base import Forecast, SearchConfig
 from fk_reward.search.budget import largest_within
@@ -16,6 +15,9 @@ from fk_reward.search.starts import Passes, Rollout, Scored
 from fk_reward.smc.potentials import CONSTANT
 from fk_reward.smc.resampling import flat_indices, systematic
 from fk_reward.value_checks import boolean, whole_number
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -226,7 +226,7 @@ def test_a_finished_command_changes_nothing_and_loads_nothing(run, options, tmp_
     ("change", "named"),
     [
         (["--seed", 8], "seed 0 -> 8"),
-        (["--potential", "sum"], "config.potential 'max' -> 'sum'"),
+        (["--potential", "sum"], "config.potential 'difference' -> 'sum'"),
         (["--guidance-scale", 2], "arguments.guidance_scale None -> 2.0"),
         (["--images-per-prompt", 2], "num_images_per_prompt 1 -> 2"),
     ],
@@ -297,7 +297,7 @@ def test_a_file_in_place_of_the_folder_is_refused(refused, options, tmp_path):
         (["--decode-batch-size", 0], "decode_batch_size should be at least 1"),
         (["--solver", "ddim100"], "Did you mean 'ddim-100'"),
         (["--preview", "taesd-xl"], "Did you mean 'taesdxl'"),
-        (["--resample-start", 0.9], "resample_stop should be in"),
+        (["--resample-start", 0.95], "resample_stop should be in"),
         (["--final-particles", 9], "final_particles should be at most"),
         (["--reward-device", "cuda:99"], "reward_device should be a device"),
     ],
@@ -415,7 +415,7 @@ def test_size_and_scheduler_reach_the_pipeline(run, options, tmp_path):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (["--scheduler", "EulerAncestral"], "Did you mean 'EulerAncestralDiscreteScheduler'"),
+        (["--scheduler", "EulerAncestral"], "'EulerAncestralDiscreteScheduler'"),
         (["--scheduler", "DDIMScheduler:colour=red"], "DDIMScheduler has no setting 'colour'"),
         (["--offload", "model", "--device", "cpu"], "and the device is the CPU"),
         (["--lora", "."], "--lora .: cannot be put on this model"),

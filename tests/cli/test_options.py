@@ -127,7 +127,7 @@ def test_every_search_is_documented(name):
 
 
 def test_a_preset_shows_its_own_defaults():
-    preset = FKSteeringConfig(num_particles=9)
+    preset = FKSteeringConfig(num_particles=9, potential="max")
     shown = {parameter.name: parameter.default for parameter in field_parameters(FKSteeringConfig, defaults=preset)}
     assert (shown["num_particles"], shown["potential"]) == (9, "max")
 
