@@ -212,7 +212,7 @@ def test_the_same_run_goes_on_whatever_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"search": FKSteeringConfig(potential="sum")}, r"settings\.search\.potential 'max' -> 'sum'"),
+        ({"search": FKSteeringConfig(potential="sum")}, r"settings\.search\.potential 'difference' -> 'sum'"),
         ({"batch_size": 32}, r"settings\.batch_size 16 -> 32"),
         ({"reward": "other"}, r"settings\.reward 'brightness' -> 'other', reward\.name"),
     ],

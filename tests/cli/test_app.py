@@ -69,7 +69,6 @@ NAMES = (
     "preferences",
     "pair-accuracy",
     "prices",
-    "doctor",
     "record",
     "replay",
     "ui",

@@ -155,7 +155,7 @@ def test_tuples_are_lists(guarded):
     [
         ("fk", "keep", "search='pruning'"),
         ("pruning", "final_particles", "search='fk' and of search='fk-gradient'"),
-        ("best-of-n", "resampling", "search='fk' and of search='fk-gradient'"),
+        ("best-of-n", "resampling", "search='fk' and of search='fk-gradient' and of search='particle-metropolis'"),
     ],
 )
 def test_a_setting_of_another_search_says_of_which(guarded, search, name, others):

@@ -195,7 +195,7 @@ def test_a_reward_that_is_nan_names_prompt_particle_and_step():
             scores[6] = torch.inf
             return scores
 
-    with pytest.raises(ValueError, match="At step 1: The reward of prompt 1, particle 2 is inf"):
+    with pytest.raises(ValueError, match="At step 2: The reward of prompt 1, particle 2 is inf"):
         steered(make("sd"), Broken())(["a red circle", "a blue square"], num_inference_steps=STEPS)
 
 

@@ -116,7 +116,8 @@ class Call:
             torch.manual_seed(0)
             pipe = FKSteeringPipeline(self.make(), reward=self.reward, **self.wrapping)
             pipe.set_progress_bar_config(disable=True)
-            out = pipe(self.prompt, **{"generator": torch.Generator().manual_seed(1)} | self.options())
+            options = {"search": "fk-paper", "generator": torch.Generator().manual_seed(1)} | self.options()
+            out = pipe(self.prompt, **options)
         return _numbers(out), list(out.trace.notes)
 
 

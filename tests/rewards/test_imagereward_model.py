@@ -91,7 +91,7 @@ BROKEN = {
     "missing size": (without("blip.visual_encoder.cls_token"), "cls_token, but it is missing"),
     "missing tensor": (without("mlp.layers.4.bias"), "lacks tensors: mlp.layers.4.bias"),
     "missing layer": (without("blip.visual_encoder.blocks.1.attn.qkv.weight"), "lacks tensors: blip.visual"),
-    "unexpected": (random_state_dict() | {"mlp.layers.8.weight": torch.ones(1)}, "does not have: mlp.layers.8.weight"),
+    "unexpected": (random_state_dict() | {"mlp.layers.8.weight": torch.ones(1)}, "mlp.layers.8.weight"),
     "momentum": (random_state_dict() | {"blip.temp": torch.ones(1)}, "does not have: blip.temp"),
     "shape": (random_state_dict() | {"mlp.layers.0.bias": torch.ones(3)}, r"mlp.layers.0.bias \(3,\), not \(24,\)"),
     "no square": (

@@ -469,6 +469,7 @@ PARTICLE_LAYER = (
     "smc.particle_filter",
     "smc.reward_scale",
     "search.base",
+    "search.diversity",
     "search.fkd_args",
     "search.feynman_kac",
 )

@@ -127,7 +127,7 @@ def test_the_figures_are_json(found):
 def test_advice_is_code_that_makes_the_search(found):
     assert eval(found.advice, {"Pruning": Pruning}) == found.search  # noqa: S307
     assert eval(found.fk_advice, {"FKSteeringConfig": FKSteeringConfig}) == found.fk  # noqa: S307
-    assert paste(FKSteeringConfig()) == "FKSteeringConfig(num_particles=4, reward_scale=10.0)"
+    assert paste(FKSteeringConfig()) == "FKSteeringConfig(num_particles=4, reward_scale='card')"
 
 
 def test_fk_settings_follow_what_was_measured():
