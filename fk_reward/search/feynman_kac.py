@@ -18,7 +18,7 @@ from fk_reward.smc.particle_filter import ParticleFilter, grouped_rewards
 from fk_reward.smc.potentials import CONSTANT, POTENTIALS, RISING, checked_weights
 from fk_reward.smc.resampling import RESAMPLERS, moved_groups
 from fk_reward.smc.reward_scale import AUTO, CARD
-from fk_reward.value_checks import boolean, real_number, whole_number
+from fk_reward.value_checks import boolean, ordered_fractions, real_number, whole_number
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -106,8 +106,7 @@ class FKSteeringConfig:
         numbers: dict[str, Any] = {
             "num_particles": self._whole("num_particles", minimum=1),
             "num_resamples": self._whole("num_resamples", minimum=0),
-            "resample_start": self._real("resample_start", low=0.0, high=1.0),
-            "resample_stop": self._real("resample_stop", low=0.0, high=1.0),
+            **ordered_fractions(resample_start=self.resample_start, resample_stop=self.resample_stop),
             "ess_threshold": self._real("ess_threshold", low=0.0, high=1.0),
             "diversity_weight": self._real("diversity_weight", low=0.0),
             "target_ess": self._real("target_ess", low=1e-6, high=1.0 - 1e-6),
@@ -120,10 +119,6 @@ class FKSteeringConfig:
         if self.final_particles is not None:
             numbers["final_particles"] = self._whole("final_particles", minimum=1)
         vars(self).update(numbers)  # plain numbers, so that NumPy's go into JSON as well
-        if self.resample_start > self.resample_stop:
-            raise ValueError(
-                f"resample_stop should be in [resample_start = {self.resample_start:g}, 1], got {self.resample_stop}."
-            )
         if self.final_particles is not None:
             self._check_funnel(self.final_particles)
 

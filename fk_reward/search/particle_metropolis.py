@@ -11,6 +11,7 @@ import torch
 from fk_reward.search.base import Forecast, SearchConfig
 from fk_reward.search.budget import largest_within
 from fk_reward.search.feynman_kac import FKSteeringConfig
+from fk_reward.search.metropolis import accepted
 from fk_reward.search.starts import Passes, Rollout, Scored
 from fk_reward.smc.potentials import CONSTANT
 from fk_reward.smc.resampling import flat_indices, systematic
@@ -112,9 +113,9 @@ class ParticleMetropolis:
         now = rollout(num_particles=self.num_particles, search=steering)
         for _ in range(self.num_runs - 1):
             proposed = rollout(num_particles=self.num_particles, search=steering, fresh_noise=True)
-            accepted = self.accepted(_evidence(now, num_groups), _evidence(proposed, num_groups), generators)
-            num_accepted += int(accepted.sum())
-            now = _where(accepted.repeat_interleave(self.num_particles), proposed, now)
+            taken = self.accepted(_evidence(now, num_groups), _evidence(proposed, num_groups), generators)
+            num_accepted += int(taken.sum())
+            now = proposed.where(taken.repeat_interleave(self.num_particles), now)
         if self.num_runs > 1:
             rollout.note(f"{num_accepted} of {(self.num_runs - 1) * num_groups} proposed runs were accepted.")
         return now.take(self.drawn(now, generators))
@@ -136,10 +137,7 @@ class ParticleMetropolis:
             tensor([ True, False])
         """
         uniforms = torch.cat([torch.rand(1, dtype=torch.float64, generator=one) for one in generators])
-        gain = proposed - evidence
-        # differences with -inf: anything is better than a run without an allowed image
-        gain = gain.masked_fill(proposed == -torch.inf, -torch.inf).masked_fill(evidence == -torch.inf, torch.inf)
-        return uniforms.log() < gain
+        return accepted(evidence, proposed, uniforms, reward_scale=1.0)
 
     def drawn(self, runs: Scored, generators: Sequence[Generator]) -> Tensor:
         """K rows of each prompt `(G * K,)`, drawn by weight with replacement: each of them follows the target.
@@ -191,9 +189,3 @@ def _evidence(runs: Scored, num_groups: int) -> Tensor:
     """`(G,)`: every row of a prompt's run has its evidence; `-inf` where every image of it is forbidden."""
     forbidden = (runs.rewards.view(num_groups, -1) == -torch.inf).all(1)
     return _of_runs(runs.log_evidence, runs).view(num_groups, -1)[:, 0].masked_fill(forbidden, -torch.inf)
-
-
-def _where(mask: Tensor, one: Scored, other: Scored) -> Scored:
-    """Rows of `one` where the mask `(G * K,)` says so, of `other` elsewhere."""
-    rows = torch.arange(len(mask))
-    return Scored.join([one, other]).take(torch.where(mask, rows, rows + len(mask)))
