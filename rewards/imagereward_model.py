@@ -299,7 +299,7 @@ def find_files(weights: str | os.PathLike[str], *, revision: str = "main") -> Im
         ValueError: when the configuration of a folder cannot be read.
     """
     path = Path(resolve_model(weights))
-    if path.suffix in (".pt", ".safetensors") and not path.is_dir():
+    if path.suffix in (".pt", ".pth", ".safetensors") and not path.is_dir():
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file of ImageReward.")
         return ImageRewardFiles(path, ImageRewardConfig(), OFFICIAL_TOKENIZER)

@@ -163,14 +163,14 @@ def variant_populations(variant: ShapesVariant, settings: ShapesSettings) -> lis
     """List the populations of a variant whose images no other population gives.
 
     Not drawn are plain images of another variant, and steered ones that are never resampled, which equal the plain
-    ones: the effective sample size of K particles is at least 1, so that a threshold of 1/K or less (K = 2 with the
-    default of 0.5) never resamples.
+    ones: the effective sample size of K particles is at least 1, so that a threshold of 1/K or less (K = 2 with
+    one of 0.5) never resamples.
 
     Example:
         >>> sweep = SweepSettings(model="shapes-sd", reward="x", prompts="sign", num_prompts=1, seed=0, num_seeds=1)
         >>> variant = VARIANTS["ddim-50"]
         >>> [p.num_particles for p in variant_populations(variant, sweep.of_variant(variant))]
-        [8, 4, 8]
+        [8, 2, 4, 8]
     """
 
     def is_needed(population: Population) -> bool:

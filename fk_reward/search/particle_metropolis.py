@@ -13,8 +13,9 @@ from fk_reward.search.budget import largest_within
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.metropolis import accepted
 from fk_reward.search.starts import Passes, Rollout, Scored
-from fk_reward.smc.potentials import CONSTANT
+from fk_reward.smc.potentials import RISING
 from fk_reward.smc.resampling import flat_indices, systematic
+from fk_reward.smc.reward_scale import AUTO, CARD, scale_of_card
 from fk_reward.value_checks import boolean, whole_number
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class ParticleMetropolis:
     Attributes:
         num_particles: K, particles of a run. At least 1; with 1 a run is a plain image, and Z is exp(lambda r).
         num_runs: R, runs of one prompt, the first one included. At least 1.
-        reward_scale: lambda, at least 0, in 1 / unit of the reward. 0 accepts every run.
+        reward_scale: lambda, at least 0, in 1 / unit of the reward; 0 accepts every run. `"card"` is 1.5 divided by
+            the spread that the reward's card states.
         potential: as of `FKSteeringConfig`, and so are the next six.
         reward_weight: how much the rewards of a scoring step count.
         resample_start: first scoring step, as a fraction of the trajectory.
@@ -60,20 +62,20 @@ class ParticleMetropolis:
 
     num_particles: int = 4
     num_runs: int = 4
-    reward_scale: float = 10.0
+    reward_scale: float | str = CARD
     potential: str = "difference"
-    reward_weight: Sequence[float] | str = CONSTANT
-    resample_start: float = 0.2
-    resample_stop: float = 0.8
+    reward_weight: Sequence[float] | str = RISING
+    resample_start: float = 0.4
+    resample_stop: float = 0.9
     num_resamples: int = 4
-    ess_threshold: float = 0.5
+    ess_threshold: float = 1.0
     resampling: str = "systematic"
     abstain: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.reward_scale, str):
+        if self.reward_scale == AUTO:
             raise ValueError(
-                f"reward_scale should be a number, got {self.reward_scale!r}: runs of different lambdas cannot be "
+                f"reward_scale should be a number or 'card', got {self.reward_scale!r}: runs of different lambdas cannot be "
                 "compared by their evidence."
             )
         num_runs = whole_number("num_runs", self.num_runs, minimum=1)
@@ -81,6 +83,10 @@ class ParticleMetropolis:
         checked = self.steering()
         shared = {one.name for one in fields(self)} & {one.name for one in fields(checked)} - {"abstain"}
         vars(self).update({name: getattr(checked, name) for name in shared}, num_runs=num_runs)
+
+    def for_spread(self, spread: float | None) -> ParticleMetropolis:
+        """With lambda as a number."""
+        return replace(self, reward_scale=scale_of_card(self.reward_scale, spread=spread))
 
     def steering(self) -> FKSteeringConfig:
         """The settings of each run; a run without an allowed image is no error, but never accepted."""

@@ -14,6 +14,7 @@ from examples.benchmarks.shapes_populations import Population, run_population
 from examples.benchmarks.shapes_unit_costs import method_work, population_work, time_units
 from fk_reward.benchmarks.store import ResultStore
 from fk_reward.rewards import CallableReward
+from fk_reward.search import FKSteeringConfig
 from fk_reward.shapes import benchmark_prompts
 from tests.examples.scripts import invoke
 from tests.examples.shapes_stage import REWARDS
@@ -72,21 +73,24 @@ def test_command(offline, tmp_path):
     assert points == [
         ("ddim-50", "unsteered", 1),
         ("ddim-50", "best", 2),
+        ("ddim-50", "steered", 2),
         ("ddim-50", "best", 4),
         ("ddim-50", "steered", 4),
+        ("ddim-50-preview", "steered", 2),
         ("ddim-50-preview", "steered", 4),
+        ("sde-dpmsolver++-20-preview-funnel", "steered", 2),
         ("sde-dpmsolver++-20-preview-funnel", "steered", 4),
-    ], "two of two are best of two, however steered; previews and funnels have no plain images of their own"
+    ], "previews and funnels have no plain images of their own"
     check_report(tmp_path / "out")
     assert (tmp_path / "new" / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "| ddim-50 | steered | 4 | 2 |" in (tmp_path / "out" / "shapes_cost.md").read_text(encoding="utf-8")
-    assert report(tmp_path / "out")["rows"][3]["to_reference"] == 1.0
+    assert report(tmp_path / "out")["rows"][4]["to_reference"] == 1.0
     run(tmp_path / "out", "--report", chosen=())
     assert (tmp_path / "out" / "shapes_cost.png").exists()
 
 
 def test_a_report_with_swapped_costs_is_noticed(offline, tmp_path):
-    run(tmp_path, chosen=["ddim-50-preview"])
+    run(tmp_path, "--resample-start", 0.2, chosen=["ddim-50-preview"])
     check_report(tmp_path)
     whole = report(tmp_path)
     for one, other in (("decode", "reward"), ("decode", "preview vae/2"), ("reward", "denoiser row")):
@@ -190,10 +194,10 @@ def test_guidance_is_that_of_all_else_of_the_variant_else_of_the_solver():
 def test_what_would_be_drawn_twice_is_left_out():
     drawn = {name: variant_populations(v, SWEEP.of_variant(v)) for name, v in VARIANTS.items()}
     kinds = {name: [(p.reward is not None, p.num_particles) for p in found] for name, found in drawn.items()}
-    assert kinds["ddim-50"] == [(False, 8), (True, 4), (True, 8)]
+    assert kinds["ddim-50"] == [(False, 8), (True, 2), (True, 4), (True, 8)]
     assert kinds["ddim-50-funnel"] == [(True, 6), (True, 8)]
     assert kinds["ddim-50-preview"] == [(True, 4)]
-    pair = SWEEP.of_variant(VARIANTS["ddim-50"], [2])
+    pair = replace(SWEEP, steering=FKSteeringConfig(ess_threshold=0.5)).of_variant(VARIANTS["ddim-50"], [2])
     assert variant_populations(VARIANTS["ddim-50"], pair) == [Population(None, 2, 0)]
 
 

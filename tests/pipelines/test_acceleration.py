@@ -103,7 +103,7 @@ def test_the_default_backend_draws_the_same():
 
 def test_a_shrinking_population_is_compiled_as_rarely_and_draws_the_same():
     settings = {"num_particles": 8, "final_particles": 2, "num_images_per_prompt": 2, "num_resamples": 3}
-    settings["num_inference_steps"] = 6
+    settings |= {"num_inference_steps": 6, "resample_start": 0.2, "resample_stop": 0.8}
     pipe = steered(tiny.make_sd(), load_reward("shapes-clipscore"))
     plain = call(pipe, **settings)
     backend = compiled(pipe)

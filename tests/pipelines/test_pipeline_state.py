@@ -222,6 +222,7 @@ def test_conditions_of_single_particles(monkeypatch):
 
 FUNNEL = {
     **{"num_particles": 6, "final_particles": 2, "num_images_per_prompt": 2, "num_resamples": 2},
+    **{"resample_start": 0.2, "resample_stop": 0.8},
     **{"num_inference_steps": STEPS, "reward_scale": 1e4, "output_type": "pt"},
 }
 

@@ -254,7 +254,7 @@ CALLS = {
     "reduced preview": {"num_particles": 8, "num_resamples": 2, "steps": 5, "preview": "vae/2"},
     "funnel": {**FUNNEL, "steps": 5},
     "funnel with preview": {**FUNNEL, "steps": 5, "preview": "auto"},
-    "more scoring steps": {"num_particles": 8, "num_resamples": 4, "steps": 5},
+    "more scoring steps": {"num_particles": 8, "num_resamples": 4, "resample_start": 0.0, "steps": 5},
     "solver": {"num_particles": 2, "solver": "sde-dpmsolver++-20"},
     "solver without guidance": {"num_particles": 8, "solver": "lcm-4", "num_resamples": 2},
 }

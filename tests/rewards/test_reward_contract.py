@@ -272,7 +272,7 @@ WRONG_MODELS = {  # name -> options with files of another model in the place of 
     "hpsv2": lambda tiny: {"weights": tiny.imagereward / "ImageReward.pt"},
     "hpsv2.1": lambda tiny: {"weights": tiny.imagereward / "ImageReward.pt"},
     "image-classifier": lambda tiny: {"model": tiny.clip},
-    "imagereward": lambda tiny: {"weights": tiny.cyclereward},
+    "imagereward": lambda tiny: {"weights": tiny.cyclereward, "tokenizer": tiny.imagereward / "tokenizer"},
     "llava-score": lambda tiny: {"model": tiny.clip},
     "pickscore": lambda tiny: {"model": tiny.blip_itm},
     "q-align": lambda tiny: {"model": tiny.clip},

@@ -13,7 +13,7 @@ MEANS, SHARES, SPREAD = torch.tensor([-1.5, 1.5]).double(), torch.tensor([0.15, 
 NUM_STEPS, NUM_PROMPTS, SCALE = 6, 1000, 2.0
 ANGLES = torch.linspace(0.97, 0.0, NUM_STEPS + 1, dtype=torch.float64) * torch.pi / 2
 CONFIG = ParticleMetropolis(
-    num_particles=2, num_runs=10, reward_scale=SCALE, resample_start=0.6, num_resamples=1, ess_threshold=1.0
+    num_particles=2, num_runs=10, reward_scale=SCALE, reward_weight="constant", resample_start=0.6, num_resamples=1
 )
 GRID = torch.linspace(-4, 4, 8001, dtype=torch.float64)
 
@@ -178,7 +178,7 @@ def test_it_costs_so_many_runs_and_a_budget_sets_their_number():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reward_scale": "auto"}, "should be a number, got 'auto'"),
+        ({"reward_scale": "auto"}, "should be a number or 'card', got 'auto'"),
         ({"num_runs": 0}, "num_runs"),
         ({"potential": "none"}, "potential"),
         ({"num_particles": 0}, "num_particles"),

@@ -61,7 +61,7 @@ def test_the_entry_of_the_embedded_model_reads_the_folder(trained, monkeypatch):
 
 def test_the_files_have_the_official_names_and_are_small(trained):
     tensors = load_file(trained / "imagereward.safetensors")
-    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    assert all((tensor.dtype == torch.float32) == name.startswith("mlp.") for name, tensor in tensors.items())
     assert {name.split(".")[0] for name in tensors} == {"blip", "mlp"}
     assert json.loads((trained / "imagereward.json").read_text())["head_size"] == 32
     assert sum(file.stat().st_size for file in trained.iterdir()) < 3e6
