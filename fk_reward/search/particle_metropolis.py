@@ -75,8 +75,8 @@ class ParticleMetropolis:
     def __post_init__(self) -> None:
         if self.reward_scale == AUTO:
             raise ValueError(
-                f"reward_scale should be a number or 'card', got {self.reward_scale!r}: runs of different lambdas cannot be "
-                "compared by their evidence."
+                f"reward_scale should be a number or 'card', got {self.reward_scale!r}: runs of different lambdas "
+                "cannot be compared by their evidence."
             )
         num_runs = whole_number("num_runs", self.num_runs, minimum=1)
         boolean("abstain", self.abstain)
