@@ -11,7 +11,8 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.docs
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
+PIP_LOUD := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt $(PIP_ARGS)
+PIP := $(PIP_LOUD) --quiet
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 PACKAGES := build/packages
 export OMP_NUM_THREADS ?= 1
@@ -58,9 +59,12 @@ clean:  ## Remove .venv and everything that was built
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'fk-reward needs Python >= 3.10: make PYTHON=...')"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(PIP) setuptools
-	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
-	$(PIP) --no-build-isolation -e ".[dev,train]"
+	@echo "Setting up .venv, once; nothing is installed outside it."
+	@echo "1 of 2: PyTorch ($(TORCH)): 200 MB to download for CPUs alone, 3 GB with CUDA"
+	@$(PIP) setuptools
+	@$(PIP_LOUD) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
+	@echo "2 of 2: Diffusers, transformers and this package: 300 MB, one to three minutes"
+	@$(PIP) --no-build-isolation -e ".[dev,train]"
 	@touch $(STAMP)
 
 $(DOCS_STAMP): $(STAMP)
