@@ -27,7 +27,7 @@ def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
     model: str,
     *,
     reward: str,
-    search: SearchConfig,
+    search: str | SearchConfig,
     device: str,
     dtype: str,
     batch_sizes: BatchSizes | None = None,
@@ -41,7 +41,7 @@ def load_pipeline(  # noqa: PLR0913 (one parameter for each choice)
     Args:
         model: as `FKSteeringPipeline.from_pretrained` takes it.
         reward: name of a registered reward.
-        search: who goes on.
+        search: who goes on, a name or a config.
         device: one of `DEVICES`.
         dtype: one of `DTYPES`.
         batch_sizes: how much is run at once; None for everything.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -16,55 +15,76 @@ from fk_reward.output_folder import hold_folder
 from fk_reward.terminal import say
 from fk_reward.value_checks import whole_number
 
+_BEGINNING = """Each of {num_prompts} prompts that no model was trained on is drawn from {num_seeds} seeds: one image;
+the best of {num_particles} by the reward; and "{search}", which spends as many sample steps on the
+starts that promise most. Rules that look at the pixels judge (✓ ✗); the reward that chooses never sees them."""
+
+_END = """What to try next:
+  fk-reward generate "a photo of two red stars" --search recommended     a prompt of yours in this world
+  fk-reward doctor {reward}     what the reward can and cannot tell
+  fk-reward scaling --suite shapes     every search at several budgets, with intervals
+  docs/tutorials/first_image.md     the same in Python, then SDXL"""
+
 
 def demo(  # noqa: PLR0913 (one parameter for each option)
     *,
     out: OutOption = Path("outputs/demo"),
-    num_prompts: int = 12,
-    num_particles: Annotated[int, Parameter(alias="-k", group=SEARCH)] = 4,
-    num_inference_steps: Annotated[int, Parameter(alias="--steps")] = 50,
+    num_prompts: int = 8,
+    num_seeds: int = 3,
+    num_particles: Annotated[int, Parameter(alias="-k", group=SEARCH)] = 8,
+    search: Annotated[str, Parameter(group=SEARCH)] = "recommended",
+    num_inference_steps: Annotated[int, Parameter(alias="--steps")] = 20,
     reward: RewardOption = DEFAULT_EMBEDDED_REWARD,
-    reward_scale: Annotated[float | str, Parameter(group=SEARCH)] = 30.0,
     model: ModelOption = "shapes-sd",
     seed: int = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Steer the model that ships in the package, and show what it gained.
 
-    For prompts of the shapes world that no model was trained on: one image, the best of K by the reward, and K steered
-    particles, all from the same seeds. A rule-based verifier judges them; the default reward was trained on what it
-    says of images of other prompts.
+    For prompts of the shapes world that no model was trained on: one image, the best of K by the reward, and steered
+    ones for the same number of sample steps, all from the same seeds. A rule-based verifier judges them; the default
+    reward was trained on what it says of images of other prompts.
 
     Args:
         out: Folder for the results; old ones are replaced.
-        num_prompts: Held-out prompts, 1 to 24, the six tasks in turn.
-        num_particles: K, the particles of one prompt; at least 2.
+        num_prompts: Different held-out prompts, 1 to 40.
+        num_seeds: Seeds of each.
+        num_particles: K of best of K, at least 2; the steered images cost as much.
+        search: Name of the search that steers.
         num_inference_steps: Scheduler steps.
-        reward: Reward that steers.
-        reward_scale: Lambda, or auto.
+        reward: Reward that chooses.
         model: Model of the shapes world.
-        seed: Seed of the first particle of the first prompt.
+        seed: The first seed.
         device: Device of the models: auto (the GPU where there is one), cpu, cuda, cuda:1, ... or mps.
     """
-    whole_number("--num-prompts", num_prompts, minimum=1, maximum=24)
+    whole_number("--num-prompts", num_prompts, minimum=1, maximum=40)
+    whole_number("--num-seeds", num_seeds, minimum=1)
     whole_number("--num-particles", num_particles, minimum=2)
     whole_number("--num-inference-steps", num_inference_steps, minimum=1)
-    from fk_reward.cli.demo_comparison import STEERING, demo_table, draw_demo, headline, run_demo, to_record
+    sizes = {"num_prompts": num_prompts, "num_seeds": num_seeds, "num_particles": num_particles, "search": search}
+    for line in _BEGINNING.format(**sizes).splitlines():
+        say(line, stderr=True)
+    from fk_reward.cli.demo_comparison import demo_prompts, demo_table, headline, reasons, run_demo, to_record
+    from fk_reward.cli.demo_figure import draw_demo
     from fk_reward.pipelines.loading import default_guidance, load_pipeline
-    from fk_reward.shapes import benchmark_prompts
 
-    steering = replace(STEERING, num_particles=num_particles, reward_scale=reward_scale)
-    arguments = {"num_inference_steps": num_inference_steps, **default_guidance(model, None)}
+    settings: dict[str, Any] = {
+        "num_particles": num_particles,
+        "steps": num_inference_steps,
+        "arguments": default_guidance(model, None),
+    }
     with hold_folder(out):
-        pipe = load_pipeline(model, reward=reward, search=steering, device=device, dtype="float32")
-        result = run_demo(pipe, benchmark_prompts(num_prompts), seed=seed, arguments=arguments)
-        record = {"model": model, "reward": reward, "seed": seed, "arguments": arguments, **to_record(result)}
+        pipe = load_pipeline(model, reward=reward, search=search, device=device, dtype="float32")
+        seeds = range(seed, seed + num_seeds)
+        result = run_demo(pipe, demo_prompts(num_prompts), seeds=seeds, **settings)
+        record = {"model": model, "reward": reward, "seeds": list(seeds), **settings, **to_record(result)}
         write_whole(out / "demo.json", json.dumps(record, indent=2) + "\n")
         with cosmetic("drawing side-by-side.png"):
             draw_demo(result, out / "side-by-side.png")
         with cosmetic("drawing lineage.png"):
-            result.trace.plot(out / "lineage.png", prompt_index=result.most_resampled)
+            result.trace.plot(out / "lineage.png")
     demo_table(result).print()
     say(headline(result))
-    say("")
-    say(f"Written to {out}: side-by-side.png, lineage.png, demo.json")
+    for line in ["", *reasons(result), *_END.format(reward=reward).splitlines()]:
+        say(line)
+    say(f"Written to {out}: side-by-side.png (the first seed), lineage.png, demo.json")
