@@ -14,7 +14,9 @@ from typing import IO
 
 from rich.console import Console, JustifyMethod
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Progress
+from rich.progress import TaskID as TaskID
 from rich.table import Table
 from rich.text import Text
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.float32_layers import Float32Sequential
 from fk_reward.rewards.known_biases import LINE_DRAWINGS
-from fk_reward.rewards.precision import Float32Sequential, in_loaded_dtype
+from fk_reward.rewards.precision import in_loaded_dtype
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.weights import load_complete, read_state_dict

@@ -153,11 +153,15 @@ class Reward(abc.ABC):
     card: RewardCard
     batch_size: int | None = None
     accepts_uint8: bool = False
-    half_dtype: torch.dtype = torch.bfloat16
     halves_on_cuda: bool = False
     _add_weighted: ClassVar[
         Callable[[Sequence[tuple[float, Reward | float]]], Reward]
     ]  # set by composition/composite.py
+
+    @property
+    def half_dtype(self) -> torch.dtype:
+        """bfloat16, if a subclass says nothing else; a property, because torch is imported late."""
+        return torch.bfloat16
 
     @abc.abstractmethod
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.blip import PromptTokens, fused_states
+from fk_reward.rewards.float32_layers import float32_linear
 from fk_reward.rewards.known_biases import BAG_OF_WORDS
-from fk_reward.rewards.precision import float32_linear, in_loaded_dtype
+from fk_reward.rewards.precision import in_loaded_dtype
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.weights import load_complete

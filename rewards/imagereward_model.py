@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fk_reward.documents import parse_json
 from fk_reward.models import check_source, resolve_model
 from fk_reward.rewards.blip import fused_states
-from fk_reward.rewards.precision import Float32Sequential
+from fk_reward.rewards.float32_layers import Float32Sequential
 from fk_reward.rewards.weights import read_state_dict, unwrapped_names
 
 OFFICIAL_FILE = "ImageReward.pt"

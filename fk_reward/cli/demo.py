@@ -64,8 +64,15 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     sizes = {"num_prompts": num_prompts, "num_seeds": num_seeds, "num_particles": num_particles, "search": search}
     for line in _BEGINNING.format(**sizes).splitlines():
         say(line, stderr=True)
-    from fk_reward.cli.demo_comparison import demo_prompts, demo_table, headline, reasons, run_demo, to_record
-    from fk_reward.cli.demo_figure import draw_demo
+    from fk_reward.cli.demo_comparison import (
+        demo_prompts,
+        demo_table,
+        draw_demo,
+        headline,
+        reasons,
+        run_demo,
+        to_record,
+    )
     from fk_reward.pipelines.loading import default_guidance, load_pipeline
 
     settings: dict[str, Any] = {

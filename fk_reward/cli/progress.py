@@ -11,9 +11,8 @@ from fk_reward.terminal import open_console, progress_bars, say
 from fk_reward.text import shortened, visible
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from fk_reward.pipelines import FKSteeringPipeline
+    from fk_reward.terminal import Progress, TaskID
 
 SHOWN = 36
 """Characters of a prompt beside its bar."""

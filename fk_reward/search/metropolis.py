@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def accepted(before: Tensor, proposed: Tensor, uniforms: Tensor, *, reward_scale: float) -> Tensor:

@@ -6,15 +6,16 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
-
-from torch import Generator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fk_reward.search.base import Population, SearchConfig, forecast
 from fk_reward.search.budget import Budgeted, largest_within, resized
 from fk_reward.search.diversity import DIVERSE
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.pruning import Pruning
+
+if TYPE_CHECKING:
+    from torch import Generator
 
 AUTO, ONE, SEVERAL, CONSTRAINT = "auto", "one", "several", "constraint"
 

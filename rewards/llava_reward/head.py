@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from fk_reward.rewards.precision import unless_narrower
+from fk_reward.rewards.float32_layers import unless_narrower
 
 HeadT = TypeVar("HeadT", bound="RewardHead")
 

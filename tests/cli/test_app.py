@@ -379,7 +379,7 @@ def test_the_demo_writes_its_figures_before_it_draws(run, tmp_path, monkeypatch,
         raise ValueError("no font")
 
     monkeypatch.setattr(SteeringTrace, "plot", fail)
-    monkeypatch.setattr("fk_reward.cli.demo_figure.draw_demo", fail)
+    monkeypatch.setattr("fk_reward.cli.demo_comparison.draw_demo", fail)
     result = run("demo", "--out", tmp_path / "demo", "--num-prompts", 1, "-k", 2, "--steps", 2, "--num-seeds", 1)
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "demo" / "demo.json").read_text())["rows"]

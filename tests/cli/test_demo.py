@@ -19,6 +19,7 @@ from fk_reward.cli.demo_comparison import (
     DemoImage,
     DemoResult,
     demo_prompts,
+    draw_demo,
     headline,
     reasons,
     run_demo,
@@ -26,7 +27,6 @@ from fk_reward.cli.demo_comparison import (
     summarise,
     to_record,
 )
-from fk_reward.cli.demo_figure import draw_demo
 from fk_reward.pipelines import FKSteeringPipeline
 from fk_reward.search import Pruning
 from fk_reward.shapes import benchmark_prompts, is_heldout, verify

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from fk_reward.rewards import CallableReward, Reward, RewardCard
 from fk_reward.rewards import base as module
-from fk_reward.rewards.precision import Float32Sequential, float32_linear, no_silent_tf32
+from fk_reward.rewards.float32_layers import Float32Sequential, float32_linear
+from fk_reward.rewards.precision import no_silent_tf32
 from tests.tiny.registered_rewards import build
 
 TOWERS = ("aesthetic", "blip-itm", "clipscore", "hpsv2", "hpsv2.1", "imagereward", "pickscore")
