@@ -19,9 +19,11 @@ def test_the_gate_is_an_executable_strict_script():
     subprocess.run(["bash", "-n", str(GATE)], check=True)
 
 
-def test_the_gate_checks_before_it_tests():
-    commands = [line.split(" <")[0] for line in GATE.read_text().splitlines() if line.startswith("make")]
-    assert commands == ["make check", "make test"]
+def test_the_gate_checks_before_it_tests_and_nothing_twice():
+    commands = [line.split(" <")[0].split(" #")[0] for line in GATE.read_text().splitlines() if line.startswith("make")]
+    assert commands == ["make lint types doctests", "make test"]
+    checks = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("check:"))
+    assert checks.split(" ##")[0].strip() == "check: lint types doctests gates", "gates are tests/repository"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
