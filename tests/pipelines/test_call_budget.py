@@ -48,7 +48,7 @@ def call(pipe, prompt=PROMPTS, **options):
 def test_every_search_takes_its_budget_and_no_more(pipe, name):
     prompts = PROMPTS[:1] if getattr(load_search(name), "one_prompt", False) else PROMPTS
     # the card of this reward states no spread
-    scale = {"reward_scale": 10.0} if name in ("restart", "svdd") else {}
+    scale = {"reward_scale": 10.0} if name in ("restart", "svdd", "particle-metropolis") else {}
     trace = call(pipe, prompts, search=name, budget=33, **scale, generator=torch.Generator().manual_seed(0)).trace
     assert trace.budget == 33
     assert 16 < trace.cost.sample_steps / len(prompts) <= 33
