@@ -59,7 +59,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prices": prices,
     "ui": ui,
 }
-"""Name -> function."""
+"""Name -> function. A name of two words is a command of a group, which `GROUPS` describes."""
+
+GROUPS: dict[str, str] = {}
+"""First word of such names -> what its commands are about."""
 
 SEARCHING = ("generate", "plan", "geneval", "benchmark", "scaling")
 """Commands whose options depend on `--search`."""
@@ -130,10 +133,15 @@ def build_app(tokens: Sequence[str] = ()) -> App:
         version=f"fk-reward {__version__}",
         default_parameter=_EVERYWHERE,
     )
+    groups = {name: App(name=name, help=text, version_flags=[]) for name, text in GROUPS.items()}
+    for group in groups.values():
+        app.command(group)
     for name, command in COMMANDS.items():
-        named = bool(tokens) and tokens[0] in (name, INSTALL_COMPLETION)
+        *first, last = words = name.split()
+        named = list(tokens[: len(words)]) == words or list(tokens[:1]) == [INSTALL_COMPLETION]
         flags = [] if name in RAW else ["--help", "-h"]
-        app.command(with_options(command, tokens) if named else command, name=name, help_flags=flags, version_flags=[])
+        made = with_options(command, tokens) if named else command
+        (groups[first[0]] if first else app).command(made, name=last, help_flags=flags, version_flags=[])
     app.register_install_completion_command(name=INSTALL_COMPLETION)
     return app
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fk_reward import SteeringTrace, __version__
 from fk_reward.cli import run_script
-from fk_reward.cli.app import COMMANDS, SHOW_TRACEBACK, build_app, clean_errors
+from fk_reward.cli.app import COMMANDS, GROUPS, SHOW_TRACEBACK, build_app, clean_errors
 from fk_reward.cli.demo import demo
 from fk_reward.cli.generate import Request
 from fk_reward.cli.options import OutOption, with_options
@@ -81,8 +81,15 @@ def test_these_are_all_commands():
 
 @pytest.mark.parametrize("command", NAMES)
 def test_every_command_has_help(run, command):
-    assert command in run("--help").stdout
-    assert run(command, "--help").exit_code == 0
+    *group, last = command.split()
+    assert last in run(*group, "--help").stdout
+    assert run(*command.split(), "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_has_commands_and_says_what_they_are_about(run, group):
+    assert any(name.startswith(f"{group} ") for name in COMMANDS)
+    assert GROUPS[group].split()[0] in run("--help").stdout
 
 
 def test_an_unknown_command(refused):

@@ -154,7 +154,9 @@ def test_searches_that_have_an_option():
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in RAW])
 def test_every_option_of_every_command_has_help(name):
     (command,) = (with_options(COMMANDS[name], (name,)),)
-    app = build_app((name,))[name]
+    app = build_app(name.split())
+    for word in name.split():
+        app = app[word]
     for argument in app.assemble_argument_collection(parse_docstring=True):
         assert argument.parameter.help, f"{name} {argument.name}"
     assert len(inspect.signature(command).parameters) >= len(inspect.signature(COMMANDS[name]).parameters)
