@@ -31,6 +31,7 @@ from fk_reward.cli.replay import replay
 from fk_reward.cli.rewards import rewards
 from fk_reward.cli.scaling import scaling
 from fk_reward.cli.score import score
+from fk_reward.cli.skills import skills_draw, skills_merge, skills_prompts, skills_train
 from fk_reward.cli.train import train, trainable_share
 from fk_reward.cli.ui import ui
 from fk_reward.lazy import defer_import
@@ -57,11 +58,17 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "preferences": preferences,
     "pair-accuracy": pair_accuracy,
     "prices": prices,
+    "skills prompts": skills_prompts,
+    "skills draw": skills_draw,
+    "skills train": skills_train,
+    "skills merge": skills_merge,
     "ui": ui,
 }
 """Name -> function. A name of two words is a command of a group, which `GROUPS` describes."""
 
-GROUPS: dict[str, str] = {}
+GROUPS: dict[str, str] = {
+    "skills": "Learn skill-specific LoRA experts of a text-to-image model, and merge them.",
+}
 """First word of such names -> what its commands are about."""
 
 SEARCHING = ("generate", "plan", "geneval", "benchmark", "scaling")

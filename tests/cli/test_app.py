@@ -71,6 +71,10 @@ NAMES = (
     "prices",
     "record",
     "replay",
+    "skills prompts",
+    "skills draw",
+    "skills train",
+    "skills merge",
     "ui",
 )
 
@@ -185,6 +189,9 @@ WRITERS = {
     "pair-accuracy": ("pair-accuracy", "--data", "shapes", "--reward", "brightness"),
     "preferences": ("preferences", "--data", "nothing.json", "--reward", "brightness"),
     "record": ("record", "a cat"),
+    "skills draw": ("skills", "draw", "nothing.txt"),
+    "skills train": ("skills", "train", "nothing"),
+    "skills merge": ("skills", "merge", "nothing"),
 }
 """Every command that writes a folder of results, `--out`; scripts are in tests/examples, `train` has a test file."""
 
@@ -202,7 +209,7 @@ def no_work(monkeypatch):
 def test_every_command_that_writes_a_folder_is_among_them():
     signatures = {name: inspect.signature(with_options(command, (name,))) for name, command in COMMANDS.items()}
     written = {name for name, signature in signatures.items() if "out" in signature.parameters}
-    assert written - {"convert", "hard-negatives", "score"} == set(WRITERS)
+    assert written - {"convert", "hard-negatives", "score", "skills prompts"} == set(WRITERS)
 
 
 @pytest.mark.usefixtures("no_work")
