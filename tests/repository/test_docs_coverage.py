@@ -22,6 +22,7 @@ DOCUMENTED_PACKAGES = (
     "fk_reward.rewards.vlm_judge",
     "fk_reward.search",
     "fk_reward.training",
+    "fk_reward.training.skills",
 )
 SOURCE_PATH = r"`((?:fk_reward|pipelines|rewards|training|tests|scripts|examples)/[\w/]+(?:\.py|/))`"
 TABLES = (

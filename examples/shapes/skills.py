@@ -1,0 +1,258 @@
+"""Skill experts in the shapes world: each alone, merged, chosen by a reward or not, and on each other's skills.
+
+    python examples/shapes/skills.py              # four skills; hours on two cores, goes on where it was stopped
+    python examples/shapes/skills.py --smoke      # the same in a minute: only that it runs
+
+For each skill: training prompts of its task, images of `shapes-sd` itself, and LoRA experts on them: one on the best of
+n images of each prompt by the reward ("chosen"), one on the first image of each ("unchosen", as many), and, with
+`--variants chosen unchosen all`, one on all. The experts of a variant are merged with equal weights. Judged by the
+rule-based verifier on held-out prompts, with seeds that all models share.
+
+The table has a row a model and a column a skill; an expert in another skill's column is the control. Below it are
+paired differences with intervals, clustered by prompt: each expert and the base on the expert's own skill, the merged
+model and the mean of the experts, the merged model and the base over all skills, chosen and unchosen.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+import torch
+from diffusers import DiffusionPipeline
+
+from fk_reward.benchmarks.statistics import clustered_bootstrap
+from fk_reward.durable_files import append_lines, read_json_lines
+from fk_reward.models import DEFAULT_EMBEDDED_REWARD, resolve_model
+from fk_reward.pipelines.loading import SHAPES_GUIDANCE
+from fk_reward.rewards import load_reward
+from fk_reward.shapes import ShapesPrompt, heldout_prompts, verify
+from fk_reward.training.skills import (
+    Drawing,
+    ExpertConfig,
+    draw_images,
+    merge_adapters,
+    prompts_of_shapes,
+    read_images,
+    train_expert,
+)
+
+SKILLS = ("counting", "colors", "position", "color_attr")
+KEEP = {"chosen": "best", "unchosen": "first", "all": "all"}
+"""Name of the variant -> images of each prompt."""
+
+Verdicts = dict[tuple[str, int], float]
+"""(Skill, number of the image) -> 1 where the image shows its prompt, else 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How large everything is.
+
+    Attributes:
+        model: text-to-image model of the shapes world.
+        reward: chooses the training images.
+        num_prompts: training prompts of a skill, at most; repeated where a skill has fewer.
+        num_candidates: images of each, of which one is kept.
+        num_steps: scheduler steps of all images.
+        num_images: judged images of a model, over all skills; at least 450 for results.
+        batch_size: images at once.
+        rank: of the experts.
+        max_steps: of each training.
+        train_batch_size: images of a training step.
+        learning_rate: of the experts.
+        seed: of everything.
+        variants: which images are trained on: chosen, unchosen, all.
+    """
+
+    model: str = "shapes-sd"
+    reward: str = DEFAULT_EMBEDDED_REWARD
+    num_prompts: int = 192
+    num_candidates: int = 6
+    num_steps: int = 50
+    num_images: int = 960
+    batch_size: int = 32
+    rank: int = 16
+    max_steps: int = 600
+    train_batch_size: int = 16
+    learning_rate: float = 5e-4
+    seed: int = 0
+    variants: tuple[str, ...] = ("chosen", "unchosen")
+
+    def smoke(self) -> Settings:
+        """So small that it only shows that everything runs."""
+        return Settings(
+            model=self.model, num_prompts=2, num_candidates=2, num_steps=2, num_images=8, rank=2, max_steps=2,
+            train_batch_size=2,
+        )  # fmt: skip
+
+    def drawing(self) -> Drawing:
+        """Of the training images."""
+        return Drawing(
+            num_candidates=self.num_candidates,
+            num_inference_steps=self.num_steps,
+            guidance_scale=SHAPES_GUIDANCE,
+            seed=self.seed + 1,
+            batch_size=self.batch_size,
+        )
+
+
+def training_prompts(skill: str, number: int, seed: int) -> list[str]:
+    """Prompts of a skill, in turn until there are so many: the smaller skills have few."""
+    texts = prompts_of_shapes(skill, seed=seed).prompts
+    return [texts[i % len(texts)] for i in range(number)]
+
+
+def train_all(pipe: Any, settings: Settings, out: Path) -> dict[str, Path]:
+    """Draw the images and train and merge the experts; name of each model -> folder of its adapter."""
+    reward, adapters = load_reward(settings.reward), {}
+    for skill in SKILLS:
+        folder, texts = out / skill / "images", training_prompts(skill, settings.num_prompts, settings.seed)
+        names = (settings.model, settings.reward)
+        for done in draw_images(pipe, reward, texts, folder, drawing=settings.drawing(), names=names):
+            print(f"{skill}: {done} of {len(texts)} prompts drawn", flush=True)
+        for variant in settings.variants:
+            made = train_one(pipe, settings, folder, out / skill / variant, KEEP[variant])
+            adapters[f"{skill} ({variant})"] = made
+    for variant in settings.variants:
+        experts = [adapters[f"{skill} ({variant})"] for skill in SKILLS]
+        merge_adapters(experts, out / f"merged-{variant}")
+        adapters[f"merged ({variant})"] = out / f"merged-{variant}"
+    return adapters
+
+
+def train_one(pipe: Any, settings: Settings, images: Path, folder: Path, keep: str) -> Path:
+    """Train an expert, or go on with it."""
+    config = ExpertConfig(
+        rank=settings.rank,
+        max_steps=settings.max_steps,
+        batch_size=settings.train_batch_size,
+        learning_rate=settings.learning_rate,
+        save_steps=100,
+        seed=settings.seed,
+    )
+    start = time.perf_counter()
+    for step in train_expert(pipe, read_images(images, keep=keep), folder, config=config, resume=True):
+        if step.step % 50 == 0:
+            print(f"{folder}: step {step.step}, loss {step.loss:.4f}", flush=True)
+    print(f"{folder}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
+    return folder
+
+
+def judged_prompts(settings: Settings) -> list[tuple[str, int, ShapesPrompt]]:
+    """Skill, number of the image and prompt of all judged images: held-out prompts of a skill in turn."""
+    each = -(-settings.num_images // len(SKILLS))
+    return [
+        (skill, i, heldout_prompts(skill)[i % len(heldout_prompts(skill))]) for skill in SKILLS for i in range(each)
+    ]
+
+
+@torch.no_grad()
+def judge(pipe: Any, settings: Settings, file: Path) -> Verdicts:
+    """Draw and judge the images of a model; those that stand in the file are not drawn again."""
+    known = {(row["skill"], row["image"]): row["correct"] for _, row in read_json_lines(file)} if file.exists() else {}
+    left = [item for item in judged_prompts(settings) if item[:2] not in known]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for batch in _batches(left, settings.batch_size):
+        generators = [_generator(settings.seed, skill, image) for skill, image, _ in batch]
+        images = pipe(
+            prompt=[prompt.text for _, _, prompt in batch],
+            generator=generators,
+            num_inference_steps=settings.num_steps,
+            guidance_scale=SHAPES_GUIDANCE,
+            output_type="pt",
+        ).images
+        rows = [
+            {
+                "skill": skill,
+                "image": image,
+                "prompt": prompt.text,
+                "correct": float(verify(pixels.float(), prompt).correct),
+            }
+            for (skill, image, prompt), pixels in zip(batch, images, strict=True)
+        ]
+        append_lines(file, [json.dumps(row) for row in rows])
+        known |= {(row["skill"], row["image"]): row["correct"] for row in rows}
+    return known
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _generator(seed: int, skill: str, image: int) -> torch.Generator:
+    """The same noise for all models."""
+    return torch.Generator().manual_seed(1_000_003 * (seed + 7) + 10_007 * SKILLS.index(skill) + image)
+
+
+def report(verdicts: dict[str, Verdicts], settings: Settings) -> str:
+    """The table of accuracies, and the differences that the method claims."""
+    prompts = {(skill, image): prompt.text for skill, image, prompt in judged_prompts(settings)}
+    lines = ["| model | " + " | ".join(SKILLS) + " | all |", "| --- |" + " ---: |" * (len(SKILLS) + 1)]
+    for name, found in verdicts.items():
+        cells = [_mean([v for (skill, _), v in found.items() if skill == column]) for column in SKILLS]
+        lines.append(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in [*cells, _mean(cells)]) + " |")
+    lines += ["", "| difference | skills | estimate | interval |", "| --- | --- | ---: | --- |"]
+    for label, skills, plus, minus in comparisons(settings.variants):
+        keys = [key for key in prompts if key[0] in skills]
+        values = [_average(verdicts, plus, key) - _average(verdicts, minus, key) for key in keys]
+        found = clustered_bootstrap(values, [prompts[key] for key in keys], strata=[key[0] for key in keys])
+        lines.append(
+            f"| {label} | {', '.join(skills)} | {found.estimate:+.3f} | [{found.low:+.3f}, {found.high:+.3f}] |"
+        )
+    lines += ["", f"{len(prompts)} images of {len(set(prompts.values()))} held-out prompts a model."]
+    return "\n".join(lines) + "\n"
+
+
+def comparisons(
+    variants: Sequence[str],
+) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
+    """Label, skills, and the models whose mean accuracies are subtracted."""
+    for variant in variants:
+        experts = tuple(f"{skill} ({variant})" for skill in SKILLS)
+        for skill in SKILLS:
+            own, others = f"{skill} ({variant})", tuple(e for e in experts if not e.startswith(f"{skill} ("))
+            yield f"{own} - base", (skill,), (own,), ("base",)
+            yield f"{own} - experts of other skills", (skill,), (own,), others
+            yield f"merged ({variant}) - mean of its experts", (skill,), (f"merged ({variant})",), experts
+        yield f"merged ({variant}) - base", SKILLS, (f"merged ({variant})",), ("base",)
+    for other in variants[1:]:
+        yield f"merged ({variants[0]}) - merged ({other})", SKILLS, (f"merged ({variants[0]})",), (f"merged ({other})",)
+
+
+def _average(verdicts: dict[str, Verdicts], names: Sequence[str], key: tuple[str, int]) -> float:
+    return _mean([verdicts[name][key] for name in names])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def main(
+    settings: Annotated[Settings, cyclopts.Parameter(name="*")] = Settings(),  # noqa: B008 (frozen)
+    out: Path = Path("runs/skills"),
+    smoke: bool = False,
+) -> None:
+    """Train, merge and judge; `report.md` in `out` is the result."""
+    settings = settings.smoke() if smoke else settings
+    pipe = DiffusionPipeline.from_pretrained(resolve_model(settings.model))
+    pipe.set_progress_bar_config(disable=True)
+    adapters = train_all(pipe, settings, out)
+    verdicts = {"base": judge(pipe, settings, out / "verdicts" / "base.jsonl")}
+    for name, folder in adapters.items():
+        pipe.load_lora_weights(str(folder))
+        verdicts[name] = judge(pipe, settings, out / "verdicts" / f"{name}.jsonl")
+        pipe.unload_lora_weights()
+        print(f"{name}: judged", flush=True)
+    text = report(verdicts, settings)
+    (out / "report.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)

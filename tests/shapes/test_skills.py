@@ -1,0 +1,67 @@
+"""The script that trains skill experts of `shapes-sd`: it runs, goes on, and reports what it says."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from fk_reward.shapes import is_heldout, parse_prompt
+
+
+@pytest.fixture(scope="module")
+def skills():
+    import skills
+
+    return skills
+
+
+def made_up(skills, settings, accuracies):
+    """Verdicts of models by (model, skill): the first images of each skill are right."""
+    keys = [(skill, i) for skill, i, _ in skills.judged_prompts(settings)]
+    return {
+        name: {key: float(key[1] < 2 * accuracies.get((name, key[0]), default)) for key in keys}
+        for name, default in accuracies["models"].items()
+    }
+
+
+def test_training_and_judged_prompts_are_apart(skills):
+    settings = skills.Settings()
+    judged = skills.judged_prompts(settings)
+    assert len(judged) >= 450
+    assert len({item[:2] for item in judged}) == len(judged)
+    for skill in skills.SKILLS:
+        texts = skills.training_prompts(skill, settings.num_prompts, 0)
+        assert len(texts) == settings.num_prompts
+        assert not any(is_heldout(parse_prompt(text)) for text in texts)
+        assert all(is_heldout(prompt) for own, _, prompt in judged if own == skill)
+
+
+def test_the_report_subtracts_what_it_says(skills):
+    experts = [f"{skill} (chosen)" for skill in skills.SKILLS]
+    models = {"base": 0.0, **dict.fromkeys(experts, 0.5), "merged (chosen)": 0.5}
+    accuracies = {"models": models} | {(f"{skill} (chosen)", skill): 1.0 for skill in skills.SKILLS}
+    settings = skills.Settings(num_images=8, variants=("chosen",))
+    text = skills.report(made_up(skills, settings, accuracies), settings)
+    rows = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if "|" in line
+    }
+    assert rows["counting (chosen)"] == ["1.000", "0.500", "0.500", "0.500", "0.625"]
+    assert rows["counting (chosen) - base"][1] == "+1.000"
+    assert rows["counting (chosen) - experts of other skills"][1] == "+0.500"
+    assert rows["merged (chosen) - base"][:2] == [", ".join(skills.SKILLS), "+0.500"]
+    assert rows["merged (chosen) - mean of its experts"][1] == "-0.125"
+
+
+@pytest.mark.slow
+def test_it_runs_and_goes_on(skills, tmp_path, capsys):
+    skills.main(out=tmp_path, smoke=True)
+    first = (tmp_path / "report.md").read_text()
+    capsys.readouterr()
+    (tmp_path / "report.md").unlink()
+    skills.main(out=tmp_path, smoke=True)
+    assert (tmp_path / "report.md").read_text() == first
+    for skill, variant in itertools.product(skills.SKILLS, ("chosen", "unchosen")):
+        assert (tmp_path / skill / variant / "pytorch_lora_weights.safetensors").exists()
