@@ -149,10 +149,10 @@ def fuse(pipe: Any, folder: str | os.PathLike[str]) -> Any:
         The pipeline.
 
     Raises:
-        TypeError: for a pipeline without adapters.
+        ValueError: for a pipeline that takes none.
     """
     if not hasattr(pipe, "load_lora_weights"):
-        raise TypeError(f"{type(pipe).__name__} takes no LoRA: it has no load_lora_weights.")
+        raise ValueError(f"{type(pipe).__name__} takes no LoRA: it has no load_lora_weights.")
     pipe.load_lora_weights(str(adapter_file(folder)))
     changed = {key.partition(".")[0] for key in read_adapter(folder)}
     pipe.fuse_lora(components=sorted(changed))

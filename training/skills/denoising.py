@@ -159,12 +159,12 @@ def find_denoising(pipe: Any) -> type[Denoising]:
     """The family of a pipeline.
 
     Raises:
-        TypeError: for another family; it lists the known ones.
+        ValueError: for another family; it lists the known ones.
     """
     for kind in type(pipe).__mro__:
         if kind.__name__ in _KINDS:
             return _KINDS[kind.__name__]
-    raise TypeError(f"Experts are trained of {', '.join(_KINDS)}; got a {type(pipe).__name__}.")
+    raise ValueError(f"Experts are trained of {', '.join(_KINDS)}; got a {type(pipe).__name__}.")
 
 
 def latent_moments(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -147,8 +147,8 @@ def train_expert(
         FileExistsError: the folder holds an expert or a checkpoint, and `resume` is False.
         FloatingPointError: when the loss is not finite.
         FolderInUseError: an OSError, when another run writes there.
-        TypeError: for a pipeline of another family.
-        ValueError: for images of several sizes, layers that are not there, or a checkpoint of other settings.
+        ValueError: for a pipeline of another family or with adapters, images of several sizes, layers that are not
+            there, or a checkpoint of other settings.
     """
     config, folder = config or ExpertConfig(), Path(folder)
     model = find_denoising(pipe)(pipe, snr_gamma=config.snr_gamma)

@@ -162,5 +162,5 @@ def test_a_smaller_rank_says_what_it_loses(tmp_path):
 
 
 def test_a_pipeline_without_adapters(tmp_path):
-    with pytest.raises(TypeError, match="has no load_lora_weights"):
+    with pytest.raises(ValueError, match="has no load_lora_weights"):
         fuse(object(), tmp_path)

@@ -142,7 +142,7 @@ def test_folders_are_not_overwritten(tmp_path, images):
 
 
 def test_refusals(tmp_path, images):
-    with pytest.raises(TypeError, match="StableDiffusion3Pipeline; got a PixArtSigmaPipeline"):
+    with pytest.raises(ValueError, match="StableDiffusion3Pipeline; got a PixArtSigmaPipeline"):
         train(make_pixart(), images, tmp_path / "a")
     with pytest.raises(ValueError, match="no image"):
         train(make_sd(), [], tmp_path / "b")
