@@ -21,6 +21,7 @@ from fk_reward.pipelines.epilogue import DecodeFn
 from fk_reward.pipelines.hooks import main_denoiser, wrap_forward, wrap_method
 from fk_reward.pipelines.lookahead import PipelineLookAhead
 from fk_reward.pipelines.pipeline_state import kept_rows
+from fk_reward.pipelines.reward_checks import require_reward
 from fk_reward.pipelines.running_call import RunningCall
 from fk_reward.pipelines.schedulers import unchanged
 from fk_reward.pipelines.watching import tell
@@ -119,8 +120,8 @@ class SteeredRun:
             defaults["generator"] = self.arguments["generator"]  # the calls of SD3 and Flux do not pass theirs on
         hooks: dict[str, Any] = {"step_defaults": defaults, "callback": self.record, "exchange": self.exchange}
         hooks["num_steps"] = lambda: self._announced_steps
+        require_reward(self.config, self.reward)
         if isinstance(self.config, MovingSearch):
-            require_gradients(self.config, self.reward)
             hooks["transition"] = self.config.transition(self.population)
         lookahead = self.lookahead or PipelineLookAhead(pipe, 1)
         hooks |= {"prediction": lookahead.prediction, "denoise": lookahead.denoise}
@@ -129,7 +130,7 @@ class SteeredRun:
             stack.enter_context(self.watch(pipe))
             kept = stack.enter_context(self._kept_rows(pipe))
             hooks["row_states"] = [*kept, stack.enter_context(self._conditions(pipe))]
-            records = stack.enter_context(steer(pipe.scheduler, self.population, self.score, **hooks))
+            records = stack.enter_context(steer(pipe.scheduler, self.population, _LevelScore(self), **hooks))
             # after `steer`, outside its step: the call goes on with what `steer` made of the sample
             stack.enter_context(lookahead.watching())
             stack.enter_context(self.call.watching())
@@ -158,15 +159,15 @@ class SteeredRun:
         if records.holds_noise and scheduler_name(pipe.scheduler) is not None:
             self.predicted = records.last_x0_pred()
 
-    def score(self, x0_pred: Tensor) -> Tensor:
-        """Rewards `(G * K,)` of the predicted clean samples; the `score` argument of `steer`."""
+    def score(self, x0_pred: Tensor, level: float | None = None) -> Tensor:
+        """Rewards `(G * K,)` of the predicted clean samples, made from samples of a noise level; for `steer`."""
         batches: tuple[Tensor, ...] = (x0_pred,)
         if self.reward_device is not None and not self.reward.compares_images:
             batches = self.batches.decoded_together(x0_pred)
         self._counts["decoded"] += len(x0_pred)
         self._counts["previews"] += len(x0_pred) if self.previewed else 0
         decoded = map(self.decode, batches)
-        reward = self.reward.for_previews()
+        reward = (self.reward if level is None else self.reward.at_noise(level)).for_previews()
         return self._score_batches(decoded, reward, since=_clock(x0_pred), in_thread=len(batches) > 1)
 
     def score_images(self, images: Tensor) -> Tensor:
@@ -190,6 +191,7 @@ class SteeredRun:
         self._counts["scored"] += sum(map(len, images))
         scores = torch.cat(rewards).to(images[-1].device)
         self._measured = {
+            "judges": reward.judges,
             "decode_seconds": decoded - since,
             "reward_seconds": _clock(scores) - decoded,
             "thumbnails": torch.cat([self._thumbnails(batch) for batch in images]),
@@ -267,6 +269,7 @@ class SteeredRun:
                 ess=ess,
                 ancestors=None,
                 final=True,
+                level=0.0,
                 **self._measures(),
             )
         )
@@ -357,28 +360,25 @@ class SteeredRun:
         return (images * 255).round().to("cpu", torch.uint8)
 
 
+@dataclass(frozen=True)
+class _LevelScore:
+    """The score of a run at a noise level, for `steer`."""
+
+    run: SteeredRun
+    level: float | None = None
+
+    def __call__(self, x0_pred: Tensor) -> Tensor:
+        return self.run.score(x0_pred, self.level)
+
+    def at_noise(self, level: float) -> _LevelScore:
+        return _LevelScore(self.run, level)
+
+
 def _clock(after: Tensor) -> float:
     """Seconds, once the work that made this tensor is done."""
     if after.is_cuda:
         torch.cuda.synchronize(after.device)
     return time.perf_counter()
-
-
-def require_gradients(config: MovingSearch, reward: Reward) -> None:
-    """Refuse a reward that a search cannot follow.
-
-    Raises:
-        ValueError: where the search follows gradients and the card of the reward says that it has none, or the reward
-            compares the images of a prompt, whose preferences sum to nothing.
-    """
-    if not config.needs_gradients or (reward.card.differentiable and not reward.compares_images):
-        return
-    why = "compares the images of a prompt" if reward.compares_images else "is not differentiable, as its card says"
-    raise ValueError(
-        f"{type(config).__name__} follows the gradient of the reward, and {reward.card.name!r} {why}: use a "
-        "differentiable one (`fk-reward rewards` lists them; one of your own is a Reward whose card says "
-        "differentiable=True), or search='fk'."
-    )
 
 
 def _check_denoising_end(pipe: Any, arguments: dict[str, Any]) -> None:

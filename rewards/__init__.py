@@ -12,6 +12,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.rewards.clipscore import CLIPScore, clip_score
     from fk_reward.rewards.composition import CompositeReward, ExpressionError, gate, maximum, minimum, standardize
     from fk_reward.rewards.imagereward import ImageReward
+    from fk_reward.rewards.noise_bands import BandedReward, Calibration, NoiseBand
     from fk_reward.rewards.preprocessing import ImagePreprocessing
     from fk_reward.rewards.q_align import QAlign
     from fk_reward.rewards.registry import (
@@ -25,13 +26,16 @@ if typing.TYPE_CHECKING:
     from fk_reward.rewards.vqascore import VQAScore
 
 _MODULES = {
+    "BandedReward": "noise_bands",
     "BlipITM": "blip_itm",
     "CLIPScore": "clipscore",
+    "Calibration": "noise_bands",
     "CallableReward": "base",
     "CompositeReward": "composition",
     "ExpressionError": "composition",
     "ImagePreprocessing": "preprocessing",
     "ImageReward": "imagereward",
+    "NoiseBand": "noise_bands",
     "NonFiniteScoreError": "base",
     "QAlign": "q_align",
     "REWARDS": "registry",
@@ -52,13 +56,16 @@ _MODULES = {
 
 __all__ = [
     "REWARDS",
+    "BandedReward",
     "BlipITM",
     "CLIPScore",
+    "Calibration",
     "CallableReward",
     "CompositeReward",
     "ExpressionError",
     "ImagePreprocessing",
     "ImageReward",
+    "NoiseBand",
     "NonFiniteScoreError",
     "QAlign",
     "Reward",

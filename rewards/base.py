@@ -225,6 +225,35 @@ class Reward(abc.ABC):
         """
         return self
 
+    def at_noise(self, level: float) -> Reward:
+        """The reward that a sampler asks about predictions at a noise level; by default itself, at every level.
+
+        A reward that has learnt what blurred predictions foretell answers with a judge that shares its weights. At
+        level 0, where images are finished, every reward answers with itself or with what scores bit for bit alike.
+
+        Args:
+            level: sigma / sqrt(alpha² + sigma²) of the sample `alpha * x0 + sigma * noise` from which the prediction
+                was made, from 0, a finished image, to 1, pure noise.
+
+        Raises:
+            ValueError: for another level.
+        """
+        noise_level_in_range(level)
+        return self
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """Names of what a call asks: the reward's own, or those of its parts, each that of an adapter where it has any.
+
+        They stand in the trace of a call, for each scoring step.
+        """
+        return (self.card.name,)
+
+    @property
+    def uncalibrated(self) -> tuple[str, ...]:
+        """Names of judges for noise bands whose scores are in no common unit with those of finished images."""
+        return ()
+
     @property
     def shared_pass(self) -> Hashable | None:
         """Key of a forward pass that several rewards can share; None if this one shares none.
@@ -340,6 +369,24 @@ class Reward(abc.ABC):
         if wrong.any():
             bad = int(wrong.nonzero()[0])
             raise NonFiniteScoreError(name, scores[bad].item(), indices[bad], prompts[bad])
+
+
+def noise_level_in_range(level: float) -> float:
+    """Check a noise level.
+
+    Raises:
+        TypeError: for what is no number.
+        ValueError: for one outside of [0, 1].
+
+    Example:
+        >>> noise_level_in_range(0.5)
+        0.5
+    """
+    if isinstance(level, bool) or not isinstance(level, Real):
+        raise TypeError(f"A noise level is a number, got {level!r}.")
+    if not 0 <= level <= 1:
+        raise ValueError(f"A noise level is in [0, 1], got {level}.")
+    return float(level)
 
 
 def _check_batch_size(size: int | None) -> None:

@@ -13,8 +13,16 @@ from torch import Tensor
 
 from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.blip import PromptTokens, with_blip_tokens
-from fk_reward.rewards.imagereward_model import ImageRewardConfig, ImageRewardModel, find_files, read_model, write_model
+from fk_reward.rewards.imagereward_model import (
+    CONFIG_FILE,
+    ImageRewardConfig,
+    ImageRewardModel,
+    find_files,
+    read_model,
+    write_model,
+)
 from fk_reward.rewards.known_biases import ARTEFACTS
+from fk_reward.rewards.noise_bands import BandedReward, band_card, band_folders, read_band, require_disjoint
 from fk_reward.rewards.precision import in_loaded_dtype
 from fk_reward.rewards.preprocessing import TorchvisionPreprocessing
 from fk_reward.rewards.registry import RewardEntry
@@ -171,9 +179,49 @@ def _check_text(model: ImageRewardModel, tokenizer: BertTokenizer, max_tokens: i
         raise ValueError(f"max_tokens is {max_tokens}, but the text encoder has {model.sizes.max_positions} positions.")
 
 
-IMAGEREWARD = RewardEntry(_CARD, ImageReward.from_pretrained)
+def load_imagereward(  # noqa: PLR0913 (options of one reward)
+    weights: str | os.PathLike[str] = _CARD.weights,
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    head_size: int | None = None,
+    torch_dtype: torch.dtype | None = None,
+    batch_size: int | None = None,
+    revision: str = "main",
+    bands: str | os.PathLike[str] | None = None,
+    card: RewardCard | None = None,
+) -> ImageReward | BandedReward:
+    """Load an ImageReward, with other weights for bands of the noise level where there are any.
+
+    Args:
+        weights: as the next five, those of `ImageReward.from_pretrained`.
+        tokenizer: see there.
+        head_size: see there.
+        torch_dtype: see there.
+        batch_size: see there.
+        revision: see there.
+        bands: folder of a band, or with several of them directly below it: each an ImageReward as `save_pretrained`
+            writes it, whose mean and deviation bring its scores into the unit of finished images, and its
+            `noise_band.json`.
+        card: see there.
+
+    Raises:
+        FileNotFoundError: when files are missing.
+        ValueError: for bands that overlap, and as `ImageReward.from_pretrained`.
+    """
+    card = card or _card_of(weights)
+    shared = {"head_size": head_size, "torch_dtype": torch_dtype, "batch_size": batch_size}
+    load = partial(ImageReward.from_pretrained, **shared)  # type: ignore[arg-type]
+    plain = load(weights, tokenizer=tokenizer, revision=revision, card=card)
+    if bands is None:
+        return plain
+    folders = [(read_band(folder), folder) for folder in band_folders(Path(bands), CONFIG_FILE)]
+    require_disjoint([band for band, _ in folders])
+    return BandedReward(plain, {band: load(folder, card=band_card(card, band.name)) for band, folder in folders})
+
+
+IMAGEREWARD = RewardEntry(_CARD, load_imagereward)
 SHAPES_IMAGEREWARD = RewardEntry(
     _SHAPES_CARD,
     # Of so few weights, half precision would save nothing.
-    partial(ImageReward.from_pretrained, "shapes-imagereward", torch_dtype=torch.float32, card=_SHAPES_CARD),
+    partial(load_imagereward, "shapes-imagereward", torch_dtype=torch.float32, card=_SHAPES_CARD),
 )

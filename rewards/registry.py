@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from fk_reward.models import ASSETS
 from fk_reward.registration import Registrations
 from fk_reward.rewards.base import CallableReward, Reward, RewardCard
 from fk_reward.rewards.composition.composite import CompositeReward, composite_card
 from fk_reward.rewards.composition.parser import is_composition, parse_expression
+from fk_reward.rewards.noise_bands import BANDS_SUFFIX
 from fk_reward.text import did_you_mean
 
 ENTRY_POINT_GROUP = "fk_reward.rewards"
@@ -129,6 +133,42 @@ def reward_card(name: str) -> RewardCard:
     return _find_entry(name).card
 
 
+def _with_bands(entry: RewardEntry, name: str) -> RewardEntry:
+    """The entry under its name with "@bands" behind it: with the noise bands that the package holds.
+
+    Raises:
+        ValueError: for a reward without the option `bands`.
+    """
+    if "bands" not in inspect.signature(entry.build).parameters:
+        raise ValueError(f"Reward {name!r} has no noise bands; write {name.removesuffix(BANDS_SUFFIX)!r}.")
+    card = dataclasses.replace(entry.card, name=name, summary=f"{entry.card.summary}; predictions by noise bands")
+
+    def build(**options: Any) -> Reward:
+        return entry.build(**{"bands": band_folder(name), "card": card} | options)
+
+    build.__signature__ = inspect.signature(entry.build)  # type: ignore[attr-defined]
+    return RewardEntry(card, build)
+
+
+def band_folder(name: str) -> Path:
+    """Where the package holds the noise bands of a reward.
+
+    Args:
+        name: with "@bands" behind it, or without.
+
+    Raises:
+        FileNotFoundError: it holds none.
+    """
+    plain = name.removesuffix(BANDS_SUFFIX)
+    folder = ASSETS / f"{plain}-bands"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"The package holds no noise bands of {plain!r} (expected {folder}): train them, as docs/noise_aware.md "
+            f"shows, and pass load_reward({plain!r}, bands=<folder>)."
+        )
+    return folder
+
+
 def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Reward:
     """Turn a name, a reward or a function into a reward.
 
@@ -213,11 +253,19 @@ def _build(name: str, options: dict[str, Any]) -> Reward:
 
 
 def _find_entry(name: str) -> RewardEntry:
-    return _import_entry(_known_entry_point(name))
+    entry = _import_entry(_known_entry_point(name))
+    return _with_bands(entry, name) if _asks_for_bands(name) else entry
+
+
+def _asks_for_bands(name: str) -> bool:
+    entry_points = _REGISTERED.entry_points()
+    return name not in entry_points and name.endswith(BANDS_SUFFIX) and name.removesuffix(BANDS_SUFFIX) in entry_points
 
 
 def _known_entry_point(name: str) -> metadata.EntryPoint:
     entry_points = _REGISTERED.entry_points()
+    if _asks_for_bands(name):
+        return entry_points[name.removesuffix(BANDS_SUFFIX)]
     if name not in entry_points:
         hint = did_you_mean(name, entry_points, limit=1)
         if any(name[:i] in entry_points for i, letter in enumerate(name) if letter == "-"):

@@ -241,11 +241,15 @@ def _parts(holder: Any) -> Iterable[Any]:
 
 
 def _llava_weights(reward: Any) -> Iterator[tuple[str, Tensor]]:
-    """The backbone as it is without adapters, and the checkpoint of the active dimension."""
+    """The backbone as it is without adapters, and the checkpoints of the active dimension and its noise bands."""
     for name, tensor in reward.model.backbone.state_dict().items():
         if ".lora_" not in name:  # PEFT renames a layer when an adapter wraps it; the digest must not depend on that
             yield name.replace(".base_layer.", "."), tensor
     key = next(key for key, config in reward.model.configs.items() if config is reward.config)
-    checkpoint = reward.model.checkpoint(key)
-    for part in ("lora", "projector", "head"):
-        yield from getattr(checkpoint, part).items()
+    for one in (key, *reward.band_keys):
+        checkpoint = reward.model.checkpoint(one)
+        for part in ("lora", "projector", "head"):
+            yield from getattr(checkpoint, part).items()
+        if checkpoint.config.noise_band is not None:  # and a calibration is as good as weights
+            calibration = checkpoint.config.calibration or {}
+            yield "band", torch.tensor([*checkpoint.config.noise_band, *map(float, calibration.values())])

@@ -25,6 +25,7 @@ from fk_reward.planning.meta_device import without_weights
 from fk_reward.rewards import Reward, load_reward, reward_card
 from fk_reward.rewards.composition.composite import CompositeReward
 from fk_reward.rewards.composition.parser import is_composition, parse_expression
+from fk_reward.rewards.noise_bands import BANDS_SUFFIX
 from fk_reward.rewards.vlm_judge import VLMJudge
 
 _AT_HAND = ("in the package", "none")  # `weights` on the cards of rewards that need no download
@@ -111,6 +112,7 @@ def sized_reward(name: str, *, device: torch.device | str, seed: int = 0, offloa
         expression, _ = parse_expression(name, reward_card)
         parts = {part: sized_reward(part, device=device, seed=seed, offload=offload) for part in expression.names}
         return CompositeReward(expression, parts)
+    name = name.removesuffix(BANDS_SUFFIX)  # the adapters of noise bands are a few per cent of the weights
     if name not in FULL_SIZE:
         if is_at_hand(name):
             return load_reward(name)

@@ -23,6 +23,7 @@ from fk_reward.planning.meta_device import count_flops
 from fk_reward.planning.planned_models import sized_reward
 from fk_reward.rewards import reward_card
 from fk_reward.rewards.composition.parser import is_composition, parse_expression
+from fk_reward.rewards.noise_bands import BANDS_SUFFIX
 from fk_reward.sampling.trace import Cost, SteeringTrace
 from fk_reward.text import did_you_mean
 
@@ -120,7 +121,7 @@ class PriceList:
 
     def _single_price(self, name: str) -> float:
         prices = self.rewards or {}
-        known = name.removeprefix("shapes-")
+        known = name.removeprefix("shapes-").removesuffix(BANDS_SUFFIX)  # another adapter costs the same
         if name in RULES:
             return 0.0
         if known not in prices:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fk_reward.sampling.records import timestep_number
 from fk_reward.sampling.transitions import Denoise, StepState
-from fk_reward.sampling.x0_prediction import alpha_sigma, predict_x0, predicts_x0
+from fk_reward.sampling.x0_prediction import alpha_sigma, noise_level, predict_x0, predicts_x0
 from fk_reward.value_checks import whole_number
 
 _SIGMA_DATA = 0.5
@@ -89,6 +89,14 @@ class LookAhead:
                 output = denoise(sample.to(state.sample.dtype), timestep).to(torch.float32)
                 x0_pred = predict_x0(scheduler, output, timestep, sample)
         return x0_pred.to(one_step.dtype)
+
+    def level_of(self, state: StepState) -> float:
+        """The noise level at which its last coarse step begins."""
+        places = coarse_places(state.scheduler, state.timestep, self.num_steps)
+        if len(places) == 1:
+            return state.level
+        with returning(state.scheduler):
+            return noise_level(state.scheduler, stand_at(state.scheduler, places[-1]))
 
 
 class ConsistencyPrediction:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fk_reward.sampling.x0_prediction import predict_x0, scheduler_name
 from fk_reward.smc.weights import effective_sample_size
+
+NumSteps: TypeAlias = int | Callable[[], int | None] | None
+"""How many steps will run; a function is asked at the first step, and says None where it does not know."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class SteeringRecord:
         log_weights: `(G, K)` float64, un-normalised, after weighing and before resampling; 0 for a search without.
         ess: `(G,)` float64, effective sample size before resampling, in [1, K]; K for a search without weights.
         ancestors: `(G, K')` int64, indices within the group, where K' particles go on; None where all stayed in place.
+        level: noise level of the samples that the predictions were made from; None where it is not known.
 
     Notation used for tensor shapes:
         - G: number of groups (prompts)
@@ -36,6 +40,7 @@ class SteeringRecord:
     log_weights: Tensor
     ess: Tensor
     ancestors: Tensor | None
+    level: float | None = None
 
 
 class SteeringRecords(list[SteeringRecord]):
@@ -135,3 +140,39 @@ def recorded_weights(record: Mapping[str, Tensor], rewards: Tensor, *, final: bo
 def timestep_number(timestep: Any) -> float:
     """A timestep as a number; some loops pass one for each row."""
     return float(torch.as_tensor(timestep).flatten()[0])
+
+
+def length_of_run(scheduler: Any, timestep: Any, *, given: NumSteps) -> int:
+    """How many steps will run. Without better knowledge: from the first timestep that is seen to the scheduler's last.
+
+    Args:
+        scheduler: after `set_timesteps`.
+        timestep: the first that is seen.
+        given: what the caller knows.
+
+    Raises:
+        ValueError: for fewer than one, and where it cannot be known.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> scheduler = DDIMScheduler()
+        >>> scheduler.set_timesteps(10)
+        >>> length_of_run(scheduler, scheduler.timesteps[4], given=None)
+        6
+    """
+    num_steps = given() if callable(given) else given
+    if num_steps is not None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps should be at least 1, got {num_steps}.")
+        return num_steps
+    if (begin := getattr(scheduler, "begin_index", None)) is not None:
+        return len(scheduler.timesteps) - begin
+    numbers = torch.as_tensor(scheduler.timesteps).tolist()
+    places = [place for place, number in enumerate(numbers) if number == timestep_number(timestep)]
+    if places[:1] == [0] or len(places) == 1:
+        return len(numbers) - places[0]
+    where = "is not among" if not places else "stands more than once among"
+    raise ValueError(
+        f"How many steps will run cannot be known: the first timestep, {timestep_number(timestep):g}, {where} the "
+        f"{len(numbers)} of scheduler.timesteps. Pass num_steps to steer()."
+    )

@@ -9,13 +9,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fk_reward.sampling.particle_exchange import ParticleExchange
-from fk_reward.sampling.records import SteeringRecord, SteeringRecords, StepRecord, recorded_weights, timestep_number
+from fk_reward.sampling.records import (
+    NumSteps,
+    SteeringRecord,
+    SteeringRecords,
+    StepRecord,
+    length_of_run,
+    recorded_weights,
+)
 from fk_reward.sampling.row_state import GeneratorRows, RowState, SchedulerHistory
 from fk_reward.sampling.step_checks import CopiesCheck, FiniteWatch, bounded_variance, check_reported_x0
 from fk_reward.sampling.stochasticity import (
@@ -26,20 +33,24 @@ from fk_reward.sampling.stochasticity import (
     step_signature,
     transition_starts,
 )
-from fk_reward.sampling.transitions import Denoise, Prediction, RepeatableStep, StepState, chosen_rows
+from fk_reward.sampling.transitions import (
+    Denoise,
+    Prediction,
+    RepeatableStep,
+    StepState,
+    chosen_rows,
+    prediction_level,
+)
 from fk_reward.sampling.x0_prediction import predict_x0, predicts_x0, signal_share
 from fk_reward.search.base import Population, ReadsSignal, can_move, can_resize
 from fk_reward.search.contract import check_ancestors, check_population, check_scoring_steps, check_size, record_of
-from fk_reward.search.moves import Score, Transition
+from fk_reward.search.moves import Score, Transition, score_at
 from fk_reward.search.rollover import Proposing
 from fk_reward.smc.particle_filter import grouped_rewards
 
 logger = logging.getLogger(__name__)
 
 _NUM_ROLES = 3
-
-NumSteps: TypeAlias = int | Callable[[], int | None] | None
-"""How many steps will run; a function is asked at the first step, and says None where it does not know."""
 
 _HANDED_HISTORY = "old_pred_original_sample"
 """CogVideoX's SDE keeps no history of its own: the loop hands it the prediction of the step before."""
@@ -88,7 +99,7 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
             deterministic one is refused at its first step.
         population: a fresh one, such as `FKSteeringConfig().population()`; the batch of the loop must hold its G * K
             particles, group-major.
-        score: `x0_pred` `(G * K, C, ...)` to rewards `(G * K,)`.
+        score: `x0_pred` `(G * K, C, ...)` to rewards `(G * K,)`; where it has `at_noise` (`NoiseAware`), that is asked.
         step_defaults: arguments for `step` that are filled in where the loop passes none, for instance `{"eta": 1.0}`.
         callback: called with each record as soon as it exists.
         exchange: where the particles of each prompt are spread over processes. The batch of the loop and of `score`
@@ -178,6 +189,7 @@ class _StepInterceptor:
         self._copies = CopiesCheck(scheduler)
         self._x0_pred: Tensor | None = None
         self._last_move: RepeatableStep | None = None
+        self._level: float | None = None  # of the noise in what is being scored
         self._finite = FiniteWatch(scheduler)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -239,7 +251,7 @@ class _StepInterceptor:
         """Let the transition move the particles, with the scheduler's step at its disposal."""
         transition: Any = self._options.transition
         move, state = self._repeatable(bound), self._state(bound.arguments)
-        moved = transition(state, move, self._score)
+        moved = transition(state, move, score_at(self._score, prediction_level(None, state)))
         output = move.output(moved, getattr(transition, "__name__", type(transition).__name__))
         if moved.log_ratio is not None:
             log_ratio = self._exchange.gather(moved.log_ratio.detach().to(torch.float64).cpu())
@@ -330,7 +342,7 @@ class _StepInterceptor:
         if not self._moves:
             given = self._options.num_steps
             if needs_noise:  # a search with moves of its own places them on the run
-                given = _length_of_run(self._scheduler, self._inputs(arguments)[1], given=given)
+                given = length_of_run(self._scheduler, self._inputs(arguments)[1], given=given)
             self.records.expected_steps = given() if callable(given) else given
             return
         _require_prediction(self._scheduler, self._population, self._options.prediction)
@@ -341,7 +353,7 @@ class _StepInterceptor:
                 f"The batch should hold {num_groups} prompts x {num_own} particles = {num_groups * num_own} samples, "
                 f"got {len(sample)}."
             )
-        num_steps = _length_of_run(self._scheduler, timestep, given=self._options.num_steps)
+        num_steps = length_of_run(self._scheduler, timestep, given=self._options.num_steps)
         self.records.expected_steps = num_steps
         self._starts = transition_starts(self._scheduler, num_steps)
         warning = self._population.begin(len(self._starts))
@@ -380,6 +392,7 @@ class _StepInterceptor:
         self._record(float(timestep), rewards.detach().to("cpu", torch.float32).view(-1, num_before), ancestors)
 
     def _predicted(self, arguments: dict[str, Any]) -> Tensor:
+        self._level = prediction_level(self._options.prediction, self._state(arguments))
         if self._options.prediction is not None:
             denoise = None if self._options.denoise is None else self._counted_denoise
             return self._options.prediction(self._state(arguments), denoise)
@@ -436,7 +449,7 @@ class _StepInterceptor:
     def _scored(self, x0_pred: Tensor) -> Tensor:
         try:
             # a copy: x0_pred may be the model's output itself, and a preview or a reward may write to what it gets
-            return self._exchange.gather_scores(self._score, x0_pred.clone())
+            return self._exchange.gather_scores(score_at(self._score, self._level), x0_pred.clone())
         except ValueError as error:
             raise ValueError(f"At step {self._num_done}: {error}") from error
 
@@ -450,6 +463,7 @@ class _StepInterceptor:
             log_weights=log_weights,
             ess=ess,
             ancestors=None if ancestors is None else ancestors.view(num_groups, -1) % num_particles,
+            level=self._level,
         )
         self.records.append(record)
         if self._options.callback is not None:
@@ -475,26 +489,3 @@ def _require_prediction(scheduler: Any, population: Population, prediction: Pred
             f"{type(population).__name__} weighs rewards by the share of the signal (reward_weight='rising'), and the "
             f"noise levels of {type(scheduler).__name__} are not known: give reward_weight='constant', or numbers."
         )
-
-
-def _length_of_run(scheduler: Any, timestep: Any, *, given: NumSteps) -> int:
-    """How many steps will run.
-
-    Without better knowledge: from the first timestep that is seen to the scheduler's last.
-    """
-    num_steps = given() if callable(given) else given
-    if num_steps is not None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps should be at least 1, got {num_steps}.")
-        return num_steps
-    if (begin := getattr(scheduler, "begin_index", None)) is not None:
-        return len(scheduler.timesteps) - begin
-    numbers = torch.as_tensor(scheduler.timesteps).tolist()
-    places = [place for place, number in enumerate(numbers) if number == timestep_number(timestep)]
-    if places[:1] == [0] or len(places) == 1:
-        return len(numbers) - places[0]
-    where = "is not among" if not places else "stands more than once among"
-    raise ValueError(
-        f"How many steps will run cannot be known: the first timestep, {timestep_number(timestep):g}, {where} the "
-        f"{len(numbers)} of scheduler.timesteps. Pass num_steps to steer()."
-    )

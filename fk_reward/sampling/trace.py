@@ -50,6 +50,10 @@ class TraceStep:
         thumbnails: (G, K, 3, h, w) uint8, the predicted images before resampling, or None.
         final: True for the finished images only.
         reward_parts: of a composition, name -> (G, K) float32, what each part gave; empty for any other reward.
+        level: noise level of the samples that the predictions were made from, in [0, 1]; 0 for the finished images;
+            None where it is not known.
+        judges: names of the rewards, or of the adapters of a reward, that were asked; empty in files of before they
+            were recorded.
 
     Raises:
         TypeError: a tensor of another dtype.
@@ -73,6 +77,8 @@ class TraceStep:
     thumbnails: Tensor | None = None
     final: bool = False
     reward_parts: Mapping[str, Tensor] = field(default_factory=dict)
+    level: float | None = None
+    judges: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Validate types, shapes and indices."""
@@ -88,6 +94,8 @@ class TraceStep:
 
     def _check_values(self) -> None:
         num_particles = self.num_particles
+        if self.level is not None and not 0 <= self.level <= 1:
+            raise ValueError(f"level: expected a noise level in [0, 1], got {self.level}.")
         nothing_allowed = (self.log_weights == -torch.inf).all(dim=1)
         if self.ess[~nothing_allowed].lt(1 - 1e-6).any() or self.ess.max() > num_particles + 1e-6:
             raise ValueError(f"ess: expected values in [1, {num_particles}], got {self.ess.tolist()}.")

@@ -32,6 +32,8 @@ _LATER_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("sample_steps", "num_preview_calls", "budget")),
 }
 """Fields that files of this version may lack: written before there were any."""
+_LATER_STEP_FIELDS: dict[str, Any] = {"reward_parts": {}, "level": None, "judges": []}
+"""The same of a step."""
 
 
 def dumps(trace: Any, *, thumbnails: bool) -> str:
@@ -130,12 +132,13 @@ def _refuse_constant(name: str) -> None:
 
 def _step(record: Any, kind: type) -> dict[str, Any]:
     if isinstance(record, dict):
-        record.setdefault("reward_parts", {})  # files of before there were compositions
+        record |= {name: value for name, value in _LATER_STEP_FIELDS.items() if name not in record}
     _check_names(record, kind)
     present = {name: dtype for name, dtype in STEP_DTYPES.items() if record[name] is not None}
     images = _decode_images(record["thumbnails"]) if present.pop("thumbnails", None) else None
     parts = _tensors(record["reward_parts"], dict.fromkeys(record["reward_parts"], torch.float32))
-    return {**record, **_tensors(record, present), "thumbnails": images, "reward_parts": parts}
+    fields_of_tensors = {**_tensors(record, present), "thumbnails": images, "reward_parts": parts}
+    return {**record, **fields_of_tensors, "judges": tuple(record["judges"])}
 
 
 def _provenance(record: Any, kind: type) -> dict[str, Any] | None:

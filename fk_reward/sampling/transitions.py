@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fk_reward.sampling.normal_draws import NormalDraws
 from fk_reward.sampling.row_state import map_tensors
-from fk_reward.sampling.x0_prediction import alpha_sigma, predict_x0, signal_share
+from fk_reward.sampling.x0_prediction import alpha_sigma, noise_level, predict_x0, predicts_x0
 from fk_reward.search.moves import BeforeStep, Drawn, Move, Moved, Score
 
 Denoise: TypeAlias = Callable[[Tensor, Any], Tensor]
@@ -47,8 +47,8 @@ class StepState:
 
     @property
     def level(self) -> float:
-        """Share of the signal, alpha² / (alpha² + sigma²) of `sample = alpha * x0 + sigma * noise`, from 0 to 1."""
-        return signal_share(self.scheduler, self.timestep)
+        """Noise level, sigma / sqrt(alpha² + sigma²) of `sample = alpha * x0 + sigma * noise`, from 0 to 1."""
+        return noise_level(self.scheduler, self.timestep)
 
     @property
     def alpha_sigma(self) -> tuple[float, float]:
@@ -80,6 +80,26 @@ def plain_transition(state: BeforeStep, move: Move, score: Score) -> Moved:  # n
 def one_step_prediction(state: StepState, denoise: Denoise | None) -> Tensor:  # noqa: ARG001 (as all predictions)
     """The predicted clean sample of this step, which costs nothing."""
     return state.x0_pred()
+
+
+@runtime_checkable
+class HasLevel(Protocol):
+    """What a `Prediction` has besides, if it is not made from the sample of the step."""
+
+    def level_of(self, state: StepState) -> float:
+        """The noise level of the sample from which its last prediction is made, before it is made."""
+
+
+def prediction_level(prediction: Prediction | None, state: StepState) -> float | None:
+    """The noise level of what the reward is asked about; None where the scheduler's levels are not known.
+
+    Args:
+        prediction: of the run; None for that of the step.
+        state: before the step.
+    """
+    if not predicts_x0(state.scheduler):
+        return None
+    return prediction.level_of(state) if isinstance(prediction, HasLevel) else state.level
 
 
 def chosen_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -125,6 +125,31 @@ def alpha_sigma(scheduler: Any, timestep: Any) -> tuple[float, float]:
     return float(alpha), float(sigma)
 
 
+def noise_level(scheduler: Any, timestep: Any) -> float:
+    """Noise level of the samples before a step, sigma / sqrt(alpha² + sigma²): what `Reward.at_noise` is asked about.
+
+    Args:
+        scheduler: one whose predicted clean sample is known.
+        timestep: as it is given to `step`; of one for each row the first counts.
+
+    Returns:
+        From 0, clean, to 1, pure noise. sqrt(1 - alpha-bar) where the schedule preserves the variance.
+
+    Raises:
+        ValueError: for a scheduler that is not known here.
+
+    Example:
+        >>> from diffusers import EulerDiscreteScheduler
+        >>> scheduler = EulerDiscreteScheduler()
+        >>> scheduler.set_timesteps(sigmas=[2.4, 0.75])
+        >>> round(noise_level(scheduler, scheduler.timesteps[1]), 4)  # 3, 4, 5
+        0.6
+    """
+    first = timestep.flatten()[0] if isinstance(timestep, Tensor) and timestep.ndim else timestep
+    alpha, sigma = alpha_sigma(scheduler, first)
+    return sigma / (alpha**2 + sigma**2) ** 0.5
+
+
 def scheduler_name(scheduler: Any) -> str | None:
     """Name of the class of `X0_PREDICTIONS` that this scheduler is or derives from; None where there is none.
 

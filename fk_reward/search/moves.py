@@ -22,6 +22,28 @@ Score: TypeAlias = "Callable[[Tensor], Tensor]"
 """Predicted clean samples `(B, C, ...)` to rewards `(B,)`, with the gradient where autograd records."""
 
 
+@runtime_checkable
+class NoiseAware(Protocol):
+    """What a `Score` has besides, if it judges predictions by how much noise was in the sample."""
+
+    def at_noise(self, level: float) -> Score:
+        """The score of predictions that are made from samples of this noise level; asked at each scoring step.
+
+        Args:
+            level: sigma / sqrt(alpha² + sigma²), in [0, 1].
+        """
+
+
+def score_at(score: Score, level: float | None) -> Score:
+    """The score at a noise level: the same where it asks for none, or the level is not known.
+
+    Example:
+        >>> score_at(sum, 0.5) is sum
+        True
+    """
+    return score.at_noise(level) if isinstance(score, NoiseAware) and level is not None else score
+
+
 @dataclass(frozen=True)
 class Moved:
     """Where a transition has taken the particles.

@@ -82,10 +82,27 @@ class CompositeReward(Reward):
 
     def for_previews(self) -> CompositeReward:
         """The same composition of what its parts answer; itself where none of them answers with another reward."""
-        parts = {name: part.for_previews() for name, part in self.parts.items()}
+        return self._of({name: part.for_previews() for name, part in self.parts.items()})
+
+    def at_noise(self, level: float) -> CompositeReward:
+        """The same composition of what its parts answer; itself where none of them answers with another reward."""
+        return self._of({name: part.at_noise(level) for name, part in self.parts.items()})
+
+    def _of(self, parts: Mapping[str, Reward]) -> CompositeReward:
         if all(parts[name] is part for name, part in self.parts.items()):
             return self
+        self._check_unchanged()  # the new one would take what has become of a part for what was composed
         return CompositeReward(self.expression, parts)
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """Those of all parts, each once."""
+        return tuple(dict.fromkeys(judge for part in self.parts.values() for judge in part.judges))
+
+    @property
+    def uncalibrated(self) -> tuple[str, ...]:
+        """Those of all parts."""
+        return tuple(name for part in self.parts.values() for name in part.uncalibrated)
 
     @property
     def compares_images(self) -> bool:

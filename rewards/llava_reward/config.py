@@ -8,11 +8,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any
 
 from fk_reward.documents import parse_json
 from fk_reward.rewards.base import RewardCard
 from fk_reward.rewards.llava_reward.objective import find_objective
+from fk_reward.rewards.noise_bands import Calibration, NoiseBand
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ATTENDS_TO = ("visual", "nothing")
 
@@ -21,8 +26,14 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "cross_attention": bool,
     "temperature": (int, float),
     "backbone_options": dict,
+    "noise_band": (list, tuple, NoneType),
+    "level_in_prompt": bool,
+    "calibration": (dict, NoneType),
 }
 """Expected types of the fields that are not strings."""
+
+_OF_BANDS = ("noise_band", "level_in_prompt", "calibration")
+"""Fields of adapters for noise bands alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +41,8 @@ class LlavaRewardConfig:
     """Settings of one dimension of LLaVA-Reward: everything that its weights do not say.
 
     Attributes:
-        dimension: what it judges ("alignment"), also the name of its adapter: letters, digits, "-" and "_".
+        dimension: what it judges ("alignment"), also the name of its adapter: letters, digits, "-" and "_". Of an
+            adapter for a band of the noise level with the band's name behind an "@" ("alignment@0.5").
         backbone: `model_type` of the backbone ("phi3_v", "qwen2_5_vl", "llava_next").
         base_model: hub id or folder of the backbone that it was trained on.
         objective: "bradley-terry" (a scalar), "binary" (the logit of a yes) or "general-preference" (a vector).
@@ -40,6 +52,10 @@ class LlavaRewardConfig:
             rewards, whose SkipCA selects padding instead of the image.
         temperature: divisor of reward differences and preference forms in the training loss, positive.
         backbone_options: preprocessing that it was trained with, by the names of the backbone's options.
+        noise_band: [low, high) of the noise levels whose predictions it judges; None for finished images.
+        level_in_prompt: whether the noise level stands before the prompt that it reads, as `prompt_at_level` writes it.
+        calibration: `scale` and `offset` that bring its scores into the unit of finished images; None where it has
+            none yet.
 
     Raises:
         TypeError: for a field of the wrong type.
@@ -60,11 +76,19 @@ class LlavaRewardConfig:
     attends_to: str = "visual"
     temperature: float = 0.1
     backbone_options: dict[str, Any] = field(default_factory=dict)
+    noise_band: tuple[float, float] | None = None
+    level_in_prompt: bool = False
+    calibration: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
-        if not re.fullmatch(r"[\w-]+", self.dimension, re.ASCII):
-            raise ValueError(f"dimension may have letters, digits, '-' and '_', got {self.dimension!r}.")
+        if not re.fullmatch(r"[\w-]+(@[\w.-]+)?", self.dimension, re.ASCII):
+            raise ValueError(
+                f"dimension may have letters, digits, '-' and '_', and a noise band behind an '@', got "
+                f"{self.dimension!r}."
+            )
+        if self.noise_band is not None:  # JSON has lists
+            object.__setattr__(self, "noise_band", tuple(self.noise_band))
         for name in ("backbone", "base_model"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must not be empty.")
@@ -75,10 +99,51 @@ class LlavaRewardConfig:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
         find_objective(self.objective).check_outputs(self.value_head_dim)
+        self._check_band()
+
+    @property
+    def band(self) -> NoiseBand | None:
+        """The interval of noise levels under the name behind the "@"; None for an adapter for finished images."""
+        if self.noise_band is None:
+            return None
+        return NoiseBand(*self.noise_band, name=self.dimension.partition("@")[2])
+
+    @property
+    def judged(self) -> str:
+        """What it judges, without the band: "alignment" of "alignment@0.5"."""
+        return self.dimension.partition("@")[0]
+
+    def calibrated(self, scores: Tensor) -> Tensor:
+        """Scores in the unit of finished images, where there is a calibration."""
+        return scores if self.calibration is None else Calibration(**self.calibration)(scores)
+
+    def _check_band(self) -> None:
+        named = "@" in self.dimension
+        if named != (self.noise_band is not None):
+            raise ValueError(
+                f"An adapter for a noise band has a noise_band, [low, high), and a name with an '@', such as "
+                f"alignment@0.5; got dimension={self.dimension!r} and noise_band={self.noise_band}."
+            )
+        if self.noise_band is None:
+            for name, value in (("level_in_prompt", self.level_in_prompt), ("calibration", self.calibration)):
+                if value:
+                    raise ValueError(f"{name} is a setting of an adapter for a noise band; {self.dimension!r} is none.")
+            return
+        if len(self.noise_band) != 2:
+            raise ValueError(f"noise_band should be [low, high], got {self.noise_band}.")
+        if find_objective(self.objective).compares_images:
+            raise ValueError(f"An adapter for a noise band scores each image by itself, {self.objective!r} does not.")
+        NoiseBand(*self.noise_band)
+        if self.calibration is None:
+            return
+        if set(self.calibration) != {"scale", "offset"}:
+            raise ValueError(f"calibration should have scale and offset, got {self.calibration}.")
+        Calibration(**self.calibration)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by their names."""
-        return asdict(self)
+        """All fields by their names; those of noise bands only where there is one, as files had them before."""
+        fields = asdict(self)
+        return fields if self.noise_band is not None else {k: v for k, v in fields.items() if k not in _OF_BANDS}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> LlavaRewardConfig:

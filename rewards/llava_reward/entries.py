@@ -25,7 +25,7 @@ from fk_reward.rewards.registry import RewardEntry
 if TYPE_CHECKING:
     from fk_reward.rewards.llava_reward.backbones.base import BackboneSpec
     from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
-    from fk_reward.rewards.llava_reward.loading import Adapter
+    from fk_reward.rewards.llava_reward.loading import Adapter, Bands
 
 OFFICIAL_ADAPTERS = "smz8599/LLaVA-Reward"
 """Hub repository of the official checkpoints."""
@@ -50,6 +50,7 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
     batch_size: int | None = 8,
     offload: bool = False,
     merge_lora: bool = False,
+    bands: Bands | None = None,
     card: RewardCard | None = None,
 ) -> LlavaReward:
     """Load a LLaVA-Reward: what `load_reward("llava-reward", ...)` calls.
@@ -82,6 +83,8 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
             rank 128. The reward then has a backbone of its own and one dimension; the weights from before stay on the
             CPU, and `reward.model.adapters.unmerge()` puts them back bit for bit. Scores change by rounding: by less
             than 1e-4 of their spread in float32, less than 0.1 of it in bfloat16 (measured on the shapes model).
+        bands: adapters that judge predictions of a noise level on the way of a sampler; finished images are for
+            `adapter`. A checkpoint whose dimension names a band, a folder with several, or a list of such.
         card: facts about the weights.
 
     Raises:
@@ -124,7 +127,8 @@ def load_llava_reward(  # noqa: PLR0913 (options of one reward)
         if key in model.adapters.names:
             model.adapters.merge(key)
     preview = None if preview_num_crops is None else {"num_crops": preview_num_crops}
-    return LlavaReward(model, keys, batch_size=batch_size, offload=offload, preview_options=preview, card=card)
+    reward = LlavaReward(model, keys, batch_size=batch_size, offload=offload, preview_options=preview, card=card)
+    return reward if bands is None else reward.add_bands(bands, revision=revision)
 
 
 def _by_dimension(

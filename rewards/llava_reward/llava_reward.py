@@ -17,9 +17,10 @@ from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.inputs import Images, in_order, prompt_list
 from fk_reward.rewards.llava_reward.checkpoint import accepted_folder
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig, card_of
-from fk_reward.rewards.llava_reward.loading import Adapter, attach_adapter
+from fk_reward.rewards.llava_reward.loading import Adapter, Bands, attach_adapter, attach_bands
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
 from fk_reward.rewards.llava_reward.objective import Objective, find_objective
+from fk_reward.rewards.noise_bands import BANDS_SUFFIX, band_card, find_band, prompt_at_level, require_disjoint
 from fk_reward.rewards.registry import load_reward
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         if self.preview_options:
             model.backbone.with_options(**self.preview_options)  # raises now rather than at the first scoring step
         self._prepare_options: dict[str, Any] = {}
+        self._prompt_level: float | None = None  # that stands before the prompts which an adapter for noise bands reads
+        self._band_keys: dict[str, tuple[str, ...]] = {}  # dimension -> the keys of its adapters for noise bands
         self._keys = dict(dimensions)
         self._execution_device = model.backbone.device
         self._cards = {name: card_of(name) for name in dimensions}
@@ -166,6 +169,63 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
             raise ValueError(f"Dimension {name!r} is already loaded, from another checkpoint.")
         self._cards.setdefault(name, card_of(name))
         return self
+
+    def add_bands(self, bands: Bands, *, revision: str = "main") -> Self:
+        """Load adapters that judge predictions instead of finished images, and return the reward itself.
+
+        Args:
+            bands: a checkpoint whose dimension names a band ("alignment@0.5"), a folder with several of them, or a
+                list of such; folders, or hub repositories.
+            revision: branch, tag or commit of a hub repository.
+
+        Raises:
+            ValueError: for an adapter of no band, or of a dimension that is not loaded; for bands that overlap, a
+                dimension that compares images, or an adapter that is merged into the backbone.
+        """
+        if self.model.adapters.merged is not None:
+            raise ValueError("Adapters for noise bands are switched, which merge_lora=True excludes: leave it out.")
+        keys = attach_bands(self.model, bands, revision=revision)
+        found: dict[str, tuple[str, ...]] = dict(self._band_keys)
+        for key in keys:
+            judged = self.model.configs[key].judged
+            if find_objective(self.model.configs[self._key(judged)].objective).compares_images:
+                raise ValueError(f"Dimension {judged!r} compares images; noise bands are for scores of single ones.")
+            found[judged] = tuple(dict.fromkeys((*found.get(judged, ()), key)))
+        for of_dimension in found.values():
+            require_disjoint([band for key in of_dimension if (band := self.model.configs[key].band) is not None])
+        self._band_keys = found
+        return self
+
+    def at_noise(self, level: float) -> LlavaReward:
+        """This reward with the adapter of the level's band active, on the same weights; itself where there is none."""
+        bands = {band: key for key in self.band_keys if (band := self.model.configs[key].band) is not None}
+        band = find_band(list(bands), level)
+        if band is None:
+            return self
+        other, config = copy.copy(self), self.model.configs[bands[band]]
+        # one dimension alone: the others have no prompt with the level in it
+        other._keys, other._band_keys = {config.dimension: bands[band]}, {}
+        other._cards = {config.dimension: band_card(self.card, band.name)}
+        other._prompt_level = level if config.level_in_prompt else None
+        loaded = self.model.backbone.options
+        other._prepare_options = {k: v for k, v in config.backbone_options.items() if loaded.get(k) != v}
+        return other.set_dimension(config.dimension)
+
+    @property
+    def band_keys(self) -> tuple[str, ...]:
+        """Keys in the model of the active dimension's adapters for noise bands."""
+        return self._band_keys.get(self.dimension, ())
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The name of the active adapter."""
+        return (self.card.name.removesuffix(BANDS_SUFFIX),)
+
+    @property
+    def uncalibrated(self) -> tuple[str, ...]:
+        """Names of the active dimension's adapters for noise bands without a calibration."""
+        configs = (self.model.configs[key] for key in self.band_keys)
+        return tuple(config.dimension for config in configs if config.calibration is None)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> str | None:
         """Write the active dimension as a checkpoint in fk-reward's format; the backbone is named, not copied.
@@ -277,13 +337,14 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         if not self.preview_options:
             return self
         other = copy.copy(self)
-        other._prepare_options = self.preview_options
+        other._prepare_options = {**self._prepare_options, **self.preview_options}
         return other
 
     @property
     def shared_pass(self) -> Hashable:
         """Rewards with one model that score on one device and prepare images alike share a pass."""
-        return self.model, self.offload, self.device, tuple(sorted(self._prepare_options.items()))
+        read_as = (tuple(sorted(self._prepare_options.items())), self._prompt_level)
+        return self.model, self.offload, self.device, read_as
 
     def score_together(self, others: Sequence[Reward], images: Images, prompts: str | Sequence[str]) -> list[Tensor]:
         """Score the active dimensions of this and other rewards on one model in one pass; see `Reward.score_together`.
@@ -329,7 +390,8 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
 
     def _scores(self, dimension: str, vectors: Tensor, prompts: list[str]) -> Tensor:
         config = self.model.configs[self._key(dimension)]
-        return find_objective(config.objective).score(vectors, prompts, temperature=config.temperature)
+        scores = find_objective(config.objective).score(vectors, prompts, temperature=config.temperature)
+        return config.calibrated(scores)
 
     def _checked_scores(self, vectors: Tensor, prompts: list[str]) -> Tensor:
         scores = self._scores(self.dimension, vectors, prompts)
@@ -340,6 +402,8 @@ class LlavaReward(  # type: ignore[call-arg]  # huggingface_hub's names come laz
         self, images: list[Tensor], prompts: list[str], keys: Sequence[str], *, batch_size: int | None = None
     ) -> list[Tensor]:
         """For each key the head's output (B, d), on the images' device."""
+        if self._prompt_level is not None:
+            prompts = [prompt_at_level(prompt, self._prompt_level) for prompt in prompts]
         size = batch_size or self._checked_batch_size() or len(images)
         backbone = self.model.backbone
         prepared_by = backbone.with_options(**self._prepare_options) if self._prepare_options else backbone

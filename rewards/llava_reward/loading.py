@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
@@ -32,9 +32,13 @@ from fk_reward.rewards.llava_reward.official_checkpoint import (
     find_official_folder,
     load_official_checkpoint,
 )
+from fk_reward.rewards.noise_bands import band_folders
 
 Adapter: TypeAlias = "str | os.PathLike[str]"
 """Name of an embedded adapter, folder or hub id of a checkpoint."""
+
+Bands: TypeAlias = "Adapter | Sequence[Adapter]"
+"""A checkpoint of a noise band, a folder or hub id with several of them directly below it, or a list of such."""
 
 _DIMENSION = 'dimension="alignment" (or "fidelity", "safety", "overall")'
 """The argument that an official checkpoint needs, as a user types it."""
@@ -118,6 +122,27 @@ def options_of(adapter: Adapter, *, backbone: str, revision: str = "main") -> di
     return dict(config.backbone_options) if config is not None and config.backbone == backbone else {}
 
 
+def read_initial(adapter: Adapter, *, backbone: str, dimension: str, revision: str = "main") -> RewardCheckpoint:
+    """Read a checkpoint that another training begins with: of our format whatever it judges, else that of a dimension.
+
+    Args:
+        adapter: as for `read_checkpoint`.
+        backbone: `model_type` of the backbone.
+        dimension: which one of an official checkpoint; a noise band behind an "@" is left out.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint.
+        ValueError: for one of another backbone.
+    """
+    own = _own_folder(adapter, revision=revision) is not None
+    asked = None if own else dimension.partition("@")[0]
+    checkpoint = read_checkpoint(adapter, backbone=backbone, dimension=asked, revision=revision)
+    if checkpoint.config.backbone != backbone:
+        raise ValueError(f"{adapter} is for backbone {checkpoint.config.backbone!r}, this one is {backbone!r}.")
+    return checkpoint
+
+
 def _missing_names(adapter: Adapter) -> str:
     """Beginning of an error about a checkpoint that is not in our format: what it is, and what it does not name."""
     is_official = (Path(adapter) / YAML_FILE).is_file()
@@ -186,14 +211,48 @@ def attach_adapter(
     return model.configs[key].dimension, key
 
 
+def attach_bands(model: LlavaRewardModel, bands: Bands, *, revision: str = "main") -> tuple[str, ...]:
+    """Attach checkpoints of noise bands, in our format, and return their keys.
+
+    Args:
+        model: the network.
+        bands: see `Bands`.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: for a checkpoint of no band, or one that does not fit the backbone.
+    """
+    sources = [bands] if isinstance(bands, str | os.PathLike) else list(bands)
+    keys = []
+    for folder in (folder for source in sources for folder in _bands_in(source, revision=revision)):
+        config = read_config(folder / CONFIG_FILE)
+        if config.band is None:
+            raise ValueError(
+                f"{folder} holds {config.dimension!r}, an adapter for finished images: expected one for a noise band, "
+                f"such as {config.dimension}@0.5."
+            )
+        keys.append(attach_adapter(model, folder, dimension=None)[1])
+    return tuple(keys)
+
+
+def _bands_in(source: Adapter, *, revision: str) -> list[Path]:
+    found = Path(model_source(source, "noise bands"))
+    if not found.is_dir():
+        from huggingface_hub import snapshot_download
+
+        found = Path(snapshot_download(os.fspath(source), revision=revision))
+    return band_folders(found, CONFIG_FILE)
+
+
 def free_key(dimension: str, taken: Mapping[str, Any]) -> str:
-    """A key for a dimension that is not taken yet.
+    """A key for a dimension that is not taken yet; without dots, which the names of modules may not have.
 
     Example:
-        >>> free_key("safety", {"safety": ..., "safety-2": ...})
-        'safety-3'
+        >>> free_key("safety", {"safety": ..., "safety-2": ...}), free_key("alignment@0.5", {})
+        ('safety-3', 'alignment@0_5')
     """
-    number = 1
+    dimension, number = dimension.replace(".", "_"), 1
     while (key := dimension if number == 1 else f"{dimension}-{number}") in taken:
         number += 1
     return key

@@ -78,7 +78,7 @@ def test_a_move_can_be_made_of_other_arguments():
     assert not torch.equal(plain, moved)
     assert [index for index, *_ in seen] == list(range(10))
     assert {number for _, number, _ in seen} == {10}
-    assert [level for *_, level in seen] == sorted(level for *_, level in seen)
+    assert [level for *_, level in seen] == sorted((level for *_, level in seen), reverse=True)
 
 
 def test_the_ratio_of_a_transition_goes_into_weights_and_evidence():
