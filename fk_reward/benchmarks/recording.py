@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from fk_reward.rewards.inputs import Images
 
 RECORDS_FILE = "records.npz"
+FORMATS = ("png", "webp", "jpg")
+"""Of kept images."""
+_OF_PREDICTIONS = ("keep_predictions", "prediction_size", "prediction_format")
 _BYTES = 4  # of a float32
 
 
@@ -57,6 +60,10 @@ class RecordRequest:
             own. The finished images are decoded by the model's own.
         batch_size: K, trajectories in one call.
         batch_sizes: how much the denoiser, the decoder and the reward take at once.
+        keep_predictions: noise levels, from 0 (finished) to 1 (pure noise), whose predicted images are kept in place of
+            their rewards, to train judges of noise bands on; the rewards are teachers then, of finished images alone.
+        prediction_size: longest side of kept images in pixels; larger ones are made smaller.
+        prediction_format: of kept images: png, or the smaller webp and jpg, which lose something.
 
     Raises:
         ValueError: no reward, one that is named twice, or a number out of range.
@@ -73,9 +80,18 @@ class RecordRequest:
     preview: str | None = None
     batch_size: int = 16
     batch_sizes: BatchSizes = field(default_factory=BatchSizes)
+    keep_predictions: tuple[float, ...] = ()
+    prediction_size: int = 336
+    prediction_format: str = "png"
 
     def __post_init__(self) -> None:
-        for name, minimum in (("num_seeds", 1), ("seed", 0), ("batch_size", 1)):
+        if self.prediction_format not in FORMATS:
+            raise ValueError(
+                f"prediction_format should be one of {', '.join(FORMATS)}, got {self.prediction_format!r}."
+            )
+        for level in self.keep_predictions:
+            real_number("keep_predictions", level, low=0.0, high=1.0, note="a noise level")
+        for name, minimum in (("num_seeds", 1), ("seed", 0), ("batch_size", 1), ("prediction_size", 8)):
             whole_number(name, getattr(self, name), minimum=minimum)
         if self.num_inference_steps is not None:
             whole_number("num_inference_steps", self.num_inference_steps, minimum=2)
@@ -110,6 +126,7 @@ class ScoreAll:
 
     Attributes:
         num_particles: trajectories of a prompt.
+        steps: whose predictions are scored; None for all but the last, whose image is finished.
 
     Example:
         >>> ScoreAll(num_particles=8).population().forecast(4).scorings
@@ -119,6 +136,7 @@ class ScoreAll:
     default_eta: ClassVar[float | None] = None
 
     num_particles: int = 16
+    steps: tuple[int, ...] | None = None
 
     def population(
         self,
@@ -127,13 +145,17 @@ class ScoreAll:
         *,
         spread: float | None = None,  # noqa: ARG002
     ) -> PlainPopulation:
-        """Particles that are scored at all steps but the last, whose image is finished."""
-        return _Watched(self.num_particles, num_groups)
+        """Particles that are scored and stay."""
+        return _Watched(self, num_groups)
 
 
 class _Watched(PlainPopulation):
+    def __init__(self, config: ScoreAll, num_groups: int) -> None:
+        super().__init__(config.num_particles, num_groups)
+        self._steps = config.steps
+
     def sizes(self, num_steps: int) -> Mapping[int, int]:
-        return dict.fromkeys(range(num_steps - 1), self.first_particles)
+        return dict.fromkeys(range(num_steps - 1) if self._steps is None else self._steps, self.first_particles)
 
 
 class EachReward(Reward):
@@ -155,6 +177,15 @@ class EachReward(Reward):
                 )
         self.rewards = dict(rewards)
         self.card = next(iter(rewards.values())).card
+
+    def at_noise(self, level: float) -> Reward:
+        """Each reward's judge at this level."""
+        return EachReward({name: reward.at_noise(level) for name, reward in self.rewards.items()})
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """Those of all."""
+        return tuple(judge for reward in self.rewards.values() for judge in reward.judges)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """The first reward."""
@@ -252,8 +283,16 @@ def assembled(
     return RewardRecords(found, tuple(prompts), dict(settings))
 
 
-def load_recorder(request: RecordRequest, *, device: str, dtype: torch.dtype) -> tuple[Recorder, dict[str, Any]]:
+def load_recorder(
+    request: RecordRequest, *, device: str, dtype: torch.dtype, kind: type[EachReward] = EachReward
+) -> tuple[Recorder, dict[str, Any]]:
     """Model and rewards, and what the records depend on, as JSON.
+
+    Args:
+        request: what is recorded.
+        device: of model and rewards.
+        dtype: of the model.
+        kind: what holds the rewards.
 
     Raises:
         ValueError: an unknown name, or a reward of which lower is better.
@@ -265,7 +304,7 @@ def load_recorder(request: RecordRequest, *, device: str, dtype: torch.dtype) ->
 
     # Rewards first: a name with a typing error is refused before a large model is fetched.
     rewards = {name: load_reward(name).to(device) for name in request.rewards}
-    each = EachReward(rewards)
+    each = kind(rewards)
     pipe = FKSteeringPipeline.from_pretrained(
         request.model, reward=each, batch_sizes=request.batch_sizes, torch_dtype=dtype
     ).to(device)
@@ -283,8 +322,11 @@ def load_recorder(request: RecordRequest, *, device: str, dtype: torch.dtype) ->
 def _settings(
     pipe: FKSteeringPipeline, request: RecordRequest, rewards: Mapping[str, Reward], arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
+    asked = asdict(request)
+    if not request.keep_predictions:
+        asked = {name: value for name, value in asked.items() if name not in _OF_PREDICTIONS}
     return {
-        **asdict(request),
+        **asked,
         "arguments": dict(arguments),
         "described": describe_model(pipe, eta=request.eta),
         "preview_weights": describe_preview(pipe),

@@ -21,6 +21,7 @@ from fk_reward.cli.generate import generate
 from fk_reward.cli.geneval import geneval
 from fk_reward.cli.hard_negatives import hard_negatives
 from fk_reward.cli.mjbench import mjbench
+from fk_reward.cli.noise_accuracy import noise_accuracy
 from fk_reward.cli.options import DEFAULT_SEARCH, named_searches, other_searches, with_options
 from fk_reward.cli.pair_accuracy import pair_accuracy
 from fk_reward.cli.plan import plan
@@ -57,6 +58,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "mjbench": mjbench,
     "preferences": preferences,
     "pair-accuracy": pair_accuracy,
+    "noise-accuracy": noise_accuracy,
     "prices": prices,
     "skills prompts": skills_prompts,
     "skills draw": skills_draw,

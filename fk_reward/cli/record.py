@@ -23,6 +23,8 @@ from fk_reward.terminal import say
 from fk_reward.value_checks import parse_shard, whole_number
 
 if TYPE_CHECKING:
+    from fk_reward.benchmarks.recording import RecordRequest
+
     RequestOptions = dict[str, Any]
 else:
     RequestOptions = Annotated[
@@ -45,12 +47,16 @@ def record(  # noqa: PLR0913 (one parameter for each option)
     batch_sizes: BatchOptions,
     placement: PlacementOptions,
     shard: ShardOption = None,
+    tflops: Annotated[str | None, Parameter(group=OUTPUT)] = None,
     dry_run: Annotated[bool, Parameter(group=OUTPUT)] = False,
 ) -> None:
     """Record the rewards of all predicted images along plain trajectories, for fk-reward replay.
 
     Nothing is steered. Size and cost are said first; what is recorded is never drawn again, so that an interrupted
     command is simply started again. Several processes share the work: accelerate launch -m fk_reward.cli record ...
+
+    With --keep-predictions 0.8 0.6 0.4 the predicted images of these noise levels are kept instead, and the rewards
+    score the finished images alone, as teachers: data for judges of noise bands (fk-reward train).
 
     Args:
         prompts: One or more prompts, each in quotes.
@@ -63,10 +69,13 @@ def record(  # noqa: PLR0913 (one parameter for each option)
         batch_sizes: How much is run at once.
         placement: Device and floating type.
         shard: i/n: this process takes every n-th block of seeds; as accelerate launched it if not given.
+        tflops: Speed of the GPU in 10^12 operations a second, for the time that is said: 400, or
+            float16=400,float32=40; measured if not given.
         dry_run: Only say what it would cost.
     """
+    from fk_reward.benchmarks.prediction_recording import predictions_announced, record_predictions
     from fk_reward.benchmarks.recording import RecordRequest, announced
-    from fk_reward.benchmarks.recording import record as draw
+    from fk_reward.benchmarks.recording import record as record_rewards
     from fk_reward.pipelines.batch_sizes import BatchSizes
     from fk_reward.pipelines.loading import DEFAULT_STEPS
     from fk_reward.pipelines.schedulers import resolve_solver
@@ -77,16 +86,36 @@ def record(  # noqa: PLR0913 (one parameter for each option)
     solver = resolve_solver(asked.solver)
     default = DEFAULT_STEPS if solver is None else solver.num_inference_steps
     part = None if shard is None else parse_shard(shard)
-    say(announced(texts, asked, asked.num_inference_steps or default))
+    keeps = bool(asked.keep_predictions)
+    announce, draw = (predictions_announced, record_predictions) if keeps else (announced, record_rewards)
+    num_steps = asked.num_inference_steps or default
+    say(announce(texts, asked, num_steps))
+    say(_time(asked, len(texts), num_steps, tflops))
     if dry_run:
         return
     place = resolve_device(placement.device)
     path = draw(texts, asked, out, device=place, dtype=resolve_dtype(placement.dtype, place), shard=part)
     if path is None:
         say("This part is finished; the process that finishes last writes the records.")
+    elif keeps:
+        folder = shlex.quote(str(path))
+        say(f"Written: {folder}. Next: fk-reward train BANDS.yaml --train_data {folder} (docs/noise_aware.md)")
     else:
         name = shlex.quote(asked.rewards[0])
         say(f"Written: {path}. Next: fk-reward replay {shlex.quote(str(path))} --reward {name} --budget-images 4")
+
+
+def _time(asked: RecordRequest, num_prompts: int, num_steps: int, tflops: str | None) -> str:
+    """How long it takes, in a sentence."""
+    from fk_reward.benchmarks.prediction_recording import expected_seconds
+
+    try:
+        seconds = expected_seconds(asked, num_prompts, num_steps, tflops)
+    except ValueError as error:  # the size of a model or a reward is not known, which is no reason not to record it
+        return f"How long it takes is not known: {error}"
+    if seconds is None:
+        return "How long it takes: give --tflops, the speed of the GPU; the progress shows the time left."
+    return f"About {seconds / 3600:.3g} hours on one GPU, an estimate from operations alone."
 
 
 def _prompts(typed: Sequence[str], file: Path | None, suite: str | None, number: int | None) -> list[str]:

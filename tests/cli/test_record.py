@@ -1,6 +1,7 @@
 """`fk-reward record`."""
 
 from fk_reward.search.replay.records import RewardRecords
+from fk_reward.training.predictions import PredictionRecords
 
 OPTIONS = ("--steps", 3, "--num-seeds", 2, "--batch-size", 2, "-r", "brightness", "--device", "cpu")
 
@@ -39,3 +40,29 @@ def test_prompts_come_from_one_source(refused, tmp_path):
 def test_an_unknown_reward_is_refused_before_anything_is_drawn(refused, tmp_path):
     message = refused("record", "a star", "--out", tmp_path / "out", "-r", "beauty", "--device", "cpu")
     assert "Known rewards" in message and not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_predictions_are_kept_measured_and_their_training_is_said(run, model, tmp_path):
+    out = tmp_path / "kept"
+    options = ("--keep-predictions", 0.9, 0.5, "--prediction-format", "webp", *OPTIONS)
+    result = run("record", "a star", "a circle", "--out", out, "--model", model, *options)
+    assert result.exit_code == 0, result.output
+    assert "2 predictions of each trajectory" in result.stdout and f"--train_data {out}" in result.stdout
+    records = PredictionRecords.load(out)
+    assert records.num_seeds == 2 and len(records.levels) == 2 and list(records.scores) == ["brightness"]
+    assert not (out / "records.npz").exists()
+    measured = run("noise-accuracy", out, "-r", "brightness", "--device", "cpu", "--out", tmp_path / "table")
+    assert measured.exit_code == 0, measured.output
+    assert "pairs in order" in measured.stdout and (tmp_path / "table" / "noise_accuracy.json").is_file()
+
+
+def test_the_time_is_an_estimate_from_the_speed(run, tmp_path):
+    options = ("--suite", "shapes", "--num-prompts", 3, "--num-seeds", 2, "--steps", 4, "--dry-run")
+    result = run("record", "--out", tmp_path / "out", *options, "--tflops", "1")
+    assert result.exit_code == 0, result.output
+    assert "hours on one GPU" in result.stdout
+
+
+def test_bands_are_those_of_one_reward(refused, tmp_path):
+    message = refused("noise-accuracy", tmp_path, "-r", "brightness", "-r", "other", "--bands", tmp_path)
+    assert "--bands are those of one reward" in message
