@@ -6,9 +6,11 @@ from fk_reward.rewards.llava_reward.binary import binary_loss
 from fk_reward.rewards.llava_reward.bradley_terry import bradley_terry_loss
 from fk_reward.rewards.llava_reward.general_preference import general_preference_loss
 from fk_reward.training.arguments import LlavaRewardTrainingArguments, RewardArguments
+from fk_reward.training.curriculum import Curriculum, training_pairs
 from fk_reward.training.dataset import PreferenceDataset, collate_preferences, split_by_prompt
 from fk_reward.training.hard_negatives import HardNegative, choose_hard_negatives, hard_negatives
 from fk_reward.training.image_source import ImageSource, UnreadableImageError
+from fk_reward.training.predictions import PredictionRecords
 from fk_reward.training.preference_data import (
     LabelledImage,
     PreferenceDataError,
@@ -21,12 +23,14 @@ from fk_reward.training.trainable import TrainableReward, TrainableShare, new_di
 from fk_reward.training.trainer import LlavaRewardTrainer
 
 __all__ = [
+    "Curriculum",
     "HardNegative",
     "ImageSource",
     "LabelledImage",
     "LlavaRewardTrainer",
     "LlavaRewardTrainingArguments",
     "LoadedPreferences",
+    "PredictionRecords",
     "PreferenceDataError",
     "PreferenceDataset",
     "PreferencePair",
@@ -46,5 +50,6 @@ __all__ = [
     "read_preferences",
     "split_by_prompt",
     "trainable_share",
+    "training_pairs",
     "validate_preferences",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,9 +43,10 @@ class LlavaRewardTrainingArguments(TrainingArguments):
         remove_unused_columns: Drop columns that the model does not take; for tables of `datasets`.
         logging_nan_inf_filter: Hide losses that are not finite from the log; here they stop the training anyway.
         margin_scale: How much the reward of a chosen image must lead, for each unit of its pair's rating gap.
+        soft_targets: Rating gap at which a chosen image should win with odds of e, instead of always; 0 for always.
 
     Raises:
-        ValueError: for a negative margin_scale, and as transformers' class.
+        ValueError: for a negative margin_scale or soft_targets, both of them, and as transformers' class.
 
     Example:
         >>> arguments = LlavaRewardTrainingArguments(output_dir="outputs", use_cpu=True, report_to="none")
@@ -70,21 +71,63 @@ class LlavaRewardTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False
     margin_scale: float = 0.0
+    soft_targets: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.margin_scale >= 0:
-            raise ValueError(f"margin_scale must not be negative, got {self.margin_scale}.")
+        for name in ("margin_scale", "soft_targets"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.margin_scale and self.soft_targets:
+            raise ValueError("A rating gap is a margin or a probability: set margin_scale or soft_targets, not both.")
         super().__post_init__()
 
 
 @dataclass(kw_only=True)
-class RewardArguments:
+class NoiseBandArguments:
+    """What an adapter for predictions of a noise level is trained with; nothing of it for any other.
+
+    Attributes:
+        noise_band: Lowest and highest noise level that is judged, 0 (finished) to 1; with a dimension as alignment@0.5.
+        level_in_prompt: Write the noise level before the prompt, for one adapter that judges all levels.
+        teacher: Recorded reward whose finished scores order pairs of predictions; the first recorded one by default.
+        teacher_scores: File with scores of finished images by people or others: rows of place, seed and score.
+        calibrate_to: Recorded reward in whose unit the adapter scores at the end; the teacher by default.
+        num_pairs: Pairs of predictions that are drawn, in one epoch.
+        curriculum: Share of the training in which the noise level rises from finished images to the band.
+        clean_fraction: Share of pairs of finished images all the way; 1 is the control that sees no prediction.
+        min_gap: Smallest gap of finished scores of a pair, in their spread within a prompt.
+
+    Raises:
+        ValueError: for settings of a band without one.
+    """
+
+    noise_band: list[float] | None = None
+    level_in_prompt: bool = False
+    teacher: str | None = None
+    teacher_scores: str | None = None
+    calibrate_to: str | None = None
+    num_pairs: int = 20_000
+    curriculum: float = 0.5
+    clean_fraction: float = 0.25
+    min_gap: float = 0.0
+
+    def _check_band(self) -> None:
+        asked = [item.name for item in fields(NoiseBandArguments) if getattr(self, item.name) != item.default]
+        if self.noise_band is None and asked:
+            raise ValueError(f"{', '.join(asked)} belong to an adapter for predictions: give its noise_band, too.")
+        if self.noise_band is not None and len(self.noise_band) != 2:
+            raise ValueError(f"noise_band should be two numbers, the lowest and the highest, got {self.noise_band}.")
+
+
+@dataclass(kw_only=True)
+class RewardArguments(NoiseBandArguments):
     """The reward to train, its backbone and its data.
 
     Attributes:
         backbone: Hub id or folder of the multimodal LLM.
         dimension: What the reward judges: alignment, fidelity, safety, overall, ...
-        train_data: File with pairs or labelled images: JSON, JSON lines or Parquet.
+        train_data: File with pairs or labelled images: JSON, JSON lines or Parquet; for a noise band folders of
+            fk-reward record --keep-predictions, with commas between them.
         validation_data: The same for validation; by default a part of the training data.
         validation_fraction: Share of the training records for validation, without a validation file.
         image_root: Folder that relative paths of images start from; by default the data file's.
@@ -104,6 +147,8 @@ class RewardArguments:
         max_pixels: Qwen2.5-VL: make images of more pixels smaller.
         early_stopping_patience: Stop after this many validations without improvement; by default never.
         resume: Continue from the last complete checkpoint in output_dir, if there is one.
+        initial_adapter: Adapter that the training begins with, and whose objective, head and LoRA it keeps; by default
+            it begins with a new one.
 
     Raises:
         ValueError: for a value outside of these.
@@ -136,8 +181,10 @@ class RewardArguments:
     max_pixels: int | None = None
     early_stopping_patience: int | None = None
     resume: bool = False
+    initial_adapter: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_band()
         if self.backbone_dtype not in DTYPES:
             raise ValueError(f"backbone_dtype must be one of {', '.join(DTYPES)}, got {self.backbone_dtype!r}.")
         if not 0 <= self.validation_fraction < 1:
@@ -161,6 +208,8 @@ class RewardArguments:
             cross_attention=self.cross_attention,
             temperature=self.temperature,
             backbone_options=backbone.options,
+            noise_band=None if self.noise_band is None else (self.noise_band[0], self.noise_band[1]),
+            level_in_prompt=self.level_in_prompt,
         )
 
 
@@ -178,7 +227,8 @@ class TrainingArgumentParser(HfArgumentParser):
         texts = {
             documented.arg_name: documented.description or ""
             for kind in self.dataclass_types
-            for documented in docstring_parser.parse(inspect.cleandoc(kind.__doc__ or "")).params
+            for base in (*(base for base in kind.__bases__ if base.__module__ == __name__), kind)
+            for documented in docstring_parser.parse(inspect.cleandoc(base.__doc__ or "")).params
         }
         for action in self._actions:
             if action.dest in texts:

@@ -19,13 +19,14 @@ class PreferenceDataset(Dataset[PreferenceItem]):
 
     Args:
         items: preference pairs, or labelled images; not both.
+        is_ordered: whether a trainer is to take them in this order, as of a curriculum.
 
     Raises:
         TypeError: for other records, or both kinds.
         ValueError: for no records.
     """
 
-    def __init__(self, items: Sequence[PreferenceItem]) -> None:
+    def __init__(self, items: Sequence[PreferenceItem], *, is_ordered: bool = False) -> None:
         if not items:
             raise ValueError("A dataset needs at least one record.")
         kinds = {type(item) for item in items}
@@ -34,6 +35,7 @@ class PreferenceDataset(Dataset[PreferenceItem]):
             raise TypeError(f"Expected records that are all PreferencePair or all LabelledImage, got {names}.")
         self.items = list(items)
         self.is_labelled = kinds == {LabelledImage}
+        self.is_ordered = is_ordered
 
     def __len__(self) -> int:
         return len(self.items)

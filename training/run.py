@@ -14,10 +14,12 @@ from transformers import EarlyStoppingCallback
 from fk_reward.durable_files import naming_path
 from fk_reward.output_folder import hold_folder_together
 from fk_reward.rewards.llava_reward.backbones.base import Backbone, load_backbone
+from fk_reward.rewards.llava_reward.loading import read_initial
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel, images_for
 from fk_reward.rewards.llava_reward.objective import Objective
 from fk_reward.rewards.prompt_limits import num_positions, require_positions
 from fk_reward.training.arguments import LlavaRewardTrainingArguments, RewardArguments
+from fk_reward.training.band_training import BandData, calibrate_band, require_one_epoch
 from fk_reward.training.checkpoints import (
     checkpoint_problems,
     find_checkpoints,
@@ -25,10 +27,11 @@ from fk_reward.training.checkpoints import (
     last_complete_checkpoint,
 )
 from fk_reward.training.dataset import PreferenceDataset, collate_preferences, split_by_prompt
+from fk_reward.training.predictions import is_recording
 from fk_reward.training.preference_data import PreferenceItem, PreferencePair, labels_of_pairs, report_problems
 from fk_reward.training.reading import read_preferences
 from fk_reward.training.rows import RowProblem
-from fk_reward.training.trainable import TrainableReward, new_dimension
+from fk_reward.training.trainable import TrainableReward, continued_dimension, new_dimension
 from fk_reward.training.trainer import LlavaRewardTrainer
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,9 @@ def make_trainer(reward: RewardArguments, training: LlavaRewardTrainingArguments
     if validation_items is not None:
         validation = _dataset(_readable(validation_items, backbone, skip_bad_rows=skip), model.objective)
     model.objective.check_data(is_labelled=train.is_labelled)
+    if reward.noise_band is not None:
+        train.is_ordered = True
+        require_one_epoch(training)
     patience = reward.early_stopping_patience
     return LlavaRewardTrainer(
         model,
@@ -77,7 +83,7 @@ def _dataset(items: list[PreferenceItem], objective: Objective) -> PreferenceDat
 
 
 def make_model(reward: RewardArguments, *, seed: int) -> TrainableReward:
-    """Load the backbone and attach an untrained dimension to it.
+    """Load the backbone and attach a dimension to it: an untrained one, or what `initial_adapter` was trained to.
 
     Args:
         reward: which backbone and dimension.
@@ -88,10 +94,13 @@ def make_model(reward: RewardArguments, *, seed: int) -> TrainableReward:
         ValueError: for settings that contradict each other, among them image options that the backbone does not have.
     """
     backbone = _load_backbone(reward)
-    network = LlavaRewardModel(backbone)
+    network, config = LlavaRewardModel(backbone), reward.reward_config(backbone)
+    if reward.initial_adapter is not None:
+        initial = read_initial(reward.initial_adapter, backbone=backbone.model_type, dimension=reward.dimension)
+        return TrainableReward(network, continued_dimension(network, config, initial), projector=reward.train_projector)
     key = new_dimension(
         network,
-        reward.reward_config(backbone),
+        config,
         lora_rank=reward.lora_rank,
         lora_alpha=reward.lora_alpha,
         lora_dropout=reward.lora_dropout,
@@ -129,8 +138,23 @@ def run_training(
             known = finished_metrics(training.output_dir, planned_steps=steps, patience=patience)
             if known is not None:
                 logger.info("The training in %s is finished: nothing to do.", training.output_dir)
-                return known
-        return _train(trainer, checkpoint)
+                return known | _calibrated(trainer, reward, training)
+        return _train(trainer, checkpoint) | _calibrated(trainer, reward, training)
+
+
+def _calibrated(
+    trainer: LlavaRewardTrainer, reward: RewardArguments, training: LlavaRewardTrainingArguments
+) -> dict[str, float]:
+    """Calibrate the adapter of a noise band, unless it is; the first of several processes does."""
+    if reward.noise_band is None or not trainer.is_world_process_zero():
+        return {}
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        logger.warning(
+            "Sharded weights are not calibrated: start the same command with --resume in one process, which does."
+        )
+        return {}
+    data = BandData.read(reward, seed=training.seed)
+    return calibrate_band(trainer.reward, training.output_dir, data, batch_size=training.per_device_eval_batch_size)
 
 
 def _train(trainer: LlavaRewardTrainer, checkpoint: Path | None) -> dict[str, float]:
@@ -148,6 +172,11 @@ def _read_data(
     reward: RewardArguments, *, seed: int
 ) -> tuple[Sequence[PreferenceItem], Sequence[PreferenceItem] | None]:
     """Training and validation data; the latter is None without a validation file and with a fraction of 0."""
+    if reward.noise_band is not None:
+        return BandData.read(reward, seed=seed).pairs()
+    for path in (reward.train_data, reward.validation_data):
+        if path is not None and is_recording(path):
+            raise ValueError(f"{path} holds recorded predictions, for an adapter of a noise band: give noise_band.")
     items = _read(reward.train_data, reward)
     if reward.validation_data is not None:
         return items, _read(reward.validation_data, reward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,7 @@ def new_dimension(
 
     Args:
         network: what to attach it to.
-        config: what the dimension is; its name becomes the key, so it must be free.
+        config: what the dimension is; its name, with "_" for dots, becomes the key, so it must be free.
         lora_rank: r; 0 for no LoRA.
         lora_alpha: scale of LoRA, divided by r.
         lora_dropout: share of LoRA's inputs that is dropped in training.
@@ -174,8 +175,34 @@ def new_dimension(
     # PEFT initialises from the global generator, which a trainer seeds by itself; on the CPU, whatever the devices.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network.attach(config.dimension, RewardCheckpoint(config, lora_config, lora={}, projector={}, head={}))
-    return config.dimension
+        key = config.dimension.replace(".", "_")
+        network.attach(key, RewardCheckpoint(config, lora_config, lora={}, projector={}, head={}))
+    return key
+
+
+def continued_dimension(network: LlavaRewardModel, config: LlavaRewardConfig, initial: RewardCheckpoint) -> str:
+    """Attach a dimension that begins with the weights of another one.
+
+    Args:
+        network: what to attach it to.
+        config: what the dimension is; objective, head, temperature and SkipCA are those of `initial`.
+        initial: whose LoRA, projector and head are copied.
+
+    Returns:
+        The key in `network`.
+
+    Raises:
+        ValueError: when the dimension is attached already, or belongs to another backbone.
+    """
+    kept = {name: getattr(initial.config, name) for name in _OF_THE_HEAD}
+    key = config.dimension.replace(".", "_")
+    config = dataclasses.replace(config, **kept)
+    network.attach(key, dataclasses.replace(initial, config=config))
+    return key
+
+
+_OF_THE_HEAD = ("objective", "value_head_dim", "cross_attention", "attends_to", "temperature")
+"""Fields of a configuration without which its weights mean something else."""
 
 
 def full_size_share(model_type: str, *, lora_rank: int = 128, cross_attention: bool = True) -> TrainableShare:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
@@ -147,24 +147,40 @@ class LlavaRewardTrainer(Trainer):
         # Zeros, not None: the Trainer computes no metrics without labels.
         return None, items, items.new_zeros(len(items)) if targets is None else targets
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """In the order of the dataset where that is a curriculum; else transformers' sampler."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if getattr(dataset, "is_ordered", False):
+            return SequentialSampler(dataset)
+        return super()._get_train_sampler(train_dataset)
+
     def _targets(self, inputs: Mapping[str, Any]) -> Tensor | None:
         if not self.reward.objective.takes_pairs:
             return inputs.get("labels")
-        if self.args.margin_scale == 0:
+        if not self._reads_gaps:
             return None
-        if inputs.get("margin") is None:
-            raise ValueError(f"margin_scale is {self.args.margin_scale}, but some of the pairs have no margin.")
-        return self.args.margin_scale * inputs["margin"]
+        gaps = inputs.get("margin")
+        if gaps is None:
+            name = "soft_targets" if self.args.soft_targets else "margin_scale"
+            raise ValueError(f"{name} is {getattr(self.args, name)}, but some of the pairs have no margin.")
+        return torch.sigmoid(gaps / self.args.soft_targets) if self.args.soft_targets else self.args.margin_scale * gaps
+
+    @property
+    def _reads_gaps(self) -> bool:
+        return bool(self.args.margin_scale or self.args.soft_targets)
 
     def _loss(self, items: Tensor, targets: Tensor | None) -> Tensor:
-        return self.reward.objective.loss(items, targets, temperature=self.reward.reward_config.temperature)
+        objective, temperature = self.reward.objective, self.reward.reward_config.temperature
+        if self.args.soft_targets and targets is not None:
+            return objective.soft_loss(items, targets, temperature=temperature)
+        return objective.loss(items, targets, temperature=temperature)
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         objective, temperature = self.reward.objective, self.reward.reward_config.temperature
         items, targets = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
         logits = objective.logits(items, temperature=temperature)
         truths = torch.ones(len(logits), dtype=torch.bool) if objective.takes_pairs else targets.bool()
-        without_targets = objective.takes_pairs and self.args.margin_scale == 0
+        without_targets = objective.takes_pairs and not self._reads_gaps
         loss = self._loss(items, None if without_targets else targets)
         return {"loss": loss.item(), **answer_metrics(logits, truths)}
 

@@ -56,6 +56,31 @@ class Objective(abc.ABC):
         B: number of pairs or of labelled images, d: size of the reward's raw output.
         """
 
+    def soft_loss(self, items: Tensor, probabilities: Tensor, *, temperature: float) -> Tensor:
+        """Cross-entropy of pairs with the probability that the chosen image wins, in place of its certain win.
+
+        Args:
+            items: (B, 2, d), as from `items`.
+            probabilities: (B,) in [0, 1].
+            temperature: positive.
+
+        Returns:
+            Scalar; smallest where the sigmoid of `logits` is that probability.
+
+        Raises:
+            ValueError: for an objective of labelled images, or other shapes.
+
+        Example:
+            >>> items, even = torch.zeros(1, 2, 1), torch.tensor([0.5])
+            >>> f"{find_objective('bradley-terry').soft_loss(items, even, temperature=0.1).item():.4f}"  # log 2
+            '0.6931'
+        """
+        if not self.takes_pairs:
+            raise ValueError(f"Objective {self.name!r} has labels, no probabilities of pairs: set soft_targets to 0.")
+        logits = at_least_float32(self.logits(items, temperature=temperature))
+        check_vectors(logits=logits, probabilities=probabilities)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, probabilities.to(logits.dtype))
+
     @abc.abstractmethod
     def preference_logits(self, a: Tensor, b: Tensor, *, temperature: float) -> Tensor:
         """(B,) logits that each image of `a` (B, d) is preferred to the same row of `b` (B, d)."""
