@@ -1,0 +1,88 @@
+"""The recipe of the noise bands in small: every stage runs and goes on, and the bound is what a perfect judge has."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fk_reward.rewards import load_reward
+from fk_reward.rewards.noise_bands import NoiseBand
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """All stages, as `python examples/shapes/train_bands.py --smoke` runs them."""
+    import train_bands
+
+    root = tmp_path_factory.mktemp("bands")
+    train_bands.main(root, smoke=True)
+    return root
+
+
+def test_every_stage_leaves_its_results(root):
+    import train_bands
+
+    tables = json.loads((root / "measured" / "deterministic" / "noise_accuracy.json").read_text())
+    judges = {row["judge"] for row in tables["rows"]}
+    assert train_bands.REWARD in judges and any("@0.8 (bands, seed 0)" in judge for judge in judges)
+    assert any("@0.8-clean" in judge for judge in judges), "the control"
+    assert {row["reference"] for row in tables["rows"]} == set(train_bands.TEACHERS)
+    rows = json.loads((root / "measured" / "bound.json").read_text())
+    assert len(rows) == 2 * len(train_bands.TEACHERS)
+
+
+def test_a_stage_that_is_done_is_not_done_again(root):
+    import train_bands
+
+    before = {path: path.stat().st_mtime_ns for path in (root / "recorded").rglob("*.png")}
+    train_bands.record(root, smoke=True)
+    assert {path: path.stat().st_mtime_ns for path in (root / "recorded").rglob("*.png")} == before
+
+
+def test_what_is_exported_is_loaded_by_name(root, tmp_path, monkeypatch):
+    import train_bands
+
+    train_bands.export(root, kinds=("0.8",), assets=tmp_path)
+    monkeypatch.setattr("fk_reward.rewards.registry.ASSETS", tmp_path)
+    reward = load_reward(f"{train_bands.REWARD}@bands")
+    assert reward.at_noise(0.75).judges == (f"{train_bands.REWARD}@0.8",)
+    assert reward.at_noise(0.5) is reward
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(
+        reward(images, "a photo of a star"), load_reward(train_bands.REWARD)(images, "a photo of a star")
+    )
+
+
+def test_imagereward_learns_from_the_same_recordings(root):
+    import train_imagereward_bands as recipe
+
+    recipe.main(root, kinds=("0.8",), solvers=("deterministic",), num_pairs=8, batch_size=4, held_out_fraction=0.34)
+    folder = root / "imagereward" / "seed0"
+    reward = load_reward("shapes-imagereward", bands=folder)
+    assert list(reward.bands) == [NoiseBand(0.7, 0.89, "0.8")]
+    assert reward.at_noise(0.8)(torch.rand(1, 3, 64, 64), "a photo of a star").isfinite().all()
+
+
+def test_the_bound_is_the_correlation_with_the_mean_of_the_state():
+    """States of variance 1, redraws of variance 1: the rank correlation of a mean with one redraw is known."""
+    from train_bands import bound_row
+
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(400, 6, 1)) + rng.normal(size=(400, 6, 9))
+    row = bound_row(rewards, [str(place) for place in range(400)])
+    # of two normals with correlation rho, pairs are in order with 1/2 + asin(rho) / pi; eight others give the mean
+    rho = 1 / np.sqrt((1 + 1 / 8) * 2)
+    assert row["pairs"] == pytest.approx(0.5 + np.arcsin(rho) / np.pi, abs=4 * 0.5 / np.sqrt(400 * 15))
+    nothing = bound_row(rng.normal(size=(200, 6, 4)), [str(place) for place in range(200)])
+    assert nothing["pairs"] == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(200 * 15))
+
+
+def test_copies_part_where_they_should():
+    from train_bands import Redraw
+
+    population = Redraw(num_particles=2, num_redraws=3, step=4).population()
+    assert population.sizes(10) == {4: 6} and population.max_particles == 6 and population.copies
+    assert population.advance(torch.tensor([1.0, 0.0]), step=4).tolist() == [0, 0, 0, 1, 1, 1]
