@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -166,3 +168,10 @@ def test_soft_targets_are_smallest_at_the_probability_that_they_ask_for():
 def test_margins_and_soft_targets_exclude_each_other(tmp_path):
     with pytest.raises(ValueError, match="not both"):
         LlavaRewardTrainingArguments(output_dir=str(tmp_path), use_cpu=True, margin_scale=1.0, soft_targets=1.0)
+
+
+def test_the_settings_for_sdxl_are_understood():
+    path = Path(__file__).parents[2] / "examples" / "noise_aware_sdxl.yaml"
+    reward, training = parse_arguments([str(path), "--bf16=False", "--use_cpu"])
+    assert reward.noise_band == [0.85, 0.97] and reward.dimension == "alignment@0.9"
+    assert training.soft_targets == 1.0 and training.num_train_epochs == 1
