@@ -8,6 +8,8 @@ from fk_reward import lazy
 
 if typing.TYPE_CHECKING:
     from fk_reward.pipelines.acceleration import Compilation, speed_up
+    from fk_reward.pipelines.cache_schedule import CacheSchedule
+    from fk_reward.pipelines.caching import apply_cache_schedule, cache_components, remove_cache_schedule
     from fk_reward.pipelines.decoding import PREVIEWS, LatentDecoder, ReducedResolution
     from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline
     from fk_reward.pipelines.output import FKSteeringOutput
@@ -17,6 +19,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.sampling.flow_match_sde import FlowMatchSDEScheduler
 
 _MODULES = {
+    "CacheSchedule": "cache_schedule",
     "Compilation": "acceleration",
     "FKSteeringOutput": "output",
     "FKSteeringPipeline": "fk_steering_pipeline",
@@ -27,6 +30,9 @@ _MODULES = {
     "ReducedResolution": "decoding",
     "SOLVERS": "schedulers",
     "Solver": "schedulers",
+    "apply_cache_schedule": "caching",
+    "cache_components": "caching",
+    "remove_cache_schedule": "caching",
     "speed_up": "acceleration",
     "stochastic_scheduler": "schedulers",
     "watch_steps": "watching",
@@ -35,6 +41,7 @@ _MODULES = {
 __all__ = [
     "PREVIEWS",
     "SOLVERS",
+    "CacheSchedule",
     "Compilation",
     "FKSteeringOutput",
     "FKSteeringPipeline",
@@ -43,6 +50,9 @@ __all__ = [
     "LatentDecoder",
     "ReducedResolution",
     "Solver",
+    "apply_cache_schedule",
+    "cache_components",
+    "remove_cache_schedule",
     "speed_up",
     "stochastic_scheduler",
     "watch_steps",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fk_reward.pipelines.hooks import find_denoisers
+from fk_reward.pipelines.pipeline_state import stateful_hooks
 
 if TYPE_CHECKING:
     from fk_reward.pipelines.fk_steering_pipeline import FKSteeringPipeline
@@ -150,6 +151,7 @@ def _compile(pipe: FKSteeringPipeline, compilation: Compilation) -> None:
     of_reward = [block for module in scorers for block in repeated_blocks(module)]
     if scorers and not of_reward:
         logger.warning("Reward %r has no repeated blocks and is not compiled.", pipe.reward.card.name)
+    _check_caches(denoisers)
     _check_offload([*chosen, *of_reward])
     check_compiler(compilation, devices_of(pipe))
     for block in dict.fromkeys([*chosen, *of_reward]):
@@ -171,6 +173,15 @@ def _chosen(denoiser: nn.Module, compilation: Compilation) -> list[nn.Module]:
             "in one piece."
         )
     return blocks
+
+
+def _check_caches(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        if caches := [type(hook).__name__ for hook in stateful_hooks(module)]:
+            raise ValueError(
+                f"{type(module).__name__} keeps a cache from one call to the next ({caches[0]}), which compiled code "
+                "would pass by: call its disable_cache() or remove_cache_schedule(pipe), or leave compile out."
+            )
 
 
 def _check_offload(blocks: Iterable[nn.Module]) -> None:

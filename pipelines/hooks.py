@@ -92,8 +92,14 @@ def wrap_forward(module: nn.Module, around: Callable[..., Any]) -> Iterator[None
         with wrap_method(module, compiled, around):
             yield
         return
+    with hooked(module, WrapForward(around)):
+        yield
+
+
+@contextmanager
+def hooked(module: nn.Module, hook: WrapForward) -> Iterator[None]:
+    """Put a hook around the `forward` of a module inside the block; afterwards all is as before."""
     had_registry, own_forward = "_diffusers_hook" in vars(module), vars(module).get("forward")
-    hook = WrapForward(around)
     registry = hook.register(module)
     try:
         yield

@@ -21,9 +21,10 @@ from fk_reward.sampling.row_state import RowState, Take, map_tensors
 
 _CACHE_STATES = (
     *("FBCSharedBlockState", "PyramidAttentionBroadcastState", "FasterCacheDenoiserState", "FasterCacheBlockState"),
-    *("TaylorSeerState", "MagCacheState", "TextKVCacheState", "TextKVCacheBlockState"),
+    *("TaylorSeerState", "MagCacheState", "TextKVCacheState", "TextKVCacheBlockState", "ScheduledCacheState"),
 )
-"""States of Diffusers' hooks whose tensors have a row for each particle, in one block or in those of guidance."""
+"""States of hooks of Diffusers and of `caching`, whose tensors have a row for each particle, in one block or in those
+of guidance."""
 
 _WEIGHTS = ("_parameters", "_buffers", "_modules")
 
@@ -267,7 +268,7 @@ def _states(hook: ModelHook) -> list[Any]:
 
 
 def _is_known(kind: type) -> bool:
-    return kind.__name__ in _CACHE_STATES and kind.__module__.startswith("diffusers.hooks.")
+    return kind.__name__ in _CACHE_STATES and kind.__module__.startswith(("diffusers.hooks.", "fk_reward.pipelines."))
 
 
 def _by_block(tensor: Tensor, take: Take, num_rows: int) -> Tensor:
