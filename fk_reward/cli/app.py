@@ -14,6 +14,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, ValidationError
 
+from fk_reward.cli.cache import cache_apply, cache_evolve, cache_show
 from fk_reward.cli.convert import convert
 from fk_reward.cli.demo import demo
 from fk_reward.cli.doctor import doctor
@@ -64,12 +65,16 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "skills draw": skills_draw,
     "skills train": skills_train,
     "skills merge": skills_merge,
+    "cache evolve": cache_evolve,
+    "cache apply": cache_apply,
+    "cache show": cache_show,
     "ui": ui,
 }
 """Name -> function. A name of two words is a command of a group, which `GROUPS` describes."""
 
 GROUPS: dict[str, str] = {
     "skills": "Learn skill-specific LoRA experts of a text-to-image model, and merge them.",
+    "cache": "Caching schedules: parts of a denoiser that are not computed at every step.",
 }
 """First word of such names -> what its commands are about."""
 

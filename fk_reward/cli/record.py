@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,7 @@ from fk_reward.value_checks import parse_shard, whole_number
 
 if TYPE_CHECKING:
     from fk_reward.benchmarks.recording import RecordRequest
+    from fk_reward.benchmarks.task import Judge
 
     RequestOptions = dict[str, Any]
 else:
@@ -119,7 +120,13 @@ def _time(asked: RecordRequest, num_prompts: int, num_steps: int, tflops: str | 
 
 
 def _prompts(typed: Sequence[str], file: Path | None, suite: str | None, number: int | None) -> list[str]:
-    """The prompts, from one of three sources.
+    return [sample["prompt"] for sample in chosen_samples(typed, file, suite, number)[0]]
+
+
+def chosen_samples(
+    typed: Sequence[str], file: Path | None, suite: str | None, number: int | None
+) -> tuple[Sequence[Mapping[str, Any]], Callable[[str], Judge] | None]:
+    """The prompts, from one of three sources, and what loads the judge of a suite; None without a suite.
 
     Raises:
         ValueError: none of them, several, or a file without a prompt.
@@ -134,10 +141,11 @@ def _prompts(typed: Sequence[str], file: Path | None, suite: str | None, number:
         if suite is None:
             raise ValueError("--num-prompts goes with --suite.")
     if suite is not None:
-        return [sample["prompt"] for sample in find_suite(suite).task(TaskOptions(num_prompts=number)).samples]
+        task = find_suite(suite).task(TaskOptions(num_prompts=number))
+        return task.samples, task.judge
     if file is None:
-        return list(typed)
+        return [{"prompt": text} for text in typed], None
     lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     if not any(lines):
         raise ValueError(f"{file} holds no prompt: expected one a line.")
-    return [line for line in lines if line]
+    return [{"prompt": line} for line in lines if line], None

@@ -75,6 +75,9 @@ NAMES = (
     "skills draw",
     "skills train",
     "skills merge",
+    "cache evolve",
+    "cache apply",
+    "cache show",
     "ui",
 )
 
@@ -192,6 +195,8 @@ WRITERS = {
     "skills draw": ("skills", "draw", "nothing.txt"),
     "skills train": ("skills", "train", "nothing"),
     "skills merge": ("skills", "merge", "nothing"),
+    "cache evolve": ("cache", "evolve", "a cat"),
+    "cache apply": ("cache", "apply", "schedule.json", "--prompt", "a cat"),
 }
 """Every command that writes a folder of results, `--out`; scripts are in tests/examples, `train` has a test file."""
 
