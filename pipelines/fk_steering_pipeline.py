@@ -385,8 +385,7 @@ class FKSteeringPipeline(PipelineProxy):
         config, sizes, arguments = split_arguments(
             self.pipe, arguments, search=search, batch_sizes=self.batch_sizes, attributes=(*OPTIONS, "scheduler")
         )
-        of_solver = {} if self.solver is None else self.solver.arguments(self.pipe)
-        arguments |= {name: value for name, value in of_solver.items() if arguments.get(name) is None}
+        arguments = arguments if self.solver is None else self.solver.complete(self.pipe, arguments)
         config = config_for_spread(config, self.reward.card.spread)
         lookahead = chosen_lookahead(self.pipe, lookahead, self.lookahead, config)
         config = search_within_budget(self.pipe, config, budget, arguments, lookahead=lookahead)
@@ -417,11 +416,11 @@ class FKSteeringPipeline(PipelineProxy):
         Raises:
             ValueError: for a budget that buys nothing.
         """
-        of_solver = {} if self.solver is None else self.solver.arguments(self.pipe)
+        arguments = arguments if self.solver is None else self.solver.complete(self.pipe, arguments)
         asked, number = chosen_search(search, None, self.search), arguments.pop("num_images_per_prompt", 1)
         config = search_for_call(asked, arguments, num_images=number)
         lookahead = chosen_lookahead(self.pipe, arguments.pop("lookahead", None), self.lookahead, config)
-        return search_within_budget(self.pipe, config, budget, of_solver | arguments, lookahead=lookahead)
+        return search_within_budget(self.pipe, config, budget, arguments, lookahead=lookahead)
 
     def _prepare(self, call: SteeredCall, link: ProcessLink | None) -> SteeredRun:
         """Everything that runs a call, on this process's share of its particles."""

@@ -226,8 +226,9 @@ def call_arguments(
         guidance_scale: as typed, or None.
         size: height and width as typed, or None.
     """
-    of_solver = {} if pipe.solver is None else pipe.solver.arguments(pipe)
+    given = {"num_inference_steps": steps, "guidance_scale": guidance_scale, **size}
+    typed = {name: value for name, value in given.items() if value is not None}
+    of_solver = {} if pipe.solver is None else pipe.solver.complete(pipe, typed)
     of_solver.pop("eta", None)  # the pipeline knows where it goes
-    typed = {"num_inference_steps": steps, "guidance_scale": guidance_scale, **size}
     defaults = {"num_inference_steps": DEFAULT_STEPS, **default_guidance(model, None)}
-    return defaults | of_solver | {name: value for name, value in typed.items() if value is not None}
+    return defaults | of_solver | typed

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
 
 from fk_reward.sampling.flow_match_glass import FlowMatchGLASSScheduler
 from fk_reward.sampling.stochasticity import (
@@ -38,9 +46,12 @@ class Solver:
         guidance_scale: unless the call names another; 1 is no classifier-free guidance. None for the pipeline's
             default. Models that read the guidance as an input (`time_cond_proj_dim` in the UNet's config) always keep
             the pipeline's default.
+        timesteps: those of a model that was distilled for them, as many as steps; empty for the scheduler's own. A call
+            with another number of steps is refused.
+        call: other arguments of the pipeline's call, unless the call names them.
 
     Raises:
-        ValueError: for a setting that the scheduler does not have, or no steps.
+        ValueError: for a setting that the scheduler does not have, no steps, or another number of timesteps.
 
     Example:
         >>> solver = Solver(scheduler=DDIMScheduler, num_inference_steps=30, eta=0.5)
@@ -53,6 +64,8 @@ class Solver:
     config: Mapping[str, Any] = field(default_factory=dict)
     eta: float | None = None
     guidance_scale: float | None = None
+    timesteps: Sequence[int] = ()
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what Diffusers would ignore."""
@@ -63,6 +76,10 @@ class Solver:
             raise ValueError(f"The step of {self.scheduler.__name__} takes no eta; leave it out.")
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps should be at least 1, got {self.num_inference_steps}.")
+        if self.timesteps and len(self.timesteps) != self.num_inference_steps:
+            raise ValueError(
+                f"timesteps should be {self.num_inference_steps}, one for each step, got {len(self.timesteps)}."
+            )
 
     def build(self, scheduler: Any) -> Any:
         """Build the scheduler of this solver for the model of another scheduler.
@@ -96,8 +113,34 @@ class Solver:
             "num_inference_steps": self.num_inference_steps,
             "eta": self.eta,
             "guidance_scale": guidance_scale,
+            "timesteps": list(self.timesteps) or None,
+            **self.call,
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+    def complete(self, pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call, with those that it does not give.
+
+        Raises:
+            ValueError: for another number of steps than the solver has timesteps.
+
+        Example:
+            >>> SOLVERS["tlcm-2"].complete(None, {"guidance_scale": 2.0})["timesteps"]
+            [999, 499]
+        """
+        steps = arguments.get("num_inference_steps")
+        own_levels = any(arguments.get(name) is not None for name in ("timesteps", "sigmas"))
+        if self.timesteps and not own_levels and steps not in (None, self.num_inference_steps):
+            raise ValueError(
+                f"The solver's {self.num_inference_steps} timesteps ({', '.join(map(str, self.timesteps))}) are those "
+                f"that its model was distilled for, and the call asks for {steps} steps: leave num_inference_steps "
+                f"out, take the solver with {steps} steps where there is one, or pass timesteps=[...]."
+            )
+        given = {name: value for name, value in arguments.items() if value is not None}
+        own = self.arguments(pipe)
+        if own_levels:
+            own = {name: value for name, value in own.items() if name not in ("timesteps", "num_inference_steps")}
+        return {**arguments, **own, **given}
 
 
 @dataclass(frozen=True)
@@ -142,6 +185,62 @@ def _glass(num_steps: int) -> Solver:
     return Solver(scheduler=FlowMatchGLASSScheduler, num_inference_steps=num_steps)
 
 
+def _distar() -> Solver:
+    """Luo et al. (2024), Diff-Instruct*: LCM's scheduler at the one timestep 399, without guidance.
+
+    README.md of github.com/pkulwj1994/diff_instruct_star, for XDG-XHS/distar_long_1step.
+    """
+    return Solver(scheduler=LCMScheduler, num_inference_steps=1, guidance_scale=0.0, timesteps=(399,))
+
+
+_TLCM_LEVELS = (999, 874, 749, 624, 499, 374, 249, 124, 0)
+_TLCM_PLACES = {
+    2: (0, 4),
+    3: (0, 4, 7),
+    4: (0, 2, 4, 7),
+    5: (0, 2, 4, 6, 7),
+    6: (0, 2, 4, 5, 6, 7),
+    7: (0, 2, 3, 4, 5, 6, 7),
+    8: (0, 1, 2, 3, 4, 5, 6, 7),
+}
+
+
+def _tlcm(num_steps: int) -> Solver:
+    """Xie et al. (2024), TLCM (MLCM before): places in linspace(999, 0, 9), without guidance.
+
+    `inference.py` of github.com/OPPO-Mente-Lab/TLCM: its last place, 0, is never asked. It has no boundary scaling,
+    which at these timesteps differs from 1 by less than 1e-6. All timesteps are on the grid of 1000 original steps.
+    """
+    timesteps = tuple(_TLCM_LEVELS[place] for place in _TLCM_PLACES[num_steps])
+    config = {"original_inference_steps": 1000}
+    return Solver(
+        scheduler=LCMScheduler,
+        num_inference_steps=num_steps,
+        config=config,
+        guidance_scale=1.0,
+        timesteps=timesteps,
+    )
+
+
+def _turbo(num_steps: int) -> Solver:
+    """Sauer et al. (2023), SD-Turbo and SDXL-Turbo: trailing timesteps (999 is the first), guidance 0.
+
+    As Diffusers' page on SDXL-Turbo has it. The scheduler is that of stabilityai/sdxl-turbo.
+    """
+    config = {"timestep_spacing": "trailing"}
+    return Solver(
+        scheduler=EulerAncestralDiscreteScheduler,
+        num_inference_steps=num_steps,
+        config=config,
+        guidance_scale=0.0,
+    )
+
+
+def _schnell(scheduler: type[Any]) -> Solver:
+    """FLUX.1-schnell: 4 steps at the levels 1, .75, .5, .25, no guidance, 256 tokens, as its model card has it."""
+    return Solver(scheduler=scheduler, num_inference_steps=4, guidance_scale=0.0, call={"max_sequence_length": 256})
+
+
 SOLVERS: dict[str, Solver] = {
     "ddim-50": _ddim(50),
     "ddim-100": _ddim(100),
@@ -153,10 +252,18 @@ SOLVERS: dict[str, Solver] = {
     "tcd-8": _tcd(8),
     "glass-28": _glass(28),
     "glass-48": _glass(48),
+    "distar-1": _distar(),
+    **{f"tlcm-{num_steps}": _tlcm(num_steps) for num_steps in _TLCM_PLACES},
+    "turbo-1": _turbo(1),
+    "turbo-4": _turbo(4),
+    "schnell-4": _schnell(FlowMatchLCMScheduler),
+    "schnell-ode-4": _schnell(FlowMatchEulerDiscreteScheduler),
 }
-"""Presets by name. `glass-*` are for flow models (SD3, Flux), the others for models with a schedule of betas. `lcm-*`
-and `tcd-*` need a model, or a LoRA, that was distilled for them: naming one says that it was. With any
-other model they shrink every mode of the distribution (`docs/schedulers.md`)."""
+"""Presets by name. `glass-*` and `schnell-*` are for flow models (SD3, Flux), the others for models with a schedule of
+betas. `lcm-*`, `tcd-*`, `distar-1`, `tlcm-*`, `turbo-*` and `schnell-*` need a model, or a LoRA, that was distilled for
+them: naming one says that it was. With any other model they shrink every mode of the distribution
+(`docs/schedulers.md`). `schnell-4` puts new noise on the predicted sample at the published levels, which lets copies
+differ; `schnell-ode-4` is the published sampler, for searches that copy nobody."""
 
 
 def resolve_solver(solver: str | Solver | None) -> Solver | None:

@@ -375,6 +375,10 @@ def can_move(population: Population) -> bool:
     return len(population.scoring_steps(LONG_RUN)) > 0
 
 
+SEARCH_STARTS = "A search over the starts has something to decide: search='noise-search'."
+"""What to do where a trajectory is too short for a search inside it."""
+
+
 def needs_noise(config: SearchConfig) -> bool:
     """Whether a search needs a stochastic transition: it copies particles, or it says so (`needs_noise = True`).
 

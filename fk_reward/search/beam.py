@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fk_reward.search.base import PlainPopulation
+from fk_reward.search.base import SEARCH_STARTS, PlainPopulation
 from fk_reward.value_checks import boolean, ordered_fractions, whole_number
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class BeamPopulation(PlainPopulation):
         if self.copies and not self._sizes:
             return (
                 f"A trajectory of {num_steps} steps has no room for two branchings, so nothing is proposed: this is "
-                f"best of {self.num_particles}."
+                f"best of {self.num_particles}. {SEARCH_STARTS}"
             )
         return None
 

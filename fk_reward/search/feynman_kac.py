@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fk_reward.search.base import Forecast
+from fk_reward.search.base import SEARCH_STARTS, Forecast
 from fk_reward.search.diversity import DIVERSE
 from fk_reward.search.fkd_args import convert_fkd_args
 from fk_reward.smc.particle_filter import ParticleFilter, grouped_rewards
@@ -352,7 +352,7 @@ class FKPopulation(ParticleFilter):
         if not self._sizes:
             return (
                 f"A trajectory of {num_steps} step has no scoring step, so nothing will be resampled: this is best of "
-                f"{number}."
+                f"{number}. {SEARCH_STARTS}"
             )
         if self._threshold_is_idle:
             return (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
-from fk_reward.search.base import Forecast, PlainPopulation, SearchConfig
+from fk_reward.search.base import SEARCH_STARTS, Forecast, PlainPopulation, SearchConfig
 from fk_reward.search.budget import largest_within
 from fk_reward.value_checks import boolean, ordered_fractions, real_number, whole_number
 
@@ -180,7 +180,8 @@ class RolloverPopulation(PlainPopulation):
         """Place the scoring steps; a sentence where there is no step to propose."""
         super().begin(num_steps)
         if not self._sizes:
-            return f"A trajectory of {num_steps} steps has no step to propose: this is best of {self.num_particles}."
+            short = f"A trajectory of {num_steps} steps has no step to propose: this is best of {self.num_particles}."
+            return f"{short} {SEARCH_STARTS}"
         return None
 
     def consider(self, rewards: Tensor, *, step: int) -> Tensor:
