@@ -1,0 +1,94 @@
+"""Measures a model of few steps: plain, best of N, a search over starts and FK steering, at equal calls of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+from diffusers import LCMScheduler
+
+from fk_reward import FKSteeringPipeline
+from fk_reward.benchmarks.cache_comparison import compared
+from fk_reward.benchmarks.drawing import particle_generators
+from fk_reward.benchmarks.geneval.suites import find_suite
+from fk_reward.benchmarks.task import TaskOptions
+from fk_reward.pipelines import Solver
+from fk_reward.search import BestOfN, FKSteeringConfig, NoiseSearch, SearchConfig
+
+
+def methods(num_steps: int, budget: int) -> dict[str, SearchConfig]:
+    """Each costs at most `budget` sample steps of a prompt, but for the plain image; with one step nothing is steered.
+
+    Example:
+        >>> list(methods(1, 50)), methods(2, 50)["best of N"].num_particles
+        (['plain', 'best of N', 'noise search'], 25)
+    """
+    number = budget // num_steps
+    particles = max(1, min(5, number // 2))
+    found: dict[str, SearchConfig] = {
+        "plain": BestOfN(num_particles=1),
+        "best of N": BestOfN(num_particles=number),
+        "noise search": NoiseSearch(num_particles=particles, num_rounds=number // particles),
+    }
+    return found | ({"FK": FKSteeringConfig(num_particles=number)} if num_steps > 1 else {})
+
+
+def draw(pipe: FKSteeringPipeline, prompts: Sequence[str], search: SearchConfig, seed: int) -> tuple[Any, Any, int]:
+    """The best image of each prompt, its reward, and the sample steps of all of them."""
+    images, rewards, steps = [], [], 0
+    for place, prompt in enumerate(prompts):
+        generators = particle_generators(seed, [place], search.num_particles)
+        out = pipe(prompt, search=search, generator=generators)
+        images.append(out.images)
+        rewards.append(out.rewards[0].tolist())
+        steps += out.trace.cost.sample_steps
+    return images, rewards, steps
+
+
+def main(  # noqa: PLR0913, PLR0917 (a command's options)
+    model: str = "runs/distilled/shapes-sd-lcm",
+    reward: str = "shapes-llava-reward-alignment",
+    suite: str = "shapes",
+    num_prompts: int = 300,
+    num_steps: tuple[int, ...] = (1, 2, 4, 8),
+    budget: int = 50,
+    seed: int = 0,
+    output: Path = Path("runs/few_steps.json"),
+) -> None:
+    """Writes accuracies by the verifier and rewards, with 95 % intervals over prompts, and prints a table.
+
+    Gains are paired differences from best of N with as many steps.
+    """
+    pipe = FKSteeringPipeline.from_pretrained(model, reward=reward)
+    pipe.set_progress_bar_config(disable=True)
+    task = find_suite(suite).task(TaskOptions(num_prompts=num_prompts))
+    judge, prompts = task.judge("cpu"), [sample["prompt"] for sample in task.samples]
+    report: dict[str, Any] = {}
+    for steps in num_steps:
+        pipe.solver = Solver(scheduler=LCMScheduler, num_inference_steps=steps, guidance_scale=1.0)
+        drawn = {name: draw(pipe, prompts, search, seed) for name, search in methods(steps, budget).items()}
+        first = {"best of N": drawn["best of N"], **drawn}  # what the others are compared with
+        figures = compared({name: one[:2] for name, one in first.items()}, task.samples, judge)
+        report[str(steps)] = {
+            name: {**figures[name], "sample_steps": one[2] / len(prompts)} for name, one in drawn.items()
+        }
+        for name, found in report[str(steps)].items():
+            print(f"| {steps} | {name} | {found['sample_steps']:.0f} | {_ends(found['accuracy'])} | "
+                  f"{_ends(found['accuracy_gain'])} | {_ends(found['reward'])} |", flush=True)  # fmt: skip
+    output.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"model": model, "reward": reward, "suite": suite, "num_prompts": num_prompts, "budget": budget}
+    output.write_text(json.dumps(settings | {"seed": seed, "num_steps": report}, indent=2) + "\n")
+
+
+def _ends(found: dict[str, float | None] | None) -> str:
+    if found is None:
+        return ""
+    limits = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
+    return f"{found['estimate']:.3f}{limits}"
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)
