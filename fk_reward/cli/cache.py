@@ -168,8 +168,8 @@ def cache_apply(  # noqa: PLR0913 (one parameter for each option)
         drawn = CachedImages.load(drawing, device=place, dtype=resolve_dtype(placement.dtype, place))
         judge = None if load_judge is None else load_judge(place)
         plain = {name: value for name, value in drawn.arguments.items() if name != "num_inference_steps"}
-        methods = {UNCACHED: None, **loaded}
-        results = {}
+        methods: dict[str, Any] = {UNCACHED: None, **loaded}
+        results: dict[str, Any] = {}
         for name, schedule in methods.items():
             results[name] = drawn.draw(schedule, [sample["prompt"] for sample in samples])
             save_images(folder / name.replace(" ", "-"), results[name][0])
