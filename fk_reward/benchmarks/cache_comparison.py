@@ -19,7 +19,7 @@ from fk_reward.pipelines.cache_schedule import CacheSchedule
 from fk_reward.pipelines.caching import cache_schedule
 from fk_reward.pipelines.loading import call_arguments
 from fk_reward.pipelines.schedulers import resolve_solver
-from fk_reward.planning.cache_costs import CacheCosts
+from fk_reward.planning.cache_costs import CacheCosts, count_cache_costs
 from fk_reward.rewards import load_reward
 from fk_reward.search import BestOfN, SearchConfig
 
@@ -42,7 +42,7 @@ class CachedImages:
     def __init__(self, pipe: FKSteeringPipeline, drawing: CachedDrawing) -> None:
         self.pipe, self._drawing = pipe, drawing
         size = {"height": drawing.height, "width": drawing.width}
-        steps, guidance = drawing.num_inference_steps, drawing.guidance_scale
+        steps, guidance = drawing.typed_steps, drawing.guidance_scale
         self.arguments = call_arguments(pipe, drawing.model, steps=steps, guidance_scale=guidance, size=size)
         self.arguments |= {} if drawing.eta is None else {"eta": drawing.eta}
 
@@ -68,6 +68,13 @@ class CachedImages:
             "described": describe_model(self.pipe, eta=self._drawing.eta),
             "reward_weights": weights_digest([self.pipe.reward]),
         }
+
+    def costs(self) -> CacheCosts:
+        """Operations of a step of this drawing, and of the parts that can be cached."""
+        names = ("guidance_scale", "height", "width", "max_sequence_length")
+        return count_cache_costs(
+            self.pipe.pipe, **{name: self.arguments[name] for name in names if name in self.arguments}
+        )
 
     def mean_reward(self, schedule: CacheSchedule | None, prompts: Sequence[str]) -> float:
         """Mean reward over prompts and images: a fitness."""

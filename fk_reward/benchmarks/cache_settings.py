@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.value_checks import whole_number
 
+DEFAULT_STEPS = 20
+"""Of a call where neither a solver nor the user says how many: those of ECAD's schedules."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvolutionSettings:
@@ -40,7 +43,7 @@ class CachedDrawing:
         model: text-to-image model: shapes-sd (in the package), sd-2.1, sdxl, a hub id or a folder.
         reward: reward of fk-reward rewards, or a composition of them.
         solver: scheduler, steps and guidance of a published recipe; None for the model's own scheduler.
-        num_inference_steps: scheduler steps, those of the schedules.
+        num_inference_steps: scheduler steps, those of the schedules; the solver's, or 20, if not given.
         guidance_scale: classifier-free guidance; the solver's, 3 for shapes-sd, or the pipeline's own, if not given.
         eta: noise of each step, of schedulers that take it; 1 for schedules that steered calls will use.
         height: of the images in pixels; the model's own if not given.
@@ -56,7 +59,7 @@ class CachedDrawing:
     model: str = "shapes-sd"
     reward: str = DEFAULT_EMBEDDED_REWARD
     solver: str | None = None
-    num_inference_steps: int = 20
+    num_inference_steps: int | None = None
     guidance_scale: float | None = None
     eta: float | None = None
     height: int | None = None
@@ -67,5 +70,11 @@ class CachedDrawing:
 
     def __post_init__(self) -> None:
         """Refuse empty drawings."""
-        for name in ("num_inference_steps", "num_images", "batch_prompts"):
+        steps = () if self.num_inference_steps is None else ("num_inference_steps",)
+        for name in (*steps, "num_images", "batch_prompts"):
             whole_number(name, getattr(self, name), minimum=1)
+
+    @property
+    def typed_steps(self) -> int | None:
+        """Steps of a call; None for those of the solver."""
+        return DEFAULT_STEPS if self.num_inference_steps is None and self.solver is None else self.num_inference_steps

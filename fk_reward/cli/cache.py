@@ -62,7 +62,6 @@ def cache_evolve(  # noqa: PLR0913 (one parameter for each option)
     texts = [sample["prompt"] for sample in samples]
     from fk_reward.benchmarks.cache_comparison import CachedImages
     from fk_reward.benchmarks.cache_evolution import Evaluations, evolve, require_pymoo, summary
-    from fk_reward.planning.cache_costs import count_cache_costs
 
     with hold_folder(out) as folder:
         require_pymoo()
@@ -70,8 +69,7 @@ def cache_evolve(  # noqa: PLR0913 (one parameter for each option)
         drawn = CachedImages.load(drawing, device=place, dtype=resolve_dtype(placement.dtype, place))
         asked = {"prompts": texts, **drawn.describe(), "population_size": evolution.population_size}
         _same_settings(folder, asked | {"evolution_seed": evolution.evolution_seed})
-        plain = {name: value for name, value in drawn.arguments.items() if name != "num_inference_steps"}
-        costs = count_cache_costs(drawn.pipe.pipe, **plain)
+        costs = drawn.costs()
         evolved: list[Evaluated] = []
         generations = evolve(
             lambda schedule: drawn.mean_reward(schedule, texts),
@@ -160,20 +158,18 @@ def cache_apply(  # noqa: PLR0913 (one parameter for each option)
     samples, load_judge = chosen_samples(prompt or (), prompts_from, suite, num_prompts)
     from fk_reward.benchmarks.cache_comparison import UNCACHED, CachedImages, compared, save_images, shares_of, table
     from fk_reward.pipelines.cache_schedule import CacheSchedule
-    from fk_reward.planning.cache_costs import count_cache_costs
 
     with hold_folder(out) as folder:
         loaded = _named(map(CacheSchedule.load, schedules))
         place = resolve_device(placement.device)
         drawn = CachedImages.load(drawing, device=place, dtype=resolve_dtype(placement.dtype, place))
         judge = None if load_judge is None else load_judge(place)
-        plain = {name: value for name, value in drawn.arguments.items() if name != "num_inference_steps"}
         methods: dict[str, Any] = {UNCACHED: None, **loaded}
         results: dict[str, Any] = {}
         for name, schedule in methods.items():
             results[name] = drawn.draw(schedule, [sample["prompt"] for sample in samples])
             save_images(folder / name.replace(" ", "-"), results[name][0])
-        shares = shares_of(methods, count_cache_costs(drawn.pipe.pipe, **plain))
+        shares = shares_of(methods, drawn.costs())
         figures = compared(results, samples, judge)
         report = {name: {"share": shares[name], **figures[name]} for name in methods}
         write_whole(folder / "comparison.json", json.dumps(asdict(drawing) | {"methods": report}, indent=2) + "\n")

@@ -84,3 +84,8 @@ def test_a_prompt_draws_the_same_in_any_company_and_is_searched(drawn):
     images, rewards = drawn.draw(None, PROMPTS[:1], search=FKSteeringConfig(num_particles=4))
     assert len(images[0]) == len(rewards[0]) == 2
     assert drawn.mean_reward(None, PROMPTS) == pytest.approx(sum(map(sum, both)) / 4, abs=1e-6)
+
+
+def test_steps_are_those_of_the_solver_where_one_is_named():
+    steps = [CachedDrawing(**given).typed_steps for given in ({}, {"solver": "lcm-4"}, {"num_inference_steps": 8})]
+    assert steps == [20, None, 8]
