@@ -19,8 +19,10 @@ PACKAGES = (
     "fk_reward.rewards.doctor",
     "fk_reward.rewards.llava_reward",
     "fk_reward.rewards.vlm_judge",
+    "fk_reward.rewards.workers",
     "fk_reward.planning",
     "fk_reward.training",
+    "fk_reward.training.skills",
 )
 """Packages whose `__all__` is promised to users."""
 
