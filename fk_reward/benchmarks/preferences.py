@@ -55,6 +55,8 @@ class Answers:
         truths: (N,) bool, the labels; for pairs all True.
         prompts: N prompts, for a pair the chosen image's.
         is_labelled: whether the questions are labelled images.
+        num_heard: answers that the listener of a `PreferenceJudge` has read; 0 without one.
+        num_contradicted: those of them that did not convince it.
 
     N: number of pairs or of labelled images.
     """
@@ -63,6 +65,8 @@ class Answers:
     truths: Tensor
     prompts: tuple[str, ...]
     is_labelled: bool
+    num_heard: int = 0
+    num_contradicted: int = 0
 
     @property
     def right(self) -> Tensor:
@@ -102,11 +106,16 @@ def ask_reward(reward: Reward, items: Sequence[PreferenceItem], *, batch_size: i
     if is_labelled and (compares(reward) or has_comparing_part(reward)):
         raise ValueError(f"{reward.card.name} compares images; it cannot judge labelled ones by themselves.")
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    before = _heard(reward)
+    logits = torch.cat([_logits(reward, batch) for batch in batches]).double().cpu()
+    num_heard, num_contradicted = (now - then for now, then in zip(_heard(reward), before, strict=True))
     return Answers(
-        logits=torch.cat([_logits(reward, batch) for batch in batches]).double().cpu(),
+        logits=logits,
         truths=torch.tensor([item.label if isinstance(item, LabelledImage) else True for item in items]),
         prompts=tuple(item.prompts[0] for item in items),
         is_labelled=is_labelled,
+        num_heard=num_heard,
+        num_contradicted=num_contradicted,
     )
 
 
@@ -125,7 +134,8 @@ def summarize_answers(answers: Answers, *, label_logits: bool = False) -> dict[s
 
     Returns:
         `num`, `num_prompts`; for pairs and label logits `accuracy` (a tie is wrong) with its 95 % bootstrap interval
-        `low`, `high` over distinct prompts, `accuracy_without_ties` and `ties`; for labelled images `auc`.
+        `low`, `high` over distinct prompts, `accuracy_without_ties` and `ties`; for labelled images `auc`; where a
+        listener read the answers `contradicted`, the share that did not convince it.
 
     Example:
         >>> prompts = ("a star", "a dog")
@@ -141,6 +151,8 @@ def summarize_answers(answers: Answers, *, label_logits: bool = False) -> dict[s
         row |= {"low": interval.low, "high": interval.high}
     if answers.is_labelled:
         row["auc"] = area_under_curve(answers.logits, answers.truths)
+    if answers.num_heard:
+        row["contradicted"] = answers.num_contradicted / answers.num_heard
     return row
 
 
@@ -182,7 +194,15 @@ def join_answers(parts: Sequence[Answers]) -> Answers:
         truths=torch.cat([part.truths for part in parts]),
         prompts=tuple(prompt for part in parts for prompt in part.prompts),
         is_labelled=parts[0].is_labelled,
+        num_heard=sum(part.num_heard for part in parts),
+        num_contradicted=sum(part.num_contradicted for part in parts),
     )
+
+
+def _heard(reward: Reward) -> tuple[int, int]:
+    """Answers that a listener has read, and those that did not convince it."""
+    judge = reward if isinstance(reward, PreferenceJudge) else None
+    return (0, 0) if judge is None else (judge.num_heard, judge.num_contradicted)
 
 
 def _logits(reward: Reward, items: Sequence[PreferenceItem]) -> Tensor:
@@ -230,6 +250,8 @@ COLUMNS = (
     Column("ties", style="{:.3f}"),
     Column("auc", "AUC", "{:.3f}"),
 )
+CONTRADICTED = Column("contradicted", "contradicted by the listener", "{:.3f}")
+"""Column of the table where a `PreferenceJudge` has a listener."""
 
 
 def accuracy_rows(
@@ -291,9 +313,10 @@ def measure_rewards(
         for name, reward in rewards.items()
         for row in accuracy_rows(reward, files, batch_size=batch_size)
     ]
+    columns = (*COLUMNS, CONTRADICTED) if any("contradicted" in row for row in rows) else COLUMNS
     content = {"rewards": list(rewards), "data": list(files), "rows": rows}
     written = (
         write_json(out / "preferences.json", content),
-        write_whole(out / "preferences.md", markdown_table(COLUMNS, rows) + "\n"),
+        write_whole(out / "preferences.md", markdown_table(columns, rows) + "\n"),
     )
-    return Report("Preferences", [Table("", COLUMNS, rows)], written)
+    return Report("Preferences", [Table("", columns, rows)], written)

@@ -12,6 +12,7 @@ from fk_reward.rewards.vlm_judge.author_templates import (
 )
 from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeAnswerError, JudgeEndpointError, JudgeEngine, Sampling
 from fk_reward.rewards.vlm_judge.entries import load_vlm_judge
+from fk_reward.rewards.vlm_judge.listener import ListenerReward
 from fk_reward.rewards.vlm_judge.mark_entries import load_mark_judge
 from fk_reward.rewards.vlm_judge.mark_judge import MarkJudge
 from fk_reward.rewards.vlm_judge.marks import MarkQuestion, MarkTemplate, WeighingEngine
@@ -30,6 +31,7 @@ __all__ = [
     "JudgeEndpointError",
     "JudgeEngine",
     "JudgeTemplate",
+    "ListenerReward",
     "MarkJudge",
     "MarkQuestion",
     "MarkTemplate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +10,10 @@ from torch import Tensor
 
 from fk_reward.rewards.inputs import Images, in_order, prompt_list, to_pil
 from fk_reward.rewards.vlm_judge.engine import JudgeEngine
+from fk_reward.rewards.vlm_judge.listener import chances_of_first
 from fk_reward.rewards.vlm_judge.marks import WeighingEngine
 from fk_reward.rewards.vlm_judge.templates import JudgeTemplate
 from fk_reward.rewards.vlm_judge.vlm_judge import Question, Verdict, VLMJudge
-
-_ANSWER = "<answer>"
 
 
 def ring_pairs(num_members: int, num_rounds: int | None = None) -> list[tuple[int, int]]:
@@ -162,6 +160,11 @@ class PreferenceJudge(VLMJudge):
         """True."""
         return True
 
+    @property
+    def contradiction_rate(self) -> float | None:
+        """Share of the answers that the listener has read to which it gave less than one half; None before any."""
+        return self.num_contradicted / self.num_heard if self.num_heard else None
+
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Do the same as a call."""
         return self(images, prompts)
@@ -224,32 +227,18 @@ class PreferenceJudge(VLMJudge):
 
     def _heard(self, questions: Sequence[Question], verdicts: Sequence[Verdict]) -> list[float]:
         """How much the first image wins, by the listener's confidence in each answer."""
-        size = self._checked_batch_size() or len(questions)
-        wins: list[float] = []
-        for start in range(0, len(questions), size):
-            part, judged = questions[start : start + size], verdicts[start : start + size]
-            found = self.listener.weigh(  # type: ignore[union-attr]  # only called where there is one
-                [question.images for question in part],
-                [self.template.messages(question.prompt) for question in part],
-                openings=[_reasons(verdict.answer) for verdict in judged],
-                candidates=["1", "2"],
-                ending="</answer>",
-            )
-            for verdict, (first, second) in zip(judged, found, strict=True):
-                confidence = 1 / (1 + math.exp(second - first if verdict.score == 1 else first - second))
-                self.num_heard += 1
-                self.num_contradicted += confidence < 0.5
-                wins.append(0.5 + (verdict.score - 0.5) * confidence)
+        chances = chances_of_first(
+            self.listener,  # type: ignore[arg-type]  # only called where there is one
+            self.template,
+            [question.images for question in questions],
+            prompts=[question.prompt for question in questions],
+            answers=[verdict.answer for verdict in verdicts],
+            batch_size=self._checked_batch_size() or len(questions),
+        )
+        wins = []
+        for verdict, first in zip(verdicts, chances, strict=True):
+            confidence = first if verdict.score == 1 else 1 - first
+            self.num_heard += 1
+            self.num_contradicted += confidence < 0.5
+            wins.append(0.5 + (verdict.score - 0.5) * confidence)
         return wins
-
-
-def _reasons(answer: str) -> str:
-    """An answer up to the place of the choice.
-
-    Raises:
-        ValueError: where it has none, so that a listener could not weigh one.
-    """
-    place = answer.lower().rfind(_ANSWER)
-    if place < 0:
-        raise ValueError(f"A listener needs answers in the form {_ANSWER}1</answer>, got {answer!r}.")
-    return answer[: place + len(_ANSWER)]

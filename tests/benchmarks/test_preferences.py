@@ -14,6 +14,7 @@ from fk_reward.benchmarks.preferences import (
     ask_reward,
     is_label_logit,
     join_answers,
+    measure_rewards,
     summarize_answers,
 )
 from fk_reward.rewards import RewardCard, load_reward
@@ -170,3 +171,31 @@ def test_two_forbidden_images_are_a_tie():
     assert summarize_answers(answers)["ties"] == 0.25
     scores, labels = torch.tensor([-torch.inf, -torch.inf, 1.0]), torch.tensor([True, False, False])
     assert area_under_curve(scores, labels) == 0.25
+
+
+class Unconvinced:
+    """A listener that would have chosen the second image in every third case."""
+
+    name = "unconvinced"
+
+    def __init__(self):
+        self.num_asked = 0
+
+    def weigh(self, images, messages, *, openings, candidates, ending):
+        places = range(self.num_asked, self.num_asked + len(openings))
+        self.num_asked += len(openings)
+        return [[-2.0, -1.0] if place % 3 == 2 else [-1.0, -2.0] for place in places]
+
+
+def test_contradictions_of_a_listener_stand_in_the_report(tmp_path):
+    engine = ScriptedEngine()  # prefers what is redder: always the chosen image, which comes first
+    judge = PreferenceJudge(engine, listener=Unconvinced(), both_orders=False)
+    files = {"one": pairs(RIGHT, RIGHT, RIGHT), "two": pairs(RIGHT, RIGHT, RIGHT)}
+    report = measure_rewards({"judge": judge, "plain": load_reward(brightness)}, files, tmp_path, batch_size=3)
+    found = {(row["reward"], row["file"]): row.get("contradicted") for row in report.tables[0].rows}
+    assert found["judge", "one"] == found["judge", "two"] == found["judge", "overall"] == pytest.approx(1 / 3)
+    assert found["plain", "one"] is None
+    assert judge.contradiction_rate == pytest.approx(1 / 3)
+    assert "contradicted by the listener" in (tmp_path / "preferences.md").read_text()
+    measure_rewards({"plain": load_reward(brightness)}, files, tmp_path)
+    assert "listener" not in (tmp_path / "preferences.md").read_text()
