@@ -20,6 +20,7 @@ DOCUMENTED_PACKAGES = (
     "fk_reward.rewards.doctor",
     "fk_reward.rewards.llava_reward",
     "fk_reward.rewards.vlm_judge",
+    "fk_reward.rewards.workers",
     "fk_reward.search",
     "fk_reward.training",
     "fk_reward.training.skills",
