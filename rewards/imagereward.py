@@ -6,7 +6,7 @@ import dataclasses
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from fk_reward.rewards.imagereward_model import (
     write_model,
 )
 from fk_reward.rewards.known_biases import ARTEFACTS
-from fk_reward.rewards.noise_bands import BandedReward, band_card, band_folders, read_band, require_disjoint
+from fk_reward.rewards.noise_bands import BandedReward, NoiseBand, band_card, band_folders, read_band, require_disjoint
 from fk_reward.rewards.precision import in_loaded_dtype
 from fk_reward.rewards.preprocessing import TorchvisionPreprocessing
 from fk_reward.rewards.registry import RewardEntry
@@ -209,14 +209,16 @@ def load_imagereward(  # noqa: PLR0913 (options of one reward)
         ValueError: for bands that overlap, and as `ImageReward.from_pretrained`.
     """
     card = card or _card_of(weights)
-    shared = {"head_size": head_size, "torch_dtype": torch_dtype, "batch_size": batch_size}
-    load = partial(ImageReward.from_pretrained, **shared)  # type: ignore[arg-type]
-    plain = load(weights, tokenizer=tokenizer, revision=revision, card=card)
+    shared: dict[str, Any] = {"head_size": head_size, "torch_dtype": torch_dtype, "batch_size": batch_size}
+    plain = ImageReward.from_pretrained(weights, tokenizer=tokenizer, revision=revision, card=card, **shared)
     if bands is None:
         return plain
     folders = [(read_band(folder), folder) for folder in band_folders(Path(bands), CONFIG_FILE)]
     require_disjoint([band for band, _ in folders])
-    return BandedReward(plain, {band: load(folder, card=band_card(card, band.name)) for band, folder in folders})
+    judges: dict[NoiseBand, Reward] = {
+        band: ImageReward.from_pretrained(folder, card=band_card(card, band.name), **shared) for band, folder in folders
+    }
+    return BandedReward(plain, judges)
 
 
 IMAGEREWARD = RewardEntry(_CARD, load_imagereward)

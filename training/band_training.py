@@ -65,8 +65,9 @@ class BandData:
             if len(recordings) > 1 or reward.teacher is not None:
                 raise ValueError("teacher_scores are those of one folder, and no teacher is named beside them.")
             teacher, recordings = _PEOPLE, [with_scores(recordings[0], reward.teacher_scores, _PEOPLE)]
+        low, high = reward.noise_band
         curriculum = Curriculum(
-            band=NoiseBand(*reward.noise_band, name=reward.dimension.partition("@")[2]),
+            band=NoiseBand(low, high, reward.dimension.partition("@")[2]),
             teacher=teacher,
             num_pairs=reward.num_pairs,
             ramp=reward.curriculum,

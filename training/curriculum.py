@@ -123,7 +123,7 @@ def training_pairs(
     places = [(source, place) for source in sources for place in source.eligible]
     pairs = []
     for number in range(curriculum.num_pairs):
-        source, place = places[rng.integers(len(places))]
+        source, place = places[int(rng.integers(len(places)))]
         seeds, gaps = source.eligible[place]
         level = _level(source, curriculum, (number + 0.5) / curriculum.num_pairs, rng)
         chosen = rng.integers(len(seeds))
@@ -189,7 +189,7 @@ def _level(source: _Source, curriculum: Curriculum, progress: float, rng: np.ran
     if progress < curriculum.ramp:
         ceiling = curriculum.band.high * progress / curriculum.ramp
         levels = [level for level in (*source.records.levels, FINISHED) if level <= ceiling]
-    return levels[rng.integers(len(levels))]
+    return levels[int(rng.integers(len(levels)))]
 
 
 def _pair(

@@ -19,6 +19,7 @@ from fk_reward.durable_files import naming_path
 from fk_reward.rewards.llava_reward.checkpoint import CheckpointMismatchError, load_own_checkpoint
 from fk_reward.training.arguments import LlavaRewardTrainingArguments
 from fk_reward.training.checkpoints import STATE_FILE
+from fk_reward.training.dataset import PreferenceDataset
 from fk_reward.training.metrics import answer_metrics
 from fk_reward.training.trainable import TrainableReward, trainable_share
 
@@ -150,7 +151,7 @@ class LlavaRewardTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """In the order of the dataset where that is a curriculum; else transformers' sampler."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if getattr(dataset, "is_ordered", False):
+        if isinstance(dataset, PreferenceDataset) and dataset.is_ordered:
             return SequentialSampler(dataset)
         return super()._get_train_sampler(train_dataset)
 
