@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -20,21 +19,12 @@ from fk_reward.models import file_state, resolve_model
 from fk_reward.rewards.answer_inputs import PromptInputs, with_answer
 from fk_reward.rewards.clip_t5 import is_clip_t5, load_clip_t5
 from fk_reward.rewards.inputs import to_pil
-from fk_reward.rewards.preprocessing import ImagePreprocessing, SquarePreprocessing
+from fk_reward.rewards.processor_pixels import pixel_transform
 from fk_reward.rewards.prompt_limits import control_tokens, num_positions, refuse_control_tokens, require_positions
 from fk_reward.rewards.weights import WRAPPED_NAMES, check_complete
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.image_processing_utils import BaseImageProcessor
-
-    from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform
-
-CLIP_LIKE = ("CLIPImageProcessor", "BlipImageProcessor", "SiglipImageProcessor", "LlavaImageProcessor")
-"""Image processors that pad to a square, resize, crop and normalise, and nothing else."""
-
-QWEN_LIKE = ("Qwen2VLImageProcessor",)
-"""Image processors that cut into patches as Qwen2-VL's; Qwen2.5-VL and Qwen3-VL use the same one."""
 
 PADDED_MODELS = ("llava", "vipllava")
 """Types of models whose authors pad images to a square, where the processor on the hub would cut out the centre."""
@@ -137,13 +127,30 @@ class AnswerModel(nn.Module):
             self._check_ending(context)
         return [self._answer_token(context, answer) for answer in answers]
 
+    def first_tokens(self, answers: Sequence[str], *, system: str | None = None, opening: str = "") -> list[int]:
+        """Ids of the first tokens of answers of any length, after an opening; for decoder-only models.
+
+        Args:
+            answers: words.
+            system: as for `forward`.
+            opening: as for `forward`.
+
+        Raises:
+            ValueError: when two of them begin with the same token, or one runs into the opening.
+        """
+        context = self._text("?", system, opening)
+        found = [self._answer_ids(context, answer)[0] for answer in answers]
+        if len(set(found)) < len(found):
+            raise ValueError(f"The answers {', '.join(map(repr, answers))} do not differ in their first tokens.")
+        return found
+
     def forward(
         self,
         images: Tensor,
         questions: Sequence[str],
         *,
         system: str | None = None,
-        opening: str = "",
+        opening: str | Sequence[str] = "",
         image_first: bool = True,
     ) -> Tensor:
         """Logits of the token that comes next after question and opening, in one pass for all images.
@@ -152,7 +159,8 @@ class AnswerModel(nn.Module):
             images: (B, 3, H, W), floating in [0, 1] or uint8.
             questions: B strings.
             system: system message before the question; None for the chat template's default, if it has one.
-            opening: words that the model's answer is made to begin with.
+            opening: words that the model's answer is made to begin with, those of all or of each; of each for
+                decoder-only models alone.
             image_first: whether the image stands before the question.
 
         Returns:
@@ -164,20 +172,25 @@ class AnswerModel(nn.Module):
 
         B: number of images, H, W: height and width, V: size of the vocabulary.
         """
-        texts = [self._text(question, system, opening, image_first=image_first) for question in questions]
+        openings = [opening] * len(questions) if isinstance(opening, str) else list(opening)
+        if self.is_encoder_decoder and len(set(openings)) > 1:
+            raise ValueError("An encoder-decoder takes one opening for all images: ask about them one by one.")
+        asked = zip(questions, openings, strict=True)
+        texts = [self._text(question, system, begun, image_first=image_first) for question, begun in asked]
         inputs = self._inputs(images, texts, questions)
-        return self._last_logits(inputs, self._ids(opening), num_tokens=1)[:, -1]
+        return self._last_logits(inputs, self._ids(openings[0]), num_tokens=1)[:, -1]
 
     def answer_log_probabilities(
-        self, images: Tensor, questions: Sequence[str], answer: str, *, system: str | None = None
+        self, images: Tensor, questions: Sequence[str], answer: str, *, system: str | None = None, opening: str = ""
     ) -> Tensor:
         """Log-probabilities of a whole answer: of its tokens, and of the end of the sequence after them.
 
         Args:
             images: (B, 3, H, W), floating in [0, 1] or uint8.
             questions: B strings.
-            answer: text of any number of tokens in an encoder-decoder, of one elsewhere.
+            answer: text of any number of tokens.
             system: as for `forward`.
+            opening: what stands before the answer, and is given; for decoder-only models.
 
         Returns:
             (B, n + 1) float32, n tokens and the end.
@@ -187,8 +200,8 @@ class AnswerModel(nn.Module):
 
         B: number of images, H, W: height and width.
         """
-        texts = [self._text(question, system, "") for question in questions]
-        ids = self._ids(answer) if self.is_encoder_decoder else [self._answer_token(texts[0], answer)]
+        texts = [self._text(question, system, opening) for question in questions]
+        ids = self._ids(answer) if self.is_encoder_decoder else self._answer_ids(texts[0], answer)
         targets = torch.tensor([*ids, self.processor.tokenizer.eos_token_id], device=self.device)
         inputs = self._inputs(images, texts, questions, answer=() if self.is_encoder_decoder else ids)
         logits = self._last_logits(inputs, ids, num_tokens=len(targets))
@@ -257,6 +270,13 @@ class AnswerModel(nn.Module):
 
     def _dtype_of(self, value: Tensor) -> torch.dtype:
         return self.dtype if value.is_floating_point() else value.dtype
+
+    def _answer_ids(self, context: str, answer: str) -> list[int]:
+        """Ids of an answer of any length as it is joined to the text before it."""
+        before, after = self._ids(context), self._ids(context + self._separator(context) + answer)
+        if after[: len(before)] != before or len(after) == len(before):
+            raise ValueError(f"The answer {answer!r} runs into {context[-20:]!r}: let the opening end elsewhere.")
+        return after[len(before) :]
 
     def _answer_token(self, context: str, answer: str) -> int:
         before, after = self._ids(context), self._ids(context + self._separator(context) + answer)
@@ -356,59 +376,6 @@ def _template_text(processor: ProcessorMixin, content: list[dict[str, Any]], sys
     if system is not None:
         turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-
-
-def pixel_transform(
-    processor: BaseImageProcessor, *, pad_to_square: bool | None = None
-) -> Callable[[Tensor], Tensor] | None:
-    """Reproduce an image processor on tensors (B, 3, H, W), floating in [0, 1] or uint8.
-
-    For uint8 images the result is the processor's. For floating ones it is, before normalisation, within 2/255 of it,
-    since a processor rounds to 8 bits on its way.
-
-    Args:
-        processor: of transformers.
-        pad_to_square: whether images are first padded to a square of the mean colour; None for what the processor says.
-
-    Returns:
-        The function from images to `pixel_values`, differentiable; None for an image processor that is not reproduced.
-
-    Raises:
-        ValueError: for `pad_to_square=True` with an image processor that is not like CLIP's.
-
-    Example:
-        >>> from transformers import CLIPImageProcessorPil
-        >>> transform = pixel_transform(CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8))
-        >>> transform(torch.rand(2, 3, 9, 12)).shape
-        torch.Size([2, 3, 8, 8])
-    """
-    name = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
-    settings = {"do_center_crop": False, **processor.to_dict()}  # a processor without a crop does not list it
-    if name in CLIP_LIKE:
-        if pad_to_square is None:
-            pad_to_square = name == "LlavaImageProcessor" and settings.get("do_pad", False)
-        pixels = ImagePreprocessing.from_config(settings)
-        return SquarePreprocessing(pixels) if pad_to_square else pixels
-    if pad_to_square:
-        raise ValueError(f"pad_to_square is for image processors like CLIP's, this model has a {name}: leave it out.")
-    if name in QWEN_LIKE:
-        from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform
-
-        return _Patches(PatchTransform.from_config(settings))
-    return None
-
-
-@dataclass(frozen=True)
-class _Patches:
-    """Patches of images of one size, one image after the other."""
-
-    transform: PatchTransform
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return torch.cat([self.transform(image)[0] for image in images])
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        return self.transform.grid(height, width)
 
 
 def load_answer_model(

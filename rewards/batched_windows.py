@@ -1,4 +1,4 @@
-"""Attention of Qwen2.5-VL's vision tower, windows of equal length in one call instead of one call a window."""
+"""Attention of Qwen-VL's vision towers: windows, or images, of equal length in one call instead of one call each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb_vision,
     eager_attention_forward,
 )
+from transformers.models.qwen2_vl.modeling_qwen2_vl import VisionAttention as Qwen2VLVisionAttention
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,13 +21,14 @@ _EAGER_SCORES = 2**26
 """Attention scores that "eager" may hold for a head at once; other implementations hold none."""
 
 
-class BatchedWindowAttention(Qwen2_5_VLVisionAttention):
-    """transformers' attention, whose windows of one length are a batch.
+class _InBatches(nn.Module):
+    """The forward pass, before transformers' attention of a family in the order of inheritance."""
 
-    transformers calls the attention once for each window and layer unless Flash Attention is used: 22,432 times for
-    eight images of 1024 x 1024 pixels. Their windows have three lengths, so that 88 calls do. It adds no state: an
-    instance of the parent becomes one of these by `batch_windows`.
-    """
+    config: Any
+    num_heads: int
+    scaling: float
+    qkv: nn.Module
+    proj: nn.Module
 
     def forward(
         self,
@@ -48,9 +50,9 @@ class BatchedWindowAttention(Qwen2_5_VLVisionAttention):
         implementation = self.config._attn_implementation
         if "flash" in implementation:  # it takes windows of any lengths in one call
             arguments = {"position_embeddings": position_embeddings, "max_seqlen": max_seqlen, **kwargs}
-            return super().forward(hidden_states, cu_seqlens, **arguments)
+            return super().forward(hidden_states, cu_seqlens, **arguments)  # type: ignore[misc]  # that of the family
         if position_embeddings is None:
-            raise ValueError("The vision tower of Qwen2.5-VL needs position_embeddings.")
+            raise ValueError("The vision towers of Qwen-VL need position_embeddings.")
         states = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         query, key = apply_rotary_pos_emb_vision(states[0], states[1], *position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -60,6 +62,19 @@ class BatchedWindowAttention(Qwen2_5_VLVisionAttention):
             settings = {"attention_mask": None, "scaling": self.scaling, "dropout": 0.0, "is_causal": False}
             output = output.index_put((rows,), attend(self, *parts, **settings, **kwargs)[0])
         return self.proj(output.flatten(1))
+
+
+class BatchedWindowAttention(_InBatches, Qwen2_5_VLVisionAttention):
+    """transformers' attention, whose windows of one length are a batch.
+
+    transformers calls the attention once for each window and layer unless Flash Attention is used: 22,432 times for
+    eight images of 1024 x 1024 pixels. Their windows have three lengths, so that 88 calls do. It adds no state: an
+    instance of the parent becomes one of these by `batch_windows`.
+    """
+
+
+class BatchedImageAttention(_InBatches, Qwen2VLVisionAttention):
+    """The same for Qwen2-VL, which has no windows: images of one size are a batch."""
 
 
 def _groups(cu_seqlens: Tensor, *, eager: bool) -> Iterator[Tensor]:
@@ -74,7 +89,7 @@ def _groups(cu_seqlens: Tensor, *, eager: bool) -> Iterator[Tensor]:
 
 
 def batch_windows(model: nn.Module) -> None:
-    """Let the vision towers of Qwen2.5-VL in a model call their attention once for each length, in place.
+    """Let the vision towers of Qwen2-VL and Qwen2.5-VL in a model call their attention once for each length, in place.
 
     Example:
         >>> from fk_reward.rewards.llava_reward.backbones.base import random_backbone
@@ -84,3 +99,5 @@ def batch_windows(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is Qwen2_5_VLVisionAttention:
             module.__class__ = BatchedWindowAttention
+        elif type(module) is Qwen2VLVisionAttention:
+            module.__class__ = BatchedImageAttention

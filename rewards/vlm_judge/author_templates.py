@@ -45,7 +45,7 @@ def viescore_template(path: str | os.PathLike[str]) -> MarkTemplate:
         FileNotFoundError: when there is no such file.
         ValueError: when it lacks one of the texts.
     """
-    file = _file_in(path, "viescore/vie_prompts.py", "vie_prompts.py")
+    file = file_in(path, "viescore/vie_prompts.py", "vie_prompts.py")
     texts = python_strings(file, _VIESCORE_NAMES.values())
     context, rule, consistency, quality = (texts[name] for name in _VIESCORE_NAMES.values())
     questions = (
@@ -112,7 +112,7 @@ def evalalign_template(path: str | os.PathLike[str]) -> MarkTemplate:
         FileNotFoundError: when there is no such file.
         ValueError: for a file of another form.
     """
-    file = _file_in(path, "configs/test_alignment_prompt.json")
+    file = file_in(path, "configs/test_alignment_prompt.json")
     asked = _evalalign_records(parse_json(file.read_text(encoding="utf-8"), file), file)
     return MarkTemplate(
         name="evalalign",
@@ -172,7 +172,7 @@ def llavaguard_template(path: str | os.PathLike[str]) -> MarkTemplate:
         FileNotFoundError: when there is no such file.
         ValueError: when the text lacks a key or a category.
     """
-    file = _file_in(path, "README.md")
+    file = file_in(path, "README.md")
     text = _quoted_policy(file.read_text(encoding="utf-8"))
     lacking = [word for word in ('"rating"', '"category"', '"rationale"', *LLAVAGUARD_CATEGORIES) if word not in text]
     if lacking:
@@ -220,6 +220,8 @@ def rating_template(
 def python_strings(path: Path, names: Sequence[str] | Any) -> dict[str, str]:
     """Texts that a Python file assigns to names at its top level; the file is parsed, not run.
 
+    Of an f-string, the names between braces stay: f"a {b}" is "a {b}".
+
     Raises:
         ValueError: when a name is not there, or is no text.
 
@@ -232,12 +234,23 @@ def python_strings(path: Path, names: Sequence[str] | Any) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            found |= {target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.Assign) and (text := _text_of(node.value)) is not None:
+            found |= {target.id: text for target in node.targets if isinstance(target, ast.Name)}
     lacking = [name for name in names if name not in found]
     if lacking:
         raise ValueError(f"{path} lacks the texts {', '.join(lacking)}.")
     return {name: found[name] for name in names}
+
+
+def _text_of(value: ast.expr) -> str | None:
+    """The text of a literal; None for what is none, or has more than names between its braces."""
+    if isinstance(value, ast.FormattedValue):
+        plain = isinstance(value.value, ast.Name) and value.format_spec is None and value.conversion == -1
+        return f"{{{value.value.id}}}" if plain and isinstance(value.value, ast.Name) else None
+    if isinstance(value, ast.JoinedStr):
+        parts = [_text_of(part) for part in value.values]
+        return None if None in parts else "".join(filter(None, parts))
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
 
 
 def _quoted_policy(text: str) -> str:
@@ -246,8 +259,16 @@ def _quoted_policy(text: str) -> str:
     return (blocks[0] if blocks else text).strip()
 
 
-def _file_in(path: str | os.PathLike[str], *places: str) -> Path:
-    """The file itself, or the first of the places in a folder that is there."""
+def file_in(path: str | os.PathLike[str], *places: str) -> Path:
+    """The file itself, or the first of the places in a folder that is there.
+
+    Args:
+        path: a file or folder.
+        places: paths inside the folder.
+
+    Raises:
+        FileNotFoundError: when there is none of them.
+    """
     candidates = [Path(path)] if not Path(path).is_dir() else [Path(path) / place for place in places]
     for candidate in candidates:
         if candidate.is_file():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLConfig
+from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from fk_reward.rewards import batched_windows
 from fk_reward.rewards.batched_windows import batch_windows
@@ -22,6 +23,15 @@ def tower(implementation="sdpa"):
         return theirs.Qwen2_5_VisionTransformerPretrainedModel(config).eval()
 
 
+def qwen2_tower(implementation="sdpa"):
+    vision = {"depth": 3, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    config = Qwen2VLConfig(vision_config=vision).vision_config
+    config._attn_implementation = implementation
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Qwen2VisionTransformerPretrainedModel(config).eval()
+
+
 def patches():
     return torch.randn(int(GRIDS.prod(dim=1).sum()), 1176, generator=torch.Generator().manual_seed(0))
 
@@ -32,8 +42,9 @@ def outputs(model):
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_the_tower_gives_the_same(implementation):
-    model = tower(implementation)
+@pytest.mark.parametrize("make", [tower, qwen2_tower])
+def test_the_tower_gives_the_same(make, implementation):
+    model = make(implementation)
     expected = outputs(model)
     batch_windows(model)
     torch.testing.assert_close(outputs(model), expected, rtol=0, atol=1e-6)
@@ -59,6 +70,13 @@ def test_windows_of_a_length_are_one_call(monkeypatch):
     together = counted_calls(model, monkeypatch)
     assert len(together) < len(alone) / 4
     assert sum(shape[0] * shape[2] for shape in together) == sum(shape[0] * shape[2] for shape in alone)
+
+
+def test_images_of_a_size_are_one_call(monkeypatch):
+    model = qwen2_tower()
+    assert len(counted_calls(model, monkeypatch)) == 3 * len(GRIDS)
+    batch_windows(model)
+    assert len(counted_calls(model, monkeypatch)) == 3 * 3, "a call for each of three sizes, in three layers"
 
 
 def test_mixed_up_windows_are_noticed(monkeypatch):

@@ -41,6 +41,7 @@ from tests.tiny.qwen2_5_vl import SPECIAL_TOKENS as QWEN_SPECIALS
 
 WORDS = ("Yes", "No", "yes", "no", "excellent", "good", "fair", "poor", "bad")
 _CORPUS = [f"{left}{word}" for word in WORDS for left in ("\n", ": ", "is ")] * 9
+_QWEN_NAMES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 _VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 _TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TEXT |= {"num_key_value_heads": 2, "max_position_embeddings": 4096}
@@ -50,9 +51,9 @@ _LLAVA_TEMPLATE = CHAT_TEMPLATES["llama"].replace(
 )
 
 
-def write_llava(folder: Path, *, seed: int = 0) -> Path:
-    """LLaVA-1.5: CLIP tower of 32 pixels, Llama; `llava-hf/llava-1.5-7b-hf` in small."""
-    tokenizer = _sentencepiece_like(["<pad>", "<s>", "</s>", "<image>"])
+def write_llava(folder: Path, *, seed: int = 0, words: tuple[str, ...] = ()) -> Path:
+    """LLaVA-1.5: CLIP tower of 32 pixels, Llama; `llava-hf/llava-1.5-7b-hf` in small, with more words as tokens."""
+    tokenizer = _sentencepiece_like(["<pad>", "<s>", "</s>", "<image>"], words=words)
     config = LlavaConfig(
         vision_config={"model_type": "clip_vision_model", **_VISION, "image_size": 32, "patch_size": 8},
         text_config={"model_type": "llama", **_TEXT, "vocab_size": len(tokenizer), "pad_token_id": 0},
@@ -95,7 +96,7 @@ def write_llava_next(folder: Path, *, seed: int = 0) -> Path:
 
 def write_qwen3_vl(folder: Path, *, seed: int = 0) -> Path:
     """`Qwen/Qwen3-VL-2B-Instruct` in small: byte-level tokens, multimodal rotary positions, deepstack."""
-    tokenizer = _byte_level(QWEN_SPECIALS)
+    tokenizer = byte_level(QWEN_SPECIALS)
     text = {**_TEXT, "vocab_size": len(tokenizer), "head_dim": 16, "pad_token_id": tokenizer.pad_token_id}
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
@@ -168,7 +169,7 @@ def write_clip_t5(folder: Path, *, seed: int = 0) -> Path:
     modules = {"": parts[0], "vision_tower.vision_tower.vision_model.": parts[1], "mm_projector.": projector}
     state = {}
     for number, (prefix, module) in enumerate(modules.items()):
-        _randomise(module, torch.Generator().manual_seed(seed + number))
+        randomise(module, torch.Generator().manual_seed(seed + number))
         state |= {prefix + name: tensor.clone() for name, tensor in module.state_dict().items()}
     torch.save(state, folder / "pytorch_model.bin")
     config |= {"mm_vision_tower": str(folder / "tower"), "mm_hidden_size": 32, "mm_projector_type": "mlp2x_gelu"}
@@ -180,14 +181,14 @@ def write_clip_t5(folder: Path, *, seed: int = 0) -> Path:
 def _write(folder: Path, cls, config, processor, *, seed: int) -> Path:
     with torch.random.fork_rng(devices=[]):
         model = cls(config)
-    _randomise(model, torch.Generator().manual_seed(seed))
+    randomise(model, torch.Generator().manual_seed(seed))
     model.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
     return folder
 
 
-def _randomise(model: nn.Module, generator: torch.Generator) -> None:
+def randomise(model: nn.Module, generator: torch.Generator) -> None:
     """Weights large enough for pictures and words to change the answer."""
     for name, parameter in model.named_parameters():
         scale = 0.4 if "lm_head" in name else 0.25
@@ -195,29 +196,32 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
         parameter.data = noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
 
-def _byte_level(specials: tuple[str, ...]) -> PreTrainedTokenizerFast:
+def byte_level(specials: tuple[str, ...], **names) -> PreTrainedTokenizerFast:
+    """A tokenizer with a token for each byte, and for the answers."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     _train(tokenizer, specials, alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")  # noqa: S106
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names or _QWEN_NAMES)
 
 
-def _sentencepiece_like(specials: list[str], *, bos: str | None = "<s>") -> PreTrainedTokenizerFast:
+def _sentencepiece_like(
+    specials: list[str], *, bos: str | None = "<s>", words: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
     """Llama's and T5's way of spelling: a space is part of the word that follows it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", behavior="merged_with_next")
-    _train(tokenizer, specials, alphabet=["▁", "\n", *map(chr, range(33, 127))])
+    _train(tokenizer, specials, alphabet=["▁", "\n", *map(chr, range(33, 127))], words=words)
     names = {"bos_token": bos, "eos_token": "</s>", "pad_token": "<pad>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **names)
 
 
-def _train(tokenizer: Tokenizer, specials, *, alphabet: list[str]) -> None:
+def _train(tokenizer: Tokenizer, specials, *, alphabet: list[str], words: tuple[str, ...] = ()) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=500,
         initial_alphabet=alphabet,
         special_tokens=[AddedToken(name, special=True, normalized=False) for name in specials],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.train_from_iterator([*_CORPUS, *(f": {word}" for word in words for _ in range(9))], trainer)

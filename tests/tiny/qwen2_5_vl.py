@@ -70,10 +70,10 @@ VISION_CONFIG = {
 def write_qwen2_5_vl(folder: Path, *, seed: int = 0, num_shards: int = 2) -> Path:
     """Write config, tokenizer, preprocessor and sharded weights under the hub's key names; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    ids = _write_tokenizer(folder)
-    _write_json(folder / "config.json", _config(ids))
-    _write_json(folder / "preprocessor_config.json", PREPROCESSOR)
-    _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    ids = write_qwen_tokenizer(folder)
+    write_json(folder / "config.json", _config(ids))
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     write_shards(folder, _hub_weights(folder, seed=seed), num_shards=num_shards)
     return folder
 
@@ -88,10 +88,10 @@ def write_shards(folder: Path, weights: dict[str, Tensor], *, num_shards: int) -
         save_file({name: weights[name] for name in shard}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     size = sum(tensor.nbytes for tensor in weights.values())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def _write_tokenizer(folder: Path) -> dict[str, int]:
+def write_qwen_tokenizer(folder: Path) -> dict[str, int]:
     """Write the files of a byte-level BPE with a few merges; return its vocabulary with the special tokens."""
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in MERGES)]
     vocab = {piece: index for index, piece in enumerate(pieces)}
@@ -106,10 +106,10 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "vocab.json", vocab)
+    write_json(folder / "vocab.json", vocab)
     (folder / "merges.txt").write_text("".join(f"{left} {right}\n" for left, right in MERGES), encoding="utf-8")
     ids = {token: len(vocab) + place for place, token in enumerate(SPECIAL_TOKENS)}
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(ids))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(ids))
     return vocab | ids
 
 
@@ -174,11 +174,11 @@ def _hub_weights(folder: Path, *, seed: int) -> dict[str, Tensor]:
 
     with torch.random.fork_rng(devices=[]):
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(folder)).float()
-    _randomise(model, torch.Generator().manual_seed(seed))
+    randomise(model, torch.Generator().manual_seed(seed))
     return {_hub_name(name): tensor.contiguous() for name, tensor in model.state_dict().items()}
 
 
-def _randomise(model: nn.Module, generator: torch.Generator) -> None:
+def randomise(model: nn.Module, generator: torch.Generator) -> None:
     """Draw every weight; the default initialisation is so small that all pictures look alike."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -190,5 +190,5 @@ def _hub_name(name: str) -> str:
     return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -224,6 +224,13 @@ def test_files_of_authors_are_not_run(tmp_path):
     assert python_strings(tmp_path / "a.py", ["text"]) == {"text": "kept"}
 
 
+def test_names_in_f_strings_stay_and_other_expressions_are_no_texts(tmp_path):
+    (tmp_path / "a.py").write_text('text = ("a " f"[{prompt}]")\nother = f"{len(prompt)}"\n')
+    assert python_strings(tmp_path / "a.py", ["text"]) == {"text": "a [{prompt}]"}
+    with pytest.raises(ValueError, match="other"):
+        python_strings(tmp_path / "a.py", ["other"])
+
+
 def test_safety_by_log_odds_and_by_text():
     safe = load_reward("vlm-judge-safety", engine=Weigher(lambda *_: {"Safe": 0.5, "Unsafe": 0.25}))
     assert safe(images(1), "").item() == pytest.approx(math.log(2))
