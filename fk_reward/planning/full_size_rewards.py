@@ -30,7 +30,10 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
     Qwen2VLImageProcessorPil,
+    Qwen2VLModel,
+    Qwen2VLProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -46,6 +49,7 @@ from fk_reward.planning.published_models import (
     CLIP_H14,
     CLIP_L14,
     LLAVA_7B,
+    QWEN2_VL_7B,
     QWEN3_VL_2B,
     QWEN3_VL_4B,
     SIGLIP_SO400M,
@@ -56,6 +60,7 @@ from fk_reward.rewards.aesthetic_siglip import SiglipAesthetic
 from fk_reward.rewards.answer_model import AnswerModel, without_video
 from fk_reward.rewards.blip import with_blip_tokens
 from fk_reward.rewards.cyclereward import MAX_TOKENS
+from fk_reward.rewards.hpsv3 import REWARD_TOKEN, HPSv3, HPSv3Words
 from fk_reward.rewards.image_classifier import ImageClassifier
 from fk_reward.rewards.imagereward_model import ImageRewardConfig, ImageRewardModel, ImageRewardSizes, make_mlp
 from fk_reward.rewards.llava_reward.backbones.base import backbone_spec, byte_tokenizer, random_backbone
@@ -64,6 +69,7 @@ from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+from fk_reward.rewards.precision import Float32Sequential
 from fk_reward.rewards.preprocessing import PaddedPreprocessing
 from fk_reward.rewards.q_align import LEVELS
 from fk_reward.rewards.vlm_judge import MarkJudge, TransformersEngine, load_vlm_judge
@@ -283,6 +289,17 @@ def _hps() -> CLIPScore:
     return _clipscore(CLIP_H14, PaddedPreprocessing(size=224, mean=_CLIP.mean, std=_CLIP.std))
 
 
+def _hpsv3() -> HPSv3:
+    tokenizer = _tokenizer(_QWEN_TEMPLATE)
+    processor = without_video(Qwen2VLProcessor)(Qwen2VLImageProcessorPil(), tokenizer, chat_template=_QWEN_TEMPLATE)
+    model = Qwen2VLModel(Qwen2VLConfig(**QWEN2_VL_7B, **_qwen_ids(tokenizer)))
+    layers = nn.Linear(3584, 1024), nn.ReLU(), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+    # The official instruction has about as many tokens.
+    words = HPSv3Words("x" * 560 + "{text_prompt}", REWARD_TOKEN)
+    with torch.device("cpu"):  # token ids are read
+        return HPSv3(model, Float32Sequential(*layers), processor, words=words)
+
+
 def _aesthetic() -> AestheticScore:
     clip = _clip(CLIP_L14)
     # The predictor sees images only.
@@ -354,6 +371,7 @@ FULL_SIZE: dict[str, FullSize] = {
     "cyclereward": FullSize(_cyclereward),
     "hpsv2": FullSize(_hps, torch.float16),
     "hpsv2.1": FullSize(_hps, torch.float16),
+    "hpsv3": FullSize(_hpsv3, torch.bfloat16),
     "image-classifier": FullSize(_image_classifier),
     "imagereward": FullSize(_imagereward, torch.float16),
     **{f"llava-reward-{dimension}": _PHI for dimension in ("alignment", "fidelity", "safety", "overall")},

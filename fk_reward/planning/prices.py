@@ -145,6 +145,7 @@ REWARD_TERAFLOP: dict[str, float] = {
     "cyclereward": 0.1574,
     "hpsv2": 0.3419,
     "hpsv2.1": 0.3419,
+    "hpsv3": 13.09,
     "image-classifier": 0.03513,
     "imagereward": 0.1378,
     **dict.fromkeys((f"llava-reward-{one}" for one in ("alignment", "fidelity", "safety", "overall")), 28.44),

@@ -197,3 +197,17 @@ SIGLIP_SO400M: dict[str, Any] = {
     "patch_size": 14,
 }
 """`vision_config` of google/siglip-so400m-patch14-384."""
+
+QWEN2_VL_7B: dict[str, Any] = {
+    "text_config": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 151658,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "patch_size": 14},
+}
+"""`config.json` of Qwen/Qwen2-VL-7B-Instruct, its vocabulary as HPSv3 cuts it: the tokenizer's and one token more."""

@@ -73,7 +73,8 @@ def test_the_dtype_is_that_of_the_loader(name):
 
 def test_no_reward_is_left_out():
     not_computed = {name for name in REWARDS if not is_at_hand(name) and name not in FULL_SIZE}
-    of_other_sizes = {"geneval", "nudenet", "ocr", "vlm-judge-llavaguard"}
+    of_other_sizes = {"geneval", "imageguard", "nudenet", "ocr", "perspectivevision", "shieldgemma-2", "unified-reward"}
+    of_other_sizes.add("vlm-judge-llavaguard")
     assert not_computed - of_other_sizes == {"llava-reward"}, "its weights are the caller's"
 
 

@@ -12,13 +12,16 @@ from PIL import Image, ImageDraw
 
 from fk_reward.rewards import load_reward
 from tests.tiny.aesthetic import mlp_tensors, write_head
-from tests.tiny.answer_models import write_llava
+from tests.tiny.answer_models import write_llava, write_qwen3_vl
 from tests.tiny.author_words import write_author_words
 from tests.tiny.blip_itm import write_blip_itm
+from tests.tiny.hpsv3 import write_hpsv3
 from tests.tiny.imagereward import write_cyclereward, write_imagereward
+from tests.tiny.llava_lora import write_llava_lora, write_unsafe_words
 from tests.tiny.llava_reward import write_tiny
 from tests.tiny.open_clip import write_hps
 from tests.tiny.scripted_detectors import write_geneval_records
+from tests.tiny.shieldgemma2 import write_shieldgemma2
 from tests.tiny.vision_models import siglip_head_tensors, write_classifier, write_siglip
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
@@ -75,6 +78,7 @@ def tiny_files(tiny_clip, tmp_path_factory):
         write_tiny(tmp_path_factory.mktemp(model_type), model_type, general_preference=())
         for model_type in ("phi3_v", "qwen2_5_vl")
     )
+    guard_llava = write_llava(tmp_path_factory.mktemp("guard-llava"), words=("Safe", "Unsafe"))
     clip_family = tmp_path_factory.mktemp("clip-family")
     return SimpleNamespace(
         aesthetic_head=write_head(clip_family / "aesthetic.pth", mlp_tensors(16)),
@@ -84,12 +88,18 @@ def tiny_files(tiny_clip, tmp_path_factory):
         cyclereward=write_cyclereward(clip_family / "CycleReward-Combo.pth"),
         geneval_records=write_geneval_records(clip_family / "geneval.jsonl"),
         hps=write_hps(clip_family / "hps.pt"),
+        hpsv3=write_hpsv3(tmp_path_factory.mktemp("hpsv3")),
         imagereward=write_imagereward(tmp_path_factory.mktemp("imagereward")),
+        guard_llava=guard_llava,
         llava=write_llava(tmp_path_factory.mktemp("llava")),
+        llava_lora=write_llava_lora(tmp_path_factory.mktemp("llava-lora"), guard_llava),
         phi=phi,
         qwen=qwen,
+        qwen3_vl=write_qwen3_vl(tmp_path_factory.mktemp("qwen3-vl")),
+        shieldgemma2=write_shieldgemma2(tmp_path_factory.mktemp("shieldgemma2")),
         siglip=write_siglip(tmp_path_factory.mktemp("siglip")),
         siglip_head=write_head(clip_family / "aesthetic_predictor_v2_5.pth", siglip_head_tensors()),
+        unsafe_words=write_unsafe_words(tmp_path_factory.mktemp("unsafe-words")),
         words=write_author_words(tmp_path_factory.mktemp("words")),
     )
 

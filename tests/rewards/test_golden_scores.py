@@ -19,10 +19,11 @@ from tests.tiny.registered_rewards import build
 GOLDEN = json.loads(Path(__file__).with_name("golden_scores.json").read_text(encoding="utf-8"))
 WITHOUT_MODEL = {name for name in REWARDS if name.startswith("vlm-judge")} | {
     "geneval",
+    "imageguard",
     "nudenet",
     "ocr",
 }  # here scripts answer
-BLIND_TO_PROMPTS = {"aesthetic", "aesthetic-v2.5", "image-classifier", "q-align"}
+BLIND_TO_PROMPTS = {"aesthetic", "aesthetic-v2.5", "image-classifier", "perspectivevision", "q-align", "shieldgemma-2"}
 
 
 def both_ways(reward, pictures, prompts):

@@ -17,8 +17,11 @@ EXEMPT = {  # name -> checks that do not hold, and are not meant to
     "aesthetic": {"prompts_matter"},  # marks the picture alone
     "aesthetic-v2.5": {"prompts_matter"},
     "image-classifier": {"prompts_matter"},  # names the picture alone
+    "imageguard": {"prompts_matter"},  # judges the picture alone
     "nudenet": {"prompts_matter"},  # looks at the picture alone
     "q-align": {"prompts_matter"},  # rates the picture alone
+    "perspectivevision": {"prompts_matter"},
+    "shieldgemma-2": {"prompts_matter"},
     "vlm-judge-llavaguard": {"prompts_matter"},  # judges the picture alone
     "vlm-judge-preference": {"batch_invariance", "prompts_matter", "batches"},  # compares the images of one prompt
     "vlm-judge-safety": {"prompts_matter"},  # judges the picture alone
@@ -250,12 +253,14 @@ BOUNDS = {  # what the definition of the score cannot leave; the typical range o
     "hpsv2": (-1, 1),
     "hpsv2.1": (-1, 1),
     "image-classifier": (0, 1),
+    "imageguard": (0, 1),
     "llava-score": (0, 1),
     "nudenet": (0, 1),
     "ocr": (0, 1),
     "q-align": (0, 1),
     "shapes-clipscore": (-1, 1),
     "shapes-verifier": (0, 1),
+    "unified-reward": (1, 5),
     "vlm-judge": (1, 10),
     "vlm-judge-alignment": (0, 1),
     "vlm-judge-preference": (0, 1),
@@ -271,11 +276,16 @@ WRONG_MODELS = {  # name -> options with files of another model in the place of 
     "cyclereward": lambda tiny: {"weights": tiny.imagereward / "ImageReward.pt"},
     "hpsv2": lambda tiny: {"weights": tiny.imagereward / "ImageReward.pt"},
     "hpsv2.1": lambda tiny: {"weights": tiny.imagereward / "ImageReward.pt"},
+    "hpsv3": lambda tiny: {"weights": f"{tiny.siglip}/model.safetensors"},
     "image-classifier": lambda tiny: {"model": tiny.clip},
+    "imageguard": lambda tiny: {"words": tiny.words.viescore},
     "imagereward": lambda tiny: {"weights": tiny.cyclereward, "tokenizer": tiny.imagereward / "tokenizer"},
     "llava-score": lambda tiny: {"model": tiny.clip},
+    "perspectivevision": lambda tiny: {"model": tiny.clip},
     "pickscore": lambda tiny: {"model": tiny.blip_itm},
     "q-align": lambda tiny: {"model": tiny.clip},
+    "shieldgemma-2": lambda tiny: {"model": tiny.clip},
+    "unified-reward": lambda tiny: {"model": tiny.clip},
     "vqascore": lambda tiny: {"model": tiny.clip},
     **{name: lambda tiny: {"backbone": tiny.clip} for name in OPTIONS if name.startswith("llava-reward")},
     **{name: lambda tiny: {"engine": None, "model": tiny.clip} for name in OPTIONS if name.startswith("vlm-judge")},

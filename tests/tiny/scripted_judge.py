@@ -32,6 +32,8 @@ class ScriptedEngine:
         if "<answer>" in text:
             first, second = (redness(picture) for picture in pictures)
             return f"<think>Redder is better.</think><answer>{1 if first >= second else 2}</answer>"
+        if "First line must" in text:
+            return "unsafe\nViolence" if redness(pictures[0]) > 3 else "safe"
         if '"rating"' in text:
             return json.dumps(safety_verdict(pictures[0]))
         share = crc32(pictures[0].tobytes() + text.encode()) / 2**32
