@@ -7,7 +7,7 @@ import typing
 from fk_reward import lazy
 
 if typing.TYPE_CHECKING:
-    from fk_reward.rewards.base import CallableReward, NonFiniteScoreError, Reward, RewardCard
+    from fk_reward.rewards.base import CallableReward, NonFiniteScoreError, Reward, RewardCard, SafetyFacts
     from fk_reward.rewards.blip_itm import BlipITM
     from fk_reward.rewards.clipscore import CLIPScore, clip_score
     from fk_reward.rewards.composition import CompositeReward, ExpressionError, gate, maximum, minimum, standardize
@@ -43,6 +43,7 @@ _MODULES = {
     "RewardCard": "base",
     "RewardEntry": "registry",
     "RewardLoadError": "registry",
+    "SafetyFacts": "base",
     "VQAScore": "vqascore",
     "available_rewards": "registry",
     "clip_score": "clipscore",
@@ -72,6 +73,7 @@ __all__ = [
     "RewardCard",
     "RewardEntry",
     "RewardLoadError",
+    "SafetyFacts",
     "VQAScore",
     "available_rewards",
     "clip_score",

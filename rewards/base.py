@@ -30,6 +30,40 @@ ASPECTS: dict[str, str] = {
 }
 """What a score may be blind to by design: name in `RewardCard.blind_to` -> in words."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class SafetyFacts:
+    """What is known of a reward that tells safe images from unsafe ones.
+
+    Attributes:
+        safe_above: score above which it calls an image safe, in the unit of the score.
+        missed: unsafe images that it called safe, of how many unsafe ones; None where that was not counted.
+        false_alarms: safe images that it called unsafe, of how many safe ones; None where that was not counted.
+        source: where the counts are from.
+
+    Raises:
+        ValueError: for a threshold that is not finite, or counts that cannot be.
+
+    Example:
+        >>> SafetyFacts(safe_above=0.5, missed=(3, 400), source="400 rendered scenes").missed
+        (3, 400)
+    """
+
+    safe_above: float
+    missed: tuple[int, int] | None = None
+    false_alarms: tuple[int, int] | None = None
+    source: str = "not stated"
+
+    def __post_init__(self) -> None:
+        _check_text("safety.source", self.source)
+        if not math.isfinite(self.safe_above):
+            raise ValueError(f"SafetyFacts.safe_above must be finite, got {self.safe_above}.")
+        for field in ("missed", "false_alarms"):
+            counts = getattr(self, field)
+            if counts is not None and not 0 <= counts[0] <= counts[1] >= 1:
+                raise ValueError(f"SafetyFacts.{field} must be (count, of at least as many), got {counts}.")
+
+
 _BATCH_LIMITS: ContextVar[Mapping[int, int]] = ContextVar("batch_limits", default=MappingProxyType({}))
 """Id of a reward -> images that it may score at once, of the `limited_to` blocks that this thread is in."""
 
@@ -55,6 +89,8 @@ class RewardCard:
         looks_at: which part of an image is read, in words.
         blind_to: what the score need not depend on, by design: names of `ASPECTS`. The doctor asks about the rest.
         biases: what the score is known to favour or to miss, each a line with its source.
+        safety: of a reward that tells safe images from unsafe ones, where it draws the line and how often it is wrong;
+            None for others.
         licence: licence of the weights (of the code, where there are no weights).
         source: paper or official file that defines the score.
         weights: hub repository, "in the package" or "none".
@@ -80,6 +116,7 @@ class RewardCard:
     looks_at: str = "not stated"
     blind_to: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
+    safety: SafetyFacts | None = None
     licence: str = "not stated"
     source: str = "not stated"
     weights: str = "none"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.base import Reward, RewardCard, SafetyFacts
 from fk_reward.rewards.inputs import to_pil
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
@@ -36,6 +36,7 @@ _CARD = RewardCard(
     differentiable=True,
     looks_at="the whole image, squeezed into a square of 224 pixels; not the prompt",
     blind_to=("prompt", "quality"),
+    safety=SafetyFacts(safe_above=0.5),
     licence="Apache-2.0",
     source="hub page of Falconsai/nsfw_image_detection; Dosovitskiy et al. 2021, arXiv 2010.11929 (ViT)",
     weights=_NSFW,
@@ -196,6 +197,7 @@ def _card_of(model: str | os.PathLike[str], label: str | int | Sequence[str | in
     return dataclasses.replace(
         _CARD,
         summary=f"how probable the label {label!r} is by an image classifier",
+        safety=None,
         looks_at="what the classifier's processor leaves of the image; not the prompt",
         licence="that of the weights",
         source="that of the weights",

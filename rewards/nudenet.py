@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.base import Reward, RewardCard, SafetyFacts
 from fk_reward.rewards.preprocessing import unit_float
 from fk_reward.rewards.registry import RewardEntry
 
@@ -60,6 +60,7 @@ _CARD = RewardCard(
     looks_at="the whole image, at 320 x 320 pixels, padded on the right or below",
     blind_to=("prompt", "quality"),
     biases=("calls rounded areas in skin colours exposed: examples/benchmarks/reward_detectors.py",),
+    safety=SafetyFacts(safe_above=1 - REPORTED),  # NudeNet reports nothing there
     licence="AGPL-3.0 (licence file in the package nudenet; its metadata say MIT)",
     source="github.com/notAI-tech/NudeNet, 3.4: a YOLOv8 of nano size",
     weights="in the package nudenet",

@@ -254,14 +254,8 @@ class ImageSearch:
         images: list[Image.Image] = []
         cost, populations = Cost(), []
         more = {"sample_steps": 0, "previews": 0}  # what price lists know besides
-        # a search whose draws differ from prompt to prompt takes one at a time
-        alone = getattr(settings.search, "one_prompt", False)
-        per_call = 1 if alone else settings.batch_size // settings.max_particles
-        for first in range(0, settings.num_samples, per_call):
-            samples = range(first, min(first + per_call, settings.num_samples))
+        for samples in self._in_calls(range(settings.num_samples), settings.search):
             output = self._call(prompt, index, samples)
-            if output.nsfw_content_detected is not None and any(output.nsfw_content_detected):
-                logger.warning("Prompt %d: the safety checker has blackened an image, which will be judged.", index)
             # The first of each population: its images come together, best first.
             images += output.images[:: len(output.images) // len(samples)]
             cost += self._cost(output)
@@ -270,21 +264,48 @@ class ImageSearch:
             populations += self._populations(output)
         return images, {**asdict(cost), **more, **_means(populations)}
 
-    def _call(self, prompt: str, index: int, samples: Sequence[int]) -> FKSteeringOutput:
-        settings = self.settings
-        arguments: dict[str, Any] = {"search": settings.search, "num_inference_steps": settings.num_steps}
+    def _in_calls(self, samples: Sequence[int], search: SearchConfig) -> list[Sequence[int]]:
+        """The samples of each call."""
+        # a search whose draws differ from prompt to prompt takes one at a time
+        alone = getattr(search, "one_prompt", False)
+        size = 1 if alone else max(1, self.settings.batch_size // search.population(1).max_particles)
+        return [samples[first : first + size] for first in range(0, len(samples), size)]
+
+    def _call(
+        self,
+        prompt: str,
+        index: int,
+        samples: Sequence[int],
+        *,
+        search: SearchConfig | None = None,
+        offset: int = 0,
+    ) -> FKSteeringOutput:
+        """Call the pipeline for some samples.
+
+        Args:
+            prompt: the prompt.
+            index: its place in the suite.
+            samples: their numbers.
+            search: another than that of the settings.
+            offset: number of the first particle of each sample.
+        """
+        settings, search = self.settings, search or self.settings.search
+        arguments: dict[str, Any] = {"search": search, "num_inference_steps": settings.num_steps}
         if (eta := noise_of_steps(self.pipe, settings)) is not None:
             arguments["eta"] = eta
         if settings.guidance_scale is not None:  # else the solver's, or the pipeline's
             arguments["guidance_scale"] = settings.guidance_scale
-        size = settings.search.num_particles
-        generators = [particle_generators(settings.seed + sample, [index], size) for sample in samples]
-        return self.pipe(
+        size = offset + search.num_particles
+        generators = [particle_generators(settings.seed + sample, [index], size)[offset:] for sample in samples]
+        output = self.pipe(
             [prompt] * len(samples),
             generator=[generator for group in generators for generator in group],
-            num_images_per_prompt=num_finished(settings.search) if settings.diversity else 1,
+            num_images_per_prompt=num_finished(search) if settings.diversity else 1,
             **arguments,
         )
+        if output.nsfw_content_detected is not None and any(output.nsfw_content_detected):
+            logger.warning("Prompt %d: the safety checker has blackened an image, which will be judged.", index)
+        return output
 
     def _cost(self, output: FKSteeringOutput) -> Cost:
         trace = output.trace

@@ -57,16 +57,19 @@ class Report(NamedTuple):
         title: what was run.
         tables: its tables.
         files: the files.
+        facts: sentences that are shown between the title and the tables.
     """
 
     title: str
     tables: list[Table]
     files: tuple[Path, ...]
+    facts: tuple[str, ...] = ()
 
 
 def show_report(report: Report, word: str = "Report") -> None:
     """Print a report's title, its tables and where its files are."""
-    say(report.title)
+    for line in (report.title, *report.facts):
+        say(line)
     for table in report.tables:
         show_table(*table)
     say(f"{word}: {', '.join(map(str, report.files))}")

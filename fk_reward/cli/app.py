@@ -31,6 +31,7 @@ from fk_reward.cli.prices import prices
 from fk_reward.cli.record import record
 from fk_reward.cli.replay import replay
 from fk_reward.cli.rewards import rewards
+from fk_reward.cli.safety import safety
 from fk_reward.cli.scaling import scaling
 from fk_reward.cli.score import score
 from fk_reward.cli.skills import skills_draw, skills_merge, skills_prompts, skills_train
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "record": record,
     "replay": replay,
     "scaling": scaling,
+    "safety": safety,
     "mjbench": mjbench,
     "preferences": preferences,
     "pair-accuracy": pair_accuracy,
@@ -78,7 +80,7 @@ GROUPS: dict[str, str] = {
 }
 """First word of such names -> what its commands are about."""
 
-SEARCHING = ("generate", "plan", "geneval", "benchmark", "scaling")
+SEARCHING = ("generate", "plan", "geneval", "benchmark", "scaling", "safety")
 """Commands whose options depend on `--search`."""
 
 RAW = ("train",)

@@ -14,7 +14,7 @@ from fk_reward.cli.options import OUTPUT
 from fk_reward.terminal import TextTable, open_console, say, write_document
 
 if TYPE_CHECKING:
-    from fk_reward.rewards import RewardCard
+    from fk_reward.rewards import RewardCard, SafetyFacts
 
 _INTRODUCTION = """\
 # Reward cards
@@ -126,6 +126,8 @@ def _show_card(card: RewardCard) -> None:
 def _said(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, dict):
+        return "; ".join(f"{name.replace('_', ' ')} {_said(part)}" for name, part in value.items())
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
@@ -195,11 +197,21 @@ def _limits(card: RewardCard) -> dict[str, str]:
     from fk_reward.rewards.base import ASPECTS
 
     facts = {"known biases": "; ".join(card.biases)} if card.biases else {}
+    if card.safety is not None:
+        facts |= {"as a judge of safety": _as_judge(card.safety)}
     if not card.blind_to:
         return facts | {"probes of the doctor": "all"}
     blind = "; ".join(ASPECTS[aspect] for aspect in card.blind_to)
     left_out = [probe for aspect in card.blind_to for probe in UNASKED[aspect]]
     return {"need not depend on": blind} | facts | {"probes of the doctor": f"all but {', '.join(left_out)}"}
+
+
+def _as_judge(facts: SafetyFacts) -> str:
+    """Where it draws the line, and how often it is known to be wrong."""
+    counted = {"unsafe images missed": facts.missed, "false alarms": facts.false_alarms}
+    known = [f"{name}: {found[0]} of {found[1]}" for name, found in counted.items() if found is not None]
+    errors = f"{', '.join(known)} ({facts.source})" if known else "how often it is wrong is not stated"
+    return f"safe above {facts.safe_above:g}; {errors}"
 
 
 def _anchor(name: str) -> str:

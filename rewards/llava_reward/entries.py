@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fk_reward.rewards.base import RewardCard
+from fk_reward.rewards.base import RewardCard, SafetyFacts
 from fk_reward.rewards.llava_reward.backbones.phi3_vision import PHI3_VISION
 from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QWEN2_5_VL
 from fk_reward.rewards.llava_reward.config import (
@@ -145,6 +145,10 @@ def _by_dimension(
     return dict.fromkeys(names, adapter)
 
 
+_LOGIT = SafetyFacts(safe_above=0.0)
+"""Of a reward that was trained on labels, whose score is a logit."""
+
+
 def official_card(dimension: str, spec: BackboneSpec) -> RewardCard:
     """The card of an official checkpoint.
 
@@ -165,6 +169,7 @@ def official_card(dimension: str, spec: BackboneSpec) -> RewardCard:
         differentiable=True,
         looks_at="the whole image",
         blind_to=BLIND_TO.get(dimension, ()),
+        safety=_LOGIT if dimension == "safety" else None,
         licence=f"{spec.licence} (backbone); the adapter's is not stated",
         source=SOURCE,
         weights=f"{OFFICIAL_ADAPTERS} on {spec.hub_id}",
@@ -201,6 +206,7 @@ def _embedded(dimension: str) -> RewardEntry:
         differentiable=True,
         looks_at="the whole image",
         blind_to=BLIND_TO.get(dimension, ()),
+        safety=_LOGIT if dimension == "safety" else None,
         licence="Apache-2.0",
         source="Zhou et al., ICCV 2025, arXiv 2507.21391; trained by the scripts in examples/shapes",
         weights="in the package",

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.base import Reward, RewardCard, SafetyFacts
 from fk_reward.rewards.inputs import to_pil
 from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeAnswerError, JudgeEngine, Sampling
 from fk_reward.rewards.vlm_judge.marks import MarkQuestion, MarkTemplate, WeighingEngine
@@ -167,6 +167,8 @@ def mark_card(template: MarkTemplate, *, weights: str, reading: str = "logits", 
         typical_range=(-10.0, 10.0) if by_log_odds else template.score_range,
         looks_at="the whole image",
         blind_to=() if template.reads_prompt else ("prompt", "quality"),
+        # a rating, whose log-odds are those of "Safe"; its text is 1 or 0
+        safety=SafetyFacts(safe_above=0.0 if by_log_odds else 0.5) if template.log_odds else None,
         licence=f"that of the model; wording: {template.licence}",
         source=template.source,
         weights=weights,

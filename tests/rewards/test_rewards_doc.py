@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fk_reward.cli.rewards import reward_page
-from fk_reward.rewards import REWARDS, RewardCard, reward_card
+from fk_reward.rewards import REWARDS, RewardCard, SafetyFacts, reward_card
 
 PAGE = Path(__file__).parents[2] / "docs" / "reward_cards.md"
 
@@ -27,6 +27,7 @@ def test_the_page_has_the_cards():
 def test_the_page_shows_every_field(field):
     changed = {"higher_is_better": False, "differentiable": False, "typical_range": (3.0, 4.0), "spread": 7.0}
     changed |= {"max_prompt_tokens": 5, "blind_to": ("edges",), "biases": ("x",)}
+    changed |= {"safety": SafetyFacts(safe_above=0.5, missed=(1, 9))}
     card = RewardCard(name="a", summary="b", differentiable=True)
     other = dataclasses.replace(card, **{field: changed.get(field, "something else")})
     assert reward_page([other]) != reward_page([card])

@@ -1,0 +1,81 @@
+"""`fk-reward safety`: images behind a gate, and a bound on how many an independent judge calls unsafe."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from cyclopts import Parameter
+
+from fk_reward.cli.geneval import BENCHMARK, BatchOptions, MethodFields, ModelOptions, SampleOptions
+from fk_reward.cli.options import MEMORY, REWARD, OutOption, PlacementOptions, ShardOption, TypedFields
+from fk_reward.devices import resolve_device, resolve_dtype
+from fk_reward.value_checks import parse_integers, parse_shard
+
+_REQUEST = "fk_reward.benchmarks.safety.runs:SafetyRequest"
+_OF_REWARDS = ("steer", "gate", "gate_above", "judge", "judge_above", "judge_missed", "judge_false_alarms")
+_OF_RUN = ("suite", "prompts", "num_prompts", "stages", "max_rate", "confidence", "retries", "growth", "ungated")
+_MORE = ("heldout", "audit", "audit_reward", "skip_self_test", "num_shown")
+
+if TYPE_CHECKING:
+    RequestOptions: TypeAlias = dict[str, Any]
+    RewardFields: TypeAlias = dict[str, Any]
+else:
+    RequestOptions = Annotated[Any, TypedFields(_REQUEST, BENCHMARK, names=(*_OF_RUN, *_MORE))]
+    RewardFields = Annotated[Any, TypedFields(_REQUEST, REWARD, names=_OF_REWARDS)]
+
+
+def safety(  # noqa: PLR0913 (groups of options)
+    *,
+    out: OutOption,
+    request: RequestOptions,
+    rewards: RewardFields,
+    search: MethodFields,
+    model: ModelOptions,
+    samples: SampleOptions,
+    placement: PlacementOptions,
+    batch_size: Annotated[int | None, Parameter(group=MEMORY)] = None,
+    batch_sizes: BatchOptions,
+    shard: ShardOption = None,
+) -> None:
+    """Draw images behind a gate, with retries and abstention, and bound how many an independent judge calls unsafe.
+
+    What is finished is never made again, so that an interrupted command is simply started again. Several processes
+    share the work: accelerate launch -m fk_reward.cli safety ...
+
+    Args:
+        out: Folder of the runs; an unfinished one is resumed.
+        request: Prompts, bound, stages.
+        rewards: What steers, gates and judges.
+        search: The search and its settings.
+        model: Model and trajectory.
+        samples: Images of each prompt.
+        placement: Device and floating type.
+        batch_size: Particles in one call, the samples of a prompt together; 16 if not given.
+        batch_sizes: How much is run at once.
+        shard: With --stage generate or judge, i/n: this process takes every n-th prompt; as accelerate launched it if
+            not given.
+    """
+    from fk_reward.benchmarks.report import show_report
+    from fk_reward.benchmarks.safety.runs import SafetyRequest, run_safety
+    from fk_reward.pipelines.batch_sizes import BatchSizes
+    from fk_reward.rewards.vlm_judge.endpoint import redact_text
+
+    typed = search | model | samples
+    methods = tuple(typed.pop("method", None) or ())
+    if "num_particles" in typed:
+        typed["num_particles"] = parse_integers("num_particles", typed["num_particles"])
+    more: dict[str, Any] = {"batch_size": batch_size, "batch_sizes": BatchSizes(**batch_sizes) if batch_sizes else None}
+    asked = SafetyRequest(
+        out=out,
+        **request,
+        **rewards,
+        methods=methods,
+        typed=typed | {name: value for name, value in more.items() if value is not None},
+        about={"command": redact_text(" ".join(["fk-reward", *sys.argv[1:]]))},
+    )
+    place = resolve_device(placement.device)
+    part = None if shard is None else parse_shard(shard)
+    report = run_safety(asked, device=place, dtype=resolve_dtype(placement.dtype, place), shard=part)
+    if report is not None:
+        show_report(report)
