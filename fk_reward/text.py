@@ -38,6 +38,22 @@ _HIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, surrogates
 _MARKDOWN = re.compile(r"[\\`*|~$]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(|^(?:#|>|[-+](?= ))")
 
 
+_LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+    "|": "\\textbar{}",
+    "±": "$\\pm$",
+    "−": "$-$",
+    "λ": "$\\lambda$",
+    "→": "$\\to$",
+    "·": "$\\cdot$",
+}
+
+
 def text_problem(text: str) -> str | None:
     r"""Say why a string cannot be encoded; None if it can.
 
@@ -100,6 +116,16 @@ def markdown_text(text: str) -> str:
         0.7\*a + 0.3\*b of [x]\(y) \| \<b>
     """
     return _MARKDOWN.sub(lambda found: "\\" + found[0], visible(text))
+
+
+def latex_text(text: str) -> str:
+    r"""The text in one line of LaTeX that reads as it was typed.
+
+    Example:
+        >>> print(latex_text("0.7*a_b + 50 % of {x} \\ ~"))
+        0.7*a\_b + 50 \% of \{x\} \textbackslash{} \textasciitilde{}
+    """
+    return "".join(_LATEX.get(letter, letter) for letter in visible(text))
 
 
 def shortened(text: str, length: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +31,7 @@ from fk_reward.version import __version__
 if TYPE_CHECKING:
     from fk_reward.benchmarks.task import Task
     from fk_reward.pipelines import FKSteeringOutput, FKSteeringPipeline
+    from fk_reward.sampling.trace import SteeringTrace
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ UNSTEERED, BEST, STEERED = "unsteered", "best-of-n", "fk"
 METHODS = (UNSTEERED, BEST, STEERED)
 """The methods that are compared unless others are named; every other search of `SEARCHES` is one, too."""
 
+LINEAGE = "lineage"
+"""Of the note of a prompt: for each sample how its image came about, see `lineage_of`."""
 SCHEDULERS = ("auto", "ddim")
 PACKAGES = ("torch", "diffusers", "transformers")
 _SEED_STRIDE = 1_000_003  # a prime far above the number of particles
@@ -253,6 +257,7 @@ class ImageSearch:
         self.pipe.reward = indifferent_reward() if self.reward is None else self.reward
         images: list[Image.Image] = []
         cost, populations = Cost(), []
+        lines: list[dict[str, Any]] = []
         more = {"sample_steps": 0, "previews": 0}  # what price lists know besides
         for samples in self._in_calls(range(settings.num_samples), settings.search):
             output = self._call(prompt, index, samples)
@@ -262,7 +267,8 @@ class ImageSearch:
             spent = output.trace.cost
             more = {name: number + (getattr(spent, name) or 0) for name, number in more.items()}
             populations += self._populations(output)
-        return images, {**asdict(cost), **more, **_means(populations)}
+            lines += [lineage_of(output.trace, group) for group in range(len(samples))]
+        return images, {**asdict(cost), **more, **_means(populations), LINEAGE: lines}
 
     def _in_calls(self, samples: Sequence[int], search: SearchConfig) -> list[Sequence[int]]:
         """The samples of each call."""
@@ -329,6 +335,28 @@ class ImageSearch:
                 figure["distance"] = mean_pairwise_distance(torch.stack([*in_order(images)]))
             figures.append(figure)
         return figures
+
+
+def lineage_of(trace: SteeringTrace, group: int) -> dict[str, Any]:
+    """How the image of a population came about, as JSON: small enough to be kept beside every image.
+
+    Args:
+        trace: of the call.
+        group: place of the population in the call.
+
+    Returns:
+        `selected`, the slot of the image among the finished particles, and `steps`: of each scoring step its number,
+        the rewards (None for -inf), and the slot that each particle after it came from (None where all stayed).
+    """
+    steps = [
+        {
+            "step": step.step,
+            "rewards": [round(value, 5) if math.isfinite(value) else None for value in step.rewards[group].tolist()],
+            "ancestors": None if step.ancestors is None else step.ancestors[group].tolist(),
+        }
+        for step in trace.steps
+    ]
+    return {"selected": int(trace.selected[group, 0]), "num_steps": trace.num_steps, "steps": steps}
 
 
 def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:

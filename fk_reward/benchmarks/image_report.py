@@ -1,19 +1,18 @@
-"""The report of all runs in a folder: tables, `report.json`, `report.md` and `report.html`."""
+"""The report of all runs in a folder: tables as JSON, Markdown and LaTeX, `report.html` and `images.html`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fk_reward.benchmarks.gallery import write_gallery
 from fk_reward.benchmarks.image_results import RunResult, compare_methods, read_runs, summarize
 from fk_reward.benchmarks.judge_scores import judge_rows, judge_tables, write_score_lists
 from fk_reward.benchmarks.page import html_report
-from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, markdown_report
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, write_tables
 from fk_reward.benchmarks.statistics import OVERALL, Ends
 from fk_reward.durable_files import cosmetic, write_whole
-from fk_reward.text import markdown_text
 
 RUN_COLUMNS = (Column("method"), Column("reward"), Column("num_particles", "K", "{:d}"))
 COUNT_COLUMNS = (
@@ -131,16 +130,14 @@ def write_report(folder: Path, *, num_shown: int = 60) -> Report:
     summary |= {"judge_scores": scores} if scores else {}
     for run in runs:
         write_score_lists(run)
-    markdown = f"# {markdown_text(title)}\n\n{markdown_text(facts)}\n\n{markdown_report(tables)}"
-    files = [folder / name for name in ("report.json", "report.md", "report.html")]
-    # The figures before the page: whatever fails there, they are on disk, and only files that exist are returned.
-    write_whole(files[0], json.dumps(summary, indent=2) + "\n")
-    write_whole(files[1], markdown)
-    with cosmetic(f"writing {files[2]}"):
-        page = html_report(runs, rows, tables=tables, title=title, facts=facts, num_shown=num_shown)
-        write_whole(files[2], page)
-        return Report(title, tables, tuple(files))
-    return Report(title, tables, tuple(files[:2]))
+    # The figures before the pages: whatever fails there, they are on disk, and only files that exist are returned.
+    files = write_tables(folder / "report", title, tables, facts=(facts,), content=summary)
+    page = folder / "report.html"
+    with cosmetic(f"writing {page}"):
+        html = html_report(runs, rows, tables=tables, title=title, facts=facts, num_shown=num_shown)
+        files = (*files, write_whole(page, html))
+    browsed = write_gallery(folder, runs, title=title, facts=(facts,), tables=tables, num_shown=num_shown)
+    return Report(title, tables, (*files, *browsed))
 
 
 def with_judge_scores(tables: list[Table], scores: Sequence[Mapping[str, Any]]) -> list[Table]:

@@ -34,6 +34,11 @@ POPULATION = ("num_ancestors", "reward_spread", "distance")
 """Figures of a population, averaged over prompts: distinct first ancestors of the finished particles, standard
 deviation of their rewards, and mean distance of their images (`statistics.mean_pairwise_distance`)."""
 
+ABSTAINED, ATTEMPTS = "abstained", "attempts"
+"""Of the note of a prompt of a guarded run: for each sample whether nothing was shown, and how often it was drawn."""
+UNSAFE = "unsafe"
+"""Flag of images that a judge of safety calls unsafe."""
+
 Place = tuple[int, int]
 """Index of a prompt, number of the sample."""
 

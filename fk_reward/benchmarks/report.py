@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fk_reward.durable_files import write_whole
 from fk_reward.terminal import Console, TextTable, say, wide_console
-from fk_reward.text import markdown_text
+from fk_reward.text import latex_text, markdown_text, visible
 
 RANGE, CHANGE = "{:.3f} [{:.3f}, {:.3f}]", "{:+.3f} [{:+.3f}, {:+.3f}]"
 """Styles of an estimate, or of a difference, with both ends of its interval."""
@@ -72,7 +72,8 @@ def show_report(report: Report, word: str = "Report") -> None:
         say(line)
     for table in report.tables:
         show_table(*table)
-    say(f"{word}: {', '.join(map(str, report.files))}")
+    if report.files:
+        say(f"{word}: {', '.join(map(str, report.files))}")
 
 
 def show_table(
@@ -120,6 +121,63 @@ def markdown_report(tables: Sequence[Table]) -> str:
         )
         + "\n"
     )
+
+
+def latex_table(table: Table) -> str:
+    r"""The same table in LaTeX, with the rules of the package booktabs; numbers to the right.
+
+    Example:
+        >>> columns = (Column("k", "K"), Column("share", style="{:.2f}"))
+        >>> print(latex_table(Table("Sizes", columns, [{"k": 4, "share": 0.5}])))
+        \begin{table}
+        \caption{Sizes}
+        \begin{tabular}{lr}
+        \toprule
+        K & share \\
+        \midrule
+        4 & 0.50 \\
+        \bottomrule
+        \end{tabular}
+        \end{table}
+    """
+    sides = "".join("l" if column.style == "{}" else "r" for column in table.columns)
+    heading = [latex_text(column.heading()) for column in table.columns]
+    lines = [[latex_text(column.cell(row)) for column in table.columns] for row in table.rows]
+    body = [f"{' & '.join(line)} \\\\" for line in (heading, *lines)]
+    begin = ["\\begin{table}", f"\\caption{{{latex_text(table.title)}}}", f"\\begin{{tabular}}{{{sides}}}"]
+    ends = ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
+    return "\n".join([*begin, "\\toprule", body[0], "\\midrule", *body[1:], *ends])
+
+
+def write_tables(
+    stem: Path, title: str, tables: Sequence[Table], *, facts: Sequence[str] = (), content: Any = None
+) -> tuple[Path, ...]:
+    """Write tables in three forms: JSON with all figures, Markdown to read, LaTeX to paste.
+
+    Args:
+        stem: path without its ending.
+        title: heading.
+        tables: as they are shown.
+        facts: sentences below the heading.
+        content: of the JSON file; the tables as they are shown if not given.
+
+    Returns:
+        The files: `.json`, `.md`, `.tex`.
+    """
+    shown = [{"title": one.title, "rows": [_shown(one, row) for row in one.rows]} for one in tables]
+    content = {"title": title, "facts": list(facts), "tables": shown} if content is None else content
+    text = "\n\n".join([f"# {markdown_text(title)}", *map(markdown_text, facts), markdown_report(tables)])
+    said = [f"% {visible(line)}" for line in (title, *facts, "needs \\usepackage{booktabs}")]
+    latex = "\n\n".join(["\n".join(said), *map(latex_table, tables)])
+    return (
+        write_json(stem.with_name(f"{stem.name}.json"), content),
+        write_whole(stem.with_name(f"{stem.name}.md"), text),
+        write_whole(stem.with_name(f"{stem.name}.tex"), f"{latex}\n"),
+    )
+
+
+def _shown(table: Table, row: Mapping[str, Any]) -> dict[str, str]:
+    return {column.heading(): column.cell(row) for column in table.columns}
 
 
 def write_json(path: str | Path, content: Any) -> Path:

@@ -170,12 +170,22 @@ def settings_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str
         >>> settings_changes({"seed": 0, "config": {"k": 4}}, {"seed": 0, "config": {"k": 8}})
         'config.k 4 -> 8'
     """
-    # Through JSON, as the settings on disk have been: a tuple equals the list that it became.
-    before, after = (_flat(json.loads(json.dumps(tree))) for tree in (found, wanted))
+    before, after = flat_settings(found), flat_settings(wanted)
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     changes = [f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in names]
     more = [f"{len(changes) - _MOST_CHANGES} more"] if len(changes) > _MOST_CHANGES else []
     return ", ".join(changes[:_MOST_CHANGES] + more)
+
+
+def flat_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a tree of settings by their paths.
+
+    Example:
+        >>> flat_settings({"seed": 0, "config": {"at": (0.5,)}})
+        {'seed': 0, 'config.at.0': 0.5}
+    """
+    # Through JSON, as the settings on disk have been: a tuple equals the list that it became.
+    return _flat(json.loads(json.dumps(tree)))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, ValidationError
 
 from fk_reward.cli.cache import cache_apply, cache_evolve, cache_show
+from fk_reward.cli.compare import compare
 from fk_reward.cli.convert import convert
 from fk_reward.cli.demo import demo
 from fk_reward.cli.doctor import doctor
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "benchmark": geneval,
     "record": record,
     "replay": replay,
+    "compare": compare,
     "scaling": scaling,
     "safety": safety,
     "mjbench": mjbench,

@@ -176,7 +176,13 @@ def test_prompts_are_text_on_the_page_and_in_markdown(tmp_path):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     check_page(text)
     assert html.escape(HOSTILE, quote=False).replace('"', "&#34;") in text
-    assert [path.name for path in report.files] == ["report.json", "report.md", "report.html"]
+    assert [path.name for path in report.files] == [
+        "report.json",
+        "report.md",
+        "report.tex",
+        "report.html",
+        "images.html",
+    ]
 
 
 def test_a_page_that_cannot_be_made_does_not_take_the_figures_with_it(out, monkeypatch, caplog):
@@ -185,7 +191,7 @@ def test_a_page_that_cannot_be_made_does_not_take_the_figures_with_it(out, monke
 
     monkeypatch.setattr(report_module, "html_report", fail)
     report = write_report(out)
-    assert [path.name for path in report.files] == ["report.json", "report.md"]
+    assert [path.name for path in report.files] == ["report.json", "report.md", "report.tex", "images.html"]
     assert json.loads((out / "report.json").read_text())["runs"] and (out / "report.md").read_text()
     assert not (out / "report.html").exists()
     assert "report.html failed, and was left out: RuntimeError: no font" in caplog.text

@@ -55,6 +55,7 @@ NAMES = (
     "generate",
     "score",
     "rewards",
+    "compare",
     "convert",
     "hard-negatives",
     "train",

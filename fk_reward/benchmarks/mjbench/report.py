@@ -14,9 +14,8 @@ from fk_reward.benchmarks.mjbench.summary import (
     sweep_bias,
     sweep_ties,
 )
-from fk_reward.benchmarks.report import Column, Report, Table, markdown_report, write_json
+from fk_reward.benchmarks.report import Column, Report, Table, write_tables
 from fk_reward.benchmarks.store import ResultStore
-from fk_reward.durable_files import write_whole
 
 RANGE = "{:.3f} to {:.3f}"
 ACCURACY = Column("accuracy", style="{:.3f}")
@@ -95,14 +94,10 @@ def report_tables(summary: dict[str, Any]) -> list[Table]:
 def write_report(
     store: ResultStore, *, tie_threshold: float | None = None, thresholds: Sequence[float] | None = None
 ) -> Report:
-    """Write `mjbench.json` and `mjbench.md` beside the results. Arguments: as for `summarize`."""
+    """Write `mjbench.json`, `.md` and `.tex` beside the results. Arguments: as for `summarize`."""
     summary = summarize(store, tie_threshold=tie_threshold, thresholds=thresholds)
     tables, title = report_tables(summary), _title(summary)
-    files = (
-        write_json(store.folder / "mjbench.json", summary),
-        write_whole(store.folder / "mjbench.md", f"{title}\n\n{markdown_report(tables)}"),
-    )
-    return Report(title, tables, files)
+    return Report(title, tables, write_tables(store.folder / "mjbench", title, tables, content=summary))
 
 
 def _title(summary: dict[str, Any]) -> str:

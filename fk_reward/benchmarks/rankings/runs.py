@@ -15,11 +15,10 @@ from torch import Tensor
 from fk_reward.benchmarks.preferences import compares, has_comparing_part
 from fk_reward.benchmarks.rankings.formats import READERS, RankedImages, rankings_digest
 from fk_reward.benchmarks.rankings.summary import summarize_rankings
-from fk_reward.benchmarks.report import Column, Report, Table, markdown_report, write_json
+from fk_reward.benchmarks.report import Column, Report, Table, write_tables
 from fk_reward.benchmarks.runner import Share, find_share, run, watch
 from fk_reward.benchmarks.store import SETTINGS_FILE, ResultStore, weights_digest
 from fk_reward.benchmarks.task import Task
-from fk_reward.durable_files import write_whole
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.rewards.llava_reward import LlavaReward
@@ -203,7 +202,7 @@ def _answer(request: RankingRequest, name: str, reward: Reward, task: Task[Ranke
 
 
 def write_report(out: Path) -> Report:
-    """Write `pair_accuracy.json` and `pair_accuracy.md` from all answers in a folder.
+    """Write `pair_accuracy.json`, `.md` and `.tex` from all answers in a folder.
 
     Args:
         out: of `run_request`.
@@ -218,11 +217,7 @@ def write_report(out: Path) -> Report:
     rows.sort(key=lambda row: (row["reward"], order.index(row["benchmark"])))
     tables = [_matrix(rows), Table("Ties and rules", COLUMNS, rows)]
     title = "Pair accuracy of rewards on human preferences"
-    files = (
-        write_json(out / "pair_accuracy.json", {"rows": rows}),
-        write_whole(out / "pair_accuracy.md", f"# {title}\n\n{markdown_report(tables)}"),
-    )
-    return Report(title, tables, files)
+    return Report(title, tables, write_tables(out / "pair_accuracy", title, tables, content={"rows": rows}))
 
 
 def _row(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from fk_reward.benchmarks.drawing import Cost, ImageSearch, RunSettings
+from fk_reward.benchmarks.drawing import LINEAGE, Cost, ImageSearch, RunSettings, lineage_of
+from fk_reward.benchmarks.image_results import ABSTAINED, ATTEMPTS
 from fk_reward.benchmarks.safety.judges import part_digests
 from fk_reward.rewards import CompositeReward, Reward, load_reward
 from fk_reward.rewards.composition.expression import COMPARISONS, Gate
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 GUARDED = "guarded"
 """What the names of such runs begin with."""
-ABSTAINED, ATTEMPTS = "abstained", "attempts"
-"""Of the note of a prompt: for each sample whether nothing was shown, and how often it was drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +180,7 @@ class GuardedSearch(ImageSearch):
         """
         self.pipe.reward = self.reward
         images: dict[int, Image.Image] = {}
+        lines: dict[int, dict[str, Any]] = {}
         attempts = [0] * self.settings.num_samples
         abstained = [True] * self.settings.num_samples
         spent, offset = Cost(), 0
@@ -191,9 +191,11 @@ class GuardedSearch(ImageSearch):
                 output = self._call(prompt, index, samples, search=search, offset=offset)
                 spent += self._cost(output)
                 more = {name: number + (getattr(output.trace.cost, name) or 0) for name, number in more.items()}
+                lines |= {sample: lineage_of(output.trace, group) for group, sample in enumerate(samples)}
                 shown = output.images[:: len(output.images) // len(samples)]
                 for sample, image, nothing in zip(samples, shown, output.abstained.tolist(), strict=True):
                     images[sample], abstained[sample], attempts[sample] = image, nothing, attempts[sample] + 1
             offset += search.num_particles
-        note = {**asdict(spent), **more, ABSTAINED: abstained, ATTEMPTS: attempts}
-        return [images[sample] for sample in range(self.settings.num_samples)], note
+        places = range(self.settings.num_samples)
+        note = {ABSTAINED: abstained, ATTEMPTS: attempts, LINEAGE: [lines[sample] for sample in places]}
+        return [images[sample] for sample in places], {**asdict(spent), **more, **note}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from fk_reward.benchmarks.image_results import UNSAFE
 from fk_reward.benchmarks.questions.shapes import VERIFIER
 from fk_reward.benchmarks.safety.bounds import ErrorRate
 from fk_reward.benchmarks.store import weights_digest
@@ -27,8 +28,6 @@ from fk_reward.version import __version__
 if TYPE_CHECKING:
     from fk_reward.rewards import Reward
 
-UNSAFE = "unsafe"
-"""Flag of images that a judge calls unsafe."""
 SCORE = "judge's score"
 """Figure of a judge that is a reward."""
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fk_reward.benchmarks.gallery import write_gallery
 from fk_reward.benchmarks.image_report import COST_COLUMNS
 from fk_reward.benchmarks.image_results import read_runs
-from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, markdown_report, write_json
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, write_tables
 from fk_reward.benchmarks.safety.audit import AUDIT
 from fk_reward.benchmarks.safety.bounds import trials_needed
 from fk_reward.benchmarks.safety.judges import JudgeErrors
@@ -21,8 +22,6 @@ from fk_reward.benchmarks.safety.summary import (
     side_rows,
 )
 from fk_reward.benchmarks.statistics import OVERALL, Ends
-from fk_reward.durable_files import write_whole
-from fk_reward.text import markdown_text
 
 _PERCENT = "{:.2%}"
 CERTIFICATE = (
@@ -81,9 +80,9 @@ def write_report(
     max_rate: float,
     confidence: float,
     errors: Callable[[str], JudgeErrors],
-    num_shown: int = 60,  # noqa: ARG001 (of the page)
+    num_shown: int = 60,
 ) -> Report:
-    """Write `safety.json` and `safety.md` from a judged folder.
+    """Write `safety.json`, `.md` and `.tex` from a judged folder.
 
     Args:
         out: of `run_safety`.
@@ -120,9 +119,10 @@ def write_report(
     content["audit_distances"] = distances(content["audit"])
     title, facts = f"Safety: {_model(guarded[0])}", stated(content, known)
     tables = safety_tables(content)
-    text = "\n\n".join([f"# {markdown_text(title)}", *map(markdown_text, facts), markdown_report(tables)])
-    files = (write_json(out / "safety.json", {"title": title, **content}), write_whole(out / "safety.md", text))
-    return Report(title, tables, files, tuple(facts))
+    files = write_tables(out / "safety", title, tables, facts=facts, content={"title": title, **content})
+    results = [run.result for run in runs]
+    pages = write_gallery(out, results, title=title, facts=facts, tables=tables, num_shown=num_shown)
+    return Report(title, tables, (*files, *pages), tuple(facts))
 
 
 def _model(run: SafetyRun) -> str:

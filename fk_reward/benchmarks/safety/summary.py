@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fk_reward.benchmarks.image_results import ImageResult, Place, RunResult
+from fk_reward.benchmarks.image_results import ABSTAINED, ATTEMPTS, UNSAFE, ImageResult, Place, RunResult
 from fk_reward.benchmarks.image_store import MADE, PromptFolder
 from fk_reward.benchmarks.safety.bounds import ErrorRate, trials_needed, true_rate_bound, upper_bound
-from fk_reward.benchmarks.safety.guarded import ABSTAINED, ATTEMPTS
-from fk_reward.benchmarks.safety.judges import UNSAFE
 from fk_reward.benchmarks.statistics import OVERALL, Ends, Outcome, estimate, paired_differences
 
 

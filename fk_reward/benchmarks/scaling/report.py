@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.benchmarks.drawing import BEST
-from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, markdown_report
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, write_tables
 from fk_reward.benchmarks.scaling.points import ScalingPoints, best_of_n_curves, read_scaling_runs, without_plain
 from fk_reward.benchmarks.statistics import Ends
-from fk_reward.durable_files import cosmetic, write_whole
+from fk_reward.durable_files import cosmetic
 from fk_reward.planning.prices import PRICES
-from fk_reward.text import as_plain_text, markdown_text, shortened, visible
+from fk_reward.text import as_plain_text, shortened, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,10 +92,8 @@ def write_report(out: Path) -> Report:
     points = ScalingPoints(read_scaling_runs(out))
     rows, title, facts = points.rows(), _title(points), _facts(points)
     tables = scaling_tables(rows)
-    files = [out / "scaling.json", out / "scaling.md"]
     summary = {"title": title, "facts": facts, "judge": points.plain.result.judge, "rows": rows}
-    write_whole(files[0], json.dumps(summary, indent=2) + "\n")
-    write_whole(files[1], f"# {markdown_text(title)}\n\n{markdown_text(facts)}\n\n{markdown_report(tables)}")
+    files = list(write_tables(out / "scaling", title, tables, facts=(facts,), content=summary))
     for prices in PRICES:
         path = out / f"scaling-{prices}.png"
         with cosmetic(f"drawing {path}"):

@@ -72,7 +72,9 @@ def copy(finished, tmp_path):
 def without_seconds(out):
     """Every file but those in which seconds or the command stand; of the others the figures."""
     files = tree(out)
-    timed = [name for name in files if name.endswith(("made.json", "manifest.json")) or name.startswith("report")]
+    timed = [
+        name for name in files if name.endswith(("made.json", "manifest.json")) or name.startswith(("report", "images"))
+    ]
     kept = {name: content for name, content in files.items() if name not in timed}
     for name in timed:
         if name.endswith("json"):
@@ -89,6 +91,8 @@ def test_all_stages(finished):
     assert names == {"unsteered", "best-of-2-shapes-verifier", "fk-2-shapes-verifier"} | {
         "report.json",
         "report.md",
+        "report.tex",
+        "images.html",
         "report.html",
     }
     rows = json.loads((finished / "report.json").read_text())["runs"]

@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 from PIL import Image
 
 from fk_reward.benchmarks.drawing import Cost, make_manifest
+from fk_reward.benchmarks.image_results import ABSTAINED, ATTEMPTS
 from fk_reward.benchmarks.image_store import ImageStore, prompt_folders
 from fk_reward.benchmarks.judging import judge_missing, score_missing
-from fk_reward.benchmarks.safety.guarded import ABSTAINED, ATTEMPTS, Guard
+from fk_reward.benchmarks.safety.guarded import Guard
 from fk_reward.benchmarks.safety.judges import SafetyJudge
 from fk_reward.benchmarks.task import Task
 from fk_reward.rewards import CallableReward, Reward, RewardCard, RewardEntry, SafetyFacts

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from fk_reward.benchmarks.drawing import RunSettings, make_search, particle_generators
-from fk_reward.benchmarks.safety.guarded import ABSTAINED, ATTEMPTS, GatedReward, Guard, GuardedSearch, abstaining
+from fk_reward.benchmarks.image_results import ABSTAINED, ATTEMPTS
+from fk_reward.benchmarks.safety.guarded import GatedReward, Guard, GuardedSearch, abstaining
 from fk_reward.rewards import REWARDS
 from fk_reward.sampling.trace import Cost
 from fk_reward.search import BestOfN, FKSteeringConfig, Pruning
@@ -86,6 +87,7 @@ class Scripted(GuardedSearch):
         nothing = torch.tensor([self.script[sample] != attempt for sample in samples])
         trace = SimpleNamespace(
             num_model_calls=4, num_model_rows=8 * len(samples), num_decode_calls=2, num_reward_calls=2, seconds=1.0,
+            steps=(), num_steps=4, selected=torch.zeros(len(samples), 1, dtype=torch.int64),
             cost=Cost(sample_steps=8, denoiser_rows=8, decodes=2, reward_calls=2, seconds=1.0, previews=0),
         )  # fmt: skip
         images = [Image.new("RGB", (8, 8), (10 * attempt, sample, 0)) for sample in samples]
