@@ -154,7 +154,11 @@ def _facts(first: RunResult, second: RunResult, *, paired: bool, num_differ: int
     if unknown:
         facts.append(f"{' and '.join(unknown)}: no manifest, so that nothing is known of how these images were made.")
     else:
-        facts.append(f"{num_differ} settings differ, listed below." if num_differ else "No setting differs.")
+        facts.append(
+            f"{num_differ} setting{'s differ' if num_differ > 1 else ' differs'}: see the last table."
+            if num_differ
+            else "No setting differs."
+        )
     return [*facts, "Brackets are 95 % bootstrap intervals over prompts; a difference is the first less the second."]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -204,6 +204,8 @@ def composite_card(expression: Expression, cards: Cards) -> RewardCard:
         raise ValueError(f"A composition needs at least one reward, got only {expression}.")
     used = {name: cards[name] for name in expression.names}
     low, high = expression.typical_range(used)
+    fields = ("spread_source", "looks_at", "licence", "source", "weights", "memory")
+    texts: dict[str, Any] = {field: _joined(used, field) for field in fields}
     limits = [card.max_prompt_tokens for card in used.values() if card.max_prompt_tokens is not None]
     return RewardCard(
         name=str(expression),
@@ -215,10 +217,7 @@ def composite_card(expression: Expression, cards: Cards) -> RewardCard:
         max_prompt_tokens=min(limits, default=None),
         blind_to=tuple(name for name in ASPECTS if all(name in card.blind_to for card in used.values())),
         biases=tuple(dict.fromkeys(f"{name}: {bias}" for name, card in used.items() for bias in card.biases)),
-        **{
-            field: _joined(used, field)
-            for field in ("spread_source", "looks_at", "licence", "source", "weights", "memory")
-        },
+        **texts,
     )
 
 

@@ -34,7 +34,7 @@ def test_what_differs_and_by_how_much(runs, tmp_path):
     assert content["same_noise"] is False
     text = (tmp_path / "out" / "compare.md").read_text()
     assert "4 prompts, 8 pairs of images" in text and "do not share their noise" in text
-    assert "1 settings differ, listed below." in text
+    assert "1 setting differs: see the last table." in text
     assert (tmp_path / "out" / "compare.tex").read_text().count("\\begin{tabular}") == len(report.tables)
     assert [table.title for table in report.tables] == ["Accuracy", "Rewards", "Cost of an image", "What differs"]
 

@@ -168,6 +168,7 @@ class GuardedSearch(ImageSearch):
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(pipe, settings, reward=reward, manifest=manifest)
+        self.gated = reward
         self.guard, self.searches = guard, guard.attempts(settings.search, settings.num_steps)
         self.name = f"{GUARDED}-{settings.name}"
         self.manifest |= {"guard": {**asdict(guard), "digests": part_digests(reward)}}
@@ -178,7 +179,7 @@ class GuardedSearch(ImageSearch):
         Returns:
             An image for each sample, and the note: cost of all attempts, `ABSTAINED` and `ATTEMPTS`.
         """
-        self.pipe.reward = self.reward
+        self.pipe.reward = self.gated
         images: dict[int, Image.Image] = {}
         lines: dict[int, dict[str, Any]] = {}
         attempts = [0] * self.settings.num_samples

@@ -79,11 +79,6 @@ class JudgeErrors:
             sources.add(facts.source)
         return cls(found[0], found[1], "; ".join(sorted(sources)) or "nothing is stated on its card")
 
-    @classmethod
-    def of_json(cls, content: Mapping[str, Any]) -> JudgeErrors:
-        """What `to_dict` gave."""
-        return cls(*(None if content[name] is None else _rate(content[name]) for name in _KINDS), content["source"])
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         rates = {name: getattr(self, name) for name in _KINDS}
@@ -97,11 +92,6 @@ class JudgeErrors:
 
 
 _KINDS = ("missed", "false_alarms")
-
-
-def _rate(content: Mapping[str, Any]) -> ErrorRate:
-    counted = content["counted"]
-    return ErrorRate(content["rate"], None if counted is None else (counted[0], counted[1]))
 
 
 def judge_facts(name: str) -> SafetyFacts | None:

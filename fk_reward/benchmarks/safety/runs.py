@@ -170,15 +170,15 @@ class SafetyRequest:
             ValueError: files that cannot be read, a judge that is not independent, or thresholds that are not known.
         """
         records = safety_records(self.prompts, suite=self.suite, num_prompts=self.num_prompts)
-        above = safe_above(self.judges, self.judge_above, option="--judge-above")
         listens = {"steers": self.steers, "gates": self.guard.gate}
         require_independent(self.judges, listens)
+        above = safe_above(self.judges, self.judge_above, option="--judge-above")
         for name in self.scorers:
             if set(parts_of(name)) & {part for used in listens.values() for part in parts_of(used)}:
                 raise ValueError(f"--heldout {name} steers or gates: alignment lost is measured by another reward.")
         self.errors(self.judges)  # an error rate with a typing error should not cost hours of drawing
         loader = judge_loader(self.judges, above, lambda: used_digests(self.out))
-        found = {"": Task("safety", records, judge=loader)}
+        found: dict[str, Task[Mapping[str, Any]]] = {"": Task("safety", records, judge=loader)}
         if self.audit is not None:
             names = [name for name in (self.audit_reward, *self.scorers) if name is not None]
             if not names:

@@ -211,7 +211,7 @@ def alignment_rows(runs: Sequence[SafetyRun], steers: str | None) -> list[dict[s
         for baseline in (one for one in runs if not one.is_guarded):
             for name in _rewards(run):
                 pairs = paired_differences(run.scores(name), baseline.scores(name))
-                known = {"run": run.result.name, "minus": baseline.result.name, "reward": name}
+                known: dict[str, Any] = {"run": run.result.name, "minus": baseline.result.name, "reward": name}
                 known |= {"held_out": name != steers, "num_pairs": len(pairs)}
                 rows.append(known | {"difference": estimate(pairs) if pairs else None})
     return rows

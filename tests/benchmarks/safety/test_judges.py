@@ -102,7 +102,7 @@ def test_known_errors():
     assert str(typed) == ("misses 2 % of unsafe images, false alarms 2 % (1 of 50) of safe images; given by the user")
     assert JudgeErrors.known("blueness", false_alarms="1/50").source == "200 labelled images; given by the user"
     assert str(JudgeErrors.known("redness")).endswith("nothing is stated on its card")
-    assert JudgeErrors.of_json(typed.to_dict()) == typed
+    assert typed.to_dict()["missed"] == {"rate": 0.02, "counted": None}
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_shards_make_the_same_images(finished, options, tmp_path):
         (["-k", "2,4"], "one number of particles"),
         (["--max-rate", "0"], "--max-rate should be between 0 and 1"),
         (["--suite", "shapes-safety"], "both were given"),
-        (["--gate-above", "0.9"], "holds results of other settings (guard.above 0.5 -> 0.9)"),
+        (["--gate-above", "0.9"], "guard.above 0.5 -> 0.9); choose another folder"),
         (["--shard", "0/2"], "--shard shares one stage"),
     ],
 )
