@@ -125,14 +125,11 @@ class GatedReward(CompositeReward):
         name = f"{expression.passed} if {expression.left} {expression.comparison} {expression.right} else forbidden"
         self.card = replace(self.card, name=name, spread=expression.passed.spread(self._cards))
 
-    def for_previews(self) -> GatedReward:
-        """The same of what the parts answer."""
-        parts = {name: part.for_previews() for name, part in self.parts.items()}
-        return (
-            self
-            if all(parts[name] is part for name, part in self.parts.items())
-            else GatedReward(self.condition, parts)
-        )
+    def _of(self, parts: Mapping[str, Reward]) -> GatedReward:
+        """The same gate over what the parts answer for predictions; itself where they answer with themselves."""
+        if super()._of(parts) is self:
+            return self
+        return GatedReward(self.condition, parts)
 
     def score_with_parts(self, images: Images, prompts: str | Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """The score, -inf where the gate does not let pass; and the scores of the parts, the gate's among them."""

@@ -12,7 +12,7 @@ from PIL import Image
 from fk_reward.benchmarks.drawing import RunSettings, make_search, particle_generators
 from fk_reward.benchmarks.image_results import ABSTAINED, ATTEMPTS
 from fk_reward.benchmarks.safety.guarded import GatedReward, Guard, GuardedSearch, abstaining
-from fk_reward.rewards import REWARDS
+from fk_reward.rewards import REWARDS, CallableReward
 from fk_reward.sampling.trace import Cost
 from fk_reward.search import BestOfN, FKSteeringConfig, Pruning
 from tests.benchmarks.safety.stage import NAMES
@@ -36,8 +36,16 @@ def test_what_does_not_pass_is_forbidden():
     assert scores.tolist() == [pytest.approx(0.4), -torch.inf], "0.5 is not above 0.5"
     assert set(parts) == {"redness", "blueness", "greenness"}
     assert reward.card.name == "redness + 0.5*blueness if greenness > 0.5 else forbidden"
-    assert reward.for_previews() is reward
+    assert reward.for_previews() is reward and reward.at_noise(0.5) is reward
     assert reward.card.higher_is_better
+
+
+def test_the_gate_stays_where_a_part_answers_with_another_judge(monkeypatch):
+    reward = GatedReward.load("redness", GUARD)
+    other = CallableReward(lambda images, prompts: torch.ones(len(images)), "other")
+    monkeypatch.setattr(reward.parts["redness"], "at_noise", lambda level: other, raising=False)
+    scores = reward.at_noise(0.5)(colored((0.2, 0.9, 0.4), (0.9, 0.5, 1.0)), "anything")
+    assert scores.tolist() == [1.0, -torch.inf]
 
 
 def test_a_gate_that_steers_too_is_asked_once():
