@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fk_reward.rewards.base import Reward, RewardCard
-from fk_reward.rewards.precision import Float32Sequential
+from fk_reward.rewards.float32_layers import Float32Sequential
 from fk_reward.rewards.prompt_limits import (
     control_tokens,
     num_positions,

@@ -101,7 +101,7 @@ def _written(  # noqa: PLR0913, PLR0917 (what was typed)
     from fk_reward.training.skills import PromptWriter
     from fk_reward.training.skills.prompts import read_prompt_lines
 
-    more = {} if max_similarity is None else {"max_similarity": max_similarity}
+    more: dict[str, Any] = {} if max_similarity is None else {"max_similarity": max_similarity}
     engine = OpenAIEngine(llm, base_url=base_url)
     shown = read_prompt_lines(examples)
     writer = PromptWriter(engine=engine, description=description, examples=shown, seed=seed, **more)
@@ -160,7 +160,8 @@ def _suited(drawing: Drawing, model: str) -> Drawing:
 
     from fk_reward.pipelines.loading import default_guidance
 
-    return replace(drawing, **default_guidance(model, drawing.guidance_scale))
+    guidance: dict[str, Any] = default_guidance(model, drawing.guidance_scale)
+    return replace(drawing, **guidance)
 
 
 def skills_train(  # noqa: PLR0913 (one parameter for each option)

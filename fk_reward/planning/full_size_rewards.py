@@ -60,6 +60,7 @@ from fk_reward.rewards.aesthetic_siglip import SiglipAesthetic
 from fk_reward.rewards.answer_model import AnswerModel, without_video
 from fk_reward.rewards.blip import with_blip_tokens
 from fk_reward.rewards.cyclereward import MAX_TOKENS
+from fk_reward.rewards.float32_layers import Float32Sequential
 from fk_reward.rewards.hpsv3 import REWARD_TOKEN, HPSv3, HPSv3Words
 from fk_reward.rewards.image_classifier import ImageClassifier
 from fk_reward.rewards.imagereward_model import ImageRewardConfig, ImageRewardModel, ImageRewardSizes, make_mlp
@@ -69,7 +70,6 @@ from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
-from fk_reward.rewards.precision import Float32Sequential
 from fk_reward.rewards.preprocessing import PaddedPreprocessing
 from fk_reward.rewards.q_align import LEVELS
 from fk_reward.rewards.vlm_judge import MarkJudge, TransformersEngine, load_vlm_judge

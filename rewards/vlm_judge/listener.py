@@ -211,7 +211,7 @@ def completion_text(completion: Any) -> str:
         >>> completion_text([{"role": "assistant", "content": "one"}]), completion_text("two")
         ('one', 'two')
     """
-    content = completion if isinstance(completion, str) else completion[-1]["content"]
+    content: Any = completion if isinstance(completion, str) else completion[-1]["content"]
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence):

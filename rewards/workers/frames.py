@@ -39,7 +39,7 @@ def write_message(stream: BinaryIO, message: Mapping[str, Any], tensors: Sequenc
     header = json.dumps({**message, "shapes": shapes, "dtypes": dtypes}).encode()
     stream.write(_LENGTH.pack(len(header)) + header)
     for array in arrays:
-        stream.write(memoryview(array.reshape(-1)).cast("B") if array.size else b"")
+        stream.write(array.tobytes())
     stream.flush()
 
 
