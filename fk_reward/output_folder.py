@@ -164,7 +164,10 @@ def _held(path: Path, folder: Path, *, patience: float = 0.0) -> Iterator[None]:
         return
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     try:
-        write_whole(_holder_file(path), json.dumps(about) + "\n")
+        holder = _holder_file(path)
+        for draft in holder.parent.glob(f".{holder.name}.*.draft"):  # of holders that were killed while they wrote it
+            draft.unlink(missing_ok=True)
+        write_whole(holder, json.dumps(about) + "\n")
         yield
     finally:
         # Removed while it is still locked: a process that opened it before and locks it next sees from its number of

@@ -63,6 +63,14 @@ def test_a_killed_process_leaves_the_folder_free(tmp_path, other_process):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_process_was_writing_about_itself_is_removed(tmp_path):
+    draft = tmp_path / "..fk-reward.json.513.draft"
+    draft.write_text("{")
+    with hold_folder(tmp_path):
+        assert not draft.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("first", "second", "goes"),
     [

@@ -80,6 +80,7 @@ def test_classifiers_and_ci_name_the_same_pythons():
     assert named == set(workflow["jobs"]["gate"]["strategy"]["matrix"]["python"]) == set(PYTHONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_python_that_is_here_reads_all_files(python):
     """Grammar and the modules of the standard library; with what is installed for it, CI runs all tests."""
