@@ -18,6 +18,8 @@ SOLVER_NAMES = (
     *("ddim-50", "ddim-100", "sde-dpmsolver++-20", "sde-dpmsolver++-25"),
     *("lcm-4", "lcm-8", "tcd-4", "tcd-8"),
     *("glass-28", "glass-48"),
+    *("distar-1", "turbo-1", "turbo-4", "schnell-4", "schnell-ode-4"),
+    *(f"tlcm-{steps}" for steps in range(2, 9)),
 )
 """Names of `fk_reward.pipelines.SOLVERS`, whose module imports Diffusers; a test keeps them equal."""
 

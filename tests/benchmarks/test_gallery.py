@@ -152,12 +152,12 @@ def test_in_a_browser(out, browser):
     page.fill("input[name=prompt]", "RED")
     assert visible(page) == 4 and page.locator("section.prompt:visible").count() == 1
     page.click("button[type=reset]")
-    page.wait_for_function("document.querySelector('#left').textContent === '16 of 16 images'")
+    page.locator("#left", has_text="16 of 16 images").wait_for()
     for name, value, left in (("task", "colors", 8), ("method", "unsteered", 4), ("verdict", "wrong", 1)):
         page.select_option(f"select[name={name}]", value)
         assert visible(page) == left, (name, value)
     page.click("button[type=reset]")
-    page.wait_for_function("document.querySelector('#left').textContent === '16 of 16 images'")
+    page.locator("#left", has_text="16 of 16 images").wait_for()
     page.select_option("select[name=method]", SETTINGS.name)
     page.locator("figure:visible button").first.click()
     dialog = page.locator("dialog[open]")

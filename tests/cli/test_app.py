@@ -67,6 +67,7 @@ NAMES = (
     "scaling",
     "safety",
     "mjbench",
+    "noise-accuracy",
     "plan",
     "preferences",
     "pair-accuracy",

@@ -275,7 +275,7 @@ class Examination:
         """A scoring step that predicts the finished sample shows the reward the finished image."""
         expected, finished = self._expected_np, self._finished
         score = SteeredRun.score
-        with patch.object(SteeredRun, "score", lambda run, x0_pred: score(run, finished.clone())):
+        with patch.object(SteeredRun, "score", lambda run, x0_pred, *level: score(run, finished.clone(), *level)):
             _, reward = self.steered(num_particles=2, num_images_per_prompt=2, output_type="np", num_resamples=1)
         if len(reward.seen) < 2:
             raise SilentlyWrong("Nothing was scored before the end.")

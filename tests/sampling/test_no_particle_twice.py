@@ -61,8 +61,10 @@ def test_half_precision(name, dtype):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver(name):
     solver = SOLVERS[name]
+    if solver.num_inference_steps == 1 or name == "schnell-ode-4":
+        pytest.skip("one step, or steps without noise, copy nothing")
     own = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    scheduler = solver.build(FlowMatchEulerDiscreteScheduler() if name.startswith("glass") else own)
+    scheduler = solver.build(FlowMatchEulerDiscreteScheduler() if name.startswith(("glass", "schnell")) else own)
     scheduler.set_timesteps(solver.num_inference_steps)
     run(scheduler, {} if solver.eta is None else {"eta": solver.eta})
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fk_reward.durable_files import read_json, write_whole
+from fk_reward.image_files import read_image
 from fk_reward.output_folder import hold_folder_together
 from fk_reward.value_checks import real_number, whole_number
 
@@ -46,8 +47,7 @@ class DrawnImage:
 
     def load(self) -> Image.Image:
         """The image, RGB."""
-        with Image.open(self.path) as file:
-            return file.convert("RGB")
+        return read_image(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
