@@ -1,10 +1,13 @@
-"""Several workers on one folder: killed at random they lose nothing and draw nothing twice."""
+"""Several workers on one folder: killed at random they lose nothing and draw nothing twice; nodes of unequal size."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -14,7 +17,9 @@ import pytest
 from fk_reward.benchmarks.image_report import write_report
 from fk_reward.benchmarks.image_store import PromptFolder
 from fk_reward.output_folder import FolderInUseError, hold_folder
+from tests.benchmarks.geneval.test_runs import finished, model, options, without_seconds  # noqa: F401 (fixtures)
 from tests.benchmarks.image_stage import RECORDS, BareStore, draw_missing, finish_run, paint, tree
+from tests.repository.layout import ROOT
 
 NUM_WORKERS, NUM_KILLS = 3, 10
 MANY = RECORDS * 12
@@ -123,3 +128,38 @@ def test_two_runs_at_once_in_one_folder(tmp_path):
     before = len(drawn(log))
     work(root, log, (0, 1))
     assert len(drawn(log)) == before == len(MANY)
+
+
+NODES = ((2, 1), (1, 2))
+"""Processes of each of two nodes: five prompts among three processes are 2, 2 and 1."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", NODES, ids=lambda sizes: "-and-".join(map(str, sizes)))
+def test_two_nodes_of_unequal_size_make_what_one_process_makes(processes, finished, options, tmp_path):  # noqa: F811
+    """As `accelerate launch --num_machines 2` starts them, which hands over to this launcher for several nodes."""
+    out = tmp_path / "nodes"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    place = [f"--nnodes={len(processes)}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    command = ["-m", "fk_reward.cli", "geneval", "--out", str(out), *options]
+    nodes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", *place),
+                *(f"--node-rank={rank}", f"--nproc-per-node={number}", *command),
+            ],
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, number in enumerate(processes)
+    ]
+    printed = [node.communicate(timeout=540)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(text[-3000:] for text in printed)
+    assert "fk-2-shapes-verifier: 2/2" in printed[0], "the first of three processes has two of five prompts"
+    assert without_seconds(out) == without_seconds(finished)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -93,3 +95,114 @@ def test_the_unpacked_wheel_imports_by_itself(wheel, tmp_path):
 
 def test_the_wheel_is_small(wheel):
     assert wheel.stat().st_size < LARGEST
+
+
+@pytest.mark.slow
+def test_the_source_archive_is_small_and_makes_the_wheel(source, members, tmp_path):
+    """`pip install` of the archive builds the same files: weights and types among them."""
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    assert archive.stat().st_size < LARGEST
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    (unpacked,) = tmp_path.glob("fk_reward-*/")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(unpacked)], check=True)
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as opened:
+        assert set(opened.namelist()) == members
+
+
+@pytest.fixture(scope="module")
+def empty_environment(wheel, tmp_path_factory) -> Path:
+    """The interpreter of a new environment with the wheel; what it depends on is that of this interpreter.
+
+    A line in a .pth file adds a folder without reading the .pth files in it, so that an editable installation of this
+    checkout is not seen there.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*install, str(wheel)], check=True)
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def _alone() -> dict[str, str]:
+    """The variables of this process without those that would let another checkout in."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_the_installed_command_draws(empty_environment, tmp_path):
+    """From an empty folder: an image that is steered, and the demo, on the embedded models."""
+    command = empty_environment.with_name("fk-reward")
+    where = [str(empty_environment), "-c", "import fk_reward; print(fk_reward.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=_alone(), check=True, capture_output=True, text=True).stdout
+    assert Path(found.strip()).is_relative_to(empty_environment.parents[1])
+    drawn = [str(command), "generate", "a photo of a circle", "--steps", "3", "--out", "first"]
+    result = subprocess.run(drawn, cwd=tmp_path, env=_alone(), capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert list((tmp_path / "first").rglob("*.png"))
+
+
+SCRIPT = """
+from pathlib import Path
+
+import torch
+
+from fk_reward import FKSteeringConfig, FKSteeringOutput, FKSteeringPipeline, Reward, RewardCard, load_reward, steer
+from fk_reward.pipelines import LoopResult, SteeredLoop
+from fk_reward.search import BestOfN, Pruning, SearchConfig
+
+
+class Redness(Reward):
+    card = RewardCard(name="redness", summary="red", spread=0.05)
+
+    def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return images[:, 0].mean(dim=(1, 2))
+
+
+def draw(prompt: str, search: SearchConfig, folder: Path) -> torch.Tensor:
+    pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward=0.5 * Redness() + load_reward("shapes-verifier"))
+    out = pipe(prompt, search=search, num_inference_steps=4)
+    assert isinstance(out, FKSteeringOutput)
+    out.images[0].save(folder / "best.png")
+    out.trace.plot(folder / "lineage.png")
+    ancestors: list[torch.Tensor | None] = [step.ancestors for step in out.trace.steps]
+    print(ancestors, out.trace.cost)
+    return out.rewards
+
+
+def loop(samples: torch.Tensor) -> LoopResult:
+    return SteeredLoop(BestOfN(), Redness(), ["a"], torch.sigmoid, num_particles=len(samples)).finish(samples)
+
+
+draw("a", Pruning(), Path())
+draw("a", FKSteeringConfig(num_particles=8), Path())
+print(steer)
+"""
+"""What a user writes; mypy sees the types of the installed package, or finds every word of it untyped."""
+
+
+def _mypy(python: Path, folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    (folder / "user.py").write_text(script)
+    options = ["--strict", "--python-executable", str(python), "--cache-dir", str(folder / "cache")]
+    skipped = "[mypy]\n[mypy-torch.*,diffusers.*,transformers.*,accelerate.*]\nfollow_imports = silent\n"
+    (folder / "mypy.ini").write_text(skipped)
+    command = [sys.executable, "-m", "mypy", *options, "user.py"]
+    return subprocess.run(command, cwd=folder, env=_alone(), capture_output=True, text=True, timeout=1800)
+
+
+@pytest.mark.slow
+def test_a_users_script_is_typed(empty_environment, tmp_path):
+    """`mypy --strict` on the script finds nothing, and finds two mistakes in it when they are made."""
+    result = _mypy(empty_environment, tmp_path, SCRIPT)
+    assert result.returncode == 0, result.stdout
+    wrong = SCRIPT.replace("num_particles=8", 'num_particles="8"').replace("-> LoopResult", "-> int")
+    result = _mypy(empty_environment, tmp_path, wrong)
+    assert result.stdout.count("error:") == 2, result.stdout
