@@ -38,6 +38,7 @@ def noise_accuracy(  # noqa: PLR0913 (one parameter for each option)
     from fk_reward.benchmarks.runner import watch
     from fk_reward.devices import resolve_device
     from fk_reward.models import DEFAULT_EMBEDDED_REWARD
+    from fk_reward.output_folder import hold_folder
     from fk_reward.rewards import load_reward
     from fk_reward.terminal import open_console
     from fk_reward.training.predictions import PredictionRecords
@@ -45,12 +46,13 @@ def noise_accuracy(  # noqa: PLR0913 (one parameter for each option)
     names = tuple(dict.fromkeys(reward or (DEFAULT_EMBEDDED_REWARD,)))
     if bands and len(names) > 1:
         raise ValueError("--bands are those of one reward: name one, or take names with @bands.")
-    records = PredictionRecords.load(data)
-    for name in reference or ():
-        records.of(name)  # before anything is scored
     options = {"bands": bands[0] if len(bands) == 1 else bands} if bands else {}
     place = resolve_device(device)
-    rewards = {name: load_reward(name, **options).to(place) for name in names}
-    found: list[LevelScores] = []
-    watch(scored_predictions(records, rewards, found=found), console=open_console())
-    show_report(write_accuracy(out, records, accuracy_rows(records, found, reference or ())), "Results")
+    with hold_folder(out):
+        records = PredictionRecords.load(data)
+        for name in reference or ():
+            records.of(name)  # before anything is scored
+        rewards = {name: load_reward(name, **options).to(place) for name in names}
+        found: list[LevelScores] = []
+        watch(scored_predictions(records, rewards, found=found), console=open_console())
+        show_report(write_accuracy(out, records, accuracy_rows(records, found, reference or ())), "Results")

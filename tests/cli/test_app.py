@@ -195,6 +195,7 @@ WRITERS = {
     "safety": ("safety", "--suite", "shapes-safety", "--num-prompts", 1),
     "pair-accuracy": ("pair-accuracy", "--data", "shapes", "--reward", "brightness"),
     "preferences": ("preferences", "--data", "nothing.json", "--reward", "brightness"),
+    "noise-accuracy": ("noise-accuracy", "nothing"),
     "record": ("record", "a cat"),
     "skills draw": ("skills", "draw", "nothing.txt"),
     "skills train": ("skills", "train", "nothing"),
