@@ -27,8 +27,8 @@ fork = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 needs_fork = pytest.mark.skipif(fork is None, reason="starts processes by fork, which is fast")
 
 
-def work(root, log, shard, *, forgetful=False):
-    """A worker: its share of the prompts, each draw noted before it begins."""
+def work(root, log, shard, *, forgetful=False, gate=None):
+    """A worker: its share of the prompts, each draw noted before it begins; the gate holds it in its draws."""
     if forgetful:
         BareStore.missing = lambda self, method, samples, indices: list(indices)
 
@@ -37,6 +37,8 @@ def work(root, log, shard, *, forgetful=False):
             finished = PromptFolder(root, index).is_finished(MANY[index])
             file.write(f"{index} {'again' if finished else 'first'}\n")  # a line at once, whoever else writes
         time.sleep(0.05)
+        if gate is not None:
+            gate.wait(60)
         return paint(prompt, index)
 
     with hold_folder(root, share=shard):
@@ -116,14 +118,16 @@ def test_a_worker_that_forgets_would_be_noticed(tmp_path):
 def test_two_runs_at_once_in_one_folder(tmp_path):
     """The second is refused while the first one runs, also with the share of the first, and goes when it has ended."""
     root, log = tmp_path / "run", tmp_path / "draws"
-    first = fork.Process(target=partial(work, root, log, (0, 1)))
+    gate = fork.Event()
+    first = fork.Process(target=partial(work, root, log, (0, 1), gate=gate))
     first.start()
     deadline = time.monotonic() + 60
-    while not list(root.glob("0*")) and time.monotonic() < deadline:
+    while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     for shard in ((0, 1), (0, 2)):
         with pytest.raises(FolderInUseError, match=f"in use by process {first.pid}"):
             work(root, log, shard)
+    gate.set()
     first.join(240)
     before = len(drawn(log))
     work(root, log, (0, 1))
