@@ -112,7 +112,7 @@ def defer_import(name: str) -> None:
         >>> sys.modules.pop("colorsys", None) and None
         >>> defer_import("colorsys")
         >>> import colorsys
-        >>> is_loaded("colorsys"), colorsys.rgb_to_hsv(0.0, 0.0, 1.0), is_loaded("colorsys")
+        >>> is_loaded("colorsys"), colorsys.rgb_to_hsv(1.0, 1.0, 1.0), is_loaded("colorsys")
         (False, (0.0, 0.0, 1.0), True)
     """
     spec = None if name in sys.modules else importlib.util.find_spec(name)

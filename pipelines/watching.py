@@ -28,7 +28,7 @@ def watch_steps(watcher: StepWatcher) -> Iterator[None]:
         >>> pipe.set_progress_bar_config(disable=True)
         >>> with watch_steps(lambda step: print(step.step, step.num_particles, step.final)):
         ...     out = pipe("a photo of a circle", num_particles=2, num_inference_steps=3, num_resamples=1)
-        0 2 False
+        1 2 False
         3 2 True
     """
     token = _WATCHERS.set((*_WATCHERS.get(), watcher))

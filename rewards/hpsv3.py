@@ -252,7 +252,7 @@ def reward_head(tensors: Mapping[str, Tensor]) -> nn.Module:
         >>> from math import prod
         >>> shapes = {"0.weight": (4, 8), "0.bias": (4,), "3.weight": (3, 4), "3.bias": (3,)}
         >>> shapes |= {"5.weight": (2, 3), "5.bias": (2,)}
-        >>> reward_head({name: torch.ones(shape) for name, shape in shapes.items()})(torch.ones(1, 8))
+        >>> reward_head({name: torch.ones(shape) for name, shape in shapes.items()})(torch.ones(1, 8)).detach()
         tensor([[112., 112.]])
     """
     names = [f"{place}.{kind}" for place in _HEAD_LAYERS for kind in ("weight", "bias")]

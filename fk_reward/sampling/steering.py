@@ -135,7 +135,7 @@ def steer(  # noqa: PLR0913 (one parameter for each option)
         ...         noise_pred = torch.zeros_like(sample)
         ...         sample = scheduler.step(noise_pred, t, sample, eta=1.0, generator=torch.Generator()).prev_sample
         >>> [record.step for record in records]
-        [1]
+        [2]
     """
     if "step" in vars(scheduler):
         raise RuntimeError(f"This {type(scheduler).__name__} is being steered already; leave the other steer() first.")

@@ -141,8 +141,8 @@ def noise_level(scheduler: Any, timestep: Any) -> float:
     Example:
         >>> from diffusers import EulerDiscreteScheduler
         >>> scheduler = EulerDiscreteScheduler()
-        >>> scheduler.set_timesteps(sigmas=[2.4, 0.75])
-        >>> round(noise_level(scheduler, scheduler.timesteps[1]), 4)  # 3, 4, 5
+        >>> scheduler.set_timesteps(sigmas=[0.75, 0.0])
+        >>> round(noise_level(scheduler, scheduler.timesteps[0]), 4)  # 3, 4, 5
         0.6
     """
     first = timestep.flatten()[0] if isinstance(timestep, Tensor) and timestep.ndim else timestep

@@ -360,7 +360,7 @@ def forecast(config: SearchConfig, num_steps: int) -> Forecast:
     Example:
         >>> from fk_reward.search import FKSteeringConfig
         >>> forecast(FKSteeringConfig(num_particles=8, final_particles=2, num_resamples=2), 5)
-        Forecast(steps=(8, 8, 4, 4, 2), scorings=(8, 4), finished=2)
+        Forecast(steps=(8, 8, 8, 4, 2), scorings=(8, 4), finished=2)
     """
     return config.population(1).forecast(num_steps)
 

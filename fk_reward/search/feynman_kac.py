@@ -162,8 +162,8 @@ class FKSteeringConfig:
             Ascending, each in [0, num_steps - 2].
 
         Example:
-            >>> FKSteeringConfig().scoring_steps(4)
-            (1, 2)
+            >>> FKSteeringConfig().scoring_steps(10)
+            (4, 6, 7, 8)
         """
         return tuple(sorted({index for index in self._places(num_steps) if index >= 0}))
 
@@ -182,7 +182,7 @@ class FKSteeringConfig:
 
         Example:
             >>> FKSteeringConfig(num_resamples=2, reward_weight=(0.25, 1.0)).step_weights(10)
-            {2: 0.25, 8: 1.0}
+            {4: 0.25, 8: 1.0}
         """
         if self.reward_weight == RISING:
             return None
@@ -274,7 +274,7 @@ class FKPopulation(ParticleFilter):
     """A `ParticleFilter` with the schedule of its config: what `steer` asks who goes on.
 
     Example:
-        >>> population = FKSteeringConfig(num_particles=2, potential="difference", ess_threshold=1.0).population()
+        >>> population = FKSteeringConfig(num_particles=2, reward_weight="constant", reward_scale=10.0).population()
         >>> import torch
         >>> population.begin(10)
         >>> population.advance(torch.tensor([0.0, 5.0]), step=2)

@@ -77,7 +77,7 @@ class ParticleFilter:
 
     Example:
         >>> from fk_reward import FKSteeringConfig
-        >>> particle_filter = ParticleFilter(FKSteeringConfig(num_particles=3, potential="difference"))
+        >>> particle_filter = ParticleFilter(FKSteeringConfig(num_particles=3, reward_scale=10.0))
         >>> particle_filter.weigh(torch.tensor([0.0, 2.0, 0.0]))
         >>> particle_filter.resample()
         tensor([1, 1, 1])

@@ -111,7 +111,8 @@ class ListenerReward:
         >>> reward = ListenerReward(Sure())
         >>> pair = [Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8))]
         >>> columns = {"images": [pair] * 3, "caption": ["a cat"] * 3, "preferred": [1, 1, 1]}
-        >>> reward(["<answer>1</answer>", "<answer>2</answer>", "the first"], **columns)
+        >>> texts = ["<answer>1</answer>", "<answer>2</answer>", "the first"]
+        >>> [round(score, 6) for score in reward(texts, **columns)]
         [2.0, 1.0, 0.0]
     """
 

@@ -76,6 +76,7 @@ def write_adapter(layers: Mapping[str, LowRank], folder: str | os.PathLike[str])
         The file.
 
     Example:
+        >>> import torch
         >>> from tempfile import TemporaryDirectory
         >>> layers = {"unet.to_q": LowRank(torch.ones(1, 2), torch.ones(2, 1), scale=3.0)}
         >>> with TemporaryDirectory() as folder:

@@ -75,7 +75,7 @@ class Policy:
 
     Example:
         >>> Policy(6, ((8, 2),)).config(20)
-        Pruning(num_particles=6, keep=(2,), at=(0.4,), abstain=False)
+        Pruning(num_particles=6, keep=(2,), at=(0.4,), abstain=False, selection='best', diversity_weight=1.0)
         >>> Policy.of(Pruning(num_particles=6, keep=(2,), at=(0.4,)), 20)
         Policy(num_particles=6, cuts=((8, 2),))
     """
