@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
+
+EntryT = TypeVar("EntryT")
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,45 @@ class Registrations:
         except Exception as error:  # of another package: its import may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise self.error(f"{self.describe(entry_point)} cannot be imported: {reason}") from error
+
+
+class LoadedMapping(Mapping[str, EntryT]):
+    """Registrations as a mapping: a name is imported when it is read, and names are listed without an import.
+
+    Args:
+        registered: what is listed.
+    """
+
+    def __init__(self, registered: Registrations) -> None:
+        self._registered = registered
+
+    @abstractmethod
+    def checked(self, found: Any, described: str) -> EntryT:
+        """What was imported, if it is of the right kind.
+
+        Args:
+            found: what the registration names.
+            described: the registration, for a message.
+
+        Raises:
+            ImportError: the error of the registrations, for another kind.
+        """
+
+    def __getitem__(self, name: str) -> EntryT:
+        """What is registered under a name.
+
+        Raises:
+            KeyError: for an unknown name.
+            ImportError: the error of the registrations, when it cannot be imported, or is of another kind.
+        """
+        entry_point = self._registered.entry_points()[name]
+        return self.checked(self._registered.load(entry_point), self._registered.describe(entry_point))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._registered.entry_points()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._registered.entry_points())
+
+    def __len__(self) -> int:
+        return len(self._registered.entry_points())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, fields, is_dataclass, replace
-from importlib import metadata
 from typing import Any
 
 from fk_reward.documents import plain
-from fk_reward.registration import Registrations
+from fk_reward.registration import LoadedMapping, Registrations
 from fk_reward.search.base import SearchConfig
 from fk_reward.search.contract import make_population
 from fk_reward.text import did_you_mean
@@ -44,7 +42,7 @@ class SearchLoadError(ImportError):
 _REGISTERED = Registrations(BUILT_IN, ENTRY_POINT_GROUP, ("search", "searches"), SearchLoadError)
 
 
-class Searches(Mapping[str, Any]):
+class Searches(LoadedMapping[Any]):
     """All searches by name: those of the package and those that other packages register.
 
     A name is imported when it is read; names are listed without an import, and a registration that is broken raises
@@ -55,37 +53,22 @@ class Searches(Mapping[str, Any]):
         'FKSteeringConfig'
     """
 
-    def __getitem__(self, name: str) -> Any:
-        """The config class of a search, or the config of a preset.
+    def checked(self, found: Any, described: str) -> Any:
+        """A config class, or the config of a preset.
 
         Raises:
-            KeyError: for an unknown name.
-            SearchLoadError: when it cannot be imported, or is no search.
+            SearchLoadError: anything else.
         """
-        return _loaded(_REGISTERED.entry_points()[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in _REGISTERED.entry_points()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_REGISTERED.entry_points())
-
-    def __len__(self) -> int:
-        return len(_REGISTERED.entry_points())
+        if not is_dataclass(found) or not callable(getattr(found, "population", None)):
+            raise SearchLoadError(
+                f"{described} should be a dataclass with a method `population`, or an instance of one, got "
+                f"{getattr(found, '__name__', type(found).__name__)}."
+            )
+        return found
 
 
-SEARCHES = Searches()
+SEARCHES = Searches(_REGISTERED)
 """Name -> config class or preset, read by pipeline, command line and benchmarks."""
-
-
-def _loaded(entry_point: metadata.EntryPoint) -> Any:
-    found = _REGISTERED.load(entry_point)
-    if not is_dataclass(found) or not callable(getattr(found, "population", None)):
-        raise SearchLoadError(
-            f"{_REGISTERED.describe(entry_point)} should be a dataclass with a method `population`, or an instance of "
-            f"one, got {getattr(found, '__name__', type(found).__name__)}."
-        )
-    return found
 
 
 def search_class(name: str) -> type[Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
-from fk_reward.registration import Registrations
+from fk_reward.registration import LoadedMapping, Registrations
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.doctor.findings import Finding, Outcome, failed, not_applicable
 from fk_reward.rewards.doctor.patient import Patient, Probe
@@ -47,7 +46,7 @@ class ProbeLoadError(ImportError):
 _REGISTERED = Registrations(BUILT_IN_PROBES, ENTRY_POINT_GROUP, ("probe", "probes"), ProbeLoadError)
 
 
-class Probes(Mapping[str, Probe]):
+class Probes(LoadedMapping[Probe]):
     """All probes by name: those of the package, and those that other packages register.
 
     Example:
@@ -55,34 +54,19 @@ class Probes(Mapping[str, Probe]):
         'Does an image get a better score than a copy that is blurred beyond recognition?'
     """
 
-    def __getitem__(self, name: str) -> Probe:
+    def checked(self, found: Any, described: str) -> Probe:
         """A probe.
 
         Raises:
-            KeyError: for an unknown name.
-            ProbeLoadError: when it cannot be imported, or is no `Probe`.
+            ProbeLoadError: anything else.
         """
-        return _loaded(_REGISTERED.entry_points()[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in _REGISTERED.entry_points()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_REGISTERED.entry_points())
-
-    def __len__(self) -> int:
-        return len(_REGISTERED.entry_points())
+        if not isinstance(found, Probe):
+            raise ProbeLoadError(f"{described} must be a Probe, got {type(found).__name__}.")
+        return found
 
 
-PROBES = Probes()
+PROBES = Probes(_REGISTERED)
 """Name -> probe."""
-
-
-def _loaded(entry_point: metadata.EntryPoint) -> Probe:
-    found = _REGISTERED.load(entry_point)
-    if not isinstance(found, Probe):
-        raise ProbeLoadError(f"{_REGISTERED.describe(entry_point)} must be a Probe, got {type(found).__name__}.")
-    return found
 
 
 @dataclass(frozen=True)
