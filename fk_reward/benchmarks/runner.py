@@ -113,6 +113,28 @@ def find_share(shard: tuple[int, int] | None, device: str) -> Share:
     return Share((state.process_index, state.num_processes), launched=state.num_processes > 1)
 
 
+def written_stages(stages: Iterable[str], out: Path) -> set[str]:
+    """Those of the stages that write into the folder of a run; a report may be looked at while others work.
+
+    Raises:
+        NotADirectoryError: there is no such folder, and no stage that makes it. Holding a folder makes it, so that this
+            is asked before.
+
+    Example:
+        >>> sorted(written_stages(("generate", "judge", "report"), Path("new")))
+        ['generate', 'judge']
+    """
+    if "generate" not in stages and not out.is_dir():
+        raise NotADirectoryError(f"There is no folder {out}.")
+    return {"generate", "judge"} & set(stages)
+
+
+def within(folder: str, steps: Iterable[Progress]) -> Iterator[Progress]:
+    """Progress that names the folder of its work, where runs of one name are in several."""
+    for step in steps:
+        yield step._replace(label=f"{folder}: {step.label}")
+
+
 class Store(Protocol):
     """Where answers are kept, so that a run can be stopped, resumed and shared."""
 

@@ -26,7 +26,7 @@ from fk_reward.benchmarks.geneval.suites import find_suite
 from fk_reward.benchmarks.image_report import Report, write_report
 from fk_reward.benchmarks.image_store import ImageStore
 from fk_reward.benchmarks.judging import judge_runs, score_runs
-from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch
+from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch, written_stages
 from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
 from fk_reward.rewards import load_reward
 from fk_reward.search import FKSteeringConfig, SearchConfig, search_fields
@@ -264,10 +264,7 @@ def run_request(
         )
     share = find_share(shard, device)
     console = open_console(quiet=not share.leads)
-    # Checked here, because holding a folder makes it.
-    if "generate" not in request.stages and not request.out.is_dir():
-        raise NotADirectoryError(f"There is no folder {request.out}.")
-    writes = {"generate", "judge"} & set(request.stages)  # a report may be looked at while others work
+    writes = written_stages(request.stages, request.out)
     with share.hold(request.out) if writes else nullcontext():
         task = find_suite(request.suite).task(request.task_options) if writes else None
         if task is not None and "generate" in request.stages:

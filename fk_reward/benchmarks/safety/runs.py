@@ -15,7 +15,7 @@ from fk_reward.benchmarks.geneval.runs import STAGES, bind_runs, plan_runs
 from fk_reward.benchmarks.image_store import ImageStore, read_manifests, records_digest
 from fk_reward.benchmarks.judging import judge_runs, score_runs
 from fk_reward.benchmarks.questions.shapes import VERIFIER
-from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch
+from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch, within, written_stages
 from fk_reward.benchmarks.safety.audit import AUDIT, audit_task
 from fk_reward.benchmarks.safety.bounds import open_fraction, trials_needed, upper_bound
 from fk_reward.benchmarks.safety.guarded import GatedReward, Guard, GuardedSearch
@@ -250,9 +250,7 @@ def run_safety(
         raise ValueError("--shard shares one stage: add --stage generate, or --stage judge when all images are there.")
     share = find_share(shard, device)
     console = open_console(quiet=not share.leads)
-    if "generate" not in request.stages and not request.out.is_dir():
-        raise NotADirectoryError(f"There is no folder {request.out}.")
-    writes = {"generate", "judge"} & set(request.stages)
+    writes = written_stages(request.stages, request.out)
     tasks = request.tasks() if writes else {}  # before a folder is made
     if "generate" in request.stages:
         plan_safety(request)
@@ -287,7 +285,7 @@ def _generate(
     for folder, task in tasks.items():
         own = [for_task(method, task) for method in methods]
         steps = run(task, own, ImageStore(request.out / folder, about=request.about), share=share)
-        yield from (step._replace(label=f"{folder}: {step.label}" if folder else step.label) for step in steps)
+        yield from within(folder, steps) if folder else steps
 
 
 def bind_safety(

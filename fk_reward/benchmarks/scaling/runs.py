@@ -6,7 +6,6 @@ Each budget and number of steps has a folder of runs of its own, since K and a r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from fk_reward.benchmarks.geneval.runs import STAGES, bind_runs, plan_runs
 from fk_reward.benchmarks.geneval.suites import SUITES, find_suite
 from fk_reward.benchmarks.image_store import ImageStore
 from fk_reward.benchmarks.judging import judge_runs, score_runs
-from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch
+from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch, within, written_stages
 from fk_reward.benchmarks.scaling.plain_prompts import plain_task
 from fk_reward.benchmarks.scaling.points import PLAIN, run_folders
 from fk_reward.benchmarks.scaling.report import write_report
@@ -168,15 +167,13 @@ def run_scaling(
         raise ValueError("--shard shares the stage generate: add --stage generate, and judge when all parts are done.")
     share = find_share(shard, device)
     console = open_console(quiet=not share.leads)
-    if "generate" not in request.stages and not request.out.is_dir():
-        raise NotADirectoryError(f"There is no folder {request.out}.")
-    writes = {"generate", "judge"} & set(request.stages)
+    writes = written_stages(request.stages, request.out)
     if writes:
         task = request.task()
         planned = plan_scaling(request) if "generate" in request.stages else {}  # before a folder is made
         for name in scored_by(request):
             reward_card(name)  # a misspelt one should not cost hours of drawing
-        with share.hold(request.out) if writes else nullcontext():
+        with share.hold(request.out):
             if planned:
                 watch(_generate(request, planned, task, share=share, device=device, dtype=dtype), console=console)
             if "judge" in request.stages:
@@ -197,7 +194,7 @@ def _generate(
     for folder, runs in planned.items():
         methods = [next(bound) for _ in runs]
         store = ImageStore(request.out / folder, about=request.about)
-        yield from _within(request.out / folder, run(task, methods, store, share=share))
+        yield from within(folder, run(task, methods, store, share=share))
 
 
 def _judge(request: ScalingRequest, task: Task[Mapping[str, Any]], *, share: Share, device: str) -> Iterator[Progress]:
@@ -206,18 +203,12 @@ def _judge(request: ScalingRequest, task: Task[Mapping[str, Any]], *, share: Sha
     for folder in folders:
         try:
             verdicts = judge_runs(folder, task, share=share, device=device, self_test=not request.skip_self_test)
-            yield from _within(folder, verdicts)
+            yield from within(folder.name, verdicts)
         except SelfTestError as error:
             raise ValueError(f"{error} Nothing was judged; add --skip-self-test to judge anyway.") from error
     for folder in folders:  # every reward scores every image: who steers here is held out there
         scores = score_runs(folder, scored_by(request), task=task, share=share, device=device)
-        yield from _within(folder, scores)
-
-
-def _within(folder: Path, steps: Iterator[Progress]) -> Iterator[Progress]:
-    """Progress that names the folder: runs of one name are in several."""
-    for progress in steps:
-        yield progress._replace(label=f"{folder.name}: {progress.label}")
+        yield from within(folder.name, scores)
 
 
 def scored_by(request: ScalingRequest) -> tuple[str, ...]:
