@@ -120,6 +120,35 @@ else:
     SuiteOptions = Annotated[Any, FieldOptions("fk_reward.benchmarks.task:TaskOptions", BENCHMARK)]
 
 
+def typed_settings(
+    *groups: Mapping[str, Any],
+    rewards: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    batch_sizes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What was typed of how images are drawn, as one; what was not is left to the presets and defaults.
+
+    Args:
+        groups: options of search, model and samples.
+        rewards: that steer and select.
+        batch_size: particles in one call.
+        batch_sizes: fields of a `BatchSizes`.
+    """
+    from fk_reward.pipelines.batch_sizes import BatchSizes
+
+    more: dict[str, Any] = {"rewards": tuple(rewards or ()) or None, "batch_size": batch_size}
+    more["batch_sizes"] = BatchSizes(**batch_sizes) if batch_sizes else None
+    typed = {name: value for group in groups for name, value in group.items()}
+    return typed | {name: value for name, value in more.items() if value is not None}
+
+
+def typed_command() -> dict[str, str]:
+    """The command line for the record of a run, without the passwords of its endpoints."""
+    from fk_reward.rewards.vlm_judge.endpoint import redact_text
+
+    return {"command": redact_text(" ".join(["fk-reward", *sys.argv[1:]]))}
+
+
 def geneval(  # noqa: PLR0913 (groups of options)
     *,
     out: OutOption,
@@ -155,22 +184,18 @@ def geneval(  # noqa: PLR0913 (groups of options)
     """
     from fk_reward.benchmarks.geneval.runs import GenEvalRequest, run_request
     from fk_reward.benchmarks.report import show_report
-    from fk_reward.pipelines.batch_sizes import BatchSizes
-    from fk_reward.rewards.vlm_judge.endpoint import redact_text
 
-    typed = search | model | samples
+    typed = typed_settings(search, model, samples, rewards=reward, batch_size=batch_size, batch_sizes=batch_sizes)
     methods = tuple(typed.pop("method", None) or ())
     if "num_particles" in typed:
         typed["num_particles"] = parse_integers("num_particles", typed["num_particles"])
-    more: dict[str, Any] = {"rewards": tuple(reward or ()) or None, "batch_size": batch_size}
-    more["batch_sizes"] = BatchSizes(**batch_sizes) if batch_sizes else None
     asked = GenEvalRequest(
         out=out,
         **request,
         methods=methods,
-        typed=typed | {name: value for name, value in more.items() if value is not None},
+        typed=typed,
         task_options=suite_options,
-        about={"command": redact_text(" ".join(["fk-reward", *sys.argv[1:]]))},
+        about=typed_command(),
     )
     place = resolve_device(placement.device)
     part = None if shard is None else parse_shard(shard)

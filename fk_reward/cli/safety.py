@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cyclopts import Parameter
 
-from fk_reward.cli.geneval import BENCHMARK, BatchOptions, MethodFields, ModelOptions, SampleOptions
+from fk_reward.cli.geneval import (
+    BENCHMARK,
+    BatchOptions,
+    MethodFields,
+    ModelOptions,
+    SampleOptions,
+    typed_command,
+    typed_settings,
+)
 from fk_reward.cli.options import MEMORY, REWARD, OutOption, PlacementOptions, ShardOption, TypedFields
 from fk_reward.devices import resolve_device, resolve_dtype
 from fk_reward.value_checks import parse_integers, parse_shard
@@ -58,21 +65,18 @@ def safety(  # noqa: PLR0913 (groups of options)
     """
     from fk_reward.benchmarks.report import show_report
     from fk_reward.benchmarks.safety.runs import SafetyRequest, run_safety
-    from fk_reward.pipelines.batch_sizes import BatchSizes
-    from fk_reward.rewards.vlm_judge.endpoint import redact_text
 
-    typed = search | model | samples
+    typed = typed_settings(search, model, samples, batch_size=batch_size, batch_sizes=batch_sizes)
     methods = tuple(typed.pop("method", None) or ())
     if "num_particles" in typed:
         typed["num_particles"] = parse_integers("num_particles", typed["num_particles"])
-    more: dict[str, Any] = {"batch_size": batch_size, "batch_sizes": BatchSizes(**batch_sizes) if batch_sizes else None}
     asked = SafetyRequest(
         out=out,
         **request,
         **rewards,
         methods=methods,
-        typed=typed | {name: value for name, value in more.items() if value is not None},
-        about={"command": redact_text(" ".join(["fk-reward", *sys.argv[1:]]))},
+        typed=typed,
+        about=typed_command(),
     )
     place = resolve_device(placement.device)
     part = None if shard is None else parse_shard(shard)

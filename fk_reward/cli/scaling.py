@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cyclopts import Parameter
@@ -14,6 +13,8 @@ from fk_reward.cli.geneval import (
     ModelOptions,
     SampleOptions,
     SuiteOptions,
+    typed_command,
+    typed_settings,
 )
 from fk_reward.cli.options import (
     MEMORY,
@@ -87,23 +88,19 @@ def scaling(  # noqa: PLR0913 (groups of options)
     """
     from fk_reward.benchmarks.report import show_report
     from fk_reward.benchmarks.scaling.runs import ScalingRequest, run_scaling
-    from fk_reward.pipelines.batching import BatchSizes
-    from fk_reward.rewards.vlm_judge.endpoint import redact_text
 
-    typed = search | model | samples
+    typed = typed_settings(search, model, samples, rewards=reward, batch_size=batch_size, batch_sizes=batch_sizes)
     lists = (name for name in ("budgets", "baseline_steps") if name in typed)
     numbers: dict[str, Any] = {name: parse_integers(name, typed.pop(name)) for name in lists}
     methods = tuple(typed.pop("method", None) or ())
-    more: dict[str, Any] = {"rewards": tuple(reward or ()) or None, "batch_size": batch_size}
-    more["batch_sizes"] = BatchSizes(**batch_sizes) if batch_sizes else None
     asked = ScalingRequest(
         out=out,
         **request,
         **numbers,
         methods=methods,
-        typed=typed | {name: value for name, value in more.items() if value is not None},
+        typed=typed,
         task_options=suite_options,
-        about={"command": redact_text(" ".join(["fk-reward", *sys.argv[1:]]))},
+        about=typed_command(),
     )
     place = resolve_device(placement.device)
     part = None if shard is None else parse_shard(shard)
