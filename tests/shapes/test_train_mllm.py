@@ -18,16 +18,19 @@ from tests.shapes.sample_files import IMAGES_A_DRAW, write_samples
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     import make_scenes
+    import train_tower
 
     path = tmp_path_factory.mktemp("mixed") / "scenes.safetensors"
     make_scenes.make_mixed(path, num_scenes=60)
+    train_tower.main(path, path.parent / "tower", max_steps=2, batch_size=4, num_tested=10)
     return path
 
 
 def train(scenes, output_dir, **options):
     import train_mllm
 
-    train_mllm.main(scenes, output_dir=output_dir, max_steps=4, batch_size=2, save_steps=2, **options)
+    tower = scenes.parent / "tower"
+    train_mllm.main(scenes, tower=tower, output_dir=output_dir, max_steps=4, batch_size=2, save_steps=2, **options)
     return load_file(output_dir / "shapes-mllm" / "model.safetensors")
 
 
