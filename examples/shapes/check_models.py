@@ -94,23 +94,27 @@ def save_grid(images: Tensor, path: Path, columns: int = 12) -> None:
 
 
 @app.command(name="pipeline")
-def check_pipeline(
+def check_pipeline(  # noqa: PLR0913, PLR0917 (a command's options)
     model: str = "shapes-sd",
     num_prompts: int = 192,
     split: str = "heldout",
     steps: int = 50,
     guidance: float = 3.0,
     chunk: int = 48,
+    first_seed: int = 0,
     grid: Path | None = None,
 ) -> None:
-    """Draws one image a prompt with DDIM, eta 1; prompt number i is drawn with seed i."""
+    """Draws one image a prompt with DDIM, eta 1; prompt number i is drawn with seed `first_seed + i`."""
     start = time.perf_counter()
     pipe = StableDiffusionPipeline.from_pretrained(resolve_model(model))
     pipe.set_progress_bar_config(disable=True)
     prompts = benchmark_prompts(num_prompts, split)
     parts = [range(i, min(i + chunk, num_prompts)) for i in range(0, num_prompts, chunk)]
     images = torch.cat(
-        [draw(pipe, [prompts[i].text for i in part], list(part), steps=steps, guidance=guidance) for part in parts]
+        [
+            draw(pipe, [prompts[i].text for i in part], [first_seed + i for i in part], steps=steps, guidance=guidance)
+            for part in parts
+        ]
     )
     for rule in (True, False):
         right = [verify(image, prompt, strict=rule).correct for image, prompt in zip(images, prompts, strict=True)]
@@ -186,7 +190,7 @@ def right_answers(objective: DialogueObjective, scenes: list[Scene], dialogues: 
     """Whether every token of the one answer about each scene is the likeliest one."""
     batch = answer_batch(objective.backbone, scene_images(scenes), dialogues)
     labels, images = batch.pop("labels"), batch.pop("images")
-    hits = objective.logits(images / 255, labels, **batch).argmax(-1) == labels[labels != IGNORED]
+    hits = objective.logits(objective.patches(images / 255), labels, **batch).argmax(-1) == labels[labels != IGNORED]
     return [bool(part.all()) for part in hits.split((labels != IGNORED).sum(1).tolist())]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import ModelMixin, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -38,6 +39,8 @@ class FitConfig:
     bf16: bool = False
     save_steps: int = 100
     weight_decay: float = 0.01
+    milestone: int | None = None
+    """Step at which the average is kept for good, in `output_dir/milestone.safetensors`."""
 
     def training_arguments(self) -> TrainingArguments:
         """The same in the Trainer's words."""
@@ -71,9 +74,10 @@ class FitConfig:
 class EMACallback(TrainerCallback):
     """Averages the weights, keeps the average beside each checkpoint and leaves it in the model at the end."""
 
-    def __init__(self, model: nn.Module, decay: float, checkpoint: str | None) -> None:
-        self.parameters = list(model.parameters())
-        self.ema = EMAModel(self.parameters, decay=decay, foreach=True)
+    def __init__(self, model: nn.Module, config: FitConfig, checkpoint: str | None) -> None:
+        self.names, self.parameters = map(list, zip(*model.named_parameters(), strict=True))
+        self.config = config
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
         if checkpoint is not None:
             self.ema.load_state_dict(torch.load(Path(checkpoint) / "ema.pt", weights_only=True))
 
@@ -85,8 +89,11 @@ class EMACallback(TrainerCallback):
         torch.manual_seed(args.seed + args.process_index)  # processes of one run must not share their noise
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Takes the new weights into the average."""
+        """Takes the new weights into the average, and keeps it at the milestone."""
         self.ema.step(self.parameters)
+        if state.global_step == self.config.milestone and state.is_world_process_zero:
+            average = dict(zip(self.names, self.ema.shadow_params, strict=True))
+            save_file(average, self.config.output_dir / "milestone.safetensors")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Writes the average into the checkpoint."""
@@ -113,8 +120,12 @@ def fit(
         Whether this is the process that should save the model (of several, where `torchrun` started them).
     """
     arguments = config.training_arguments()
-    checkpoint = get_last_checkpoint(arguments.output_dir) if config.resume else None
-    average = EMACallback(model, config.ema_decay, checkpoint)
+    begun = config.resume and Path(arguments.output_dir).is_dir()
+    checkpoint = get_last_checkpoint(arguments.output_dir) if begun else None
+    average = EMACallback(model, config, checkpoint)
+    if checkpoint is not None and int(checkpoint.rpartition("-")[2]) >= config.max_steps:
+        average.ema.copy_to(average.parameters)  # the Trainer would take one step more
+        return True
     trainer = Trainer(
         model,
         arguments,

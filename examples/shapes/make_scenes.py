@@ -109,7 +109,7 @@ def make_drawn(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, chunk: int = 100) -> Tensor:
-    """Means of the posteriors, `(N, 8, 8, 8)`, of uint8 images."""
+    """Means of the posteriors, `(N, 4, 16, 16)`, of uint8 images."""
     means = []
     for part in images.split(chunk):
         with torch.autocast("cpu", torch.bfloat16):
@@ -135,7 +135,7 @@ def make_latents(
     scenes: Path = Path("runs/scenes.safetensors"),
     vae: Path = Path("runs/vae"),
     output_dir: Path = Path("runs/whitened"),
-    num_scenes: int = 40_000,
+    num_scenes: int = 80_000,
 ) -> None:
     """Writes the whitened VAE and the latents of the first scenes."""
     start = time.perf_counter()
@@ -145,9 +145,8 @@ def make_latents(
     fold_whitening(model, mean, std)
     model.save_pretrained(output_dir / "vae")
     whitened = (latents - mean[:, None, None]) / std[:, None, None]
-    save_file(
-        {"latents": whitened.contiguous(), "prompts": data["prompts"][:num_scenes]}, output_dir / "latents.safetensors"
-    )
+    tensors = {"latents": whitened.half().contiguous(), "prompts": data["true_prompts"][:num_scenes].contiguous()}
+    save_file(tensors, output_dir / "latents.safetensors")
     print(
         f"{len(latents)} scenes in {time.perf_counter() - start:.0f} s; std was {[round(s, 2) for s in std.tolist()]}"
     )

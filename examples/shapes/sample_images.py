@@ -18,6 +18,7 @@ from torch import Tensor
 from fk_reward import FKSteeringConfig, FKSteeringPipeline
 from fk_reward.benchmarks.drawing import particle_generators
 from fk_reward.shapes import TASKS, ShapesPrompt, all_prompts, benchmark_prompts, verify
+from fk_reward.value_checks import parse_shard
 
 T = TypeVar("T")
 
@@ -110,41 +111,64 @@ def draw(
 
 
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
-    model: str = "shapes-sd",
-    output: Path = Path("runs/samples/train.safetensors"),
+    model: str | Path = "shapes-sd",
+    output_dir: Path = Path("runs/samples/train"),
     split: str = "validation",
     num_prompts: int = 600,
     first_prompt: int = 0,
     per_prompt: int = 8,
     prompts_per_call: int = 8,
+    prompts_per_file: int = 48,
     seed: int = 1000,
+    shard: str = "0/1",
 ) -> None:
     """Writes images `(N, S, 3, 64, 64)`, the number of their prompt among all and the verifier's verdict on the last.
 
-    `split` is `validation` for training prompts and `heldout` for the others; the tasks take turns.
+    Files that are there already are left as they are, so that a run that was stopped goes on.
+
+    Args:
+        model: Name or folder of the pipeline.
+        output_dir: Where the files are written, each named by its first prompt.
+        split: `validation` for training prompts, `heldout` for the others; the tasks take turns.
+        num_prompts: Of the split, from the first one on.
+        first_prompt: Those before it are left out.
+        per_prompt: Images of each prompt.
+        prompts_per_call: Prompts that are drawn together.
+        prompts_per_file: Prompts whose images are in one file.
+        seed: Of all images; an image depends on it and on the numbers of its prompt and of the image.
+        shard: `i/n` leaves to this process every n-th file from the i-th on.
     """
     recorder, start = Recorder(), time.perf_counter()
-    pipe = FKSteeringPipeline.from_pretrained(model, reward=recorder, steering=PREDICTIONS)
+    pipe = FKSteeringPipeline.from_pretrained(str(model), reward=recorder, steering=PREDICTIONS)
     pipe.set_progress_bar_config(disable=True)
-    chosen = dict(enumerate(benchmark_prompts(num_prompts, split)[first_prompt:], first_prompt))
-    parts = []
-    for i in range(first_prompt, num_prompts, prompts_per_call):
-        call = {k: chosen[k] for k in range(i, min(i + prompts_per_call, num_prompts))}
-        parts.append(draw(pipe, recorder, call, per_prompt=per_prompt, seed=seed).flatten(0, 1))
-    images = torch.cat(parts)
-    prompts = [prompt for prompt in chosen.values() for _ in range(per_prompt)]
+    chosen, (index, count) = benchmark_prompts(num_prompts, split), parse_shard(shard)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    parts = range(first_prompt, num_prompts, prompts_per_file)
+    for first in parts[index::count]:
+        path = output_dir / f"{first:05d}.safetensors"
+        if path.exists():
+            print(f"{path}: drawn already")
+            continue
+        rows = range(first, min(first + prompts_per_file, num_prompts))
+        calls = (rows[i : i + prompts_per_call] for i in range(0, len(rows), prompts_per_call))
+        drawn = [draw(pipe, recorder, {k: chosen[k] for k in call}, per_prompt=per_prompt, seed=seed) for call in calls]
+        tensors = judged(torch.cat(drawn).flatten(0, 1), [chosen[k] for k in rows for _ in range(per_prompt)])
+        save_file(tensors, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+        share, minutes = tensors["correct"].float().mean(), (time.perf_counter() - start) / 60
+        print(f"{path}: {share:.3f} of {len(tensors['correct'])} images right; {minutes:.1f} minutes", flush=True)
+
+
+def judged(images: Tensor, prompts: Sequence[ShapesPrompt]) -> dict[str, Tensor]:
+    """What a file holds: images `(N, S, 3, 64, 64)`, numbers of their prompts, verdicts and scores of the last ones."""
     verdicts = [verify(image / 255, prompt) for image, prompt in zip(images[:, -1], prompts, strict=True)]
     index = {prompt: i for i, prompt in enumerate(all_prompts())}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
+    return {
         "images": images,
         "prompts": torch.tensor([index[prompt] for prompt in prompts]),
         "correct": torch.tensor([verdict.correct for verdict in verdicts]),
         "scores": torch.tensor([verdict.score for verdict in verdicts]),
     }
-    save_file(tensors, output)
-    share, minutes = tensors["correct"].float().mean(), (time.perf_counter() - start) / 60
-    print(f"{len(images)} images, {share:.3f} of them as their prompts say; {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":

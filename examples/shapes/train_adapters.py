@@ -48,7 +48,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     only: list[str] | None = None,
     seeds: str = "0,1,2",
     preferences: Path = Path("runs/preferences"),
-    backbone: str = "shapes-mllm",
+    backbone: str | Path = "shapes-mllm",
     output_dir: Path = Path("runs/adapters"),
     max_steps: int | None = None,
     shard: str = "0/1",
@@ -67,7 +67,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
             print(f"{folder.name}: finished already")
             continue
         start = time.perf_counter()
-        options = {"preferences": preferences, "backbone": backbone, "max_steps": max_steps}
+        options = {"preferences": preferences, "backbone": str(backbone), "max_steps": max_steps}
         accuracy = train(kind, run_flags(kind, seed=seed, folder=folder, **options))
         minutes = (time.perf_counter() - start) / 60
         print(f"{folder.name}: accuracy {accuracy:.4f} on the validation set, {minutes:.1f} minutes", flush=True)

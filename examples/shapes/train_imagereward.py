@@ -130,22 +130,22 @@ def score_all(objective: PreferenceObjective, data: dict[str, Tensor], batch_siz
     return torch.cat([objective.scores(**batch) for batch in batches])
 
 
-def make_model(tokenizer: BertTokenizer, pixels: Tensor | None) -> ImageRewardModel:
-    """The network, its image tower from `shapes-clip` where there are images to fit it by; otherwise untrained."""
+def make_model(tokenizer: BertTokenizer, clip: CLIPModel | None, pixels: Tensor) -> ImageRewardModel:
+    """The network, its image tower that of `clip`, fitted by images, where there is one; otherwise untrained."""
     sizes = dataclasses.replace(SIZES, vocab_size=len(tokenizer))
     model = ImageRewardModel(sizes, head_size=CONFIG.head_size)
-    if pixels is not None:
-        start_from_clip(model.vision, CLIPModel.from_pretrained(resolve_model("shapes-clip")), pixels)
+    if clip is not None:
+        start_from_clip(model.vision, clip, pixels)
     return model
 
 
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
     preferences: Path = Path("runs/preferences/alignment"),
+    clip: str | Path | None = "shapes-clip",
     output_dir: Path = Path("runs/imagereward"),
     max_steps: int = 3000,
     batch_size: int = 64,
     learning_rate: float = 5e-4,
-    clip_tower: bool = True,
     seed: int = 0,
     save_steps: int = 250,
     resume: bool = False,
@@ -157,8 +157,9 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         tensors_of(read_preferences(preferences / f"{name}.parquet"), tokenizer) for name in ("train", "validation")
     )
     preprocessing = TorchvisionPreprocessing.of_clip(SIZES.image_size)
-    pixels = preprocessing(train["images"][:100, 0] / 255) if clip_tower else None
-    objective = PreferenceObjective(make_model(tokenizer, pixels))
+    pixels = preprocessing(train["images"][:100, 0] / 255)
+    tower = None if clip is None else CLIPModel.from_pretrained(resolve_model(str(clip)))
+    objective = PreferenceObjective(make_model(tokenizer, tower, pixels))
     config = FitConfig(
         output_dir=output_dir,
         max_steps=max_steps,

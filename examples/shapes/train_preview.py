@@ -24,9 +24,9 @@ def make_preview() -> AutoencoderTiny:
     return AutoencoderTiny(
         encoder_block_out_channels=(4,),
         num_encoder_blocks=(0,),
-        decoder_block_out_channels=(12,) * 4,
-        num_decoder_blocks=(3, 3, 2, 0),
-        latent_channels=8,
+        decoder_block_out_channels=(12,) * 3,
+        num_decoder_blocks=(3, 3, 0),
+        latent_channels=4,
     )
 
 
@@ -50,7 +50,7 @@ class PreviewObjective(nn.Module):
         preview.encoder.requires_grad_(False)
 
     def forward(self, latents: Tensor) -> dict[str, Tensor]:
-        """Decodes `(B, 8, 8, 8)` latents as the scheduler sees them, by both."""
+        """Decodes `(B, 4, 16, 16)` latents as the scheduler sees them, by both."""
         latents = like_predictions(latents)
         with torch.no_grad():
             target = self.vae.decode(unscale_latents(self.vae, latents)).sample.float().clamp(-1, 1)
@@ -62,7 +62,7 @@ class PreviewObjective(nn.Module):
 
 
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
-    model: str = "shapes-sd",
+    model: str | Path = "shapes-sd",
     output_dir: Path = Path("runs/preview"),
     num_scenes: int = 8000,
     max_steps: int = 2000,
@@ -74,7 +74,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     """Trains on latents of scenes that it draws itself, and saves the decoder in `shapes-preview`."""
     start = time.perf_counter()
     torch.manual_seed(seed)
-    vae, preview = AutoencoderKL.from_pretrained(resolve_model(model), subfolder="vae").eval(), make_preview()
+    vae, preview = AutoencoderKL.from_pretrained(resolve_model(str(model)), subfolder="vae").eval(), make_preview()
     scenes = [scene for _, scene in captioned_scenes(num_scenes, np.random.default_rng(seed))]
     latents = encode(vae, scene_images(scenes)) * vae.config.scaling_factor
     print(f"{num_scenes} scenes in {time.perf_counter() - start:.0f} s")

@@ -105,12 +105,13 @@ def test_the_tower_of_clip_sees_almost_the_same_in_blip():
     from fk_reward.models import resolve_model
 
     pixels, tokenizer = drawn_pixels(), make_tokenizer()
-    clip = CLIPModel.from_pretrained(resolve_model("shapes-clip")).vision_model
-    expected = clip.post_layernorm(clip(pixel_values=pixels).last_hidden_state)
+    clip = CLIPModel.from_pretrained(resolve_model("shapes-clip"))
+    tower = clip.vision_model
+    expected = tower.post_layernorm(tower(pixel_values=pixels).last_hidden_state)
     torch.manual_seed(0)
+    models = [make_model(tokenizer, start, pixels) for start in (clip, None)]
     copied, fresh = (
-        functional.cosine_similarity(make_model(tokenizer, start).vision(pixels).last_hidden_state, expected, dim=-1)
-        for start in (pixels, None)
+        functional.cosine_similarity(model.vision(pixels).last_hidden_state, expected, dim=-1) for model in models
     )
     assert copied.mean() > 0.9
     assert fresh.mean() < 0.5
@@ -123,7 +124,7 @@ def test_the_loss_is_that_of_bradley_and_terry(preferences):
 
     tokenizer = make_tokenizer()
     pairs = read_preferences(preferences / "train.parquet")
-    objective = PreferenceObjective(make_model(tokenizer, None)).eval()
+    objective = PreferenceObjective(make_model(tokenizer, None, drawn_pixels())).eval()
     batch = tensors_of(pairs, tokenizer)
     chosen, rejected = objective.scores(**batch).unbind(1)
     expected = functional.softplus(rejected - chosen).mean()

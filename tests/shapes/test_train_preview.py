@@ -50,16 +50,16 @@ class Perfect(nn.Module):
 def test_the_target_is_the_vaes_image_of_the_schedulers_latents(factor, is_right):
     from train_preview import PreviewObjective
 
-    vae = make_vae(latent_channels=8, scaling_factor=0.5)
+    vae = make_vae(latent_channels=4, scaling_factor=0.5)
     objective = PreviewObjective(Perfect(vae, factor), vae)
-    loss = objective(torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(0)))["loss"]
+    loss = objective(torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0)))["loss"]
     assert (float(loss) < 1e-6) == is_right
 
 
 def test_only_the_decoder_learns():
     from train_preview import PreviewObjective, make_preview
 
-    objective = PreviewObjective(make_preview(), make_vae(latent_channels=8))
+    objective = PreviewObjective(make_preview(), make_vae(latent_channels=4))
     learning = {name.split(".")[1] for name, value in objective.named_parameters() if value.requires_grad}
     assert learning == {"decoder"}
 
@@ -67,7 +67,7 @@ def test_only_the_decoder_learns():
 def test_half_of_the_latents_are_scenes_but_for_noise():
     from train_preview import like_predictions
 
-    latents = 100.0 * torch.arange(64.0).view(64, 1, 1, 1).expand(64, 8, 8, 8)
+    latents = 100.0 * torch.arange(64.0).view(64, 1, 1, 1).expand(64, 4, 16, 16)
     changed = (like_predictions(latents) - latents).abs().amax((1, 2, 3)) > 10
     assert 16 < changed.sum() < 48
 
@@ -90,7 +90,7 @@ def test_the_vae_agrees_with_itself_and_its_opposite_does_not(monkeypatch):
 
     vae = AutoencoderKL.from_pretrained(resolve_model("shapes-sd"), subfolder="vae").eval()
     decode = LatentDecoder(SimpleNamespace(vae=vae))
-    latents = torch.randn(2, 1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, 1, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     prompts = dict(enumerate(benchmark_prompts(2)))
     reward = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "brightness")
     same = check_predictions.preview_scores(reward, decode, latents, prompts)
