@@ -220,14 +220,16 @@ class DialogueObjective(nn.Module):
         """`(B, P, C)` features of the patches of images in [0, 1]."""
         return self.backbone.model.vision_embed_tokens.encode((images - self.mean) / self.std)
 
+    def features(self, patches: Tensor) -> Tensor:
+        """What `backbone.encode_images` gives, where an image is its own overview and its only crop."""
+        twice = patches.repeat_interleave(2, dim=0)
+        return self.backbone.model.vision_embed_tokens.lay_out(twice, [(1, 1)] * len(patches))
+
     def logits(self, patches: Tensor, labels: Tensor, **text: Tensor) -> Tensor:
         """Logits `(A, V)` of the A answer tokens, in the order of the rows, given the patches of the images."""
         backbone = self.backbone
         inputs = BackboneInputs(pixel_values=patches, **text)
-        # An image is its own overview and its only crop, as for `backbone.encode_images`.
-        twice = patches.repeat_interleave(2, dim=0)
-        features = backbone.model.vision_embed_tokens.lay_out(twice, [(1, 1)] * len(patches))
-        visual = backbone.project(features, inputs, backbone.projector)
+        visual = backbone.project(self.features(patches), inputs, backbone.projector)
         states = backbone.language_model(**backbone.language_arguments(inputs, visual)).last_hidden_state
         return states[labels != IGNORED] @ backbone.language_model.get_input_embeddings().weight.T
 

@@ -164,9 +164,27 @@ def test_shortcut_of_the_recipe_is_what_the_backbone_computes(scenes, tmp_path):
     images = load_file(scenes)["images"][:3] / 255
     inputs = backbone.prepare(list(images), ["a circle"] * 3)
     expected = backbone.encode_images(inputs)
-    torch.testing.assert_close(
-        objective.features((images - objective.mean) / objective.std), expected, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(objective.features(objective.patches(images)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_places_are_read_off_the_tower_only_where_they_are_weighed(scenes, tmp_path):
+    import train_mllm
+
+    train(scenes, tmp_path / "unweighed")
+    start = tmp_path / "unweighed" / "weights.safetensors"
+    train(scenes, tmp_path / "weighed", start_from=start, place_loss=1.0, learning_rate=1e-2)
+    train(scenes, tmp_path / "again", start_from=start, learning_rate=1e-2)
+    before = load_file(start)["place.weight"]
+    assert not torch.equal(before, load_file(tmp_path / "weighed" / "weights.safetensors")["place.weight"])
+    torch.testing.assert_close(before, load_file(tmp_path / "again" / "weights.safetensors")["place.weight"])
+    data = load_file(scenes)
+    backbone = load_backbone(tmp_path / "weighed" / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
+    objective = train_mllm.DialogueObjective(backbone, place_loss=1.0)
+    with torch.no_grad():
+        objective.place.weight.zero_()
+        objective.place.bias.fill_(4.0)  # the middle: the mean distance is that of the objects from it
+        distance = objective.distance(objective.patches(data["images"] / 255), data["objects"])
+    assert 0.3 < float(distance) < 3
 
 
 def test_check_script_asks_every_kind(scenes, tmp_path, capsys):

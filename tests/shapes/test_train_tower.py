@@ -69,3 +69,18 @@ def test_a_star_by_hand():
     assert (cell % 8, cell // 8) == (2, 5)
     assert geometry[0, cell].tolist() == pytest.approx([0.3 * 8 - 2.5, 0.7 * 8 - 5.5, 0.2 * 8], abs=1e-5)
     assert covered[0, cell] == centered[0, cell]
+
+
+def test_the_centre_of_what_a_patch_shows():
+    """Patches of the left object point left, those of the right one right; other patches are not asked."""
+    from scene_data import to_table
+    from train_tower import patch_places
+
+    left, right = (SceneObject("square", "red", x=x, y=0.5, size=0.15) for x in (0.25, 0.75))
+    places, shown = patch_places(to_table([Scene((left, right))]), 8)
+    columns = torch.arange(64) % 8
+    assert torch.equal(places[0, shown[0], 0], torch.where(columns[shown[0]] < 4, 2.0, 6.0))
+    assert (places[0, shown[0], 1] == 4).all() and 8 <= shown.sum() <= 16
+    nothing = to_table([Scene((left,))])
+    nothing[:, :, 0] = -1
+    assert not patch_places(nothing, 8)[1].any()
