@@ -190,7 +190,8 @@ def right_answers(objective: DialogueObjective, scenes: list[Scene], dialogues: 
     """Whether every token of the one answer about each scene is the likeliest one."""
     batch = answer_batch(objective.backbone, scene_images(scenes), dialogues)
     labels, images = batch.pop("labels"), batch.pop("images")
-    hits = objective.logits(objective.patches(images / 255), labels, **batch).argmax(-1) == labels[labels != IGNORED]
+    states = objective.states(objective.patches(images / 255), **batch)
+    hits = objective.logits(states[-1], labels).argmax(-1) == labels[labels != IGNORED]
     return [bool(part.all()) for part in hits.split((labels != IGNORED).sum(1).tolist())]
 
 

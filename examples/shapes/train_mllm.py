@@ -25,7 +25,7 @@ from transformers import CLIPVisionModel, PreTrainedTokenizerFast
 from fk_reward.rewards.llava_reward.backbones.base import BackboneInputs
 from fk_reward.rewards.llava_reward.backbones.phi3_vision import CLIP_MEAN, CLIP_STD, PhiVisionBackbone
 from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import EMBEDDING_LAYER, PhiVisionConfig, PhiVisionModel
-from fk_reward.shapes import all_prompts, train_prompts
+from fk_reward.shapes import SHAPES, all_prompts, train_prompts
 
 SIZES = {
     "hidden_size": 160,
@@ -189,8 +189,42 @@ class Dialogues(Dataset):
         return dialogue_about_drawn(scene, prompt, rng, correct=correct, place_weight=self.place_weight)
 
 
+def answer_weights(labels: Tensor) -> Tensor:
+    """`(A,)` weights of the answer tokens of `labels`, `(B, S)`, such that all answers count the same.
+
+    By the mean over tokens a list of objects would count twenty times as much as a yes or no.
+
+    Example:
+        >>> answer_weights(torch.tensor([[-100, 4, 5, -100], [-100, -100, 6, -100]]))
+        tensor([0.2500, 0.2500, 0.5000])
+    """
+    said = F.pad(labels != IGNORED, (1, 0))
+    answer = ((said[:, 1:] & ~said[:, :-1]).flatten().cumsum(0) - 1)[said[:, 1:].flatten()]
+    lengths = answer.bincount()
+    return 1 / (lengths[answer] * len(lengths))
+
+
+def named_objects(input_ids: Tensor, objects: Tensor, shape_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens that name an object which is alone in its shape.
+
+    Args:
+        input_ids: `(B, S)`.
+        objects: `(B, 4, 6)`, the table of `scene_data.py`.
+        shape_tokens: `(6,)`, the token of each of `SHAPES`.
+
+    Returns:
+        `(B, S)` bool, which tokens do, and `(N, 2)`, x and y of the centre of what each of them names.
+    """
+    is_shape = objects[:, None, :, 0] == torch.arange(len(shape_tokens), device=objects.device)[None, :, None]
+    alone = is_shape.sum(-1) == 1
+    centers = (is_shape[..., None] * objects[:, None, :, 2:4]).sum(2)
+    names = (input_ids[..., None] == shape_tokens) & alone[:, None]
+    rows, columns, shapes = names.nonzero(as_tuple=True)
+    return names.any(-1), centers[rows, shapes]
+
+
 class DialogueObjective(nn.Module):
-    """Cross-entropy of the answers, and where the objects are; images are degraded as for the CLIP.
+    """Mean cross-entropy of the answers, and where the objects are; images are degraded as for the CLIP.
 
     A tower that names what is in each patch need not say where the patch is: a linear read-out of the centres left
     .8 of their variance, and questions of colour were answered while those of place were not.
@@ -198,13 +232,18 @@ class DialogueObjective(nn.Module):
     Args:
         backbone: The model.
         place_loss: Weight of the mean distance, in patches, of the centres that are read off the tower's patches.
+        named_loss: The same, of those read off the tokens that name an object, half of the layers up, so that those
+            above can compare two of them.
     """
 
-    def __init__(self, backbone: PhiVisionBackbone, *, place_loss: float = 0.0) -> None:
+    def __init__(self, backbone: PhiVisionBackbone, *, place_loss: float = 0.0, named_loss: float = 0.0) -> None:
         super().__init__()
-        self.backbone, self.place_loss = backbone.requires_grad_(True), place_loss
+        self.backbone, self.place_loss, self.named_loss = backbone.requires_grad_(True), place_loss, named_loss
         tower = backbone.model.vision_embed_tokens.img_processor
         self.place = nn.Linear(tower.config.hidden_size, 2)
+        self.named_place = nn.Linear(backbone.language_model.config.hidden_size, 2)
+        shape_tokens = torch.tensor([backbone.tokenizer(f"a {shape}").input_ids[-1] for shape in SHAPES])
+        self.register_buffer("shape_tokens", shape_tokens, persistent=False)
         tower.post_layernorm.requires_grad_(False)  # is for CLIP's class token, nothing here reads it
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
@@ -225,18 +264,27 @@ class DialogueObjective(nn.Module):
         twice = patches.repeat_interleave(2, dim=0)
         return self.backbone.model.vision_embed_tokens.lay_out(twice, [(1, 1)] * len(patches))
 
-    def logits(self, patches: Tensor, labels: Tensor, **text: Tensor) -> Tensor:
-        """Logits `(A, V)` of the A answer tokens, in the order of the rows, given the patches of the images."""
+    def states(self, patches: Tensor, **text: Tensor) -> tuple[Tensor, ...]:
+        """`(B, S, D)` states of the tokens after each layer, given the patches of the images."""
         backbone = self.backbone
         inputs = BackboneInputs(pixel_values=patches, **text)
         visual = backbone.project(self.features(patches), inputs, backbone.projector)
-        states = backbone.language_model(**backbone.language_arguments(inputs, visual)).last_hidden_state
-        return states[labels != IGNORED] @ backbone.language_model.get_input_embeddings().weight.T
+        arguments = backbone.language_arguments(inputs, visual)
+        return backbone.language_model(**arguments, output_hidden_states=True).hidden_states
+
+    def logits(self, last_states: Tensor, labels: Tensor) -> Tensor:
+        """Logits `(A, V)` of the A answer tokens, in the order of the rows."""
+        return last_states[labels != IGNORED] @ self.backbone.language_model.get_input_embeddings().weight.T
 
     def distance(self, patches: Tensor, objects: Tensor) -> Tensor:
         """Mean distance along an axis between the centres of objects `(B, 4, 6)` and those read off their patches."""
         places, shown = patch_places(objects, round(patches.shape[1] ** 0.5))
         return F.l1_loss(self.place(patches)[shown], places[shown])
+
+    def named_distance(self, middle_states: Tensor, input_ids: Tensor, objects: Tensor, side: int) -> Tensor:
+        """The same, in patches of `side` to a line, of those read off the tokens that name an object."""
+        names, centers = named_objects(input_ids, objects, self.shape_tokens)
+        return F.l1_loss(self.named_place(middle_states[names]), centers * side)
 
     def forward(  # noqa: PLR0913, PLR0917 (the names of a batch)
         self,
@@ -248,10 +296,16 @@ class DialogueObjective(nn.Module):
         objects: Tensor,
     ) -> dict[str, Tensor]:
         """Loss of a batch of `Dialogues`."""
-        text = {"input_ids": input_ids, "image_mask": image_mask, "attention_mask": attention_mask}
         patches = self.patches(degraded(images / 255))
-        loss = F.cross_entropy(self.logits(patches, labels, **text), labels[labels != IGNORED])
-        return {"loss": loss + self.place_loss * self.distance(patches, objects) if self.place_loss else loss}
+        states = self.states(patches, input_ids=input_ids, image_mask=image_mask, attention_mask=attention_mask)
+        surprise = F.cross_entropy(self.logits(states[-1], labels), labels[labels != IGNORED], reduction="none")
+        loss = (answer_weights(labels) * surprise).sum()
+        if self.place_loss:
+            loss = loss + self.place_loss * self.distance(patches, objects)
+        if self.named_loss:
+            middle, side = states[len(states) // 2], round(patches.shape[1] ** 0.5)
+            loss = loss + self.named_loss * self.named_distance(middle, input_ids, objects, side)
+        return {"loss": loss}
 
 
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
@@ -267,8 +321,10 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     place_weight: float = 2.0,
     match_share: float = 0.4,
     place_loss: float = 0.0,
+    named_loss: float = 0.0,
     seed: int = 0,
     save_steps: int = 200,
+    decay_steps: int | None = None,
     resume: bool = False,
 ) -> None:
     """Trains on the scenes that `make_scenes.py mixed` wrote and saves the model in `shapes-mllm`.
@@ -286,8 +342,10 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         place_weight: How much oftener questions about places are asked.
         match_share: Share of the images of which only a caption is judged.
         place_loss: Weight of the distance between objects and where the tower's patches say that they are.
+        named_loss: The same, of where the tokens that name them say that they are.
         seed: Of the weights and the questions.
         save_steps: Between two checkpoints.
+        decay_steps: At the end, in which the learning rate falls; a quarter of all unless given.
         resume: Go on from the last checkpoint.
     """
     torch.manual_seed(seed)
@@ -296,7 +354,8 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=learned, **ROLES)
     config = hub_config(vision_config(vision), tokenizer)
     model = make_model(config, vision)
-    objective = DialogueObjective(PhiVisionBackbone(model, tokenizer, num_crops=1), place_loss=place_loss)
+    distances = {"place_loss": place_loss, "named_loss": named_loss}
+    objective = DialogueObjective(PhiVisionBackbone(model, tokenizer, num_crops=1), **distances)
     if start_from is not None:
         objective.load_state_dict({**objective.state_dict(), **load_file(start_from)})
     sources = [data] if drawn is None else [data, load_file(drawn)]
@@ -310,7 +369,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         seed=seed,
         ema_decay=0.998,
         warmup_steps=min(200, max_steps // 4),
-        decay_steps=max_steps // 4,
+        decay_steps=max_steps // 4 if decay_steps is None else decay_steps,
         save_steps=save_steps,
         resume=resume,
     )

@@ -167,24 +167,62 @@ def test_shortcut_of_the_recipe_is_what_the_backbone_computes(scenes, tmp_path):
     torch.testing.assert_close(objective.features(objective.patches(images)), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_places_are_read_off_the_tower_only_where_they_are_weighed(scenes, tmp_path):
+def test_all_answers_count_the_same():
     import train_mllm
 
+    none = train_mllm.IGNORED
+    labels = torch.tensor([[none, 4, 5, 6, none, 7], [8, none, none, 9, 9, none]])
+    weights = train_mllm.answer_weights(labels)
+    torch.testing.assert_close(weights, torch.tensor([1 / 3] * 3 + [1.0, 1.0] + [0.5] * 2) / 4)
+
+
+def test_names_point_at_what_is_alone_in_its_shape(scenes, tmp_path):
+    import train_mllm
+    from scene_data import to_table
+
+    twin = SceneObject("circle", "red", x=0.25, y=0.9, size=0.1)
+    scenes_asked = [PAIR, Scene((*PAIR.objects, twin))]
+    train(scenes, tmp_path)
+    backbone = load_backbone(tmp_path / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
+    objective = train_mllm.DialogueObjective(backbone)
+    turns = [[("Is the circle right of the star?", "yes")]] * 2
+    ids = train_mllm.answer_batch(backbone, torch.zeros(2, 3, 64, 64), turns)["input_ids"]
+    names, centers = train_mllm.named_objects(ids, to_table(scenes_asked), objective.shape_tokens)
+    words = [
+        [backbone.tokenizer.decode([token]).strip() for token in row[mask]]
+        for row, mask in zip(ids, names, strict=True)
+    ]
+    assert words == [["circle", "star"], ["star"]]
+    assert centers.tolist() == [[0.75, 0.5], [0.25, 0.5], [0.25, 0.5]]
+
+
+@pytest.mark.parametrize(("loss", "head"), [("place_loss", "place"), ("named_loss", "named_place")])
+def test_places_are_learned_only_where_they_are_weighed(scenes, tmp_path, loss, head):
     train(scenes, tmp_path / "unweighed")
     start = tmp_path / "unweighed" / "weights.safetensors"
-    train(scenes, tmp_path / "weighed", start_from=start, place_loss=1.0, learning_rate=1e-2)
+    train(scenes, tmp_path / "weighed", start_from=start, learning_rate=1e-2, **{loss: 1.0})
     train(scenes, tmp_path / "again", start_from=start, learning_rate=1e-2)
-    before = load_file(start)["place.weight"]
-    assert not torch.equal(before, load_file(tmp_path / "weighed" / "weights.safetensors")["place.weight"])
-    torch.testing.assert_close(before, load_file(tmp_path / "again" / "weights.safetensors")["place.weight"])
+    weighed, again, before = (
+        load_file(file)[f"{head}.bias"]
+        for file in (*(tmp_path / name / "weights.safetensors" for name in ("weighed", "again")), start)
+    )
+    assert not torch.equal(before, weighed) and torch.equal(before, again)
+
+
+def test_distances_are_those_of_the_objects(scenes):
+    """A read-out that always says the middle is as far off as the objects are from it."""
+    import train_mllm
+    from train_tower import patch_places
+
     data = load_file(scenes)
-    backbone = load_backbone(tmp_path / "weighed" / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
-    objective = train_mllm.DialogueObjective(backbone, place_loss=1.0)
-    with torch.no_grad():
-        objective.place.weight.zero_()
-        objective.place.bias.fill_(4.0)  # the middle: the mean distance is that of the objects from it
-        distance = objective.distance(objective.patches(data["images"] / 255), data["objects"])
-    assert 0.3 < float(distance) < 3
+    places, shown = patch_places(data["objects"], 8)
+    expected = (places[shown] - 4).abs().mean()
+    state = torch.zeros(len(places), 64, 192)
+    objective = train_mllm.DialogueObjective.__new__(train_mllm.DialogueObjective)
+    torch.nn.Module.__init__(objective)
+    objective.place = torch.nn.Linear(192, 2)
+    torch.nn.init.constant_(objective.place.bias, 4.0)
+    assert float(objective.distance(state, data["objects"]).detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_check_script_asks_every_kind(scenes, tmp_path, capsys):
