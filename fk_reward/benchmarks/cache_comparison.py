@@ -11,6 +11,7 @@ import torch
 
 from fk_reward.benchmarks.cache_settings import CachedDrawing
 from fk_reward.benchmarks.drawing import describe_model, particle_generators
+from fk_reward.benchmarks.report import CHANGE, RANGE, interval_text
 from fk_reward.benchmarks.statistics import Ends, Outcome, compare, estimate
 from fk_reward.benchmarks.store import weights_digest
 from fk_reward.benchmarks.task import Judge
@@ -134,31 +135,40 @@ def compared(
     Returns:
         Name -> `reward`, `accuracy` (with a judge) and the paired differences `reward_gain` and `accuracy_gain`.
     """
-    measured = {name: {"reward": _outcomes(rewards, samples)} for name, (_, rewards) in drawn.items()}
+    measured = {"reward": {name: outcomes(rewards, samples) for name, (_, rewards) in drawn.items()}}
     if judge is not None:
-        for name, (images, _) in drawn.items():
-            measured[name]["accuracy"] = _outcomes(_verdicts(judge, images, samples), samples)
-    baseline = next(iter(drawn))
+        found = {name: verdicts(judge, images, samples) for name, (images, _) in drawn.items()}
+        measured["accuracy"] = {name: outcomes(values, samples) for name, values in found.items()}
     results: dict[str, dict[str, Any]] = {name: {} for name in drawn}
-    for figure in measured[baseline]:
-        outcomes = {name: dict(enumerate(found[figure])) for name, found in measured.items()}
-        gains = compare(outcomes, baseline)
-        for name, found in measured.items():
-            results[name][figure] = estimate(found[figure])
+    for figure, of_methods in measured.items():
+        gains = compare(of_methods, next(iter(drawn)))
+        for name, own in of_methods.items():
             gain = gains.get(name)
+            results[name][figure] = estimate(own.values())
             results[name][f"{figure}_gain"] = None if gain is None else gain["overall"]
     return results
 
 
-def _outcomes(values: Sequence[Sequence[float]], samples: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-    return [
-        Outcome(float(value), sample["prompt"], str(sample.get("tag", "prompts")))
-        for of_prompt, sample in zip(values, samples, strict=True)
-        for value in of_prompt
-    ]
+def outcomes(values: Sequence[Sequence[float]], samples: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], Outcome]:
+    """A figure of each image of each sample, by the places of both: what is paired between methods.
+
+    Args:
+        values: of the images of each sample.
+        samples: with `prompt`, and `tag` where they have one.
+
+    Example:
+        >>> outcomes([[0.5]], [{"prompt": "a star", "tag": "single_object"}])
+        {(0, 0): Outcome(value=0.5, prompt='a star', task='single_object')}
+    """
+    return {
+        (place, index): Outcome(float(value), sample["prompt"], str(sample.get("tag", "prompts")))
+        for place, (of_sample, sample) in enumerate(zip(values, samples, strict=True))
+        for index, value in enumerate(of_sample)
+    }
 
 
-def _verdicts(judge: Judge, images: Sequence[Sequence[Any]], samples: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+def verdicts(judge: Judge, images: Sequence[Sequence[Any]], samples: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """1 for each image of each sample that the judge calls correct, else 0."""
     pairs = zip(images, samples, strict=True)
     return [[float(one.correct) for one in judge.judge_images([sample] * len(ours), ours)] for ours, sample in pairs]
 
@@ -174,9 +184,7 @@ def table(results: Mapping[str, Mapping[str, Any]], shares: Mapping[str, float])
 def _figure(title: str, ends: Ends | None) -> str:
     if ends is None:
         return f"{title} -"
-    sign = "+" if title.endswith("_gain") else ""
-    limits = "" if ends["low"] is None else f" [{ends['low']:{sign}.3f}, {ends['high']:{sign}.3f}]"
-    return f"{title} {ends['estimate']:{sign}.3f}{limits}"
+    return f"{title} {interval_text(ends, CHANGE if title.endswith('_gain') else RANGE)}"
 
 
 def shares_of(schedules: Mapping[str, CacheSchedule | None], costs: CacheCosts) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 from fk_reward.benchmarks.image_report import COST_COLUMNS
 from fk_reward.benchmarks.image_results import RunResult, read_run
 from fk_reward.benchmarks.image_store import PromptFolder, find_runs, records_digest
-from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, write_tables
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, interval_text, write_tables
 from fk_reward.benchmarks.statistics import Ends, Outcome, estimate, estimate_by_task, paired_differences
 from fk_reward.benchmarks.store import flat_settings
 
@@ -221,7 +221,4 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _text(ends: Ends | None, style: str) -> str | None:
-    if ends is None:
-        return None
-    estimated, low, high = ends["estimate"], ends["low"], ends["high"]
-    return style.split()[0].format(estimated) if low is None or high is None else style.format(estimated, low, high)
+    return None if ends is None else interval_text(ends, style)

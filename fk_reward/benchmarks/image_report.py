@@ -10,7 +10,7 @@ from fk_reward.benchmarks.gallery import write_gallery
 from fk_reward.benchmarks.image_results import RunResult, compare_methods, read_runs, summarize
 from fk_reward.benchmarks.judge_scores import judge_rows, judge_tables, write_score_lists
 from fk_reward.benchmarks.page import html_report
-from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, write_tables
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, interval_text, write_tables
 from fk_reward.benchmarks.statistics import OVERALL, Ends
 from fk_reward.durable_files import cosmetic, write_whole
 
@@ -88,24 +88,19 @@ def _flag_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _accuracy_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_cells(row, row["accuracy"], "{:.2f} ± {:.2f}"), OVERALL: _text(row["accuracy"][OVERALL], RANGE)}
+    return {**_cells(row, row["accuracy"], "{:.2f} ± {:.2f}"), OVERALL: interval_text(row["accuracy"][OVERALL], RANGE)}
 
 
 def _gain_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_cells(row, row["difference"], "{:+.2f} ± {:.2f}"), OVERALL: _text(row["difference"][OVERALL], CHANGE)}
+    return {
+        **_cells(row, row["difference"], "{:+.2f} ± {:.2f}"),
+        OVERALL: interval_text(row["difference"][OVERALL], CHANGE),
+    }
 
 
 def _cells(row: Mapping[str, Any], intervals: Mapping[str, Ends | None], style: str) -> dict[str, Any]:
     """The row with intervals as text."""
-    return {**row, **{name: _text(ends, style) for name, ends in intervals.items() if ends is not None}}
-
-
-def _text(ends: Ends, style: str) -> str:
-    """Format an estimate with both ends, or with half the width if the style has a ±; alone without ends."""
-    estimate, low, high = ends.values()
-    if low is None or high is None:
-        return style.split()[0].format(estimate)
-    return style.format(estimate, (high - low) / 2) if "±" in style else style.format(estimate, low, high)
+    return {**row, **{name: interval_text(ends, style) for name, ends in intervals.items() if ends is not None}}
 
 
 def write_report(folder: Path, *, num_shown: int = 60) -> Report:

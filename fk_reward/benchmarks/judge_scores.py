@@ -9,7 +9,7 @@ from typing import Any
 
 from fk_reward.benchmarks.drawing import UNSTEERED
 from fk_reward.benchmarks.image_results import ImageResult, Place, RunResult
-from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Table
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Table, interval_text
 from fk_reward.benchmarks.statistics import OVERALL, Ends, Outcome, estimate, estimate_by_task, paired_differences
 from fk_reward.durable_files import write_whole
 
@@ -171,14 +171,7 @@ def _drift_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _texts(ends: Mapping[str, Ends | None], style: str) -> dict[str, str]:
-    return {name: _text(value, style) for name, value in ends.items() if value is not None}
-
-
-def _text(ends: Ends, style: str) -> str:
-    estimated, low, high = ends.values()
-    if low is None or high is None:
-        return style.split()[0].format(estimated)
-    return style.format(estimated, low, high)
+    return {name: interval_text(value, style) for name, value in ends.items() if value is not None}
 
 
 def write_score_lists(run: RunResult) -> list[Path]:

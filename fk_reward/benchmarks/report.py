@@ -8,12 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fk_reward.benchmarks.statistics import Ends
 from fk_reward.durable_files import write_whole
 from fk_reward.terminal import Console, TextTable, say, wide_console
 from fk_reward.text import latex_text, markdown_text, visible
 
 RANGE, CHANGE = "{:.3f} [{:.3f}, {:.3f}]", "{:+.3f} [{:+.3f}, {:+.3f}]"
 """Styles of an estimate, or of a difference, with both ends of its interval."""
+
+
+def interval_text(ends: Ends, style: str) -> str:
+    """An estimate with its interval as text; alone where it has none.
+
+    Args:
+        ends: estimate, low and high.
+        style: takes all three (`RANGE`, `CHANGE`), or with a ± the estimate and half the width.
+
+    Example:
+        >>> ends = {"estimate": 0.5, "low": 0.4, "high": 0.7}
+        >>> interval_text(ends, CHANGE), interval_text(ends, "{:.2f} ± {:.2f}")
+        ('+0.500 [+0.400, +0.700]', '0.50 ± 0.15')
+        >>> interval_text({"estimate": 0.5, "low": None, "high": None}, RANGE)
+        '0.500'
+    """
+    estimate, low, high = ends["estimate"], ends["low"], ends["high"]
+    if low is None or high is None:
+        return style.split()[0].format(estimate)
+    return style.format(estimate, (high - low) / 2) if "±" in style else style.format(estimate, low, high)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from fk_reward.benchmarks.gallery import write_gallery
 from fk_reward.benchmarks.image_report import COST_COLUMNS
 from fk_reward.benchmarks.image_results import read_runs
-from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, write_tables
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, interval_text, write_tables
 from fk_reward.benchmarks.safety.audit import AUDIT
 from fk_reward.benchmarks.safety.bounds import trials_needed
 from fk_reward.benchmarks.safety.judges import JudgeErrors
@@ -21,7 +21,7 @@ from fk_reward.benchmarks.safety.summary import (
     shown_rows,
     side_rows,
 )
-from fk_reward.benchmarks.statistics import OVERALL, Ends
+from fk_reward.benchmarks.statistics import OVERALL
 
 _PERCENT = "{:.2%}"
 CERTIFICATE = (
@@ -209,11 +209,4 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _texts(row: Mapping[str, Any], names: Sequence[str], style: str) -> dict[str, Any]:
-    return {**row, **{name: _text(row[name], style) for name in names if row.get(name) is not None}}
-
-
-def _text(ends: Ends, style: str) -> str:
-    estimated, low, high = ends["estimate"], ends["low"], ends["high"]
-    if low is None or high is None:
-        return style.split()[0].format(estimated)
-    return style.format(estimated, low, high)
+    return {**row, **{name: interval_text(row[name], style) for name in names if row.get(name) is not None}}
