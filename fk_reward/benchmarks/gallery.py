@@ -1,26 +1,18 @@
-"""The page of all images of some runs: filters, enlarged images, how each came about, cost, command and versions.
-
-One HTML file that loads nothing. Its one script is ours, and named by its digest in the page's policy: should a prompt
-get past Jinja's escaping, the browser runs nothing of it.
-"""
+"""The page of all images of some runs: filters, enlarged images, how each came about, cost, command and versions."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
-
 from fk_reward.benchmarks.drawing import LINEAGE
+from fk_reward.benchmarks.html_page import embedded_image, first_prompts, render_page, rendering_of
 from fk_reward.benchmarks.image_results import ABSTAINED, ATTEMPTS, UNSAFE, ImageResult, RunResult
-from fk_reward.benchmarks.image_store import MADE, PromptFolder, read_sample
+from fk_reward.benchmarks.image_store import MADE, PromptFolder
 from fk_reward.benchmarks.report import Table
+from fk_reward.benchmarks.task import NOBODY
 from fk_reward.durable_files import cosmetic, write_whole
 
 PAGE_FILE = "images.html"
@@ -58,40 +50,24 @@ document.addEventListener('click', event => {
 show();
 """
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{{ digest }}'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; font-variant-numeric: tabular-nums; }
+PAGE = """{% extends "page" %}
+{% block style %}
 #filters { position: sticky; top: 0; background: #fff; padding: .6rem 0; display: flex; gap: .8rem; flex-wrap: wrap; }
 section.prompt { border-top: 1px solid #ddd; padding: .4rem 0; }
 section.prompt > div { display: flex; flex-wrap: wrap; gap: .8rem; }
 figure { margin: 0; width: 150px; font-size: 13px; }
 figure button { padding: 0; border: 3px solid #b5172f; background: none; cursor: zoom-in; width: 100%; }
 figure.right button { border-color: #2a7d4f; }
+figure.open button { border-color: #ddd; }
 figure img, dialog img { display: block; width: 100%; image-rendering: {{ rendering }}; }
 dialog { max-width: 60rem; }
 dialog img { max-width: {{ side }}px; min-width: 256px; }
 figcaption, .said { white-space: pre-line; overflow-wrap: anywhere; color: #555; }
-pre { background: #f5f5f2; padding: .7rem; overflow-x: auto; font-size: 12px; }
-.wide { overflow-x: auto; }
 [hidden] { display: none !important; }
 svg text { font: 11px system-ui, sans-serif; } svg .edge { stroke: #aaa; fill: none; }
 svg .kept { stroke: #2a7d4f; stroke-width: 2.5; } svg circle { fill: #ddd; } svg circle.kept { fill: #2a7d4f; }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for fact in facts %}
-<p>{{ fact }}</p>
-{% endfor %}
+{% endblock %}
+{% block content %}
 <form id="filters">
 <label>prompt <input type="search" name="prompt"></label>
 {% for name, values in choices.items() %}
@@ -119,15 +95,7 @@ svg .kept { stroke: #2a7d4f; stroke-width: 2.5; } svg circle { fill: #ddd; } svg
 </div></section>
 {% endfor %}
 <dialog><button>close</button><div></div></dialog>
-{% for table in tables %}
-<h2>{{ table.title }}</h2>
-<div class="wide"><table>
-<tr>{% for column in table.columns %}<th>{{ column.heading() }}</th>{% endfor %}</tr>
-{% for row in table.rows %}
-<tr>{% for column in table.columns %}<td>{{ column.cell(row) }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
-{% endfor %}
+{% include "tables" %}
 <h2>Command, versions and settings</h2>
 {% for run in runs %}
 <h3>{{ run.name }}</h3>
@@ -135,9 +103,7 @@ svg .kept { stroke: #2a7d4f; stroke-width: 2.5; } svg circle { fill: #ddd; } svg
 <pre class="command">{{ run.command }}</pre>
 <details><summary>all settings</summary><pre>{{ run.manifest }}</pre></details>
 {% endfor %}
-<script>{{ script|safe }}</script>
-</body>
-</html>
+{% endblock %}
 """
 
 
@@ -174,68 +140,65 @@ def gallery_page(
     runs: Sequence[RunResult], *, title: str, facts: Sequence[str], tables: Sequence[Table], num_shown: int = 60
 ) -> str:
     """The page; see `write_gallery`."""
-    shown = _shown_prompts(runs, num_shown)
-    prompts = [_prompt(runs, index) for index in shown]
+    firsts = [image for images in first_prompts(runs[0], num_shown).values() for image in images]
+    prompts = [_prompt(runs, first) for first in sorted(firsts, key=lambda image: image.index)]
     choices = {
         "task": list(dict.fromkeys(prompt["task"] for prompt in prompts)),
         "method": [run.name for run in runs],
         "verdict": list(dict.fromkeys(card["verdict"] for prompt in prompts for card in prompt["cards"])),
     }
     total = len({image.index for image in runs[0].images})
-    more = () if len(shown) == total else (f"Images of {len(shown)} of {total} prompts are shown.",)
-    small = read_sample(runs[0].images[0].path).width < MAX_SIDE
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    # Strict: a misspelt name in the template raises instead of printing nothing.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(
+    more = () if len(prompts) == total else (f"Images of {len(prompts)} of {total} prompts are shown.",)
+    return render_page(
+        PAGE,
         title=title,
         facts=(*facts, *more),
+        tables=tables,
+        script=SCRIPT,
         choices=choices,
         prompts=prompts,
-        tables=tables,
         runs=[_about(run) for run in runs],
         drawing=lineage_drawing,
-        script=SCRIPT,
-        digest=f"sha256-{digest}",
         side=MAX_SIDE,
-        rendering="pixelated" if small else "auto",
+        rendering=rendering_of(runs[0].images[0].path, max_side=MAX_SIDE),
     )
 
 
-def _shown_prompts(runs: Sequence[RunResult], num_shown: int) -> list[int]:
-    """The first prompts of each task."""
-    tasks: dict[str, list[int]] = {}
-    for image in runs[0].images:
-        if image.sample == 0:
-            tasks.setdefault(image.tag, []).append(image.index)
-    of_each = max(1, num_shown // len(tasks))
-    return sorted(index for places in tasks.values() for index in places[:of_each])
-
-
-def _prompt(runs: Sequence[RunResult], index: int) -> dict[str, Any]:
+def _prompt(runs: Sequence[RunResult], first: ImageResult) -> dict[str, Any]:
     cards = []
     for run in runs:
-        own = [image for image in run.images if image.index == index]
-        note = PromptFolder(run.root, index).read_note(MADE) or {}
+        own = [image for image in run.images if image.index == first.index]
+        note = PromptFolder(run.root, first.index).read_note(MADE) or {}
         cards += [_card(run, image, note) for image in own]
-    first = next(image for image in runs[0].images if image.index == index)
     return {"text": first.prompt, "task": first.tag, "cards": cards}
 
 
 def _card(run: RunResult, image: ImageResult, note: Mapping[str, Any]) -> dict[str, Any]:
-    nothing = ABSTAINED in note and note[ABSTAINED][image.sample]
-    words = ("safe", "unsafe") if UNSAFE in image.flags else ("correct", "wrong")
-    verdict = ABSTAINED if nothing else words[not image.correct]
+    verdict = _verdict(run, image, note)
     lines = note.get(LINEAGE)
     return {
         "run": run.name,
         "verdict": verdict,
-        "color": "right" if image.correct and not nothing else "wrong",
-        "source": embedded(image.path),
+        "color": _COLORS.get(verdict, "wrong"),
+        "source": embedded_image(image.path, max_side=MAX_SIDE),
         "said": _said(run, image, note),
         # of one particle there is nothing to tell
         "lineage": lines[image.sample] if lines and len(lines[image.sample]["steps"][-1]["rewards"]) > 1 else None,
     }
+
+
+def _verdict(run: RunResult, image: ImageResult, note: Mapping[str, Any]) -> str:
+    if ABSTAINED in note and note[ABSTAINED][image.sample]:
+        return ABSTAINED
+    if run.judge.get("judge") == NOBODY:
+        return _NOT_JUDGED
+    words = ("safe", "unsafe") if UNSAFE in image.flags else ("correct", "wrong")
+    return words[not image.correct]
+
+
+_NOT_JUDGED = "not judged"
+_COLORS = {"correct": "right", "safe": "right", _NOT_JUDGED: "open"}
+"""Verdict -> class of its border; all others are wrong."""
 
 
 def _said(run: RunResult, image: ImageResult, note: Mapping[str, Any]) -> str:
@@ -261,21 +224,6 @@ def _about(run: RunResult) -> dict[str, str]:
         "command": manifest.get("command", "the command is not known"),
         "manifest": json.dumps({**manifest, "judge": run.judge}, indent=2),
     }
-
-
-def embedded(path: Path) -> str:
-    """An image as a data URI: as it is where it is small, else as a JPEG file of `MAX_SIDE` pixels.
-
-    Raises:
-        ValueError: a damaged file.
-    """
-    image = read_sample(path)
-    if max(image.size) <= MAX_SIDE:
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 _CELL, _ROW, _LEFT, _TOP = 52, 46, 92, 16

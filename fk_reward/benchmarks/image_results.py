@@ -93,6 +93,7 @@ class RunResult:
         images: in the order of prompts and samples.
         cost: of all images; None where it was not measured.
         population: of `POPULATION` what was measured of every prompt, on average.
+        label: name in reports; None for that of the folder.
     """
 
     root: Path
@@ -101,11 +102,12 @@ class RunResult:
     images: tuple[ImageResult, ...]
     cost: Cost | None
     population: Mapping[str, float]
+    label: str | None = None
 
     @property
     def name(self) -> str:
-        """Name of the folder."""
-        return self.root.resolve().name
+        """The label, or else the name of the folder."""
+        return self.label or self.root.resolve().name
 
     @property
     def method(self) -> str:

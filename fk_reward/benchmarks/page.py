@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
-from PIL import Image
 
 from fk_reward.benchmarks.drawing import UNSTEERED
+from fk_reward.benchmarks.html_page import data_uri, embedded_image, first_prompts, render_page, rendering_of
 from fk_reward.benchmarks.image_results import ImageResult, RunResult
-from fk_reward.benchmarks.image_store import read_sample
 from fk_reward.benchmarks.report import Table
 from fk_reward.benchmarks.statistics import OVERALL, Ends
 from fk_reward.text import as_plain_text
 
-# Jinja escapes prompts. Should that fail, the policy keeps the browser from running or loading anything.
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #888; font-weight: 600; }
-.numbers td { font-variant-numeric: tabular-nums; white-space: nowrap; }
-.wide { overflow-x: auto; }
+PAGE = """{% extends "page" %}
+{% block style %}
 .images img { display: block; width: {{ width }}px; border: 3px solid; image-rendering: {{ rendering }}; }
 .right img { border-color: #2a7d4f; }
 .wrong img { border-color: #b5172f; }
 .images td { max-width: {{ width + 30 }}px; font-size: 13px; }
 .images small { white-space: pre-line; color: #555; }
-pre { background: #f5f5f2; padding: .7rem; overflow-x: auto; font-size: 12px; }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-<p>{{ facts }}</p>
-{% for table in tables %}
-<h2>{{ table.title }}</h2>
-<div class="wide"><table class="numbers">
-<tr>{% for column in table.columns %}<th>{{ column.heading() }}</th>{% endfor %}</tr>
-{% for row in table.rows %}
-<tr>{% for column in table.columns %}<td>{{ column.cell(row) }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
-{% endfor %}
+{% endblock %}
+{% block content %}
+{% include "tables" %}
 <h2>Accuracy against K and cost</h2>
 <p>{% for name, source in plots.items() %}<img src="{{ source }}" alt="Accuracy against {{ name }}"> {% endfor %}</p>
 <h2>Images</h2>
@@ -83,8 +54,7 @@ is an image that the judge calls correct.</p>
 {% for name, text in manifests.items() %}
 <details><summary>{{ name }}</summary><pre>{{ text }}</pre></details>
 {% endfor %}
-</body>
-</html>
+{% endblock %}
 """
 
 
@@ -188,57 +158,31 @@ def html_report(
         num_shown: prompts whose images are shown, the same number of each task.
     """
     gallery = _gallery(runs, num_shown)
-    shown = [prompt for prompts in gallery.values() for prompt in prompts]
-    small = read_sample(runs[0].images[0].path).width < MAX_SIDE
-    # Strict: a misspelt name in the template raises instead of printing nothing.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(
+    rendering = rendering_of(runs[0].images[0].path, max_side=MAX_SIDE)
+    return render_page(
+        PAGE,
         title=title,
-        facts=facts,
+        facts=(facts,),
         tables=tables,
-        plots={name: _data_uri(png, "png") for name, png in accuracy_plots(rows).items()},
+        plots={name: data_uri(png, "png") for name, png in accuracy_plots(rows).items()},
         gallery=gallery,
         names=[run.name for run in runs],
-        num_shown=len(shown),
+        num_shown=sum(map(len, gallery.values())),
         num_prompts=rows[0]["num_prompts"],
         manifests={run.name: json.dumps({**(run.manifest or {}), "judge": run.judge}, indent=2) for run in runs},
-        width=128 if small else MAX_SIDE,
-        rendering="pixelated" if small else "auto",
+        width=128 if rendering == "pixelated" else MAX_SIDE,
+        rendering=rendering,
     )
 
 
 def _gallery(runs: Sequence[RunResult], num_shown: int) -> dict[str, list[tuple[str, list[dict[str, Any]]]]]:
     """Task -> prompts with a cell for each run that has the prompt's first image."""
-    firsts = [image for image in runs[0].images if image.sample == 0]
-    tasks: dict[str, list[ImageResult]] = {}
-    for image in firsts:
-        tasks.setdefault(image.tag, []).append(image)
-    of_each = max(1, num_shown // len(tasks))
     return {
-        task: [(first.prompt, [_cell(run.by_place.get((first.index, 0), first)) for run in runs]) for first in some]
-        for task, some in ((task, images[:of_each]) for task, images in tasks.items())
+        task: [(first.prompt, [_cell(run.by_place.get((first.index, 0), first)) for run in runs]) for first in firsts]
+        for task, firsts in first_prompts(runs[0], num_shown).items()
     }
 
 
 def _cell(image: ImageResult) -> dict[str, Any]:
     shown = {"correct": image.correct, "reason": image.reason, "scores": image.scores}
-    return {**shown, "source": embedded_image(image.path)}
-
-
-def embedded_image(path: Path) -> str:
-    """An image as a data URI: as it is where it is small, else as a small JPEG file.
-
-    Raises:
-        ValueError: a damaged file.
-    """
-    image = read_sample(path)
-    if max(image.size) <= MAX_SIDE:
-        return _data_uri(path.read_bytes(), "png")
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=85)
-    return _data_uri(buffer.getvalue(), "jpeg")
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return {**shown, "source": embedded_image(image.path, max_side=MAX_SIDE)}

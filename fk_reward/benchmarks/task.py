@@ -135,6 +135,10 @@ class Judge(Protocol):
         """Raise a `SelfTestError` unless images with known verdicts get them."""
 
 
+NOBODY = "none"
+"""Name of the judge where there is none; reports leave its verdicts out."""
+
+
 class SelfTestError(RuntimeError):
     """A judge gives a wrong verdict on an image whose verdict is known."""
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     MethodFields: TypeAlias = dict[str, Any]
 else:
     RequestOptions = Annotated[
-        Any, TypedFields(_REQUEST, BENCHMARK, names=("suite", "stages", "heldout", "skip_self_test"))
+        Any, TypedFields(_REQUEST, BENCHMARK, names=("suite", "stages", "heldout", "skip_self_test", "num_shown"))
     ]
     MethodFields = Annotated[Any, ScalingMethods()]
 

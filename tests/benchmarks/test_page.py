@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from fk_reward.benchmarks import image_report as report_module
+from fk_reward.benchmarks.html_page import embedded_image
 from fk_reward.benchmarks.image_report import write_report
 from fk_reward.benchmarks.image_store import complete_folders
 from fk_reward.benchmarks.judging import judge_missing
-from fk_reward.benchmarks.page import MAX_SIDE, embedded_image
+from fk_reward.benchmarks.page import MAX_SIDE
 from tests.benchmarks.image_stage import (
     RECORDS,
     SETTINGS,
@@ -140,7 +141,7 @@ def check_in_browser(page, path):
 def test_large_pictures_are_embedded_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (600, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "0000.png")
-    kind, _, content = embedded_image(tmp_path / "0000.png").partition(";base64,")
+    kind, _, content = embedded_image(tmp_path / "0000.png", max_side=MAX_SIDE).partition(";base64,")
     image = Image.open(io.BytesIO(base64.b64decode(content)))
     assert (kind, image.size) == ("data:image/jpeg", (round(MAX_SIDE * 400 / 600), MAX_SIDE))
 

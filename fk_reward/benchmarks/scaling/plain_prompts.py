@@ -8,11 +8,8 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from fk_reward.benchmarks.task import Task, TaskOptions, Verdict
+from fk_reward.benchmarks.task import NOBODY, Task, TaskOptions, Verdict
 from fk_reward.text import text_problem
-
-NOBODY = "none"
-"""Name of the judge where there is none; reports leave its verdicts out."""
 
 
 class NoJudge:

@@ -13,8 +13,8 @@ import numpy as np
 from fk_reward.benchmarks.drawing import BEST, UNSTEERED
 from fk_reward.benchmarks.image_results import Place, RunResult, read_runs
 from fk_reward.benchmarks.image_store import MADE, prompt_folders
-from fk_reward.benchmarks.scaling.plain_prompts import NOBODY
 from fk_reward.benchmarks.statistics import Ends, Outcome, estimate, paired_differences
+from fk_reward.benchmarks.task import NOBODY
 from fk_reward.planning.prices import PRICES
 from fk_reward.sampling.trace import Cost
 

@@ -1,14 +1,23 @@
-"""The report of a scaling run: `scaling.json`, `scaling.md`, and a figure for each price list."""
+"""The report of a scaling run: `scaling.json`, `scaling.md`, a figure for each price list, and the page of images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fk_reward.benchmarks.drawing import BEST
-from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, write_tables
-from fk_reward.benchmarks.scaling.points import ScalingPoints, best_of_n_curves, read_scaling_runs, without_plain
+from fk_reward.benchmarks.gallery import write_gallery
+from fk_reward.benchmarks.image_results import RunResult
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Report, Table, interval_text, write_tables
+from fk_reward.benchmarks.scaling.points import (
+    ScalingPoints,
+    ScalingRun,
+    best_of_n_curves,
+    read_scaling_runs,
+    without_plain,
+)
 from fk_reward.benchmarks.statistics import Ends
 from fk_reward.durable_files import cosmetic
 from fk_reward.planning.prices import PRICES
@@ -71,19 +80,17 @@ def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(ends: Ends | None, style: str) -> str | None:
-    if ends is None:
-        return None
-    estimate, low, high = ends.values()
-    return style.split()[0].format(estimate) if low is None or high is None else style.format(estimate, low, high)
+    return None if ends is None else interval_text(ends, style)
 
 
-def write_report(out: Path) -> Report:
+def write_report(out: Path, *, num_shown: int = 24) -> Report:
     """Write the report of all runs in a folder of `fk-reward scaling`.
 
-    A figure that fails, because a font is missing, is a warning; the measurements are written.
+    A figure or a page that fails, because a font is missing, is a warning; the measurements are written.
 
     Args:
         out: holds a folder of runs for each budget.
+        num_shown: prompts whose images the HTML page shows.
 
     Raises:
         FileNotFoundError: no runs.
@@ -99,7 +106,18 @@ def write_report(out: Path) -> Report:
         with cosmetic(f"drawing {path}"):
             if draw_curves(without_plain(rows), prices, path):
                 files.append(path)
+    browsed = write_gallery(
+        out, [_labelled(run) for run in points.runs], title=title, facts=(facts,), tables=tables, num_shown=num_shown
+    )
+    files += browsed
     return Report(title, tables, tuple(files))
+
+
+def _labelled(run: ScalingRun) -> RunResult:
+    """The run by a name that is its own: K and a reward alone do not name a search of a budget."""
+    if run.budget is None:
+        return run.result
+    return replace(run.result, label=f"{run.budget}: {run.result.name}, {run.num_steps} steps")
 
 
 def _title(points: ScalingPoints) -> str:

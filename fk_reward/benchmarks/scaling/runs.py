@@ -49,6 +49,7 @@ class ScalingRequest:
         heldout: rewards that only score.
         task_options: prompts and judge.
         skip_self_test: judge even where the judge fails on images that it should know.
+        num_shown: prompts with images in the HTML page.
         about: written into the manifests without being compared: the command.
 
     Raises:
@@ -65,6 +66,7 @@ class ScalingRequest:
     heldout: tuple[str, ...] = ()
     task_options: TaskOptions = TaskOptions()
     skip_self_test: bool = False
+    num_shown: int = 24
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class ScalingRequest:
             raise ValueError(f"--stage should be one of {', '.join(STAGES)}, got {unknown[0]!r}.")
         if not self.budgets and "generate" in self.stages:
             raise ValueError("Name budgets in sample steps of an image: --budgets 80,160,320.")
+        whole_number("--num-shown", self.num_shown, minimum=1)
         for name, numbers in (("--budgets", self.budgets), ("--baseline-steps", self.baseline_steps)):
             for number in numbers:
                 whole_number(name, number, minimum=1)
@@ -178,7 +181,8 @@ def run_scaling(
                 watch(_generate(request, planned, task, share=share, device=device, dtype=dtype), console=console)
             if "judge" in request.stages:
                 watch(_judge(request, task, share=share, device=device), console=console)
-    return write_report(request.out) if "report" in request.stages and share.leads else None
+    reports = "report" in request.stages and share.leads
+    return write_report(request.out, num_shown=request.num_shown) if reports else None
 
 
 def _generate(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,19 @@ def test_every_method_at_every_budget(finished):
         "scaling-flux.1-dev.png",
     }
     assert "Report: " in output
+
+
+def test_the_page_of_images_tells_the_budgets_of_a_method_apart(finished):
+    out, output = finished
+    text = (out / "images.html").read_text(encoding="utf-8")
+    assert "images.html" in output
+    methods = re.search(r'<select name="method">(.*?)</select>', text, re.DOTALL)[1]
+    names = re.findall(r"<option>([^<]*)</option>", methods)
+    assert len(names) == len(set(names)) == len(rows_of(out)) == 9
+    assert (
+        names[0] == "unsteered" and sum(name.startswith("16: ") and name.endswith(", 4 steps") for name in names) == 3
+    )
+    assert text.count("<figure") == 9 * 3 * 2
 
 
 def test_nobody_takes_more_than_the_budget(finished):
@@ -147,6 +161,8 @@ def test_prompts_of_a_file_are_judged_by_nobody(options, tmp_path):
     assert all(row["judge"] is None for row in rows)
     assert "Judge" not in (tmp_path / "out" / "scaling.md").read_text()
     assert "judged by nobody" in (tmp_path / "out" / "scaling.md").read_text()
+    page = (tmp_path / "out" / "images.html").read_text(encoding="utf-8")
+    assert page.count('class="open"') == page.count('data-verdict="not judged"') == page.count("<figure") > 0
 
 
 # without a model
