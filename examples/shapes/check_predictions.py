@@ -51,7 +51,10 @@ def foreseen(scores: Tensor, correct: Tensor) -> float:
 
 def read_draws(paths: Sequence[Path], per_prompt: int) -> dict[str, Tensor]:
     """The files of `sample_images.py`, by draw: images (D, K, S, 3, 64, 64) uint8, prompts (D,), correct (D, K)."""
-    files = [load_file(path) for path in paths]
+    found = [one for path in paths for one in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
+    if not found:
+        raise FileNotFoundError(f"No file of sample_images.py in {', '.join(map(str, paths))}.")
+    files = [load_file(path) for path in found]
     tensors = {
         name: torch.cat([file[name] for file in files]).unflatten(0, (-1, per_prompt))
         for name in ("images", "prompts", "correct")
@@ -97,7 +100,7 @@ def rows_by_step(scores: Tensor, draws: dict[str, Tensor], names: list[str], *, 
 @app.command(name="early")
 def check_early_rewards(
     reward: str = DEFAULT_EMBEDDED_REWARD,
-    samples: Sequence[Path] = (Path("runs/samples/heldout.safetensors"),),
+    samples: Sequence[Path] = (Path("runs/samples/heldout"),),
     num_draws: int = 0,
     per_prompt: int = 8,
     seed: int = 0,
@@ -106,7 +109,7 @@ def check_early_rewards(
 
     Args:
         reward: A reward's name, or a composition.
-        samples: Of sample_images.py; may be repeated.
+        samples: Files of sample_images.py, or folders of them; may be repeated.
         num_draws: How many draws to score, chosen by the seed; 0: all.
         per_prompt: Images a draw in the files.
         seed: Of the choice and of the bootstrap.
@@ -142,7 +145,7 @@ class Recorder:
         self.latents: list[Tensor] = []
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Keeps `(B, 8, 8, 8)` latents; all images are grey."""
+        """Keeps `(B, C, H, W)` latents; all images are grey."""
         self.latents.append(latents)
         return latents.new_full((len(latents), 3, 64, 64), 0.5)
 
@@ -150,7 +153,7 @@ class Recorder:
 def predicted_latents(
     model: str, prompts: dict[int, ShapesPrompt], *, per_prompt: int, seed: int
 ) -> tuple[FKSteeringPipeline, Tensor]:
-    """The pipeline, and what it predicts at each scoring step: `(P, S, K, 8, 8, 8)`, K particles of each prompt."""
+    """The pipeline, and what it predicts at each scoring step: `(P, S, K, C, H, W)`, K particles of each prompt."""
     pipe = FKSteeringPipeline.from_pretrained(model, reward=indifferent_reward(), steering=PREDICTIONS)
     pipe.set_progress_bar_config(disable=True)
     rows = []

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from scene_data import TensorsDataset
 from torch import Tensor, nn
 from torch.func import functional_call
-from train_unet import tokenize_all
+from train_unet import caption_shares, encode_all, one_caption
 
 from fk_reward import load_reward
 from fk_reward.models import model_source
@@ -66,16 +66,18 @@ class DiffInstructStar(nn.Module):
         self.frozen = (generator.vae, reward)  # in a tuple, so that checkpoints leave them out
         scheduler = DDIMScheduler.from_config(teacher.scheduler.config)
         self.last = scheduler.config.num_train_timesteps - 1
-        with torch.no_grad():
-            contexts = [
-                teacher.text_encoder(one).last_hidden_state for one in tokenize_all(teacher.tokenizer).split(64)
-            ]
-        self.register_buffer("contexts", torch.cat(contexts), persistent=False)
+        self.register_buffer("contexts", encode_all(teacher.text_encoder, teacher.tokenizer), persistent=False)
+        self.register_buffer("shares", caption_shares(), persistent=False)
         self.register_buffer("alphas", scheduler.alphas_cumprod, persistent=False)
 
     def forward(self, latents: Tensor, prompts: Tensor) -> dict[str, Tensor]:
-        """Only the shape of `(B, C, H, W)` latents is used: no image is seen; `prompts` index the grammar."""
-        rows = prompts.long()
+        """Both losses; no image is seen.
+
+        Args:
+            latents: `(B, C, H, W)`, of which only the shape is used.
+            prompts: `(B, P)`, indices into the grammar of the prompts that are true of each scene, padded with -1.
+        """
+        rows = one_caption(prompts, self.shares)
         context, empty = self.contexts[rows], self.contexts[-1:].expand(len(rows), -1, -1)
         x0 = self.generate(torch.randn_like(latents, dtype=torch.float32), context)
         timesteps = torch.randint(20, self.last + 1, (len(x0),), device=x0.device)
@@ -131,14 +133,14 @@ class DiffInstructStar(nn.Module):
 
 
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
-    generator: str = "runs/distilled/shapes-sd-lcm",
-    teacher: str = "shapes-sd",
+    generator: str | Path = Path("runs/distilled/shapes-sd-lcm"),
+    teacher: str | Path = "shapes-sd",
     reward: str = "shapes-clipscore",
     latents: Path = Path("runs/whitened/latents.safetensors"),
     output_dir: Path = Path("runs/diff-instruct-star"),
     reward_scale: float = 10.0,
     guidance_scale: float = 3.0,
-    max_steps: int = 2000,
+    max_steps: int = 1200,
     batch_size: int = 32,
     learning_rate: float = 1e-5,
     online_learning_rate: float = 1e-4,
@@ -168,7 +170,6 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         seed=seed,
         ema_decay=0.995,
         warmup_steps=min(50, max_steps // 4),
-        decay_steps=max_steps // 4,
         save_steps=save_steps,
         weight_decay=0.0,
         resume=resume,

@@ -19,7 +19,7 @@ from fit import FitConfig, fit, save_pipeline
 from safetensors.torch import load_file
 from scene_data import TensorsDataset
 from torch import Tensor, nn
-from train_unet import tokenize_all
+from train_unet import caption_shares, encode_all, one_caption
 
 from fk_reward.models import model_source
 
@@ -53,17 +53,21 @@ class ConsistencyObjective(nn.Module):
         self.student = pipe.unet
         self.teacher = copy.deepcopy(pipe.unet).requires_grad_(False)
         self.target = copy.deepcopy(pipe.unet).requires_grad_(False)
-        with torch.no_grad():
-            contexts = [pipe.text_encoder(rows).last_hidden_state for rows in tokenize_all(pipe.tokenizer).split(64)]
-        self.register_buffer("contexts", torch.cat(contexts), persistent=False)  # the empty prompt last
+        self.register_buffer("contexts", encode_all(pipe.text_encoder, pipe.tokenizer), persistent=False)
+        self.register_buffer("shares", caption_shares(), persistent=False)
         self.register_buffer("alphas", self.scheduler.alphas_cumprod, persistent=False)
 
     def forward(self, latents: Tensor, prompts: Tensor) -> dict[str, Tensor]:
-        """Loss of `(B, C, H, W)` clean latents; `prompts` are `(B,)` indices into the grammar."""
+        """Loss of clean latents.
+
+        Args:
+            latents: `(B, C, H, W)`, of scenes.
+            prompts: `(B, P)`, indices into the grammar of the prompts that are true of each scene, padded with -1.
+        """
         if self.training:
             self._follow()
         latents, batch = latents.float(), len(latents)
-        context, empty = self.contexts[prompts.long()], self.contexts[-1:].expand(batch, -1, -1)
+        context, empty = self.contexts[one_caption(prompts, self.shares)], self.contexts[-1:].expand(batch, -1, -1)
         apart = self.scheduler.config.num_train_timesteps // self.settings.num_levels
         level = torch.randint(1, self.settings.num_levels + 1, (batch,), device=latents.device)
         start = level * apart - 1
@@ -116,17 +120,17 @@ class ConsistencyObjective(nn.Module):
 
 
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
-    model: str = "shapes-sd",
+    model: str | Path = "shapes-sd",
     latents: Path = Path("runs/whitened/latents.safetensors"),
     output_dir: Path = Path("runs/distilled"),
-    max_steps: int = 8000,
+    max_steps: int = 2500,
     batch_size: int = 32,
     learning_rate: float = 3e-4,
     seed: int = 0,
     guidance_scale: float = 3.0,
     num_levels: int = 50,
     target_decay: float = 0.95,
-    save_steps: int = 500,
+    save_steps: int = 250,
     resume: bool = False,
     smoke: bool = False,
 ) -> None:
@@ -148,8 +152,6 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         learning_rate=learning_rate,
         seed=seed,
         ema_decay=0.999,
-        warmup_steps=min(100, max_steps // 4),
-        decay_steps=max_steps // 4,
         save_steps=save_steps,
         weight_decay=0.0,
         resume=resume,

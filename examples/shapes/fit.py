@@ -25,6 +25,11 @@ class FitConfig:
     The learning rate is constant and falls to zero along a cosine over the last `decay_steps`. While it is constant,
     nothing depends on `max_steps`, so a long run can be stopped at any checkpoint and resumed with the number of steps
     that there is time for, and is then the same as a run of that length.
+
+    Attributes:
+        warmup_steps: over which the rate rises; 100 if not given, and no more than a quarter of all.
+        decay_steps: over which it falls; a quarter of all if not given.
+        milestone: step at which the average is kept for good, in `output_dir/milestone.safetensors`.
     """
 
     output_dir: Path
@@ -33,17 +38,19 @@ class FitConfig:
     learning_rate: float
     seed: int
     ema_decay: float
-    warmup_steps: int
-    decay_steps: int
+    warmup_steps: int | None = None
+    decay_steps: int | None = None
     resume: bool = False
     bf16: bool = False
     save_steps: int = 100
     weight_decay: float = 0.01
     milestone: int | None = None
-    """Step at which the average is kept for good, in `output_dir/milestone.safetensors`."""
 
     def training_arguments(self) -> TrainingArguments:
         """The same in the Trainer's words."""
+        quarter = self.max_steps // 4
+        warmup_steps = min(100, quarter) if self.warmup_steps is None else self.warmup_steps
+        decay_steps = quarter if self.decay_steps is None else self.decay_steps
         return TrainingArguments(
             output_dir=str(self.output_dir / "checkpoints"),
             max_steps=self.max_steps,
@@ -53,10 +60,10 @@ class FitConfig:
             adam_beta2=0.99,
             lr_scheduler_type="warmup_stable_decay",
             lr_scheduler_kwargs={
-                "num_stable_steps": self.max_steps - self.warmup_steps - self.decay_steps,
-                "num_decay_steps": self.decay_steps,
+                "num_stable_steps": self.max_steps - warmup_steps - decay_steps,
+                "num_decay_steps": decay_steps,
             },
-            warmup_steps=self.warmup_steps,
+            warmup_steps=warmup_steps,
             seed=self.seed,
             use_cpu=not torch.cuda.is_available(),
             ddp_find_unused_parameters=False,

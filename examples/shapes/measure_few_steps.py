@@ -14,6 +14,8 @@ from fk_reward import FKSteeringPipeline
 from fk_reward.benchmarks.cache_comparison import compared
 from fk_reward.benchmarks.drawing import particle_generators
 from fk_reward.benchmarks.geneval.suites import find_suite
+from fk_reward.benchmarks.report import RANGE, interval_text
+from fk_reward.benchmarks.statistics import Ends
 from fk_reward.benchmarks.task import TaskOptions
 from fk_reward.pipelines import Solver
 from fk_reward.search import BestOfN, FKSteeringConfig, NoiseSearch, SearchConfig
@@ -49,7 +51,7 @@ def draw(pipe: FKSteeringPipeline, prompts: Sequence[str], search: SearchConfig,
 
 
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
-    model: str = "runs/distilled/shapes-sd-lcm",
+    model: str | Path = Path("runs/distilled/shapes-sd-lcm"),
     reward: str = "shapes-llava-reward-alignment",
     suite: str = "shapes",
     num_prompts: int = 300,
@@ -62,7 +64,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
 
     Gains are paired differences from best of N with as many steps.
     """
-    pipe = FKSteeringPipeline.from_pretrained(model, reward=reward)
+    pipe = FKSteeringPipeline.from_pretrained(str(model), reward=reward)
     pipe.set_progress_bar_config(disable=True)
     task = find_suite(suite).task(TaskOptions(num_prompts=num_prompts))
     judge, prompts = task.judge("cpu"), [sample["prompt"] for sample in task.samples]
@@ -79,15 +81,12 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
             print(f"| {steps} | {name} | {found['sample_steps']:.0f} | {_ends(found['accuracy'])} | "
                   f"{_ends(found['accuracy_gain'])} | {_ends(found['reward'])} |", flush=True)  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"model": model, "reward": reward, "suite": suite, "num_prompts": num_prompts, "budget": budget}
+    settings = {"model": str(model), "reward": reward, "suite": suite, "num_prompts": num_prompts, "budget": budget}
     output.write_text(json.dumps(settings | {"seed": seed, "num_steps": report}, indent=2) + "\n")
 
 
-def _ends(found: dict[str, float | None] | None) -> str:
-    if found is None:
-        return ""
-    limits = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{found['estimate']:.3f}{limits}"
+def _ends(found: Ends | None) -> str:
+    return "" if found is None else interval_text(found, RANGE)
 
 
 if __name__ == "__main__":

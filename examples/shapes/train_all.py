@@ -67,10 +67,10 @@ def _as_given(value: Any, kind: Any, runs: Path) -> Any:
     if "list" not in str(kind):
         is_name = kind == str | Path and value in EMBEDDED_MODELS
         return value if is_name else runs / value
-    found = [path for pattern in value for path in sorted(runs.glob(pattern))]
-    if not found:
-        raise FileNotFoundError(f"No file in {runs} is called {', '.join(value)}; run the stages before this one.")
-    return found
+    found = {pattern: sorted(runs.glob(pattern)) for pattern in value}
+    if missing := [pattern for pattern, paths in found.items() if not paths]:
+        raise FileNotFoundError(f"No file in {runs} is called {', '.join(missing)}; run the stages before this one.")
+    return [path for paths in found.values() for path in paths]
 
 
 def _digest(content: bytes) -> str:
@@ -200,6 +200,7 @@ def train_all(  # noqa: PLR0913 (a command's options)
 
 SHIPPED = ("unet-balanced/shapes-sd", "preview/shapes-preview", "clip/shapes-clip", "mllm/shapes-mllm")
 SHIPPED += ("imagereward/shapes-imagereward", "rewards/shapes-llava-reward-*")
+SHIPPED += ("distilled/shapes-sd-lcm", "bands/shipped/shapes-llava-reward-*-bands")
 MAX_BYTES = 36e6
 
 

@@ -11,9 +11,9 @@ Every stage goes on where it was stopped. `--smoke` does all of it in a minute, 
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import cyclopts
 import numpy as np
 import torch
+from check_adapters import halved
 from train_adapters import SETTINGS, is_finished
 
 from fk_reward import FKSteeringPipeline
@@ -36,10 +37,11 @@ from fk_reward.benchmarks.prediction_recording import levels_of_run, record_pred
 from fk_reward.benchmarks.recording import EachReward, RecordRequest
 from fk_reward.benchmarks.report import RANGE, Column, show_report, show_table, write_json
 from fk_reward.benchmarks.runner import watch
-from fk_reward.models import ASSETS
+from fk_reward.models import ASSETS, EMBEDDED_MODELS
 from fk_reward.pipelines.loading import call_arguments
 from fk_reward.pipelines.schedulers import resolve_solver
 from fk_reward.rewards import load_reward
+from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
 from fk_reward.search import PlainPopulation
 from fk_reward.shapes import benchmark_prompts, train_prompts
 from fk_reward.terminal import open_console
@@ -52,21 +54,21 @@ app = cyclopts.App()
 REWARD = "shapes-llava-reward-alignment"
 TEACHERS = (REWARD, "shapes-imagereward", "shapes-verifier")
 """The first is distilled; the others are there to measure with."""
-LEVELS = (0.98, 0.92, 0.85, 0.76, 0.64, 0.5, 0.32)
-"""Noise levels after 20, 40, 50, 60, 70, 80 and 90 % of the steps."""
+LEVELS = (0.999, 0.977, 0.934, 0.853, 0.724, 0.553, 0.346)
+"""Noise levels after 20, 40, 50, 60, 70, 80 and 90 % of the steps, of the scheduler of `train_unet.py`."""
 SOLVERS: dict[str, dict[str, Any]] = {
     "stochastic": {"solver": "ddim-50"},
     "deterministic": {"num_inference_steps": 20, "eta": 0.0},
 }
 KINDS: dict[str, dict[str, Any]] = {
-    "0.5": {"noise_band": (0.4, 0.7)},
-    "0.8": {"noise_band": (0.7, 0.89)},
-    "0.95": {"noise_band": (0.89, 1.0)},
-    "all": {"noise_band": (0.4, 1.0), "level_in_prompt": True},
-    "0.8-clean": {"noise_band": (0.7, 0.89), "clean_fraction": 1.0},
+    "0.6": {"noise_band": (0.45, 0.8)},
+    "0.9": {"noise_band": (0.8, 0.96)},
+    "0.98": {"noise_band": (0.96, 1.0)},
+    "all": {"noise_band": (0.45, 1.0), "level_in_prompt": True},
+    "0.9-clean": {"noise_band": (0.8, 0.96), "clean_fraction": 1.0},
 }
 """Adapters: a band each, one for all levels with the level in the prompt, and a control that sees finished images."""
-BANDS = ("0.5", "0.8", "0.95")
+BANDS = ("0.6", "0.9", "0.98")
 """What is measured together and ships."""
 
 
@@ -99,11 +101,33 @@ SMOKE = Size(
     num_heldout_seeds=3,
     seeds=(0,),
     num_redraws=2,
-    levels=(0.76, 0.5),
-    kinds=("0.8", "0.8-clean"),
+    levels=(0.87, 0.5),
+    kinds=("0.9", "0.9-clean"),
     solvers=("deterministic",),
     flags=("--num_pairs=16", "--per_device_train_batch_size=4", "--validation_fraction=0.34"),
 )
+
+
+@contextmanager
+def models_of(folders: Sequence[Path] | None) -> Iterator[None]:
+    """Inside the block, names of models of the package stand for folders of the same names.
+
+    Args:
+        folders: such as `runs/unet-balanced/shapes-sd`; None for the models that ship.
+
+    Raises:
+        ValueError: a folder that has the name of no model of the package.
+    """
+    found = {folder.name: folder for folder in folders or ()}
+    if unknown := sorted(found.keys() - EMBEDDED_MODELS.keys()):
+        raise ValueError(f"--models should be folders called {', '.join(EMBEDDED_MODELS)}; got {', '.join(unknown)}.")
+    before = dict(EMBEDDED_MODELS)
+    EMBEDDED_MODELS.update(found)
+    try:
+        yield
+    finally:
+        EMBEDDED_MODELS.clear()
+        EMBEDDED_MODELS.update(before)
 
 
 def request_of(size: Size, solver: str, split: str) -> RecordRequest:
@@ -124,15 +148,13 @@ def recorded(root: Path, solver: str, split: str) -> Path:
 
 
 @app.command
-def record(root: Path = Path("runs/bands"), smoke: bool = False) -> None:
+def record(root: Path = Path("runs/bands"), smoke: bool = False, models: list[Path] | None = None) -> None:
     """Records predictions of training and held-out prompts with each solver."""
     size = SMOKE if smoke else Size()
-    for solver in size.solvers:
-        for split in ("train", "heldout"):
-            request = request_of(size, solver, split)
-            record_predictions(
-                size.prompts(split), request, recorded(root, solver, split), device="cpu", dtype=torch.float32
-            )
+    with models_of(models):
+        for solver, split in ((solver, split) for solver in size.solvers for split in ("train", "heldout")):
+            request, folder = request_of(size, solver, split), recorded(root, solver, split)
+            record_predictions(size.prompts(split), request, folder, device="cpu", dtype=torch.float32)
 
 
 def run_flags(root: Path, kind: str, seed: int, size: Size) -> list[str]:
@@ -160,39 +182,62 @@ def trained(root: Path, kind: str, seed: int) -> Path:
 
 
 @app.command
-def train(root: Path = Path("runs/bands"), smoke: bool = False) -> None:
-    """Trains every kind from every seed, first all kinds of the first seed."""
+def train(
+    root: Path = Path("runs/bands"),
+    smoke: bool = False,
+    models: list[Path] | None = None,
+    kinds: tuple[str, ...] | None = None,
+    seeds: tuple[int, ...] | None = None,
+) -> None:
+    """Trains kinds of judges from several seeds, first all kinds of the first seed.
+
+    Args:
+        root: Folder of the recordings and of what is trained.
+        smoke: A few pairs, two kinds, one seed.
+        models: Folders of models in place of those of the package with the same names.
+        kinds: Of `KINDS`; all if not given.
+        seeds: 0, 1, 2 if not given.
+    """
     size = SMOKE if smoke else Size()
-    for seed in size.seeds:
-        for kind in size.kinds:
-            folder, start = trained(root, kind, seed), time.perf_counter()
-            reward, training = parse_arguments([str(SETTINGS / "bands.yaml"), *run_flags(root, kind, seed, size)])
-            try:
-                found = run_training(make_trainer(reward, training), reward, training)
-            except ValueError as error:  # a judge that has learnt nothing cannot be calibrated, which is a result
-                if "learnt nothing" not in str(error) or not is_finished(folder):
-                    raise
-                print(f"{kind}, seed {seed}: {error}", flush=True)
-                continue
-            minutes = (time.perf_counter() - start) / 60
-            print(f"{kind}, seed {seed}: {found}, {minutes:.1f} minutes", flush=True)
+    with models_of(models):
+        for seed, kind in ((seed, kind) for seed in seeds or size.seeds for kind in kinds or size.kinds):
+            train_one(root, kind, seed, size)
+
+
+def train_one(root: Path, kind: str, seed: int, size: Size) -> None:
+    """Trains one judge, or goes on with it."""
+    folder, start = trained(root, kind, seed), time.perf_counter()
+    reward, training = parse_arguments([str(SETTINGS / "bands.yaml"), *run_flags(root, kind, seed, size)])
+    try:
+        found: Any = run_training(make_trainer(reward, training), reward, training)
+    except ValueError as error:  # a judge that has learnt nothing cannot be calibrated, which is a result
+        if "learnt nothing" not in str(error) or not is_finished(folder):
+            raise
+        found = error
+    print(f"{kind}, seed {seed}: {found}, {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
 
 
 @app.command
-def measure(root: Path = Path("runs/bands"), smoke: bool = False) -> None:
+def measure(root: Path = Path("runs/bands"), smoke: bool = False, models: list[Path] | None = None) -> None:
     """Held-out prompts: pairs and rank correlations by level, of the plain adapter, the bands, and the others."""
     size = SMOKE if smoke else Size()
     for solver in size.solvers:
         records = PredictionRecords.load(recorded(root, solver, "heldout"))
         found: list[LevelScores] = []
         for seed in size.seeds:
-            groups = {"bands": [kind for kind in size.kinds if kind in BANDS]}
-            groups |= {kind: [kind] for kind in size.kinds if kind not in BANDS}
-            folders = {name: [trained(root, kind, seed) for kind in kinds] for name, kinds in groups.items()}
-            rewards = {f"{name}, seed {seed}": load_reward(REWARD, bands=paths) for name, paths in folders.items()}
+            with models_of(models):
+                rewards = _trained_rewards(root, seed, size)
             watch(scored_predictions(records, rewards, found=found), console=open_console())
         rows = accuracy_rows(records, _distinct(found))
         show_report(write_accuracy(root / "measured" / solver, records, rows), "Results")
+
+
+def _trained_rewards(root: Path, seed: int, size: Size) -> dict[str, Any]:
+    """The bands together, and each of the others."""
+    groups = {"bands": [kind for kind in size.kinds if kind in BANDS]}
+    groups |= {kind: [kind] for kind in size.kinds if kind not in BANDS}
+    folders = {name: [trained(root, kind, seed) for kind in kinds] for name, kinds in groups.items()}
+    return {f"{name}, seed {seed}": load_reward(REWARD, bands=paths) for name, paths in folders.items()}
 
 
 def _distinct(found: Sequence[LevelScores]) -> list[LevelScores]:
@@ -275,11 +320,13 @@ BOUND_COLUMNS = (
 
 
 @app.command
-def bound(root: Path = Path("runs/bands"), smoke: bool = False) -> None:
+def bound(root: Path = Path("runs/bands"), smoke: bool = False, models: list[Path] | None = None) -> None:
     """Redraws held-out states with the stochastic solver: what remains to be drawn bounds every judge."""
     size = SMOKE if smoke else Size()
     solver = resolve_solver(SOLVERS["stochastic"]["solver"])
-    pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward=EachReward({n: load_reward(n) for n in TEACHERS}))
+    with models_of(models):
+        teachers = EachReward({name: load_reward(name) for name in TEACHERS})
+        pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward=teachers)
     pipe.set_progress_bar_config(disable=True)
     pipe.solver = solver
     arguments = call_arguments(pipe, "shapes-sd", steps=8 if smoke else None, guidance_scale=None)
@@ -301,20 +348,26 @@ def bound(root: Path = Path("runs/bands"), smoke: bool = False) -> None:
 
 @app.command
 def export(
-    root: Path = Path("runs/bands"), seed: int = 0, kinds: tuple[str, ...] = BANDS, assets: Path = ASSETS
+    root: Path = Path("runs/bands"),
+    seed: int = 0,
+    kinds: tuple[str, ...] = BANDS,
+    assets: Path = ASSETS,
+    models: list[Path] | None = None,
 ) -> None:
-    """Copies the adapters of a seed to where `shapes-llava-reward-alignment@bands` finds them."""
+    """Writes the adapters of a seed, in float16, to where `shapes-llava-reward-alignment@bands` finds them.
+
+    Args:
+        root: Folder of what was trained.
+        seed: Of the training.
+        kinds: Of `KINDS`.
+        assets: The package's folder of models, or another one.
+        models: Folders of models in place of those of the package with the same names.
+    """
     target = assets / f"{REWARD}-bands"
     for kind in kinds:
-        folder = trained(root, kind, seed)
-        for part in ("adapter", "reward.safetensors", "reward_config.json"):
-            source, place = folder / part, target / kind / part
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, place, dirs_exist_ok=True)
-            else:
-                shutil.copy(source, place)
-    reward = load_reward(REWARD, bands=target)
+        halved(load_own_checkpoint(trained(root, kind, seed))).save(target / kind)
+    with models_of(models):
+        reward = load_reward(REWARD, bands=target)
     print(f"{target}: {[reward.at_noise(high - 1e-6).judges for low, high in _intervals(kinds)]}")
 
 
@@ -323,10 +376,10 @@ def _intervals(kinds: Sequence[str]) -> list[tuple[float, float]]:
 
 
 @app.default
-def main(root: Path = Path("runs/bands"), smoke: bool = False) -> None:
+def main(root: Path = Path("runs/bands"), smoke: bool = False, models: list[Path] | None = None) -> None:
     """All stages but the export."""
     for stage in (record, train, measure, bound):
-        stage(root, smoke)
+        stage(root, smoke, models)
 
 
 if __name__ == "__main__":

@@ -168,8 +168,6 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         weight_decay=0.05,
         seed=seed,
         ema_decay=0.998,
-        warmup_steps=min(100, max_steps // 4),
-        decay_steps=max_steps // 4,
         save_steps=save_steps,
         resume=resume,
         bf16=True,

@@ -13,7 +13,7 @@ from pathlib import Path
 import cyclopts
 import torch
 from torch import Tensor
-from train_bands import KINDS, SOLVERS, recorded
+from train_bands import BANDS, KINDS, SOLVERS, models_of, recorded
 
 from fk_reward.rewards import ImageReward, load_reward
 from fk_reward.rewards.noise_bands import NoiseBand, fit_calibration, write_band
@@ -70,15 +70,16 @@ def calibrated(
 
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
     root: Path = Path("runs/bands"),
-    kinds: tuple[str, ...] = ("0.5", "0.8", "0.95"),
+    kinds: tuple[str, ...] = BANDS,
     solvers: tuple[str, ...] = tuple(SOLVERS),
     num_pairs: int = 24_000,
     batch_size: int = 32,
     learning_rate: float = 1e-4,
     held_out_fraction: float = 0.1,
     seed: int = 0,
+    models: list[Path] | None = None,
 ) -> None:
-    """Trains one ImageReward a band, from the one that ships, and writes `runs/bands/imagereward/seed0/0.8`, ..."""
+    """Trains one ImageReward a band, from the plain one, and writes `runs/bands/imagereward/seed0/0.9`, ..."""
     recordings = [PredictionRecords.load(recorded(root, solver, "train")) for solver in solvers]
     texts = [text for records in recordings for text in records.prompts]
     without = held_out(texts, fraction=held_out_fraction, seed=seed)
@@ -87,7 +88,8 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         torch.manual_seed(seed)
         band = NoiseBand(*KINDS[kind]["noise_band"], name=kind)
         curriculum = Curriculum(band=band, teacher=REWARD, num_pairs=num_pairs, ramp=0.4, seed=seed)
-        reward = load_reward(REWARD)
+        with models_of(models):
+            reward = load_reward(REWARD)
         validation = validation_pairs(recordings, curriculum, only=without)
         before = accuracy(reward, validation, batch_size=batch_size)
         train(reward, training_pairs(recordings, curriculum, without=without), learning_rate, batch_size=batch_size)

@@ -369,7 +369,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         seed=seed,
         ema_decay=0.998,
         warmup_steps=min(200, max_steps // 4),
-        decay_steps=max_steps // 4 if decay_steps is None else decay_steps,
+        decay_steps=decay_steps,
         save_steps=save_steps,
         resume=resume,
     )

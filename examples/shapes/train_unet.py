@@ -116,9 +116,7 @@ class DiffusionObjective(nn.Module):
         self.unet, self.text_encoder, self.scheduler = unet, text_encoder, make_scheduler()
         self.emphasis = emphasis
         self.register_buffer("tokens", tokens, persistent=False)  # one row a prompt, the empty prompt last
-        of_task = CAPTION_SHARES | {"position": emphasis.share}
-        shares = torch.tensor([0.0 if is_heldout(prompt) else of_task[prompt.task] for prompt in all_prompts()])
-        self.register_buffer("shares", shares, persistent=False)
+        self.register_buffer("shares", caption_shares(emphasis.share), persistent=False)
         self.register_buffer("opposites", opposite_prompts(), persistent=False)
         self.relation = nn.Linear(text_encoder.config.hidden_size, len(RELATIONS))
         names = list(RELATIONS)
@@ -136,7 +134,7 @@ class DiffusionObjective(nn.Module):
         """
         batch, latents = len(latents), latents.float()
         dropped = torch.rand(batch, device=latents.device) < 0.1
-        rows = torch.where(dropped, len(self.tokens) - 1, self.one_caption(prompts.long()))
+        rows = torch.where(dropped, len(self.tokens) - 1, one_caption(prompts, self.shares))
         context = self.text_encoder(self.tokens[rows]).last_hidden_state
         noise = torch.randn_like(latents)
         steps = torch.randint(self.scheduler.config.num_train_timesteps, (batch,), device=latents.device)
@@ -171,12 +169,25 @@ class DiffusionObjective(nn.Module):
         true, reversed_ = error.square().mean(dim=(1, 2, 3)).chunk(2)
         return CONTRAST_MARGIN * functional.softplus((true - reversed_) / CONTRAST_MARGIN).mean()
 
-    def one_caption(self, prompts: Tensor) -> Tensor:
-        """One of the true prompts of each scene, at random by the shares of their tasks."""
-        # Half a dozen sentences are true of a scene with two objects. All of them are used: "a star left of a cross"
-        # and "a cross right of a star", of the same image, say what the words mean.
-        shares = torch.where(prompts >= 0, self.shares[prompts], 0.0)
-        return prompts.gather(1, torch.multinomial(shares, 1))[:, 0]
+
+def caption_shares(position: float = CAPTION_SHARES["position"]) -> Tensor:
+    """How often each prompt of the grammar is taken, of those that are true of a scene; held-out ones never."""
+    of_task = CAPTION_SHARES | {"position": position}
+    return torch.tensor([0.0 if is_heldout(prompt) else of_task[prompt.task] for prompt in all_prompts()])
+
+
+def one_caption(prompts: Tensor, shares: Tensor) -> Tensor:
+    """One of the true prompts of each scene, at random.
+
+    Args:
+        prompts: `(B, P)`, indices into the grammar, padded with -1, as `make_scenes.py latents` writes them.
+        shares: of `caption_shares`.
+    """
+    # Half a dozen sentences are true of a scene with two objects. All of them are used: "a star left of a cross"
+    # and "a cross right of a star", of the same image, say what the words mean.
+    prompts = prompts.long()
+    weights = torch.where(prompts >= 0, shares[prompts], 0.0)
+    return prompts.gather(1, torch.multinomial(weights, 1))[:, 0]
 
 
 def opposite_prompts() -> Tensor:
@@ -192,6 +203,12 @@ def tokenize_all(tokenizer: CLIPTokenizer) -> Tensor:
     """Tokens of every prompt of the grammar and of the empty prompt, padded as StableDiffusionPipeline does."""
     texts = [*(prompt.text for prompt in all_prompts()), ""]
     return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+@torch.no_grad()
+def encode_all(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> Tensor:
+    """What a UNet attends to, of every prompt of the grammar and of the empty prompt, which is the last."""
+    return torch.cat([text_encoder(rows).last_hidden_state for rows in tokenize_all(tokenizer).split(64)])
 
 
 def assemble(vae: AutoencoderKL, objective: DiffusionObjective, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
@@ -272,7 +289,6 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         learning_rate=learning_rate,
         seed=seed,
         ema_decay=0.999,
-        warmup_steps=min(100, max_steps // 4),
         decay_steps=max_steps // 16 if decay_steps is None else decay_steps,
         save_steps=save_steps,
         milestone=milestone,

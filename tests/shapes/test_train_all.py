@@ -29,6 +29,9 @@ def write(output: Path, text: str) -> None:
     calls.append("write")
     output.write_text(text)
 
+def join(parts: list[Path], output: Path) -> None:
+    output.write_text(" ".join(part.read_text() for part in parts))
+
 def double(source: Path, output: Path, times: int = 2, resume: bool = False) -> None:
     calls.append(f"double {times} {resume}")
     output.mkdir(exist_ok=True)
@@ -99,6 +102,16 @@ def test_a_stage_that_fails_is_not_done(toy):
     assert toy.run() == ["double 2 True"]
 
 
+def test_every_pattern_of_a_list_should_have_a_file(toy):
+    options = {"parts": ["words*", "others*"], "output": "joined"}
+    joined = {"run": "toy_stages.join", "options": options, "needs": ["words"], "makes": ["joined"]}
+    with pytest.raises(FileNotFoundError, match=r"is called others\*; run the stages before"):
+        toy.run({**STAGES, "joined": joined})
+    (toy.runs / "others.txt").write_text("c")
+    toy.run({**STAGES, "joined": joined})
+    assert (toy.runs / "joined").read_text() == "a b c"
+
+
 def test_wrong_settings_are_named(toy):
     with pytest.raises(ValueError, match="mor: no such stage; there are words, more"):
         toy.run(until="mor")
@@ -133,11 +146,15 @@ def test_all_that_ships_can_be_installed_and_loaded(runs, tmp_path, monkeypatch)
 
     train_all.install(runs, tmp_path)
     made = {folder.name for folder in tmp_path.iterdir()}
-    rewards = {f"shapes-llava-reward-{name}" for name in ("alignment", "fidelity", "safety")}
-    assert made == {"shapes-sd", "shapes-preview", "shapes-clip", "shapes-mllm", "shapes-imagereward"} | rewards
-    DiffusionPipeline.from_pretrained(tmp_path / "shapes-sd")
+    rewards = {f"shapes-llava-reward-{name}" for name in ("alignment", "fidelity", "safety", "alignment-bands")}
+    models = {"shapes-sd", "shapes-sd-lcm", "shapes-preview", "shapes-clip", "shapes-mllm", "shapes-imagereward"}
+    assert made == models | rewards
+    for name in ("shapes-sd", "shapes-sd-lcm"):
+        DiffusionPipeline.from_pretrained(tmp_path / name)
     CLIPModel.from_pretrained(tmp_path / "shapes-clip")
-    load_reward("llava-reward", backbone=tmp_path / "shapes-mllm", adapter=tmp_path / "shapes-llava-reward-safety")
+    folders = {"backbone": tmp_path / "shapes-mllm", "adapter": tmp_path / "shapes-llava-reward-alignment"}
+    banded = load_reward("llava-reward", **folders, bands=tmp_path / "shapes-llava-reward-alignment-bands")
+    assert banded.at_noise(0.9) is not banded and banded.at_noise(0.3) is banded
     monkeypatch.setattr(train_all, "MAX_BYTES", 1e6)
     with pytest.raises(ValueError, match="should take 1 MB at most"):
         train_all.install(runs, tmp_path)

@@ -27,8 +27,8 @@ def test_every_stage_leaves_its_results(root):
 
     tables = json.loads((root / "measured" / "deterministic" / "noise_accuracy.json").read_text())
     judges = {row["judge"] for row in tables["rows"]}
-    assert train_bands.REWARD in judges and any("@0.8 (bands, seed 0)" in judge for judge in judges)
-    assert any("@0.8-clean" in judge for judge in judges), "the control"
+    assert train_bands.REWARD in judges and any("@0.9 (bands, seed 0)" in judge for judge in judges)
+    assert any("@0.9-clean" in judge for judge in judges), "the control"
     assert {row["reference"] for row in tables["rows"]} == set(train_bands.TEACHERS)
     rows = json.loads((root / "measured" / "bound.json").read_text())
     assert len(rows) == 2 * len(train_bands.TEACHERS)
@@ -45,10 +45,10 @@ def test_a_stage_that_is_done_is_not_done_again(root):
 def test_what_is_exported_is_loaded_by_name(root, tmp_path, monkeypatch):
     import train_bands
 
-    train_bands.export(root, kinds=("0.8",), assets=tmp_path)
+    train_bands.export(root, kinds=("0.9",), assets=tmp_path)
     monkeypatch.setattr("fk_reward.rewards.registry.ASSETS", tmp_path)
     reward = load_reward(f"{train_bands.REWARD}@bands")
-    assert reward.at_noise(0.75).judges == (f"{train_bands.REWARD}@0.8",)
+    assert reward.at_noise(0.9).judges == (f"{train_bands.REWARD}@0.9",)
     assert reward.at_noise(0.5) is reward
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(
@@ -59,11 +59,45 @@ def test_what_is_exported_is_loaded_by_name(root, tmp_path, monkeypatch):
 def test_imagereward_learns_from_the_same_recordings(root):
     import train_imagereward_bands as recipe
 
-    recipe.main(root, kinds=("0.8",), solvers=("deterministic",), num_pairs=8, batch_size=4, held_out_fraction=0.34)
+    recipe.main(root, kinds=("0.9",), solvers=("deterministic",), num_pairs=8, batch_size=4, held_out_fraction=0.34)
     folder = root / "imagereward" / "seed0"
     reward = load_reward("shapes-imagereward", bands=folder)
-    assert list(reward.bands) == [NoiseBand(0.7, 0.89, "0.8")]
-    assert reward.at_noise(0.8)(torch.rand(1, 3, 64, 64), "a photo of a star").isfinite().all()
+    assert list(reward.bands) == [NoiseBand(0.8, 0.96, "0.9")]
+    assert reward.at_noise(0.9)(torch.rand(1, 3, 64, 64), "a photo of a star").isfinite().all()
+
+
+def test_levels_are_those_of_the_scheduler_after_so_many_steps():
+    """By the formula of the variance-preserving family, of the betas that the recipe trains with."""
+    from train_bands import BANDS, KINDS, LEVELS
+    from train_unet import make_scheduler
+
+    config = make_scheduler().config
+    betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_train_timesteps) ** 2
+    levels = np.sqrt(1 - np.cumprod(1 - betas))
+    expected = [levels[999 - 10 * percent] for percent in (20, 40, 50, 60, 70, 80, 90)]
+    assert pytest.approx(expected, abs=1e-3) == LEVELS
+    judged = [
+        [level for level in LEVELS if low <= level < high] for low, high in (KINDS[b]["noise_band"] for b in BANDS)
+    ]
+    assert [len(found) for found in judged] == [2, 2, 2]
+
+
+def test_names_stand_for_other_folders_inside_the_block(tmp_path):
+    from train_bands import models_of
+
+    from fk_reward.models import EMBEDDED_MODELS, resolve_model
+
+    (tmp_path / "shapes-sd").mkdir()
+    before = dict(EMBEDDED_MODELS)
+    with models_of([tmp_path / "shapes-sd"]):
+        assert resolve_model("shapes-sd") == str(tmp_path / "shapes-sd")
+        assert resolve_model("shapes-clip") == str(before["shapes-clip"])
+    assert before == EMBEDDED_MODELS
+    with (
+        pytest.raises(ValueError, match="should be folders called shapes-sd, .*; got unet"),
+        models_of([tmp_path / "unet"]),
+    ):
+        pass
 
 
 def test_the_bound_is_the_correlation_with_the_mean_of_the_state():

@@ -62,6 +62,25 @@ def test_opposites_are_the_same_objects_the_other_way_and_none_is_held_out():
     assert left_out, "some opposites are held out, and are not trained on"
 
 
+def test_a_caption_is_one_of_those_that_are_true_and_trained_on():
+    """By the shares of their tasks, and never one that is held out: 4 of 6 draws take a position, 2 a count."""
+    from train_unet import caption_shares, one_caption
+
+    prompts = all_prompts()
+    position, counting = (
+        next(i for i, p in enumerate(prompts) if p.task == task and not is_heldout(p))
+        for task in ("position", "counting")
+    )
+    heldout = next(i for i, p in enumerate(prompts) if is_heldout(p))
+    shares, draws = caption_shares(), 3000
+    rows = torch.tensor([[heldout, counting, position, -1]], dtype=torch.int16).repeat(draws, 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = one_caption(rows, shares)
+    assert set(found.tolist()) == {position, counting}
+    assert float((found == position).float().mean()) == pytest.approx(4 / 6, abs=4 * (2 / 9 / draws) ** 0.5)
+
+
 @pytest.mark.parametrize(("reversed_", "expected"), [(0.0, SAME), (9.0, 0.0)])
 def test_the_contrast_is_nothing_where_the_caption_explains_the_scene_better(reversed_, expected):
     assert contrast(0.0, reversed_) == pytest.approx(expected, abs=1e-6)
