@@ -314,14 +314,10 @@ def main(  # noqa: PLR0913 (a command's options)
     """
     if smoke:
         num_prompts, particles, num_schedules = 6, 2, 2
-    whole_number("particles", particles, minimum=1)
-    whole_number("num_schedules", num_schedules, minimum=1)
-    real_number("max_share", max_share, low=0.0, high=1.0)
+    whole_number("--particles", particles, minimum=1)
+    whole_number("--num-schedules", num_schedules, minimum=1)
     found = Evolved.read(evolved)
-    steers = found.best_within(max_share)
-    if steers is None:
-        cheapest = min(one.metrics["share"] for one in found.front)
-        raise ValueError(f"--max-share: the cheapest schedule in {evolved} takes {cheapest:.1%}, got {max_share:.1%}.")
+    steers = steering_schedule(found, max_share)
     drawing = replace(found.drawing, num_images=1, seed=seed, batch_prompts=batch_prompts)
     drawn = CachedImages.load(drawing, device="cpu", dtype=torch.float32)
     task = find_suite(suite).task(TaskOptions(num_prompts=num_prompts))
@@ -330,17 +326,36 @@ def main(  # noqa: PLR0913 (a command's options)
     front = front_rows(found, measured, num_schedules)
     methods = steered_methods(steers, drawn.costs().share(steers), particles)
     steering = steering_rows(methods, measured)
-    facts = (
-        f"{len(measured.prompts)} prompts of the suite {suite}, {len(set(measured.prompts))} of them distinct; "
-        f"{drawn.arguments['num_inference_steps']} steps; steered by {drawing.reward}, cached ones with {steers.name}. "
-        "Operations are those of the denoiser. Schedules were chosen by their rewards on the prompts of the evolution. "
-        "Brackets are 95 % bootstrap intervals, clustered by the text of the prompt."
-    )
+    facts = facts_of(measured, suite=suite, reward=drawing.reward, schedule=steers.name)
     keys = ("schedules", "front", "searches", "differences")
-    content = dict(zip(keys, (*front, *steering), strict=True)) | {"facts": facts, "num_prompts": num_prompts}
+    content = dict(zip(keys, (*front, *steering), strict=True)) | {"facts": facts}
     title, tables = f"Cached denoiser of {drawing.model}", tables_of(front, steering)
     files = write_tables(output_dir / "cached", title, tables, facts=(facts,), content=content)
     show_report(Report(title, tables, files, (facts,)))
+
+
+def steering_schedule(evolved: Evolved, max_share: float) -> CacheSchedule:
+    """The schedule of a search.
+
+    Raises:
+        ValueError: no schedule is so cheap.
+    """
+    real_number("--max-share", max_share, low=0.0, high=1.0)
+    found = evolved.best_within(max_share)
+    if found is None:
+        cheapest = min(one.metrics["share"] for one in evolved.front)
+        raise ValueError(f"--max-share: the cheapest of the front takes {cheapest:.1%}, got {max_share:.1%}.")
+    return found
+
+
+def facts_of(measured: Measurements, *, suite: str, reward: str, schedule: str) -> str:
+    """What the tables are of."""
+    return (
+        f"{len(measured.prompts)} prompts of the suite {suite}, {len(set(measured.prompts))} of them distinct; "
+        f"{measured.drawn.arguments['num_inference_steps']} steps; steered by {reward}, cached searches with "
+        f"{schedule}. Operations are those of the denoiser. Schedules were chosen by their rewards on the prompts of "
+        "the evolution. Brackets are 95 % bootstrap intervals, clustered by the text of the prompt."
+    )
 
 
 if __name__ == "__main__":

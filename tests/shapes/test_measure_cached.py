@@ -151,7 +151,7 @@ def test_the_tables_are_written_for_the_docs(evolved, fake, tmp_path):
 
 
 def test_refusals(evolved, fake, tmp_path):
-    with pytest.raises(ValueError, match=r"--max-share: the cheapest schedule in .* takes 40.0%, got 30.0%"):
+    with pytest.raises(ValueError, match=r"--max-share: the cheapest of the front takes 40.0%, got 30.0%"):
         run(evolved, tmp_path / "out", max_share=0.3)
     with pytest.raises(ValueError, match="evolved with eta None, and steering needs --eta 1"):
         run(write_evolved(tmp_path / "still", PARTS, COSTS, eta=None), tmp_path / "out")
