@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fk_reward.benchmarks.statistics import Ends
 from fk_reward.durable_files import write_whole
 from fk_reward.terminal import Console, TextTable, say, wide_console
 from fk_reward.text import latex_text, markdown_text, visible
+
+if TYPE_CHECKING:
+    from fk_reward.benchmarks.statistics import Ends
 
 RANGE, CHANGE = "{:.3f} [{:.3f}, {:.3f}]", "{:+.3f} [{:+.3f}, {:+.3f}]"
 """Styles of an estimate, or of a difference, with both ends of its interval."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fk_reward.benchmarks.drawing import BEST, UNSTEERED, RunSettings
 from fk_reward.benchmarks.geneval.runs import STAGES, bind_runs, plan_runs
@@ -17,16 +17,17 @@ from fk_reward.benchmarks.geneval.suites import SUITES, find_suite
 from fk_reward.benchmarks.image_store import ImageStore
 from fk_reward.benchmarks.judging import judge_runs, score_runs
 from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch, within, written_stages
-from fk_reward.benchmarks.scaling.plain_prompts import plain_task
 from fk_reward.benchmarks.scaling.points import PLAIN, run_folders
 from fk_reward.benchmarks.scaling.report import write_report
-from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
+from fk_reward.benchmarks.task import NOBODY, SelfTestError, Task, TaskOptions, Verdict
 from fk_reward.rewards import reward_card
 from fk_reward.terminal import open_console
+from fk_reward.text import text_problem
 from fk_reward.value_checks import whole_number
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from fk_reward.benchmarks.report import Report
 
@@ -219,3 +220,42 @@ def scored_by(request: ScalingRequest) -> tuple[str, ...]:
     """The rewards that score all images."""
     rewards = request.typed.get("rewards") or find_suite(request.defaults).defaults.get("rewards", ())
     return tuple(dict.fromkeys((*rewards, *request.heldout)))
+
+
+class NoJudge:
+    """Stands where a judge would."""
+
+    identity: ClassVar[dict[str, Any]] = {"judge": NOBODY}
+
+    def judge_images(self, samples: Sequence[Any], images: Sequence[Image.Image]) -> list[Verdict]:  # noqa: ARG002
+        """No verdict on each image."""
+        return [Verdict(False, "not judged") for _ in images]
+
+    def self_test(self) -> None:
+        """There is nothing to test."""
+
+
+def plain_task(options: TaskOptions) -> Task[Mapping[str, Any]]:
+    """The lines of a file as prompts.
+
+    Raises:
+        ValueError: no file, no prompt in it, or one that is no text.
+    """
+    if options.prompts is None:
+        raise ValueError("The suite prompts reads its prompts from a file, a line each: --prompts FILE.")
+    prompts = _lines(options.prompts)[: options.num_prompts]
+    return Task("prompts", tuple({"tag": "prompts", "prompt": prompt} for prompt in prompts), lambda device: NoJudge())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt: write one in each line.")
+    for prompt in prompts:
+        if (problem := text_problem(prompt)) is not None:
+            raise ValueError(f"{path}: of a prompt: {problem}")
+    return prompts
