@@ -10,7 +10,15 @@ from fk_reward.rewards.vlm_judge.author_templates import (
     rating_template,
     viescore_template,
 )
-from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeAnswerError, JudgeEndpointError, JudgeEngine, Sampling
+from fk_reward.rewards.vlm_judge.engine import (
+    FlawedAnswer,
+    JudgeAnswerError,
+    JudgeEndpointError,
+    JudgeEngine,
+    Sampling,
+    StoppedAnswer,
+)
+from fk_reward.rewards.vlm_judge.enough import Enough, close_match, close_object
 from fk_reward.rewards.vlm_judge.entries import load_vlm_judge
 from fk_reward.rewards.vlm_judge.listener import ListenerReward
 from fk_reward.rewards.vlm_judge.mark_entries import load_mark_judge
@@ -26,6 +34,7 @@ __all__ = [
     "AUTHOR_TEMPLATES",
     "TEMPLATES",
     "AnswerCache",
+    "Enough",
     "FlawedAnswer",
     "JudgeAnswerError",
     "JudgeEndpointError",
@@ -38,10 +47,13 @@ __all__ = [
     "OpenAIEngine",
     "PreferenceJudge",
     "Sampling",
+    "StoppedAnswer",
     "TransformersEngine",
     "VLMJudge",
     "Verdict",
     "WeighingEngine",
+    "close_match",
+    "close_object",
     "evalalign_template",
     "llavaguard_template",
     "load_mark_judge",

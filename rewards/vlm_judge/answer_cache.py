@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -30,8 +29,14 @@ _OWNER_ALONE = 0o700  # prompts and descriptions of images are private
 _PART = re.compile(r"[0-9a-f]{2}")
 
 
-def answer_key(
-    images: Sequence[Image.Image], messages: Messages, *, engine: str, template: str, sampling: Sampling
+def answer_key(  # noqa: PLR0913 (all that an answer depends on)
+    images: Sequence[Image.Image],
+    messages: Messages,
+    *,
+    engine: str,
+    template: str,
+    sampling: Sampling,
+    stopped: bool = False,
 ) -> str:
     """Digest of all that an answer depends on: images, instructions with prompt, model, template and sampling.
 
@@ -41,6 +46,7 @@ def answer_key(
         engine: name of the engine.
         template: name of the template.
         sampling: how the answer is drawn.
+        stopped: whether it was ended by `sampling.enough`; a whole answer has the same key with that and without.
 
     Example:
         >>> image = Image.new("RGB", (2, 2), "red")
@@ -48,7 +54,8 @@ def answer_key(
         >>> key == answer_key([image], [], engine="b", template="rubric", sampling=Sampling(max_new_tokens=8))
         False
     """
-    asked = {"messages": messages, "engine": engine, "template": template, **dataclasses.asdict(sampling)}
+    asked = {"messages": messages, "engine": engine, "template": template, "max_new_tokens": sampling.max_new_tokens}
+    asked |= {"temperature": sampling.temperature, "seed": sampling.seed} | ({"stopped": True} if stopped else {})
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     for image in images:
         digest.update(f"{image.mode} {image.size}".encode())

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from fk_reward.documents import parse_json
+from fk_reward.rewards.vlm_judge.enough import Enough, close_match, close_object
 from fk_reward.rewards.vlm_judge.marks import MarkQuestion, MarkTemplate, numbers
-from fk_reward.rewards.vlm_judge.templates import PLACEHOLDER, json_object, safety_score
+from fk_reward.rewards.vlm_judge.templates import PLACEHOLDER, RATED, json_object, safety_score
 
 LLAVAGUARD_CATEGORIES = tuple(f"O{number}" for number in range(1, 10))
 """Codes of LlavaGuard's policy, v1.2; "NA" means none."""
@@ -60,6 +61,7 @@ def viescore_template(path: str | os.PathLike[str]) -> MarkTemplate:
         score_range=(0.0, 10.0),
         licence="MIT, read from the user's copy",
         source="Ku et al. 2024, arXiv 2312.14867; viescore/vie_prompts.py of github.com/TIGER-AI-Lab/VIEScore",
+        enough=Enough(close=partial(close_object, keys=("score",)), stop=('"reasoning"',)),
     )
 
 
@@ -123,6 +125,7 @@ def evalalign_template(path: str | os.PathLike[str]) -> MarkTemplate:
         licence="that of the user's copy",
         source="Tan et al. 2024, arXiv 2406.16562; configs/ of github.com/SAIS-FUXI/EvalAlign",
         max_new_tokens=64,
+        enough=Enough(close=partial(close_match, pattern=re.compile(r"\d+(?=\D)"))),
     )
 
 
@@ -214,6 +217,7 @@ def rating_template(
         reads_prompt=False,
         licence=licence,
         source=source,
+        enough=RATED,
     )
 
 

@@ -1,4 +1,4 @@
-"""The protocol of engines, which answer in text, and the errors of answers."""
+"""The protocol of engines, which answer in text; answers that are not whole, and the errors of answers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from fk_reward.rewards.vlm_judge.enough import Enough
 from fk_reward.text import shortened
 
 _QUOTED = 1000
@@ -31,6 +32,15 @@ class FlawedAnswer(str):
         answer = super().__new__(cls, text)
         answer.flaw = flaw
         return answer
+
+
+class StoppedAnswer(str):
+    """An answer that was ended, and closed, as soon as it said enough for its reader.
+
+    Example:
+        >>> isinstance(StoppedAnswer('{"rating": "Safe"}'), str)
+        True
+    """
 
 
 class JudgeAnswerError(ValueError):
@@ -74,11 +84,14 @@ class Sampling:
         max_new_tokens: length at which it is cut off.
         temperature: 0 for the most likely token each time.
         seed: of the random numbers, where the temperature is positive.
+        enough: when an answer says all that is needed of it; an engine may end it there, and then returns a
+            `StoppedAnswer`. None for whole answers.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    enough: Enough | None = None
 
 
 class JudgeEngine(Protocol):
@@ -101,6 +114,7 @@ class JudgeEngine(Protocol):
             sampling: how to answer.
 
         Returns:
-            One text per conversation, in their order; a `FlawedAnswer` where it is known to be incomplete.
+            One text per conversation, in their order; a `FlawedAnswer` where it is known to be incomplete, a
+            `StoppedAnswer` where it was ended by `sampling.enough`.
         """
         ...

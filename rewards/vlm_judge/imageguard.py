@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.vlm_judge.answer_cache import AnswerCache
 from fk_reward.rewards.vlm_judge.author_templates import file_in, python_strings
 from fk_reward.rewards.vlm_judge.engine import JudgeEngine
+from fk_reward.rewards.vlm_judge.enough import Enough, close_match
 from fk_reward.rewards.vlm_judge.openai_engine import OpenAIEngine
 from fk_reward.rewards.vlm_judge.templates import JudgeTemplate
 from fk_reward.rewards.vlm_judge.vlm_judge import VLMJudge, judge_card
@@ -20,6 +23,7 @@ _WEIGHTS = "OpenSafetyLab/ImageGuard"
 _PLACE = "utils/conv_utils.py"
 _TEXTS = ("SAFE_INSTRUCTION", "START_SAFE_SYS", "END_SAFE_SYS", "START_INST", "END_INST")
 _CATEGORIES = "safe_cat_mapping"
+_FIRST_LINE = re.compile(r"\S[^\n]*(?=\n)")
 
 
 def imageguard_template(path: str | os.PathLike[str]) -> JudgeTemplate:
@@ -79,6 +83,7 @@ def _template(text: str) -> JudgeTemplate:
         max_new_tokens=64,
         source=f"Li et al. 2025, arXiv 2501.12612 (T2ISafety); {_PLACE} of {_WEIGHTS}",
         blind_to=("prompt", "quality"),
+        enough=Enough(close=partial(close_match, pattern=_FIRST_LINE)),
     )
 
 

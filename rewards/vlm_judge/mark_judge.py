@@ -111,7 +111,7 @@ class MarkJudge(Reward):
                 openings[index] += question.likeliest(log_probs) + separator
 
     def _written(self, asked: Sequence[Asked]) -> list[list[float]]:
-        sampling = Sampling(max_new_tokens=self.template.max_new_tokens)
+        sampling = Sampling(max_new_tokens=self.template.max_new_tokens, enough=self.template.enough)
         messages = [question.messages(prompt) for _, prompt, question in asked]
         answers = self.engine.generate([[image] for image, _, _ in asked], messages, sampling=sampling)  # type: ignore[union-attr]
         return [

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 
 from fk_reward.rewards.vlm_judge.engine import Messages
+from fk_reward.rewards.vlm_judge.enough import Enough
 from fk_reward.rewards.vlm_judge.templates import PLACEHOLDER
 
 
@@ -117,6 +118,7 @@ class MarkTemplate:
         licence: of the wording.
         source: where it is from.
         max_new_tokens: length that an answer may have where it is read as text.
+        enough: when an answer that is read as text has all marks of its question; None to have it written to its end.
     """
 
     name: str
@@ -129,6 +131,7 @@ class MarkTemplate:
     licence: str = "not stated"
     source: str = "not stated"
     max_new_tokens: int = 512
+    enough: Enough | None = None
 
 
 def numbers(low: int, high: int) -> dict[str, float]:

@@ -28,7 +28,14 @@ from fk_reward.rewards.vlm_judge.endpoint import (
     redact_text,
     settings_digest,
 )
-from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeEndpointError, Messages, Sampling
+from fk_reward.rewards.vlm_judge.engine import (
+    FlawedAnswer,
+    JudgeEndpointError,
+    Messages,
+    Sampling,
+    StoppedAnswer,
+)
+from fk_reward.rewards.vlm_judge.enough import Enough
 
 _FLAWS = {"length": "it was cut off at {} tokens", "content_filter": "the endpoint filtered it"}
 _AGAIN = (408, 409, 429)
@@ -58,6 +65,9 @@ class OpenAIEngine:
         parameters: more fields of `chat.completions.create`; None leaves a field out. For instance
             `{"max_tokens": None, "max_completion_tokens": 2048}` for models that know the newer name only, or
             `{"temperature": None}`.
+        stop_early: send the string before which an answer says enough, where its template has one, as `stop`. For
+            models that write in the order of the form and do not think before: an endpoint looks for it in thoughts,
+            too, and what was ended there cannot be read.
 
     Attributes:
         name: package, address, model and a digest of all other settings, by which cached answers are found; another
@@ -82,11 +92,12 @@ class OpenAIEngine:
         max_retries: int = 4,
         concurrency: int = 8,
         parameters: Mapping[str, Any] | None = None,
+        stop_early: bool = False,
     ) -> None:
         _check_limits(timeout=timeout, max_retries=max_retries, concurrency=concurrency)
         self._openai = _import_openai()
         self.model, self.concurrency = model, concurrency
-        self.timeout, self.max_retries = timeout, max_retries
+        self.timeout, self.max_retries, self.stop_early = timeout, max_retries, stop_early
         fields = dict(parameters or {})
         headers, query = (dict(fields.pop(name, None) or {}) for name in ("extra_headers", "extra_query"))
         address = Address.parse(base_url or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_URL)
@@ -174,6 +185,8 @@ class OpenAIEngine:
         fields: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
         if sampling.temperature > 0:
             fields["seed"] = sampling.seed
+        if enough := self._early_end(sampling):
+            fields["stop"] = list(enough.stop)
         return {name: value for name, value in {**fields, **self._parameters}.items() if value is not None}
 
     def _text(self, completion: Any, sampling: Sampling) -> str:
@@ -189,7 +202,15 @@ class OpenAIEngine:
             return FlawedAnswer(refusal, flaw="the model refused")
         if choice.finish_reason in _FLAWS:
             return FlawedAnswer(content or "", flaw=_FLAWS[choice.finish_reason].format(sampling.max_new_tokens))
-        return content if content else FlawedAnswer("", flaw="it is empty")
+        if not content:
+            return FlawedAnswer("", flaw="it is empty")
+        enough = self._early_end(sampling)
+        closed = enough.close(content) if enough else None
+        return content if closed is None else StoppedAnswer(closed)
+
+    def _early_end(self, sampling: Sampling) -> Enough | None:
+        """What ends an answer here; None where answers are whole."""
+        return sampling.enough if self.stop_early and sampling.enough and sampling.enough.stop else None
 
     @property
     def _where(self) -> str:

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
+from fk_reward.rewards.vlm_judge.enough import Enough, close_match, close_object, thought_end
+
 PLACEHOLDER = "{prompt}"
 """Where a template's text takes the prompt."""
 
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _CHOICE = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+# Only after thoughts that are marked as such: among others a choice may be weighed before it is made.
+_THOUGHT_AND_CHOICE = re.compile(rf"\A\s*<think>.*?</think>.*?{_CHOICE.pattern}", _CHOICE.flags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class JudgeTemplate:
         max_new_tokens: length that an answer may have; a longer one is cut off, and an error.
         source: paper whose form of question this is.
         blind_to: as for `RewardCard`.
+        enough: when an answer says all that `parse` needs, so that a score costs no more tokens; None to have it
+            written to its end. Verdicts, which show the answer, always are.
 
     Raises:
         ValueError: when name or text is empty, the range is not increasing, or that of a comparison is not (0, 1).
@@ -64,6 +69,7 @@ class JudgeTemplate:
     max_new_tokens: int = 512
     source: str = "not stated"
     blind_to: tuple[str, ...] = ()
+    enough: Enough | None = None
 
     def __post_init__(self) -> None:
         low, high = self.score_range
@@ -159,8 +165,15 @@ def question_score(answer: str, *, keys: Collection[str]) -> float:
     return sum(points) / (2 * len(points))
 
 
+RATING_KEYS = ("rating", "category")
+"""Fields that `safety_score` reads."""
+
+RATED = Enough(close=partial(close_object, keys=RATING_KEYS), stop=('"rationale"',))
+"""An answer that has them; the rationale, most of its tokens, stands after them."""
+
+
 def safety_score(answer: str, *, categories: Collection[str]) -> float:
-    """1 for the rating "Safe", 0 for "Unsafe", with a category of the policy and a rationale.
+    """1 for the rating "Safe", 0 for "Unsafe", with a category of the policy; a rationale is not read.
 
     Args:
         answer: as the judge gave it.
@@ -174,7 +187,7 @@ def safety_score(answer: str, *, categories: Collection[str]) -> float:
         0.0
     """
     verdict = json_object(answer)
-    rating, category, rationale = (_text(verdict, key) for key in ("rating", "category", "rationale"))
+    rating, category = (_text(verdict, key) for key in RATING_KEYS)
     code = category.split(":")[0].strip()
     if rating not in ("Safe", "Unsafe"):
         raise ValueError(f'rating must be "Safe" or "Unsafe", got {rating!r}')
@@ -182,8 +195,6 @@ def safety_score(answer: str, *, categories: Collection[str]) -> float:
         raise ValueError(f"category must begin with one of {', '.join(categories)} or NA, got {category!r}")
     if rating == "Unsafe" and code == "NA":
         raise ValueError("the rating is Unsafe, but no category applies")
-    if not rationale:
-        raise ValueError("rationale is empty")
     return 1.0 if rating == "Safe" else 0.0
 
 
@@ -206,10 +217,10 @@ def preference_score(answer: str) -> float:
 
 
 def _without_thought(answer: str) -> str:
-    text = _THOUGHT.sub("", answer, count=1)
-    if text.lstrip().startswith("<think>"):
+    end = thought_end(answer)
+    if end is None:
         raise ValueError("the <think> block is not closed")
-    return text
+    return answer[end:]
 
 
 def _number(record: dict[str, Any], key: str, *, low: float, high: float) -> float:
@@ -282,6 +293,7 @@ def question_template(name: str, questions: Mapping[str, str], *, source: str = 
         score_range=(0.0, 1.0),
         max_new_tokens=256,
         source=source,
+        enough=Enough(close=partial(close_object, keys=tuple(questions))),
     )
 
 
@@ -355,6 +367,7 @@ RUBRIC = JudgeTemplate(
     score_range=(1.0, 10.0),
     max_new_tokens=256,
     source="form of VIEScore, Ku et al. 2024, arXiv 2312.14867, marks from 1",
+    enough=Enough(close=partial(close_object, keys=("alignment", "quality"))),
 )
 ALIGNMENT = question_template(
     "alignment", _ALIGNMENT_QUESTIONS, source="form of EvalAlign, Tan et al. 2024, arXiv 2406.16562"
@@ -371,6 +384,7 @@ SAFETY = JudgeTemplate(
     score_range=(0.0, 1.0),
     max_new_tokens=512,
     source="form of LlavaGuard, Helff et al. 2024, arXiv 2406.05113",
+    enough=RATED,
 )
 PREFERENCE = JudgeTemplate(
     name="preference",
@@ -381,6 +395,7 @@ PREFERENCE = JudgeTemplate(
     pairwise=True,
     max_new_tokens=1024,
     source="form of the reasoner of Gambashidze et al. 2025, arXiv 2506.22832",
+    enough=Enough(close=partial(close_match, pattern=_THOUGHT_AND_CHOICE)),
 )
 
 TEMPLATES: dict[str, JudgeTemplate] = {template.name: template for template in (RUBRIC, ALIGNMENT, SAFETY, PREFERENCE)}

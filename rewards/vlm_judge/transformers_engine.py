@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fk_reward.models import file_state
 from fk_reward.rewards.answer_inputs import with_answer
-from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, Messages, Sampling
+from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, Messages, Sampling, StoppedAnswer
 
 if TYPE_CHECKING:
     from fk_reward.rewards.answer_model import AnswerModel
+    from fk_reward.rewards.vlm_judge.stopping import EnoughSaid
 
 
 class TransformersEngine:
@@ -80,7 +81,7 @@ class TransformersEngine:
     def generate(
         self, images: Sequence[Sequence[Image.Image]], messages: Sequence[Messages], *, sampling: Sampling
     ) -> list[str]:
-        """Answer conversations in one batch.
+        """Answer conversations in one batch; with `sampling.enough`, each answer ends by itself once it says enough.
 
         Raises:
             ValueError: when a text holds a control token of the model, or a conversation and its answer have more
@@ -93,11 +94,12 @@ class TransformersEngine:
         inputs = processor(text=texts, images=nested, padding=True, return_tensors="pt")
         self.model.require_positions(inputs["attention_mask"], asked, answer=sampling.max_new_tokens)
         inputs = inputs.to(self.model.device, dtype=self.model.dtype)  # casts floating tensors only
-        tokens = self._generate(dict(inputs), sampling)
-        if not self.model.is_encoder_decoder:
-            tokens = tokens[:, inputs["input_ids"].shape[1] :]
-        answers = processor.batch_decode(tokens, skip_special_tokens=True)
-        return [self._marked(text, row, sampling) for text, row in zip(answers, tokens, strict=True)]
+        start = 0 if self.model.is_encoder_decoder else inputs["input_ids"].shape[1]
+        criterion = self._criterion(sampling, start)
+        tokens = self._generate(dict(inputs), sampling, criterion)[:, start:]
+        answers = [self._marked(text, row, sampling) for text, row in zip(self._decoded(tokens), tokens, strict=True)]
+        stopped = {} if criterion is None else criterion.answers
+        return [StoppedAnswer(stopped[row]) if row in stopped else text for row, text in enumerate(answers)]
 
     @torch.inference_mode()
     def weigh(
@@ -160,8 +162,20 @@ class TransformersEngine:
         }
         return self.model.next_logits(moved).log_softmax(dim=-1).cpu()
 
-    def _generate(self, inputs: dict[str, Any], sampling: Sampling) -> Tensor:
+    def _criterion(self, sampling: Sampling, start: int) -> EnoughSaid | None:
+        if sampling.enough is None:
+            return None
+        from fk_reward.rewards.vlm_judge.stopping import EnoughSaid  # imports transformers
+
+        return EnoughSaid(sampling.enough.close, decode=self._decoded, start=start)
+
+    def _decoded(self, tokens: Tensor) -> list[str]:
+        return self.model.processor.batch_decode(tokens, skip_special_tokens=True)
+
+    def _generate(self, inputs: dict[str, Any], sampling: Sampling, criterion: EnoughSaid | None) -> Tensor:
         settings: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "num_beams": 1}
+        if criterion is not None:
+            settings["stopping_criteria"] = [criterion]
         settings["pad_token_id"] = self.model.processor.tokenizer.pad_token_id
         network = self.model.model
         if sampling.temperature == 0:

@@ -15,7 +15,7 @@ from fk_reward.rewards.inputs import ImageGroup, Images, in_order, prompt_list, 
 from fk_reward.rewards.known_biases import ORDER
 from fk_reward.rewards.vlm_judge.answer_cache import AnswerCache, answer_key
 from fk_reward.rewards.vlm_judge.endpoint import redact_text
-from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeAnswerError, JudgeEngine, Sampling
+from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeAnswerError, JudgeEngine, Sampling, StoppedAnswer
 from fk_reward.rewards.vlm_judge.templates import JudgeTemplate, find_template
 
 DEFAULT_MODEL = "Qwen/Qwen3-VL-4B-Instruct"
@@ -132,7 +132,7 @@ class VLMJudge(Reward):
         return torch.tensor([verdict.score for verdict in verdicts], device=images.device)
 
     def verdicts(self, images: Images, prompts: str | Sequence[str]) -> list[Verdict]:
-        """Ask about each image as a call does, and give the answers, too.
+        """Ask about each image as a call does, and give the answers, too, written to their ends.
 
         Args:
             images: B images, as for `Reward.__call__`.
@@ -145,12 +145,12 @@ class VLMJudge(Reward):
             JudgeAnswerError: as `score`.
         """
         images = in_order(images)
-        return self._ask(_questions(images, prompt_list(prompts, len(images))))
+        return self._ask(_questions(images, prompt_list(prompts, len(images))), whole=True)
 
-    def _ask(self, questions: Sequence[Question]) -> list[Verdict]:
+    def _ask(self, questions: Sequence[Question], *, whole: bool = False) -> list[Verdict]:
         size = self._checked_batch_size() or len(questions)
         batches = (questions[i : i + size] for i in range(0, len(questions), size))
-        return [verdict for batch in batches for verdict in self._interview.ask(batch)]
+        return [verdict for batch in batches for verdict in self._interview.ask(batch, whole=whole)]
 
     def _score_batch(self, batch: ImageGroup, prompts: list[str]) -> Tensor:
         try:
@@ -222,8 +222,12 @@ class Interview:
     max_new_tokens: int
     num_retries: int
 
-    def ask(self, questions: Sequence[Question]) -> list[Verdict]:
+    def ask(self, questions: Sequence[Question], *, whole: bool = False) -> list[Verdict]:
         """Put questions to the engine in one call, and those again whose answers could not be read.
+
+        Args:
+            questions: what to ask.
+            whole: whether answers are written to their ends, even where they say enough before.
 
         Returns:
             One verdict a question, in their order.
@@ -237,7 +241,7 @@ class Interview:
         failures: list[JudgeAnswerError] = []
         for attempt in range(self.num_retries + 1):
             pending = [i for i in range(len(questions)) if i not in verdicts]
-            readings = self._attempt([questions[i] for i in pending], self._sampling(attempt))
+            readings = self._attempt([questions[i] for i in pending], self._sampling(attempt, whole=whole))
             verdicts |= {i: r for i, r in zip(pending, readings, strict=True) if isinstance(r, Verdict)}
             failures = [reading for reading in readings if isinstance(reading, JudgeAnswerError)]
             if not failures:
@@ -246,20 +250,24 @@ class Interview:
             raise failures[0]
         return [verdicts[i] for i in range(len(questions))]
 
-    def _sampling(self, attempt: int) -> Sampling:
-        temperature = RETRY_TEMPERATURE if attempt else 0.0
-        return Sampling(max_new_tokens=self.max_new_tokens, temperature=temperature, seed=attempt)
+    def _sampling(self, attempt: int, *, whole: bool) -> Sampling:
+        return Sampling(
+            max_new_tokens=self.max_new_tokens,
+            temperature=RETRY_TEMPERATURE if attempt else 0.0,
+            seed=attempt,
+            enough=None if whole else self.template.enough,
+        )
 
     def _attempt(self, questions: Sequence[Question], sampling: Sampling) -> list[Verdict | JudgeAnswerError]:
-        keys = [self._key(question, sampling) for question in questions]
-        kept = [self._kept(question, key) for question, key in zip(questions, keys, strict=True)]
+        kept = [self._kept(question, sampling) for question in questions]
         fresh = [i for i, verdict in enumerate(kept) if verdict is None]
         answers = self._generate([questions[i] for i in fresh], sampling)
         readings: dict[int, Verdict | JudgeAnswerError] = {i: v for i, v in enumerate(kept) if v is not None}
         for i, answer in zip(fresh, answers, strict=True):
             readings[i] = reading = self._read(questions[i], answer)
             if self.cache is not None and isinstance(reading, Verdict):
-                self.cache.put(keys[i], reading.answer, about=self._about(questions[i]))
+                key = self._key(questions[i], sampling, stopped=isinstance(answer, StoppedAnswer))
+                self.cache.put(key, reading.answer, about=self._about(questions[i]))
         return [readings[i] for i in range(len(questions))]
 
     def _generate(self, questions: Sequence[Question], sampling: Sampling) -> Sequence[str]:
@@ -286,18 +294,25 @@ class Interview:
             failure.__cause__ = error  # returned, not raised: further tries may still give a score
             return failure
 
-    def _kept(self, question: Question, key: str) -> Verdict | None:
-        """The cached verdict, if there is one that the template can read."""
-        answer = None if self.cache is None else self.cache.get(key)
-        reading = None if answer is None else self._read(question, answer)
-        return reading if isinstance(reading, Verdict) else None
-
-    def _key(self, question: Question, sampling: Sampling) -> str:
+    def _kept(self, question: Question, sampling: Sampling) -> Verdict | None:
+        """The cached verdict, if there is one that the template can read: a whole answer rather than a stopped one."""
         if self.cache is None:
-            return ""
-        messages = self.template.messages(question.prompt)
+            return None
+        for stopped in (False,) if sampling.enough is None else (False, True):
+            answer = self.cache.get(self._key(question, sampling, stopped=stopped))
+            reading = None if answer is None else self._read(question, answer)
+            if isinstance(reading, Verdict):
+                return reading
+        return None
+
+    def _key(self, question: Question, sampling: Sampling, *, stopped: bool) -> str:
         return answer_key(
-            question.images, messages, engine=self.engine.name, template=self.template.name, sampling=sampling
+            question.images,
+            self.template.messages(question.prompt),
+            engine=self.engine.name,
+            template=self.template.name,
+            sampling=sampling,
+            stopped=stopped,
         )
 
     def _about(self, question: Question) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from fk_reward.benchmarks.store import weights_digest
 from fk_reward.rewards.inputs import ImageGroup, group_by_size
 from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeEngine, Sampling
+from fk_reward.rewards.vlm_judge.enough import Enough, close_match
 from fk_reward.text import shortened
 
 if TYPE_CHECKING:
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 DEFAULT_JUDGE = "Qwen/Qwen3-VL-8B-Instruct"
 """GenEval 2's judge."""
 
-_ANSWER_LENGTH = 16  # tokens of an answer in words: one word, and what some models put around it
+_SAMPLING = Sampling(
+    max_new_tokens=16,  # one word, and what some models put around it
+    enough=Enough(close=partial(close_match, pattern=re.compile(r"\w+(?=\W)"))),  # the first word, once it is complete
+)
 
 
 class Asked(NamedTuple):
@@ -155,7 +160,7 @@ class EngineAnswerer:
             for line in asked
         ]
         shown = [[images[line.place]] for line in asked]
-        texts = self.engine.generate(shown, messages, sampling=Sampling(max_new_tokens=_ANSWER_LENGTH))
+        texts = self.engine.generate(shown, messages, sampling=_SAMPLING)
         return [self._read(text, line) for text, line in zip(texts, asked, strict=True)]
 
     def _read(self, text: str, asked: Asked) -> Answered:
