@@ -6,15 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from fk_reward.rewards.preprocessing import ImagePreprocessing, SquarePreprocessing
+from fk_reward.rewards.qwen_patches import PatchTransform
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
-
-    from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform
 
 CLIP_LIKE = ("CLIPImageProcessor", "BlipImageProcessor", "SiglipImageProcessor", "LlavaImageProcessor")
 """Image processors that pad to a square, resize, crop and normalise, and nothing else."""
@@ -57,8 +55,6 @@ def pixel_transform(
     if pad_to_square:
         raise ValueError(f"pad_to_square is for image processors like CLIP's, this model has a {name}: leave it out.")
     if name in QWEN_LIKE:
-        from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform
-
         return _Patches(PatchTransform.from_config(settings))
     return None
 
@@ -70,7 +66,7 @@ class _Patches:
     transform: PatchTransform
 
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.cat([self.transform(image)[0] for image in images])
+        return self.transform.batch(images)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return self.transform.grid(height, width)

@@ -125,16 +125,20 @@ class UnifiedReward(Reward):
         whole = self.model(images, questions, opening=openings)[:, self.whole].softmax(dim=-1)
         share, kept = whole.topk(_NUM_KEPT, dim=1)
         begun = [
-            f"{opening}{1 + place}." for opening, row in zip(openings, kept.tolist(), strict=True) for place in row
+            f"{opening}{1 + place}." for opening, row in zip(openings, self._digits(kept), strict=True) for place in row
         ]
         asked = [question for question in questions for _ in range(_NUM_KEPT)]
         logits = self.model(images.repeat_interleave(_NUM_KEPT, dim=0), asked, opening=begun)[:, self.tenths]
         decimals = logits.softmax(dim=-1).unflatten(0, (len(images), _NUM_KEPT))
         tenths = decimals @ torch.arange(10.0, device=decimals.device) / 10
         value = (1 + kept + tenths).clamp(max=5.0)
-        digits = decimals[:, 0].argmax(dim=-1)
-        written = [f"{1 + first}.{digit}" for first, digit in zip(kept[:, 0].tolist(), digits.tolist(), strict=True)]
+        likeliest = self._digits(torch.stack([kept[:, 0], decimals[:, 0].argmax(dim=-1)], dim=1))
+        written = [f"{1 + first}.{digit}" for first, digit in likeliest]
         return (share * value).sum(dim=1) / share.sum(dim=1), written
+
+    def _digits(self, places: Tensor) -> list[list[int]]:
+        """What is written into the next opening; the only numbers that the host waits for."""
+        return places.tolist()
 
 
 def _decimal_token(model: AnswerModel, digit: str) -> int:

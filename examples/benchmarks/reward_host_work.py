@@ -1,22 +1,25 @@
 """What the host does for a batch of images besides the model: calls of attention, and inputs of questions.
 
 Both are compared with what transformers does by itself. Nothing of a model is computed, but images, patches, windows
-and layers are those of the full size, and so are the counts.
+and layers are those of the full size, and so are the counts. With --full-size, of each reward: operations, calls of
+attention, and the host's time where its networks take none.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
+from examples.benchmarks.host_time import HOST_COLUMNS, host_row
 from fk_reward.benchmarks.report import Column, markdown_table, show_table
 from fk_reward.cli import run_script
 from fk_reward.planning.full_size_rewards import FULL_SIZE
+from fk_reward.rewards import REWARDS
 from fk_reward.rewards.batched_windows import batch_windows
 from fk_reward.rewards.inputs import to_pil
 from fk_reward.rewards.vqascore import QUESTION
@@ -96,24 +99,43 @@ def _milliseconds(work: Callable[[], object], repeats: int) -> float:
     return 1000 * min(times[1:])
 
 
-def main(*, num_images: int = 8, side: int = 1024, repeats: int = 3, markdown: bool = False) -> None:
+def main(  # noqa: PLR0913 (one parameter for each option)
+    *,
+    num_images: int = 8,
+    side: int = 1024,
+    repeats: int = 3,
+    full_size: bool = False,
+    reward: list[str] | None = None,
+    markdown: bool = False,
+) -> None:
     """Count and time the host's work for a batch of square images, before and after.
 
     Args:
         num_images: Images in the batch.
         side: Their height and width in pixels.
         repeats: Timed runs; the shortest counts.
+        full_size: Show each reward at full size: operations, calls of attention, and the host's time without networks.
+        reward: With --full-size: name of a reward; may be repeated. All by default.
         markdown: Print Markdown.
     """
+    title = f"{num_images} images of {side} x {side}"
+    if full_size:
+        found = [host_row(name, num_images, side, repeats=repeats) for name in reward or REWARDS]
+        _show(f"{title}, full size", HOST_COLUMNS, found, markdown=markdown)
+        return
     before, after = (attention_calls(num_images, side, batched=batched) for batched in (False, True))
     rows: list[dict[str, Any]] = [{"work": "attention calls, Qwen2.5-VL's tower", "before": before, "after": after}]
     for name, weights in _ASKED.items():
         work = f"inputs of {name} on {weights}, ms"
         rows.append({"work": work, **question_work(name, num_images, side, repeats=repeats)})
+    _show(title, COLUMNS, rows, markdown=markdown)
+
+
+def _show(title: str, columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, markdown: bool) -> None:
     if markdown:
-        write_document(markdown_table(COLUMNS, rows))
-        return
-    show_table(f"{num_images} images of {side} x {side}", COLUMNS, rows)
+        write_document(markdown_table(columns, rows))
+    else:
+        show_table(title, columns, rows)
 
 
 if __name__ == "__main__":

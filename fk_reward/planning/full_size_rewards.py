@@ -21,6 +21,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizer,
+    Gemma3ImageProcessorPil,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -37,6 +38,9 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
+    ShieldGemma2Config,
+    ShieldGemma2ForImageClassification,
+    ShieldGemma2Processor,
     SiglipVisionConfig,
     SiglipVisionModel,
     ViTConfig,
@@ -52,6 +56,7 @@ from fk_reward.planning.published_models import (
     QWEN2_VL_7B,
     QWEN3_VL_2B,
     QWEN3_VL_4B,
+    SHIELDGEMMA_2_4B,
     SIGLIP_SO400M,
 )
 from fk_reward.rewards import BlipITM, CLIPScore, ImagePreprocessing, ImageReward, QAlign, Reward, VQAScore
@@ -70,8 +75,11 @@ from fk_reward.rewards.llava_reward.checkpoint import RewardCheckpoint
 from fk_reward.rewards.llava_reward.config import LlavaRewardConfig
 from fk_reward.rewards.llava_reward.llava_reward import LlavaReward
 from fk_reward.rewards.llava_reward.model import LlavaRewardModel
+from fk_reward.rewards.perspectivevision import PerspectiveVision, UnsafeCategories
 from fk_reward.rewards.preprocessing import PaddedPreprocessing
 from fk_reward.rewards.q_align import LEVELS
+from fk_reward.rewards.shieldgemma2 import ShieldGemma2
+from fk_reward.rewards.unified_reward import UnifiedReward
 from fk_reward.rewards.vlm_judge import MarkJudge, TransformersEngine, load_vlm_judge
 from fk_reward.rewards.vlm_judge.mark_entries import SAFETY
 from fk_reward.rewards.vqascore import LLAVA_QUESTION
@@ -235,7 +243,7 @@ def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 def _tokenizer(template: str, *, space_before_answer: bool = False) -> PreTrainedTokenizerFast:
     """Make a tokenizer that spells byte by byte, but has a token for each answer, after a space if models write one."""
     tokenizer = byte_tokenizer(*_CONTROL_TOKENS)
-    words = ("Yes", "No", *LEVELS)
+    words = ("Yes", "No", "Safe", "Unsafe", *LEVELS)
     tokenizer.add_tokens([AddedToken(word, lstrip=space_before_answer or word in LEVELS) for word in words])
     tokenizer.chat_template = template
     return tokenizer
@@ -345,7 +353,7 @@ def _llava_reward(backbone: str) -> Reward:
     return random_reward(backbone, full_size=True, dtype=dtype, device=here, dimensions=("alignment",))
 
 
-def _asking(reward: Callable[..., Reward], model: Callable[[], AnswerModel], **options: str) -> Reward:
+def _asking(reward: Callable[..., Reward], model: Callable[[], AnswerModel], **options: Any) -> Reward:
     made = model()
     with torch.device("cpu"):  # a reward tests its question when it is made, which reads the ids of tokens
         return reward(made, **options)
@@ -357,6 +365,41 @@ def _judge(model: Callable[[], AnswerModel], template: str) -> Reward:
 
 def _mark_judge(model: Callable[[], AnswerModel]) -> Reward:
     return MarkJudge(TransformersEngine(model(), name="random"), SAFETY)
+
+
+class _SizedUnifiedReward(UnifiedReward):
+    """Also without numbers: digits cost the same, whichever they are."""
+
+    def _digits(self, places: torch.Tensor) -> list[list[int]]:
+        return [[0] * places.shape[1]] * len(places) if places.is_meta else super()._digits(places)
+
+
+# Questions of authors that are not in this package, a byte for each token that theirs have, or about as many.
+_UNIFIED_QUESTION = "x" * 180 + "{prompt}"
+_UNSAFE_WORDS = UnsafeCategories("x" * 60 + "[instruction]", {f"{number:02d}": "x" * 25 for number in range(11)})
+
+_GEMMA_TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+_GEMMA_TEMPLATE = "{% for message in messages %}" + _CONTENT.format(image="<start_of_image>") + "{% endfor %}\n"
+
+
+def _shieldgemma2() -> ShieldGemma2:
+    """Its policies byte by byte are about as long as policies and instructions are in the real tokens."""
+    written = byte_tokenizer(*_GEMMA_TOKENS.values())
+    end = written.eos_token
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=written.backend_tokenizer, eos_token=end, pad_token=end, extra_special_tokens=_GEMMA_TOKENS
+    )
+    ids = {
+        f"{name.removesuffix('_token')}_token_index": tokenizer.convert_tokens_to_ids(token)
+        for name, token in _GEMMA_TOKENS.items()
+    }
+    config = ShieldGemma2Config(**SHIELDGEMMA_2_4B, **ids)
+    side = config.vision_config.image_size
+    images = Gemma3ImageProcessorPil(size={"height": side, "width": side})
+    processor = ShieldGemma2Processor(
+        images, tokenizer, chat_template=_GEMMA_TEMPLATE, image_seq_length=config.mm_tokens_per_image
+    )
+    return ShieldGemma2(ShieldGemma2ForImageClassification(config), processor)
 
 
 _PHI = FullSize(partial(_llava_reward, "phi3_v"), torch.bfloat16)
@@ -377,8 +420,13 @@ FULL_SIZE: dict[str, FullSize] = {
     **{f"llava-reward-{dimension}": _PHI for dimension in ("alignment", "fidelity", "safety", "overall")},
     **{f"llava-reward-{dimension}@qwen": _QWEN for dimension in ("alignment", "fidelity", "safety", "overall")},
     "llava-score": FullSize(partial(_asking, VQAScore, llava, question=LLAVA_QUESTION, against="No"), torch.float16),
+    "perspectivevision": FullSize(partial(_asking, PerspectiveVision, llava, words=_UNSAFE_WORDS), torch.float16),
     "pickscore": FullSize(partial(_clipscore, CLIP_H14), torch.float16),
     "q-align": FullSize(partial(_asking, QAlign, qwen3_vl_2b), torch.bfloat16),
+    "shieldgemma-2": FullSize(_shieldgemma2, torch.bfloat16),
+    "unified-reward": FullSize(
+        partial(_asking, _SizedUnifiedReward, qwen3_vl_2b, question=_UNIFIED_QUESTION), torch.bfloat16
+    ),
     "vlm-judge": FullSize(partial(_judge, _IMAGE_JUDGE, "rubric"), torch.bfloat16),
     "vlm-judge-alignment": FullSize(partial(_judge, _IMAGE_JUDGE, "alignment"), torch.bfloat16),
     "vlm-judge-preference": FullSize(partial(_judge, qwen2_5_vl_7b, "preference"), torch.bfloat16),

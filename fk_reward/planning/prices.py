@@ -151,8 +151,11 @@ REWARD_TERAFLOP: dict[str, float] = {
     **dict.fromkeys((f"llava-reward-{one}" for one in ("alignment", "fidelity", "safety", "overall")), 28.44),
     **dict.fromkeys((f"llava-reward-{one}@qwen" for one in ("alignment", "fidelity", "safety", "overall")), 27.94),
     "llava-score": 9.743,
+    "perspectivevision": 15.50,
     "pickscore": 0.3419,
     "q-align": 7.206,
+    "shieldgemma-2": 15.16,
+    "unified-reward": 70.85,
     "vqascore": 7.269,
 }
 """Name -> 10¹² operations to score one image of 1024 x 1024 pixels."""

@@ -211,3 +211,21 @@ QWEN2_VL_7B: dict[str, Any] = {
     "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "patch_size": 14},
 }
 """`config.json` of Qwen/Qwen2-VL-7B-Instruct, its vocabulary as HPSv3 cuts it: the tokenizer's and one token more."""
+
+SHIELDGEMMA_2_4B: dict[str, Any] = {
+    "tie_word_embeddings": True,
+    "mm_tokens_per_image": 256,
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "sliding_window": 1024,
+        "vocab_size": 262208,
+        "tie_word_embeddings": True,
+    },
+    "vision_config": SIGLIP_SO400M | {"image_size": 896, "vision_use_head": False},
+}
+"""`config.json` of google/shieldgemma-2-4b-it, a google/gemma-3-4b-it, less the ids of its tokens."""

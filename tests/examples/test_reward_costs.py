@@ -23,6 +23,7 @@ PUBLISHED_PARAMETERS = {
     "clipscore": 427_616_513,  # 427.62 million, docs/model_profile.csv of github.com/mlfoundations/open_clip
     "hpsv2": 986_109_441,  # 986.11 million, as before
     "llava-score": 7_063_427_072,  # the hub's count for llava-hf/llava-1.5-7b-hf
+    "shieldgemma-2": 4_300_079_472,  # for google/gemma-3-4b-it
     "vlm-judge": 4_437_815_808,  # for Qwen/Qwen3-VL-4B-Instruct
     "vlm-judge-preference": 8_292_166_656,  # half of `total_size` in the index of Qwen/Qwen2.5-VL-7B-Instruct
     "vqascore": 2_127_532_032,  # for Qwen/Qwen3-VL-2B-Instruct
@@ -75,8 +76,7 @@ def test_the_dtype_is_that_of_the_loader(name):
 
 def test_no_reward_is_left_out():
     not_computed = {name for name in REWARDS if not is_at_hand(name) and name not in FULL_SIZE}
-    of_other_sizes = {"geneval", "imageguard", "nudenet", "ocr", "perspectivevision", "shieldgemma-2", "unified-reward"}
-    of_other_sizes.add("vlm-judge-llavaguard")
+    of_other_sizes = {"geneval", "imageguard", "nudenet", "ocr", "vlm-judge-llavaguard"}
     assert not_computed - of_other_sizes == {"llava-reward"}, "its weights are the caller's"
 
 

@@ -13,8 +13,8 @@ from fk_reward.rewards.answer_model import pixel_transform
 from fk_reward.rewards.inputs import group_by_size, in_order, to_pil
 from fk_reward.rewards.llava_reward.backbones.llava_next import AnyResTransform
 from fk_reward.rewards.llava_reward.backbones.phi3_vision import CLIP_MEAN, CLIP_STD, HDTransform
-from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform
 from fk_reward.rewards.preprocessing import SquarePreprocessing, TorchvisionPreprocessing, pad_to_square
+from fk_reward.rewards.qwen_patches import PatchTransform
 from tests.rewards.llava_reward.backbones.test_phi3_vision import official_crops
 from tests.tiny.imagereward_reference import pil_pixels
 from tests.tiny.registered_rewards import build

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fk_reward.rewards.llava_reward.backbones import qwen2_5_vl
-from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import PatchTransform, QwenVLBackbone, smart_resize
+from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QwenVLBackbone
+from fk_reward.rewards.qwen_patches import PatchTransform, smart_resize
 from tests.tiny.qwen2_5_vl import CHAT_TEMPLATE, PREPROCESSOR, write_qwen2_5_vl, write_shards
 
 SYSTEM_TURN, ASSISTANT_TURN = 58, 23  # letters that the official dataset code cuts from the full template

@@ -1,0 +1,244 @@
+"""The host's time for a batch of images at full size, where networks return what they returned before.
+
+Images and weights have shapes and no numbers (PyTorch's meta device), as if they were on a GPU that answers at once.
+What is left is Python, tokens and positions. Operations on tensors without numbers are counted and not timed: PyTorch
+derives their shapes in Python, where a GPU's kernel is started in some microseconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from fk_reward.benchmarks.report import Column
+from fk_reward.planning.full_size_rewards import FULL_SIZE, FullSize
+from fk_reward.planning.meta_device import MetaTensors, Operations, without_weights
+from fk_reward.planning.planned_models import is_at_hand
+from fk_reward.rewards import Reward, load_reward, reward_card
+from fk_reward.rewards.vlm_judge import MarkJudge, VLMJudge
+
+HOST_COLUMNS = (
+    Column("reward", style="`{}`"),
+    Column("gflops", "GFLOP an image", "{:,.1f}"),
+    Column("attention_calls", "attention calls", "{:,d}"),
+    Column("launches", "operations outside", "{:,d}"),
+    Column("new", "host, ms, new prompts", "{:.2f}"),
+    Column("known", "host, ms, known prompts", "{:.2f}"),
+    Column("note"),
+)
+
+
+def host_row(name: str, num_images: int, side: int, *, repeats: int) -> dict[str, Any]:
+    """What a batch costs at full size, and the host's time for it without the networks.
+
+    Args:
+        name: of a reward.
+        num_images: square images, each with another prompt.
+        side: in pixels.
+        repeats: timed calls; the shortest counts.
+
+    Returns:
+        `gflops` an image; of the batch `attention_calls`, `launches` of operations outside the networks, and the host's
+        milliseconds for `new` prompts and for `known` ones, those of an earlier call. Only a `note` for what has no
+        networks of PyTorch, or an unknown number of passes.
+
+    Example:
+        >>> host_row("shapes-verifier", 1, 64, repeats=1)
+        {'reward': 'shapes-verifier', 'note': 'no network of PyTorch'}
+    """
+    if name in FULL_SIZE:
+        row = _full_size_row(FULL_SIZE[name], num_images, side, repeats)
+    elif is_at_hand(name):
+        row = _row(load_reward(name), num_images, side, repeats)
+    else:
+        row = {"note": f"not computed: {reward_card(name).memory}"}
+    return {"reward": name, **row}
+
+
+@cache  # several names share one entry, such as the dimensions of LLaVA-Reward
+def _full_size_row(entry: FullSize, num_images: int, side: int, repeats: int) -> dict[str, Any]:
+    return _row(entry.make(), num_images, side, repeats)
+
+
+def _row(reward: Reward, num_images: int, side: int, repeats: int) -> dict[str, Any]:
+    if isinstance(reward, VLMJudge | MarkJudge):
+        return {"note": "images go to the engine as 8-bit ones, by its processor"}
+    if not list(reward._held_modules()):
+        return {"note": "no network of PyTorch"}
+    images = torch.empty(num_images, 3, side, side, device="meta")
+    networks = ReplayedNetworks()
+
+    def timed(call: int) -> HostTime:
+        with HostTime() as host:
+            networks.replay(reward.score, images, _prompts(num_images, call))
+        return host
+
+    with without_weights(reward), torch.no_grad(), networks:
+        with Operations() as operations, MetaTensors(), CountedAttention() as attention:
+            reward.score(images, _prompts(num_images, 0))
+        timed(1)  # warms up
+        new = [timed(call + 2) for call in range(repeats)]
+        known = [timed(repeats + 1) for _ in range(repeats)]
+    counts = {"gflops": operations.total / num_images / 1e9, "attention_calls": attention.calls}
+    counts["launches"] = known[0].launches
+    return counts | {"new": _shortest(new), "known": _shortest(known), "note": ""}
+
+
+def _prompts(num_images: int, call: int) -> list[str]:
+    """Others in each call, all of one length in any tokenizer: networks are replayed in the shapes that they had."""
+    return [f"a photo of cat {call:03d} {place:03d}" for place in range(num_images)]
+
+
+def _shortest(times: Sequence[HostTime]) -> float:
+    return min(1000 * one.seconds for one in times)
+
+
+class HostTime(TorchFunctionMode):
+    """Mixes tensors of shapes and of numbers, and measures what is not an operation on tensors without numbers.
+
+    Attributes:
+        seconds: the process's own time in the block, however busy the machine is.
+
+    Example:
+        >>> x = torch.ones(3, device="meta")
+        >>> with HostTime() as host:
+        ...     _ = (x + torch.arange(3)).relu()
+        >>> host.launches
+        2
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._device, self._elsewhere = _CountedMetaTensors(), 0.0
+
+    @property
+    def launches(self) -> int:
+        """Operations on tensors without numbers: on a GPU a kernel or a view each."""
+        return self._device.operations
+
+    def __enter__(self) -> HostTime:
+        self._device.__enter__()
+        super().__enter__()
+        self._start = time.process_time()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.seconds = time.process_time() - self._start - self._elsewhere
+        super().__exit__(kind, error, traceback)
+        self._device.__exit__(kind, error, traceback)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        start, before = time.process_time(), self.launches
+        result = func(*args, **(kwargs or {}))
+        if self.launches > before:
+            self._elsewhere += time.process_time() - start
+            if func is functional.interpolate:  # one kernel on a GPU, a hundred operations without numbers
+                self._device.operations = before + 1
+        return result
+
+
+class _CountedMetaTensors(MetaTensors):
+    operations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        leaves = tree_leaves((args, kwargs, result))
+        self.operations += any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
+        return result
+
+
+class CountedAttention(TorchFunctionMode):
+    """Counts calls of `scaled_dot_product_attention`.
+
+    Example:
+        >>> q = torch.empty(1, 2, 5, 8)
+        >>> with CountedAttention() as attention:
+        ...     _ = functional.scaled_dot_product_attention(q, q, q)
+        >>> attention.calls
+        1
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += func is functional.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
+class ReplayedNetworks:
+    """In a `with` block, remembers what each network returns; in a replay, returns it without running the network.
+
+    A network is a module that no other one has called; modules of this package hold networks, and are run.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> with ReplayedNetworks() as networks:
+        ...     first = network(torch.ones(2))
+        ...     again = networks.replay(network, torch.zeros(2))
+        >>> again is first
+        True
+    """
+
+    def __init__(self) -> None:
+        self._outputs: dict[nn.Module, list[Any]] = defaultdict(list)
+        self._replayed: dict[nn.Module, Iterator[Any]] | None = None
+        self._depth = 0
+
+    def __enter__(self) -> ReplayedNetworks:
+        self._own = nn.Module.__call__
+        networks = self
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return networks._call(module, *args, **kwargs)
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        nn.Module.__call__ = self._own  # type: ignore[method-assign]
+
+    def replay(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Do work in which each network is called at most as often as it was in all remembered calls together.
+
+        Raises:
+            LookupError: for a network that is called more often.
+        """
+        self._replayed = {network: iter(outputs) for network, outputs in self._outputs.items()}
+        try:
+            return work(*args)
+        finally:
+            self._replayed = None
+
+    def _call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self._depth or type(module).__module__.startswith("fk_reward."):
+            return self._own(module, *args, **kwargs)
+        if self._replayed is not None:
+            try:
+                return next(self._replayed[module])
+            except (KeyError, StopIteration):
+                raise LookupError(f"{type(module).__name__} is called more often than before.") from None
+        self._depth += 1
+        try:
+            output = self._own(module, *args, **kwargs)
+        finally:
+            self._depth -= 1
+        self._outputs[module].append(output)
+        return output

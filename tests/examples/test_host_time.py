@@ -1,0 +1,116 @@
+"""The host's time at full size: networks that are not run again, counts of a known model, and what is left out."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from examples.benchmarks import reward_host_work
+from examples.benchmarks.host_time import CountedAttention, ReplayedNetworks, host_row
+from fk_reward.planning.meta_device import count_flops
+from fk_reward.rewards import Reward, RewardCard, load_reward
+from tests.examples.scripts import invoke
+
+PROMPT = "a photo of cat 000 000"
+
+
+class Slow(nn.Module):
+    """Doubles; `calls` has what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+        self.inner = nn.Identity()
+
+    def forward(self, x):
+        self.calls.append(x)
+        return self.inner(2 * x)
+
+
+def test_networks_are_not_run_again_and_answer_in_their_order():
+    first, second, own = Slow(), Slow(), nn.Module.__call__
+
+    def work(x):
+        return first(x) + 10 * second(x) + 100 * first(x + 1)
+
+    with ReplayedNetworks() as networks:
+        expected = work(torch.ones(1))
+        assert torch.equal(networks.replay(work, torch.zeros(1)), expected)
+        assert torch.equal(networks.replay(second, torch.zeros(1)), torch.tensor([2.0])), "one may be left out"
+        with pytest.raises(LookupError, match="Slow is called more often"):
+            networks.replay(lambda: [second(torch.zeros(1)) for _ in range(2)])
+    assert (len(first.calls), len(second.calls)) == (2, 1)
+    assert nn.Module.__call__ is own
+    with pytest.raises(ZeroDivisionError), ReplayedNetworks():
+        first(1 / 0)
+    assert nn.Module.__call__ is own
+
+
+def test_counts_are_those_of_the_model():
+    reward = load_reward("shapes-clipscore")
+    config = reward.model.config
+    row = host_row("shapes-clipscore", 2, 64, repeats=1)
+    assert row["attention_calls"] == config.vision_config.num_hidden_layers + config.text_config.num_hidden_layers
+    assert row["gflops"] == pytest.approx(count_flops(reward, 64, PROMPT) / 1e9)
+    assert 0 < row["known"] < 1000
+
+
+def spin(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+class Spinning(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        spin(0.05)
+        return x.mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("on_the_host", [False, True])
+def test_work_of_a_network_is_not_timed_and_that_of_the_host_is(monkeypatch, on_the_host):
+    class Around(Reward):
+        card = RewardCard(name="around", summary="a network and perhaps work of the host")
+
+        def __init__(self):
+            self.network = Spinning()
+
+        def score(self, images, prompts):
+            if on_the_host:
+                spin(0.05)
+            return self.network(images)
+
+    monkeypatch.setattr("examples.benchmarks.host_time.is_at_hand", lambda name: True)
+    monkeypatch.setattr("examples.benchmarks.host_time.load_reward", lambda name: Around())
+    milliseconds = host_row("around", 1, 8, repeats=2)["known"]
+    assert (milliseconds > 45) == on_the_host
+
+
+def test_one_call_of_attention_a_layer():
+    q = torch.zeros(1, 1, 2, 4)
+    with CountedAttention() as attention:
+        for _ in range(3):
+            nn.functional.scaled_dot_product_attention(q, q, q)
+    assert attention.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [("vlm-judge", "by its processor"), ("shapes-verifier", "no network"), ("llava-reward", "not computed")],
+)
+def test_what_is_left_out_says_why(name, note):
+    assert note in host_row(name, 1, 64, repeats=1)["note"]
+
+
+def test_the_table():
+    options = ("--full-size", "--reward", "shapes-clipscore", "--num-images", "1", "--side", "64", "--repeats", "1")
+    table = invoke(reward_host_work.main, *options, "--markdown")
+    assert "| `shapes-clipscore` |" in table
+    assert "known prompts" in table
