@@ -8,7 +8,6 @@ image is written out in token ids instead of text: tokenising thousands of place
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
+
+from fk_reward.rewards.kept_batches import KeptBatches
 
 ImageSize = tuple[int, int]
 """Height and width in pixels."""
@@ -97,7 +98,7 @@ class PromptInputs:
                 self._check(processor)
         self.rope_index = rope_index
         self._expansions: dict[ImageSize, Expansion | None] = {}
-        self._batches: OrderedDict[tuple[Any, ...], dict[str, Tensor]] = OrderedDict()
+        self._batches = KeptBatches(size=_KEPT_BATCHES)
 
     def __call__(self, texts: Sequence[str], size: ImageSize, *, answer: Sequence[int] = ()) -> dict[str, Tensor]:
         """Tokenise texts about images of one size.
@@ -114,12 +115,7 @@ class PromptInputs:
         B: number of images, S: length of the longest row.
         """
         key = (tuple(texts), size, tuple(answer), self.processor.tokenizer.padding_side)
-        if key not in self._batches:
-            self._batches[key] = self._make(texts, size, answer)
-            if len(self._batches) > _KEPT_BATCHES:
-                self._batches.popitem(last=False)
-        self._batches.move_to_end(key)
-        return self._batches[key]
+        return self._batches.get(key, lambda: self._make(texts, size, answer))
 
     def _make(self, texts: Sequence[str], size: ImageSize, answer: Sequence[int]) -> dict[str, Tensor]:
         # Also where a model is made on the meta device, whose tensors have no values.

@@ -244,6 +244,8 @@ def _padded(inputs: BackboneInputs, visual: list[Tensor]) -> list[tuple[Tensor, 
     counts = inputs.num_visual_tokens
     lengths = torch.tensor(counts, device=visual[0].device)
     mask = torch.arange(max(counts), device=lengths.device) < lengths[:, None]
+    if len(set(counts)) == 1:  # images of one size: nothing to pad, so nothing to copy
+        return [(tokens.unflatten(0, (len(counts), -1)), mask) for tokens in visual]
     return [(pad_sequence(list(tokens.split(counts)), batch_first=True), mask) for tokens in visual]
 
 

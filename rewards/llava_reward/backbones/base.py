@@ -28,6 +28,10 @@ BACKBONES: dict[str, str] = {
 line here."""
 
 
+KEPT_BATCHES = 8
+"""Batches whose tokens and positions a backbone keeps; one of 8 images of 1024 x 1024 takes half a megabyte."""
+
+
 @dataclass(frozen=True)
 class BackboneInputs:
     """A batch of images and prompts as a backbone reads them.

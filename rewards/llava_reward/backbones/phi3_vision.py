@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from fk_reward.rewards.kept_batches import KeptBatches
 from fk_reward.rewards.llava_reward.backbones.base import (
     CLIP_LARGE,
     CLIP_TINY,
+    KEPT_BATCHES,
     TEXT_TINY,
     Backbone,
     BackboneInputs,
@@ -222,6 +224,7 @@ class PhiVisionBackbone(Backbone):
         self.hd_transform = HDTransform(
             num_crops=num_crops, crop_size=model.config.vision_config.image_size, mean=tuple(mean), std=tuple(std)
         )
+        self._known = KeptBatches(size=KEPT_BATCHES)
         self.freeze()
 
     @classmethod
@@ -293,11 +296,9 @@ class PhiVisionBackbone(Backbone):
         """
         grids = [self.hd_transform.grid(*image.shape[-2:]) for image in images]
         counts = [self.model.vision_embed_tokens.num_tokens(*grid) for grid in grids]
-        rows = self._tokenize(prompts, counts)
+        tokens = self._known.get((tuple(prompts), tuple(counts)), lambda: self._padded(prompts, counts))
         return BackboneInputs(
-            input_ids=self._pad(input_ids for input_ids, _ in rows),
-            attention_mask=self._pad(torch.ones_like(image_mask) for _, image_mask in rows),
-            image_mask=self._pad(image_mask for _, image_mask in rows),
+            **{name: value.to(self.device) for name, value in tokens.items()},
             pixel_values=self._crops(images),
             extras={"grids": grids},
         )
@@ -328,6 +329,15 @@ class PhiVisionBackbone(Backbone):
         runs = itertools.groupby(images, key=lambda image: (image.shape, image.dtype))
         return torch.cat([self.hd_transform.batch(torch.stack(list(run))).flatten(0, 1) for _, run in runs])
 
+    def _padded(self, prompts: Sequence[str], counts: Sequence[int]) -> dict[str, Tensor]:
+        """What depends on prompts and numbers of visual tokens alone, on the CPU."""
+        rows = self._tokenize(prompts, counts)
+        return {
+            "input_ids": _pad(input_ids for input_ids, _ in rows),
+            "attention_mask": _pad(torch.ones_like(image_mask) for _, image_mask in rows),
+            "image_mask": _pad(image_mask for _, image_mask in rows),
+        }
+
     def _tokenize(self, prompts: Sequence[str], counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """For each prompt and number of visual tokens the ids of its row, 0 for the visual ones, and their mask."""
         refuse_control_tokens(prompts, control_tokens(self.tokenizer))
@@ -344,8 +354,9 @@ class PhiVisionBackbone(Backbone):
             rows.append((input_ids, image_mask))
         return rows
 
-    def _pad(self, rows: Iterable[Tensor]) -> Tensor:
-        return pad_sequence(list(rows), batch_first=True).to(self.device)
+
+def _pad(rows: Iterable[Tensor]) -> Tensor:
+    return pad_sequence(list(rows), batch_first=True)
 
 
 def _load_tokenizer(path: str | os.PathLike[str], *, revision: str) -> PreTrainedTokenizerFast:

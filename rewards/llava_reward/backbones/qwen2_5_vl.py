@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fk_reward.rewards.kept_batches import KeptBatches
 from fk_reward.rewards.llava_reward.backbones.base import (
+    KEPT_BATCHES,
     TEXT_TINY,
     Backbone,
     BackboneInputs,
@@ -34,8 +35,6 @@ TEMPLATE = "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{prompt}<|im_
 """The chat template's user turn alone, as LLaVA-Reward reads it: no system turn, nothing after the last token."""
 
 _NEW_NAMES = {r"^model\.(?=visual\.|language_model\.)": ""}  # the hub's older names are mapped by transformers itself
-
-_KEPT_BATCHES = 8  # of tokens and positions: a batch of 8 images of 1024 x 1024 takes half a megabyte
 
 
 class _GroupedRows(nn.Module):
@@ -88,7 +87,7 @@ class QwenVLBackbone(Backbone):
         batch_windows(model.visual)
         # Each dimension has its own projector, the tower runs once for all: so the merger must be apart from it.
         self.merger = model.visual.merger
-        self._known: OrderedDict[tuple[Any, ...], dict[str, Tensor]] = OrderedDict()
+        self._known = KeptBatches(size=KEPT_BATCHES)
         model.visual.merger = _GroupedRows(transform.merge_size**2)
         self.freeze()
 
@@ -151,7 +150,8 @@ class QwenVLBackbone(Backbone):
                 than 200 times the other, and unequal counts.
         """
         grids = [self.transform.grid(*image.shape[-2:]) for image in images]
-        tokens = {name: value.to(self.device) for name, value in self._tokens(prompts, grids).items()}
+        known = self._known.get((tuple(prompts), tuple(grids)), lambda: self._tokenized(prompts, grids))
+        tokens = {name: value.to(self.device) for name, value in known.items()}
         names = ("input_ids", "attention_mask", "image_mask")
         # A batch of the sampler has one size: resize it in one call.
         runs = itertools.groupby(images, key=lambda image: (image.shape, image.dtype))
@@ -162,18 +162,8 @@ class QwenVLBackbone(Backbone):
             **{name: tokens[name] for name in names},
         )
 
-    def _tokens(self, prompts: Sequence[str], grids: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """What depends on prompts and sizes alone, on the CPU; those of the last batches are kept."""
-        key = (tuple(prompts), tuple(grids))
-        if key not in self._known:
-            with torch.inference_mode(False):  # a later call may need gradients
-                self._known[key] = self._tokenized(prompts, grids)
-            if len(self._known) > _KEPT_BATCHES:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
-
     def _tokenized(self, prompts: Sequence[str], grids: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """What depends on prompts and sizes alone, on the CPU."""
         refuse_control_tokens(prompts, control_tokens(self.tokenizer, IMAGE_TOKEN))
         grid_thw = torch.tensor([(1, *grid) for grid in grids])
         num_visual_tokens = (grid_thw.prod(dim=1) // self.transform.merge_size**2).tolist()

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from fk_reward.rewards.kept_batches import KeptBatches
 from fk_reward.rewards.llava_reward.backbones import qwen2_5_vl
 from fk_reward.rewards.llava_reward.backbones.qwen2_5_vl import QwenVLBackbone
 from fk_reward.rewards.qwen_patches import PatchTransform, smart_resize
@@ -200,6 +201,7 @@ def test_a_batch_in_disorder_is_noticed(folder, images):
 @pytest.mark.parametrize("ending", ["", "<|im_end|>\n", "<|im_end|>\n<|im_start|>assistant\n"])
 def test_a_wrong_ending_is_noticed(monkeypatch, backbone, images, expected_inputs, ending):
     monkeypatch.setattr(qwen2_5_vl, "TEMPLATE", qwen2_5_vl.TEMPLATE.removesuffix("<|im_end|>") + ending)
+    monkeypatch.setattr(backbone, "_known", KeptBatches(size=1))  # not the tokens of the right ending
     with pytest.raises(AssertionError):
         check_tokens(backbone, images, expected_inputs)
 

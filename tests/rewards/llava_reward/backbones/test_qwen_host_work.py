@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from fk_reward.rewards.llava_reward.backbones import qwen2_5_vl
 from fk_reward.rewards.llava_reward.backbones.base import random_backbone
+from fk_reward.rewards.llava_reward.model import _padded
 from fk_reward.rewards.qwen_patches import PatchTransform
 from tests.tiny.qwen2_5_vl import PREPROCESSOR
 
@@ -16,6 +18,20 @@ PROMPTS = ["a star", "a longer prompt about a star"]
 @pytest.fixture
 def backbone():
     return random_backbone("qwen2_5_vl")
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "phi3_v"])
+def test_kept_tokens_are_those_of_another_backbone(name):
+    images, prompts = [torch.rand(3, 60, 90)] * 2, ["a star", "a longer prompt"]
+    kept = random_backbone(name)
+    kept.prepare(images, prompts)
+    first, second = kept.prepare(images, prompts), random_backbone(name).prepare(images, prompts)
+    for field in ("input_ids", "attention_mask", "image_mask", "pixel_values"):
+        assert torch.equal(getattr(first, field), getattr(second, field))
+    assert len(kept._known) == 1
+    kept.prepare(images, ["a star", "another one"])
+    kept.prepare([torch.rand(3, 200, 40)] * 2, prompts)
+    assert len(kept._known) == 3
 
 
 @pytest.fixture
@@ -74,7 +90,7 @@ def test_tokens_are_made_once_for_prompts_and_sizes(backbone, made):
 
 
 def test_few_batches_are_kept(backbone, made, monkeypatch):
-    monkeypatch.setattr(qwen2_5_vl, "_KEPT_BATCHES", 2)
+    monkeypatch.setattr(backbone._known, "size", 2)
     images = [torch.rand(3, 56, 56)]
     for prompt in ("a", "b", "a", "c", "a", "b"):
         backbone.prepare(images, [prompt])
@@ -88,3 +104,15 @@ def test_tokens_from_inference_mode_serve_gradients(backbone, made):
     inputs = backbone.prepare(images, ["a"])
     assert len(made) == 1
     assert not any(value.is_inference() for value in (inputs.input_ids, inputs.extras["position_ids"]))
+
+
+def test_visual_tokens_of_one_size_are_not_padded():
+    inputs = SimpleNamespace(num_visual_tokens=[3, 3])
+    tokens = torch.rand(6, 4)
+    ((alike, mask),) = _padded(inputs, [tokens])
+    assert torch.equal(alike, torch.stack([tokens[:3], tokens[3:]]))
+    assert alike.data_ptr() == tokens.data_ptr()
+    assert mask.all()
+    ((ragged, mask),) = _padded(SimpleNamespace(num_visual_tokens=[4, 2]), [tokens])
+    assert torch.equal(ragged[mask], tokens)
+    assert mask.sum(dim=1).tolist() == [4, 2]
