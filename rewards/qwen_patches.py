@@ -183,7 +183,8 @@ class PatchTransform:
         return height // self.patch_size, width // self.patch_size
 
     def _resized(self, images: Tensor) -> Tensor:
-        size = tuple(side * self.patch_size for side in self.grid(*images.shape[-2:]))
+        rows, columns = self.grid(*images.shape[-2:])
+        size = (rows * self.patch_size, columns * self.patch_size)
         return dataclasses.replace(self.pixels, size=size)(images)
 
     def _patches(self, pixels: Tensor) -> Tensor:
