@@ -56,10 +56,10 @@ def random_prompts(prompts: tuple[ShapesPrompt, ...], rng: np.random.Generator) 
 
 
 @app.command(name="verifier")
-def check_verifier(num_scenes: int = 2000, seed: int = 2, chunk: int = 50) -> None:
+def check_verifier(model: str = "shapes-sd", num_scenes: int = 2000, seed: int = 2, chunk: int = 50) -> None:
     """Draws scenes of both splits; judges them as rendered, after the VAE, and against another prompt of the task."""
     rng, start = np.random.default_rng(seed), time.perf_counter()
-    vae = AutoencoderKL.from_pretrained(resolve_model("shapes-sd"), subfolder="vae").eval()
+    vae = AutoencoderKL.from_pretrained(resolve_model(model), subfolder="vae").eval()
     both = zip(benchmark_prompts(num_scenes, "heldout"), benchmark_prompts(num_scenes, "validation"), strict=True)
     prompts = tuple(islice((prompt for pair in both for prompt in pair), num_scenes))
     rows: dict[str, list[bool]] = {"rendered": [], "after the VAE": [], "rendered, another prompt of the task": []}
