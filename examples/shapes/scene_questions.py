@@ -160,6 +160,10 @@ def _containing(scene_specs: frozenset[ObjectSpec]) -> tuple[ShapesPrompt, ...]:
     return tuple(p for p in train_prompts() if set(p.objects) <= known)
 
 
+OFTENER = {"swap": 3, "relation": 3}
+"""How often false captions of a kind are taken. Where colours or places alone are wrong, all that is named is there."""
+
+
 def ask_whether_it_shows(scene: Scene, rng: np.random.Generator) -> Dialogue:
     """Whether a caption is true of the image and leaves nothing out; false ones miss it in one respect."""
     true = sorted((p for p in true_prompts(scene) if not is_heldout(p)), key=lambda prompt: prompt.text)
@@ -167,7 +171,7 @@ def ask_whether_it_shows(scene: Scene, rng: np.random.Generator) -> Dialogue:
         return [(f"{CAPTION_QUESTION}{_pick(rng, true).text}?", "yes")]
     if true:
         kinds = hard_negatives(_pick(rng, true))
-        near = kinds[_pick(rng, sorted(kinds))]
+        near = kinds[_pick(rng, [kind for kind in sorted(kinds) for _ in range(OFTENER.get(kind, 1))])]
     else:
         near = _containing(frozenset(map(_spec, scene.objects)))
     false = [prompt for prompt in near if not is_heldout(prompt) and prompt not in true_prompts(scene)]
