@@ -35,6 +35,8 @@ SIZES = {
     "num_key_value_heads": 5,
 }
 IGNORED = -100
+FOLDER, WEIGHTS = "shapes-mllm", "weights.safetensors"
+"""What a training leaves in its folder: the model in float16, and all that a further training begins with."""
 MAX_TEXT_TOKENS = 64
 """Questions of a dialogue that do not fit are left out, so that rows are of about one length."""
 
@@ -99,6 +101,18 @@ def corpus(objects: Tensor, *, seed: int) -> list[str]:
     dialogues = [dialogue(from_table(row), rng) for row in objects]
     texts = [text for turns in dialogues for turn in turns for text in turn] + [p.text for p in train_prompts()]
     return [f"\n{text}" for text in texts]
+
+
+def learned_tokenizer(scenes: dict[str, Tensor]) -> PreTrainedTokenizerFast:
+    """A token for each word that is said about the scenes."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=train_mllm_tokenizer(corpus(scenes["objects"][::20], seed=0)), **ROLES
+    )
+
+
+def known_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """That of an earlier training: learned anew from other questions, the same word could be another token."""
+    return PreTrainedTokenizerFast.from_pretrained(folder / FOLDER, **ROLES)
 
 
 def row_texts(turns: Dialogue | Match) -> list[tuple[str, str, str]]:
@@ -333,7 +347,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         scenes: Of any objects.
         drawn: What `make_scenes.py drawn` wrote. Half of the images are taken from it.
         tower: Folder of the vision tower, as `train_tower.py` left it.
-        start_from: `weights.safetensors` of an earlier training, with which this one begins.
+        start_from: `output_dir` of an earlier training, with whose weights and tokens this one begins.
         output_dir: Where to write.
         max_steps: Of the training.
         batch_size: Images of a step.
@@ -350,14 +364,13 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     """
     torch.manual_seed(seed)
     data, vision = load_file(scenes), CLIPVisionModel.from_pretrained(tower)
-    learned = train_mllm_tokenizer(corpus(data["objects"][::20], seed=0))  # the same in each stage
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learned, **ROLES)
+    tokenizer = learned_tokenizer(data) if start_from is None else known_tokenizer(start_from)
     config = hub_config(vision_config(vision), tokenizer)
     model = make_model(config, vision)
     distances = {"place_loss": place_loss, "named_loss": named_loss}
     objective = DialogueObjective(PhiVisionBackbone(model, tokenizer, num_crops=1), **distances)
     if start_from is not None:
-        objective.load_state_dict({**objective.state_dict(), **load_file(start_from)})
+        objective.load_state_dict({**objective.state_dict(), **load_file(start_from / WEIGHTS)})
     sources = [data] if drawn is None else [data, load_file(drawn)]
     asked = {"place_weight": place_weight, "match_share": match_share}
     dataset = Dialogues(sources, objective.backbone, length=10_000_000, seed=seed, **asked)
@@ -374,8 +387,8 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         resume=resume,
     )
     if fit(objective, dataset, settings, objective.parameter_groups(tower_learning_rate)):
-        save_file(dict(objective.named_parameters()), output_dir / "weights.safetensors")
-        save_mllm(model, tokenizer, config, output_dir / "shapes-mllm")
+        save_file(dict(objective.named_parameters()), output_dir / WEIGHTS)
+        save_mllm(model, tokenizer, config, output_dir / FOLDER)
 
 
 def vision_config(tower: CLIPVisionModel) -> dict:

@@ -167,6 +167,21 @@ def test_shortcut_of_the_recipe_is_what_the_backbone_computes(scenes, tmp_path):
     torch.testing.assert_close(objective.features(objective.patches(images)), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_words_stay_the_tokens_they_were_in_the_next_training(scenes, tmp_path, monkeypatch):
+    """Other questions are other texts, of which a tokenizer that is learned anew would number the words otherwise."""
+    import scene_questions
+    import train_mllm
+
+    train(scenes, tmp_path / "first")
+    before = train_mllm.known_tokenizer(tmp_path / "first").get_vocab()
+    questions = {scene_questions.ask_whether_it_shows: 1.0}
+    monkeypatch.setattr(scene_questions, "QUESTIONS", questions)
+    monkeypatch.setattr(scene_questions, "ABOUT_PLACES", {})
+    assert train_mllm.learned_tokenizer(load_file(scenes)).get_vocab() != before
+    train(scenes, tmp_path / "second", start_from=tmp_path / "first")
+    assert train_mllm.known_tokenizer(tmp_path / "second").get_vocab() == before
+
+
 def test_all_answers_count_the_same():
     import train_mllm
 
@@ -198,14 +213,11 @@ def test_names_point_at_what_is_alone_in_its_shape(scenes, tmp_path):
 
 @pytest.mark.parametrize(("loss", "head"), [("place_loss", "place"), ("named_loss", "named_place")])
 def test_places_are_learned_only_where_they_are_weighed(scenes, tmp_path, loss, head):
-    train(scenes, tmp_path / "unweighed")
-    start = tmp_path / "unweighed" / "weights.safetensors"
-    train(scenes, tmp_path / "weighed", start_from=start, learning_rate=1e-2, **{loss: 1.0})
-    train(scenes, tmp_path / "again", start_from=start, learning_rate=1e-2)
-    weighed, again, before = (
-        load_file(file)[f"{head}.bias"]
-        for file in (*(tmp_path / name / "weights.safetensors" for name in ("weighed", "again")), start)
-    )
+    folders = [tmp_path / name for name in ("first", "weighed", "again")]
+    train(scenes, folders[0])
+    train(scenes, folders[1], start_from=folders[0], learning_rate=1e-2, **{loss: 1.0})
+    train(scenes, folders[2], start_from=folders[0], learning_rate=1e-2)
+    before, weighed, again = (load_file(folder / "weights.safetensors")[f"{head}.bias"] for folder in folders)
     assert not torch.equal(before, weighed) and torch.equal(before, again)
 
 
