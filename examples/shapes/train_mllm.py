@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cyclopts
 import numpy as np
 import torch
 from fit import FitConfig, fit
 from safetensors.torch import load_file, save_file
-from scene_data import from_table
+from scene_data import MAX_OBJECTS, from_table
 from scene_questions import Dialogue, Match, dialogue, dialogue_about_drawn, match
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ from transformers import CLIPVisionModel, PreTrainedTokenizerFast
 from fk_reward.rewards.llava_reward.backbones.base import BackboneInputs
 from fk_reward.rewards.llava_reward.backbones.phi3_vision import CLIP_MEAN, CLIP_STD, PhiVisionBackbone
 from fk_reward.rewards.llava_reward.backbones.phi3_vision_model import EMBEDDING_LAYER, PhiVisionConfig, PhiVisionModel
-from fk_reward.shapes import SHAPES, all_prompts, train_prompts
+from fk_reward.shapes import COLORS, SHAPES, ObjectSpec, ShapesPrompt, all_prompts, train_prompts
 
 SIZES = {
     "hidden_size": 160,
@@ -218,23 +219,50 @@ def answer_weights(labels: Tensor) -> Tensor:
     return 1 / (lengths[answer] * len(lengths))
 
 
-def named_objects(input_ids: Tensor, objects: Tensor, shape_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens that name an object which is alone in its shape.
+class Named(NamedTuple):
+    """What is true of the objects that tokens name.
+
+    Attributes:
+        rows, columns: `(N,)`, places of the tokens in a batch.
+        count: `(N,)`, how many objects of the shape are there.
+        color: `(N,)`, of the object where it is alone in its shape.
+        center: `(N, 2)`, x and y of its centre, likewise.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    count: Tensor
+    color: Tensor
+    center: Tensor
+
+
+def named_objects(input_ids: Tensor, objects: Tensor, shape_tokens: Tensor) -> Named:
+    """The tokens that name a shape, and what is true of its objects.
 
     Args:
         input_ids: `(B, S)`.
-        objects: `(B, 4, 6)`, the table of `scene_data.py`.
-        shape_tokens: `(6,)`, the token of each of `SHAPES`.
-
-    Returns:
-        `(B, S)` bool, which tokens do, and `(N, 2)`, x and y of the centre of what each of them names.
+        objects: `(B, 4, 6)`, the table of `scene_data.py`. Of images without objects, which could not be read, no token
+            is taken.
+        shape_tokens: `(6, F)`, the tokens of each of `SHAPES`, F forms.
     """
-    is_shape = objects[:, None, :, 0] == torch.arange(len(shape_tokens), device=objects.device)[None, :, None]
-    alone = is_shape.sum(-1) == 1
-    centers = (is_shape[..., None] * objects[:, None, :, 2:4]).sum(2)
-    names = (input_ids[..., None] == shape_tokens) & alone[:, None]
+    of_shape = objects[:, None, :, 0] == torch.arange(len(shape_tokens), device=objects.device)[None, :, None]
+    names = (input_ids[..., None, None] == shape_tokens).any(-1) & (objects[..., 0] >= 0).any(1)[:, None, None]
     rows, columns, shapes = names.nonzero(as_tuple=True)
-    return names.any(-1), centers[rows, shapes]
+    summed = (of_shape[..., None] * objects[:, None, :, 1:4]).sum(2)[rows, shapes]
+    return Named(rows, columns, of_shape.sum(-1)[rows, shapes], summed[:, 0].long(), summed[:, 1:])
+
+
+def shape_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """`(6, 2)`: one and many of each of `SHAPES`."""
+    single = [f"a {shape}" for shape in SHAPES]
+    several = [ShapesPrompt("counting", (ObjectSpec(shape),) * 2).text for shape in SHAPES]
+    return torch.tensor(
+        [[tokenizer(text).input_ids[-1] for text in pair] for pair in zip(single, several, strict=True)]
+    )
+
+
+NAMED = ("place", "color", "count")
+"""What can be read off a token that names a shape."""
 
 
 class DialogueObjective(nn.Module):
@@ -246,18 +274,29 @@ class DialogueObjective(nn.Module):
     Args:
         backbone: The model.
         place_loss: Weight of the mean distance, in patches, of the centres that are read off the tower's patches.
-        named_loss: The same, of those read off the tokens that name an object, half of the layers up, so that those
-            above can compare two of them.
+        named_loss: Weight of what is read off the tokens that name a shape, half of the layers up, so that those above
+            can compare it with the rest of the sentence.
+        named: What that is, of `NAMED`: the place (distance in patches) and the colour (cross-entropy) of an object
+            that is alone in its shape, and the number of objects (cross-entropy).
     """
 
-    def __init__(self, backbone: PhiVisionBackbone, *, place_loss: float = 0.0, named_loss: float = 0.0) -> None:
+    def __init__(
+        self,
+        backbone: PhiVisionBackbone,
+        *,
+        place_loss: float = 0.0,
+        named_loss: float = 0.0,
+        named: Sequence[str] = NAMED,
+    ) -> None:
         super().__init__()
         self.backbone, self.place_loss, self.named_loss = backbone.requires_grad_(True), place_loss, named_loss
+        self.named = tuple(named)
         tower = backbone.model.vision_embed_tokens.img_processor
+        width = backbone.language_model.config.hidden_size
         self.place = nn.Linear(tower.config.hidden_size, 2)
-        self.named_place = nn.Linear(backbone.language_model.config.hidden_size, 2)
-        shape_tokens = torch.tensor([backbone.tokenizer(f"a {shape}").input_ids[-1] for shape in SHAPES])
-        self.register_buffer("shape_tokens", shape_tokens, persistent=False)
+        self.named_place, self.named_color = nn.Linear(width, 2), nn.Linear(width, len(COLORS))
+        self.named_count = nn.Linear(width, MAX_OBJECTS + 1)
+        self.register_buffer("shape_tokens", shape_tokens(backbone.tokenizer), persistent=False)
         tower.post_layernorm.requires_grad_(False)  # is for CLIP's class token, nothing here reads it
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
@@ -295,10 +334,15 @@ class DialogueObjective(nn.Module):
         places, shown = patch_places(objects, round(patches.shape[1] ** 0.5))
         return F.l1_loss(self.place(patches)[shown], places[shown])
 
-    def named_distance(self, middle_states: Tensor, input_ids: Tensor, objects: Tensor, side: int) -> Tensor:
-        """The same, in patches of `side` to a line, of those read off the tokens that name an object."""
-        names, centers = named_objects(input_ids, objects, self.shape_tokens)
-        return F.l1_loss(self.named_place(middle_states[names]), centers * side)
+    def misnamed(self, middle_states: Tensor, found: Named, side: int) -> Tensor:
+        """Sum over `named` of how far off it is what the states of tokens that name a shape say."""
+        states, alone = middle_states[found.rows, found.columns], found.count == 1
+        read = {
+            "place": lambda: F.l1_loss(self.named_place(states[alone]), found.center[alone] * side),
+            "color": lambda: F.cross_entropy(self.named_color(states[alone]), found.color[alone]),
+            "count": lambda: F.cross_entropy(self.named_count(states), found.count),
+        }
+        return torch.stack([read[name]() for name in self.named]).sum()
 
     def forward(  # noqa: PLR0913, PLR0917 (the names of a batch)
         self,
@@ -317,8 +361,9 @@ class DialogueObjective(nn.Module):
         if self.place_loss:
             loss = loss + self.place_loss * self.distance(patches, objects)
         if self.named_loss:
+            found = named_objects(input_ids, objects, self.shape_tokens)
             middle, side = states[len(states) // 2], round(patches.shape[1] ** 0.5)
-            loss = loss + self.named_loss * self.named_distance(middle, input_ids, objects, side)
+            loss = loss + self.named_loss * self.misnamed(middle, found, side)
         return {"loss": loss}
 
 
@@ -336,6 +381,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     match_share: float = 0.4,
     place_loss: float = 0.0,
     named_loss: float = 0.0,
+    named: list[str] | None = None,
     seed: int = 0,
     save_steps: int = 200,
     decay_steps: int | None = None,
@@ -356,7 +402,8 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         place_weight: How much oftener questions about places are asked.
         match_share: Share of the images of which only a caption is judged.
         place_loss: Weight of the distance between objects and where the tower's patches say that they are.
-        named_loss: The same, of where the tokens that name them say that they are.
+        named_loss: Weight of what the tokens that name a shape say of its objects.
+        named: What they are asked for, of place, color and count; all unless given.
         seed: Of the weights and the questions.
         save_steps: Between two checkpoints.
         decay_steps: At the end, in which the learning rate falls; a quarter of all unless given.
@@ -367,8 +414,8 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     tokenizer = learned_tokenizer(data) if start_from is None else known_tokenizer(start_from)
     config = hub_config(vision_config(vision), tokenizer)
     model = make_model(config, vision)
-    distances = {"place_loss": place_loss, "named_loss": named_loss}
-    objective = DialogueObjective(PhiVisionBackbone(model, tokenizer, num_crops=1), **distances)
+    read_off = {"place_loss": place_loss, "named_loss": named_loss, "named": NAMED if named is None else named}
+    objective = DialogueObjective(PhiVisionBackbone(model, tokenizer, num_crops=1), **read_off)
     if start_from is not None:
         objective.load_state_dict({**objective.state_dict(), **load_file(start_from / WEIGHTS)})
     sources = [data] if drawn is None else [data, load_file(drawn)]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fk_reward.rewards.llava_reward import load_backbone
-from fk_reward.shapes import TASKS, Scene, SceneObject, all_prompts, is_heldout, true_prompts
+from fk_reward.shapes import COLORS, TASKS, Scene, SceneObject, all_prompts, is_heldout, true_prompts
 from tests.shapes.sample_files import IMAGES_A_DRAW, write_samples
 
 
@@ -191,27 +191,31 @@ def test_all_answers_count_the_same():
     torch.testing.assert_close(weights, torch.tensor([1 / 3] * 3 + [1.0, 1.0] + [0.5] * 2) / 4)
 
 
-def test_names_point_at_what_is_alone_in_its_shape(scenes, tmp_path):
+def test_names_say_what_is_true_of_their_objects(scenes, tmp_path):
     import train_mllm
     from scene_data import to_table
 
     twin = SceneObject("circle", "red", x=0.25, y=0.9, size=0.1)
-    scenes_asked = [PAIR, Scene((*PAIR.objects, twin))]
+    asked = [PAIR, Scene((*PAIR.objects, twin)), Scene(())]
     train(scenes, tmp_path)
     backbone = load_backbone(tmp_path / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
     objective = train_mllm.DialogueObjective(backbone)
-    turns = [[("Is the circle right of the star?", "yes")]] * 2
-    ids = train_mllm.answer_batch(backbone, torch.zeros(2, 3, 64, 64), turns)["input_ids"]
-    names, centers = train_mllm.named_objects(ids, to_table(scenes_asked), objective.shape_tokens)
-    words = [
-        [backbone.tokenizer.decode([token]).strip() for token in row[mask]]
-        for row, mask in zip(ids, names, strict=True)
+    turns = [
+        [("Is the circle right of the star?", "yes")],
+        [("Is this a photo of two circles?", "no")],
+        [("star?", "no")],
     ]
-    assert words == [["circle", "star"], ["star"]]
-    assert centers.tolist() == [[0.75, 0.5], [0.25, 0.5], [0.25, 0.5]]
+    ids = train_mllm.answer_batch(backbone, torch.zeros(3, 3, 64, 64), turns)["input_ids"]
+    found = train_mllm.named_objects(ids, to_table(asked), objective.shape_tokens)
+    words = [backbone.tokenizer.decode([token]).strip() for token in ids[found.rows, found.columns]]
+    assert (words, found.rows.tolist()) == (["circle", "star", "circles"], [0, 0, 1])
+    assert found.count.tolist() == [1, 1, 2]
+    alone = found.count == 1
+    assert [tuple(COLORS)[color] for color in found.color[alone]] == ["blue", "red"]
+    assert found.center[alone].tolist() == [[0.75, 0.5], [0.25, 0.5]]
 
 
-@pytest.mark.parametrize(("loss", "head"), [("place_loss", "place"), ("named_loss", "named_place")])
+@pytest.mark.parametrize(("loss", "head"), [("place_loss", "place"), ("named_loss", "named_color")])
 def test_places_are_learned_only_where_they_are_weighed(scenes, tmp_path, loss, head):
     folders = [tmp_path / name for name in ("first", "weighed", "again")]
     train(scenes, folders[0])
