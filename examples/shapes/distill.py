@@ -39,7 +39,7 @@ class Distillation:
     """
 
     guidance_scale: float = 3.0
-    num_levels: int = 50
+    num_levels: int = 16
     target_decay: float = 0.95
     huber: float = 1e-3
 
@@ -123,12 +123,12 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     model: str | Path = "shapes-sd",
     latents: Path = Path("runs/whitened/latents.safetensors"),
     output_dir: Path = Path("runs/distilled"),
-    max_steps: int = 2500,
+    max_steps: int = 4000,
     batch_size: int = 32,
-    learning_rate: float = 3e-4,
+    learning_rate: float = 6e-4,
     seed: int = 0,
     guidance_scale: float = 3.0,
-    num_levels: int = 50,
+    num_levels: int = 16,
     target_decay: float = 0.95,
     save_steps: int = 250,
     resume: bool = False,
