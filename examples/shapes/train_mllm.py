@@ -227,6 +227,7 @@ class Named(NamedTuple):
         count: `(N,)`, how many objects of the shape are there.
         color: `(N,)`, of the object where it is alone in its shape.
         center: `(N, 2)`, x and y of its centre, likewise.
+        said: `(N,)`, the colour that the word before says, -1 where it says none.
     """
 
     rows: Tensor
@@ -234,9 +235,10 @@ class Named(NamedTuple):
     count: Tensor
     color: Tensor
     center: Tensor
+    said: Tensor
 
 
-def named_objects(input_ids: Tensor, objects: Tensor, shape_tokens: Tensor) -> Named:
+def named_objects(input_ids: Tensor, objects: Tensor, shape_tokens: Tensor, color_tokens: Tensor) -> Named:
     """The tokens that name a shape, and what is true of its objects.
 
     Args:
@@ -244,12 +246,15 @@ def named_objects(input_ids: Tensor, objects: Tensor, shape_tokens: Tensor) -> N
         objects: `(B, 4, 6)`, the table of `scene_data.py`. Of images without objects, which could not be read, no token
             is taken.
         shape_tokens: `(6, F)`, the tokens of each of `SHAPES`, F forms.
+        color_tokens: `(7,)`, those of `COLORS`.
     """
     of_shape = objects[:, None, :, 0] == torch.arange(len(shape_tokens), device=objects.device)[None, :, None]
     names = (input_ids[..., None, None] == shape_tokens).any(-1) & (objects[..., 0] >= 0).any(1)[:, None, None]
     rows, columns, shapes = names.nonzero(as_tuple=True)
     summed = (of_shape[..., None] * objects[:, None, :, 1:4]).sum(2)[rows, shapes]
-    return Named(rows, columns, of_shape.sum(-1)[rows, shapes], summed[:, 0].long(), summed[:, 1:])
+    before = input_ids[rows, columns - 1, None] == color_tokens  # a shape is never the first token
+    said = torch.where(before.any(-1), before.long().argmax(-1), -1)
+    return Named(rows, columns, of_shape.sum(-1)[rows, shapes], summed[:, 0].long(), summed[:, 1:], said)
 
 
 def shape_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
@@ -261,7 +266,12 @@ def shape_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     )
 
 
-NAMED = ("place", "color", "count")
+def color_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """`(7,)`: those of `COLORS`, as they stand before a shape."""
+    return torch.tensor([tokenizer(f"a {color} {SHAPES[0]}").input_ids[-2] for color in COLORS])
+
+
+NAMED = ("place", "color", "count", "bound")
 """What can be read off a token that names a shape."""
 
 
@@ -277,7 +287,8 @@ class DialogueObjective(nn.Module):
         named_loss: Weight of what is read off the tokens that name a shape, half of the layers up, so that those above
             can compare it with the rest of the sentence.
         named: What that is, of `NAMED`: the place (distance in patches) and the colour (cross-entropy) of an object
-            that is alone in its shape, and the number of objects (cross-entropy).
+            that is alone in its shape, the number of objects (cross-entropy), and, a layer above, whether the colour
+            is the one that the word before says (binary cross-entropy).
     """
 
     def __init__(
@@ -295,8 +306,9 @@ class DialogueObjective(nn.Module):
         width = backbone.language_model.config.hidden_size
         self.place = nn.Linear(tower.config.hidden_size, 2)
         self.named_place, self.named_color = nn.Linear(width, 2), nn.Linear(width, len(COLORS))
-        self.named_count = nn.Linear(width, MAX_OBJECTS + 1)
+        self.named_count, self.named_bound = nn.Linear(width, MAX_OBJECTS + 1), nn.Linear(width, 1)
         self.register_buffer("shape_tokens", shape_tokens(backbone.tokenizer), persistent=False)
+        self.register_buffer("color_tokens", color_tokens(backbone.tokenizer), persistent=False)
         tower.post_layernorm.requires_grad_(False)  # is for CLIP's class token, nothing here reads it
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
@@ -334,15 +346,25 @@ class DialogueObjective(nn.Module):
         places, shown = patch_places(objects, round(patches.shape[1] ** 0.5))
         return F.l1_loss(self.place(patches)[shown], places[shown])
 
-    def misnamed(self, middle_states: Tensor, found: Named, side: int) -> Tensor:
-        """Sum over `named` of how far off it is what the states of tokens that name a shape say."""
-        states, alone = middle_states[found.rows, found.columns], found.count == 1
+    def misnamed(self, states: Sequence[Tensor], found: Named, side: int) -> Tensor:
+        """Sum over `named` of how far off it is what the states of tokens that name a shape say.
+
+        What is compared with the sentence can only be read off above what it is compared with.
+        """
+        here, above = (layer[found.rows, found.columns] for layer in states[len(states) // 2 :][:2])
+        alone = found.count == 1
+        colored = alone & (found.said >= 0)
+        true_color = (found.said == found.color)[colored].float()
         read = {
-            "place": lambda: F.l1_loss(self.named_place(states[alone]), found.center[alone] * side),
-            "color": lambda: F.cross_entropy(self.named_color(states[alone]), found.color[alone]),
-            "count": lambda: F.cross_entropy(self.named_count(states), found.count),
+            "place": lambda: F.l1_loss(self.named_place(here[alone]), found.center[alone] * side, reduction="none"),
+            "color": lambda: F.cross_entropy(self.named_color(here[alone]), found.color[alone], reduction="none"),
+            "count": lambda: F.cross_entropy(self.named_count(here), found.count, reduction="none"),
+            "bound": lambda: F.binary_cross_entropy_with_logits(
+                self.named_bound(above[colored])[:, 0], true_color, reduction="none"
+            ),
         }
-        return torch.stack([read[name]() for name in self.named]).sum()
+        losses = [read[name]() for name in self.named]
+        return torch.stack([loss.sum() / max(loss.numel(), 1) for loss in losses]).sum()  # a batch may name none
 
     def forward(  # noqa: PLR0913, PLR0917 (the names of a batch)
         self,
@@ -361,9 +383,9 @@ class DialogueObjective(nn.Module):
         if self.place_loss:
             loss = loss + self.place_loss * self.distance(patches, objects)
         if self.named_loss:
-            found = named_objects(input_ids, objects, self.shape_tokens)
-            middle, side = states[len(states) // 2], round(patches.shape[1] ** 0.5)
-            loss = loss + self.named_loss * self.misnamed(middle, found, side)
+            found = named_objects(input_ids, objects, self.shape_tokens, self.color_tokens)
+            side = round(patches.shape[1] ** 0.5)
+            loss = loss + self.named_loss * self.misnamed(states, found, side)
         return {"loss": loss}
 
 
@@ -403,7 +425,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         match_share: Share of the images of which only a caption is judged.
         place_loss: Weight of the distance between objects and where the tower's patches say that they are.
         named_loss: Weight of what the tokens that name a shape say of its objects.
-        named: What they are asked for, of place, color and count; all unless given.
+        named: What they are asked for, of place, color, count and bound; all unless given.
         seed: Of the weights and the questions.
         save_steps: Between two checkpoints.
         decay_steps: At the end, in which the learning rate falls; a quarter of all unless given.

@@ -204,18 +204,37 @@ def test_names_say_what_is_true_of_their_objects(scenes, tmp_path):
         [("Is the circle right of the star?", "yes")],
         [("Is this a photo of two circles?", "no")],
         [("star?", "no")],
+        [("Is this a photo of a red circle and a blue star?", "no")],
     ]
-    ids = train_mllm.answer_batch(backbone, torch.zeros(3, 3, 64, 64), turns)["input_ids"]
-    found = train_mllm.named_objects(ids, to_table(asked), objective.shape_tokens)
+    asked.append(PAIR)
+    ids = train_mllm.answer_batch(backbone, torch.zeros(4, 3, 64, 64), turns)["input_ids"]
+    found = train_mllm.named_objects(ids, to_table(asked), objective.shape_tokens, objective.color_tokens)
     words = [backbone.tokenizer.decode([token]).strip() for token in ids[found.rows, found.columns]]
-    assert (words, found.rows.tolist()) == (["circle", "star", "circles"], [0, 0, 1])
-    assert found.count.tolist() == [1, 1, 2]
+    assert (words, found.rows.tolist()) == (["circle", "star", "circles", "circle", "star"], [0, 0, 1, 3, 3])
+    assert found.count.tolist() == [1, 1, 2, 1, 1]
     alone = found.count == 1
-    assert [tuple(COLORS)[color] for color in found.color[alone]] == ["blue", "red"]
-    assert found.center[alone].tolist() == [[0.75, 0.5], [0.25, 0.5]]
+    assert [tuple(COLORS)[color] for color in found.color[alone]] == ["blue", "red"] * 2
+    assert found.center[alone].tolist() == [[0.75, 0.5], [0.25, 0.5]] * 2
+    assert [tuple(COLORS)[said] if said >= 0 else None for said in found.said] == [None, None, None, "red", "blue"]
 
 
-@pytest.mark.parametrize(("loss", "head"), [("place_loss", "place"), ("named_loss", "named_color")])
+def test_a_batch_that_names_nothing_costs_nothing(scenes, tmp_path):
+    import train_mllm
+    from scene_data import to_table
+
+    train(scenes, tmp_path)
+    objective = train_mllm.DialogueObjective(
+        load_backbone(tmp_path / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
+    )
+    batch = train_mllm.answer_batch(objective.backbone, torch.zeros(1, 3, 64, 64), [[("How many?", "two")]])
+    found = train_mllm.named_objects(
+        batch["input_ids"], to_table([PAIR]), objective.shape_tokens, objective.color_tokens
+    )
+    states = (torch.zeros(1, batch["input_ids"].shape[1], 160),) * 5
+    assert objective.misnamed(states, found, 8) == 0
+
+
+@pytest.mark.parametrize(("loss", "head"), [("place_loss", "place"), ("named_loss", "named_bound")])
 def test_places_are_learned_only_where_they_are_weighed(scenes, tmp_path, loss, head):
     folders = [tmp_path / name for name in ("first", "weighed", "again")]
     train(scenes, folders[0])
