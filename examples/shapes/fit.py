@@ -24,7 +24,8 @@ class FitConfig:
 
     The learning rate is constant and falls to zero along a cosine over the last `decay_steps`. While it is constant,
     nothing depends on `max_steps`, so a long run can be stopped at any checkpoint and resumed with the number of steps
-    that there is time for, and is then the same as a run of that length.
+    that there is time for, and is then the same as a run of that length. The last checkpoint of a run that has ended is
+    none of these: its rate is zero already.
 
     Attributes:
         warmup_steps: over which the rate rises; 100 if not given, and no more than a quarter of all.
@@ -125,14 +126,20 @@ def fit(
 
     Returns:
         Whether this is the process that should save the model (of several, where `torchrun` started them).
+
+    Raises:
+        ValueError: to resume from a checkpoint of more steps than are asked for.
     """
     arguments = config.training_arguments()
     begun = config.resume and Path(arguments.output_dir).is_dir()
     checkpoint = get_last_checkpoint(arguments.output_dir) if begun else None
     average = EMACallback(model, config, checkpoint)
-    if checkpoint is not None and int(checkpoint.rpartition("-")[2]) >= config.max_steps:
+    done = 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
+    if done > config.max_steps:
+        raise ValueError(f"{checkpoint} has more than {config.max_steps} steps: ask for {done}, or remove it.")
+    if done == config.max_steps:
         average.ema.copy_to(average.parameters)  # the Trainer would take one step more
-        return True
+        return arguments.process_index == 0
     trainer = Trainer(
         model,
         arguments,
