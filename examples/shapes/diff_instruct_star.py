@@ -1,7 +1,7 @@
 """Trains a one-step `shapes-sd` for a reward, near its teacher by a score-based divergence: Diff-Instruct* in small.
 
 Luo et al. (2024), Diff-Instruct*, arXiv 2410.20898, algorithm 1, and Score Implicit Matching (Luo et al. 2024, arXiv
-2410.16794, theorem 3.1) for the divergence. Three networks: the generator, whose one call at the last timestep makes an
+2410.16794, theorem 3.1) for the divergence. Three networks: the generator, whose one call on noise makes an
 image; the reference, which is the teacher with classifier-free guidance; and an online model that learns the scores of
 what the generator makes. The generator begins as `distill.py` has left it.
 """
@@ -44,6 +44,13 @@ def divergence_loss(x0: Tensor, online: Tensor, reference: Tensor, *, huber: flo
     return -((apart * (online - x0).flatten(1)).sum(1) / scale).mean()
 
 
+def first_timestep(pipe: StableDiffusionPipeline) -> int:
+    """Where one step of LCMScheduler begins: at the last of the levels for which the model was distilled."""
+    scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(1)
+    return int(scheduler.timesteps[0])
+
+
 class DiffInstructStar(nn.Module):
     """Both losses of a step: of the generator, and of the online model on what the generator makes."""
 
@@ -65,7 +72,7 @@ class DiffInstructStar(nn.Module):
             module.requires_grad_(False)
         self.frozen = (generator.vae, reward)  # in a tuple, so that checkpoints leave them out
         scheduler = DDIMScheduler.from_config(teacher.scheduler.config)
-        self.last = scheduler.config.num_train_timesteps - 1
+        self.last = first_timestep(generator)
         self.register_buffer("contexts", encode_all(teacher.text_encoder, teacher.tokenizer), persistent=False)
         self.register_buffer("shares", caption_shares(), persistent=False)
         self.register_buffer("alphas", scheduler.alphas_cumprod, persistent=False)
@@ -91,7 +98,7 @@ class DiffInstructStar(nn.Module):
         return {"loss": near - self.reward_scale * rewards.mean() + online}
 
     def generate(self, noise: Tensor, context: Tensor) -> Tensor:
-        """One call at the last timestep: what LCMScheduler makes of it."""
+        """One call, as LCMScheduler makes it of noise."""
         timesteps = torch.full((len(noise),), self.last, device=noise.device)
         return self._clean(self.generator, noise, timesteps, context)
 

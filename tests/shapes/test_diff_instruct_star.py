@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from fk_reward import load_reward
@@ -50,6 +50,25 @@ def test_each_network_learns_from_its_own_loss(pipe, latents_of):  # noqa: F811
     rewards.sum().backward()
     assert next(objective.generator.parameters()).grad.abs().sum() > 0
     assert all(one.grad is None for one in objective.reference.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("num_levels", "first"), [(16, 991), (50, 999)])
+def test_the_generator_is_trained_where_the_scheduler_will_call_it(pipe, num_levels, first):  # noqa: F811
+    """What is trained is what the saved pipeline draws from the same noise."""
+    from diff_instruct_star import DiffInstructStar
+
+    scheduler = LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=num_levels)
+    generator = StableDiffusionPipeline(**{**pipe.components, "scheduler": scheduler}, requires_safety_checker=False)
+    objective = DiffInstructStar(generator, pipe, load_reward("shapes-clipscore"), reward_scale=1.0, guidance_scale=3.0)
+    assert objective.last == first
+    shape = (1, pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    embeds, _ = generator.encode_prompt("a photo of a star", "cpu", 1, do_classifier_free_guidance=False)
+    generator.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent", "latents": noise}
+    drawn = generator("a photo of a star", **call).images
+    torch.testing.assert_close(objective.generate(noise, embeds), drawn, atol=1e-4, rtol=1e-4)
 
 
 def test_the_script(latents_of, tmp_path):  # noqa: F811
