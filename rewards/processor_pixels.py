@@ -40,6 +40,7 @@ def pixel_transform(
         ValueError: for `pad_to_square=True` with an image processor that is not like CLIP's.
 
     Example:
+        >>> import torch
         >>> from transformers import CLIPImageProcessorPil
         >>> transform = pixel_transform(CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8))
         >>> transform(torch.rand(2, 3, 9, 12)).shape

@@ -106,7 +106,7 @@ def degraded(images: Tensor) -> Tensor:
 
 
 class ContrastiveObjective(nn.Module):
-    """CLIP's symmetric cross-entropy, and that of naming what each patch shows (see `patch_labels.py`).
+    """CLIP's symmetric cross-entropy, and that of naming what each patch shows (see `patch_classes`).
 
     Captions that are true of another image of the batch are no negatives for it.
     """

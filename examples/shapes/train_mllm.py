@@ -160,7 +160,7 @@ def answer_batch(
 class Dialogues(Dataset):
     """Images with dialogues, drawn anew for each index, the same for the same seed; batches of `answer_batch`.
 
-    `sources` are what `make_mixed_scenes.py` and `make_drawn_scenes.py` wrote, from which images are taken equally.
+    `sources` are what `make_scenes.py mixed` and `make_scenes.py drawn` wrote, from which images are taken equally.
     """
 
     def __init__(
