@@ -186,7 +186,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     judge: str | None = None,
     prompts: Path | None = None,
     search: str = "fk",
-    reward_scale: str = "card",
+    reward_scale: float | str = "card",
     num_particles: int = 4,
     steps: int | None = None,
     seed: int = 0,
@@ -213,17 +213,17 @@ def main(  # noqa: PLR0913 (one parameter for each option)
 
     whole_number("--num-particles", num_particles, minimum=2)
     usual = DEFAULTS.get(model, DEFAULTS["sdxl"])
+    steps = usual.steps if steps is None else whole_number("--steps", steps, minimum=1)
     place = resolve_device(device)
     precision = {"torch_dtype": torch.float16} if str(place) != "cpu" else {}
     pipe = FKSteeringPipeline.from_pretrained(model, reward=reward or usual.reward, **precision).to(place)
     pipe.set_progress_bar_config(disable=True)
     judging = load_reward(judge or usual.judge).to(place)
     texts = usual.prompts if prompts is None else tuple(filter(None, map(str.strip, prompts.read_text().splitlines())))
-    scale = {"reward_scale": _number(reward_scale)} if "reward_scale" in search_fields(search) else {}
+    scale = {"reward_scale": reward_scale} if "reward_scale" in search_fields(search) else {}
     calls = {
         "search": {"search": search, **scale},
-        "arguments": {"num_inference_steps": steps or usual.steps}
-        | ({"guidance_scale": 3.0} if model == "shapes-sd" else {}),
+        "arguments": {"num_inference_steps": steps} | ({"guidance_scale": 3.0} if model == "shapes-sd" else {}),
     }
     rows = []
     for index, text in enumerate(texts):
@@ -232,17 +232,10 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         say(f"{index + 1}/{len(texts)} {text}")
     names = (pipe.reward.card.name, judging.card.name)
     about = (
-        f"Made by `python examples/gallery.py --model {model}`: {model}, {steps or usual.steps} steps, N = "
+        f"Made by `python examples/gallery.py --model {model}`: {model}, {steps} steps, N = "
         f"{num_particles}, {search}, the same seeds in each row."
     )
     say(f"Page: {write_gallery(out, rows, about=about, names=names)}")
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 if __name__ == "__main__":

@@ -98,9 +98,9 @@ class SteeredLoop:
         self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         self.num_images = whole_number("num_images", num_images, minimum=1)
         self.config = _chosen(search, dict(settings), num_particles=num_particles, num_images=num_images)
-        self.config = config_for_spread(self.config, self.reward.card.spread)
-        self._decode = decode
         spread = self.reward.card.spread
+        self.config = config_for_spread(self.config, spread)
+        self._decode = decode
         self.population = make_population(self.config, len(self.prompts), generators, spread=spread)
         if self.num_images > (finished := self.population.forecast(LONG_RUN).finished):
             raise ValueError(f"num_images should be at most {finished}, what the search finishes, got {num_images}.")

@@ -33,7 +33,19 @@ MAX_ROWS = 4
 ONE, BEST, STEERED = "one image", "best of K", "steered"
 METHODS = (ONE, BEST, STEERED)
 
-CHOSEN_PROMPTS: tuple[str, ...] = ()
+CHOSEN_PROMPTS = tuple(
+    f"a photo of {scene}"
+    for scene in (
+        "a triangle and a cross",
+        "four circles",
+        "three triangles",
+        "a blue star",
+        "a yellow star",
+        "a blue square and a green cross",
+        "a black triangle and an orange diamond",
+        "a purple square and a yellow triangle",
+    )
+)
 """Held-out prompts of which one plain image is right about every second time."""
 
 _MAX_REASONS = 5
