@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import sys
+from fnmatch import fnmatch
 from types import SimpleNamespace
 
 import pytest
@@ -202,9 +204,18 @@ def test_the_real_settings_name_what_was_chosen():
     for stage in train_all.read_stages(train_all.SETTINGS):
         module, _, function = stage.run.rpartition(".")
         parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
-        own = chosen & parameters.keys() - {"max_steps"} if stage.name == "adapters" else chosen & parameters.keys()
+        own = {name for name in chosen & parameters.keys() if parameters[name].default is not None}
         assert own <= stage.options.keys(), stage.name
         assert {*stage.options, *stage.smoke} <= parameters.keys(), stage.name
+
+
+def test_the_document_names_every_stage():
+    import train_all
+
+    text = train_all.SETTINGS.with_name("README.md").read_text()
+    patterns = re.findall(r"`([\w*-]+)`", text)
+    for stage in train_all.read_stages(train_all.SETTINGS):
+        assert any(fnmatch(stage.name, pattern) for pattern in patterns), stage.name
 
 
 def test_nothing_is_installed_where_something_is_missing_or_too_large(tmp_path, monkeypatch):
