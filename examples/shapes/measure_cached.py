@@ -39,6 +39,7 @@ from fk_reward.benchmarks.report import (
     write_tables,
 )
 from fk_reward.benchmarks.statistics import Ends, Outcome, estimate, paired_differences
+from fk_reward.benchmarks.store import weights_digest
 from fk_reward.benchmarks.task import TaskOptions
 from fk_reward.durable_files import append_lines, read_json, read_json_lines
 from fk_reward.pipelines import CacheSchedule
@@ -176,7 +177,8 @@ class Measurements:
     ) -> None:
         self.drawn, self.samples, self.judge, self.heldout, self.path = drawn, samples, judge, heldout, path
         self.prompts = [sample["prompt"] for sample in samples]
-        self.about = [drawn.describe(), self.prompts, sorted(heldout)]
+        scored_by = {name: weights_digest([reward]) for name, reward in heldout.items()}
+        self.about = [drawn.describe(), self.prompts, judge.identity, scored_by]
         self.known = {line["key"]: line for _, line in read_json_lines(path)} if path.exists() else {}
 
     def of(self, method: Method) -> tuple[Figures, float]:

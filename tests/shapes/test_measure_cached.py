@@ -8,11 +8,13 @@ from dataclasses import asdict
 import pytest
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from torch import nn
 
 from fk_reward.benchmarks.cache_settings import CachedDrawing
 from fk_reward.models import resolve_model
 from fk_reward.pipelines import CacheSchedule, cache_components
 from fk_reward.planning.cache_costs import CacheCosts
+from fk_reward.rewards import Reward, RewardCard
 from fk_reward.search import BestOfN, FKSteeringConfig
 
 PARTS = (("0", "attn"), ("0", "ff"))
@@ -141,6 +143,24 @@ def test_what_has_been_drawn_is_not_drawn_again(evolved, fake, tmp_path):
         *((None, BestOfN, 4), ("generation-002-00009", BestOfN, 6)),
         *((None, FKSteeringConfig, 4), ("generation-002-00009", FKSteeringConfig, 6)),
     ]
+
+
+def test_figures_of_other_weights_are_not_taken(evolved, fake, tmp_path, monkeypatch):
+    class Bias(Reward):
+        card = RewardCard(name="bias", summary="the same for every image")
+
+        def __init__(self, value):
+            self.network = nn.Linear(1, 1)
+            nn.init.constant_(self.network.bias, value)
+
+        def score(self, images, prompts):
+            return self.network.bias.detach().expand(len(images))
+
+    for value, times in ((1.0, 1), (1.0, 1), (2.0, 2)):
+        monkeypatch.setattr("measure_cached.load_reward", lambda name, value=value: Bias(value))
+        found = run(evolved, tmp_path / "out", max_share=0.7, heldout=("bias",))
+        assert all(estimates(row, "bias") == value for row in found["searches"])
+        assert fake.drawn.count((None, BestOfN, 8)) == times
 
 
 def test_the_tables_are_written_for_the_docs(evolved, fake, tmp_path):
