@@ -151,7 +151,8 @@ def test_figures_of_other_weights_are_not_taken(evolved, fake, tmp_path, monkeyp
 
         def __init__(self, value):
             self.network = nn.Linear(1, 1)
-            nn.init.constant_(self.network.bias, value)
+            for parameter in self.network.parameters():
+                nn.init.constant_(parameter, value)
 
         def score(self, images, prompts):
             return self.network.bias.detach().expand(len(images))
