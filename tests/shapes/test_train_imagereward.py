@@ -28,7 +28,7 @@ def preferences(tmp_path_factory):
 def train(preferences, output_dir, **options):
     import train_imagereward
 
-    train_imagereward.main(preferences, output_dir, max_steps=4, batch_size=4, save_steps=2, **options)
+    train_imagereward.main(preferences, output_dir=output_dir, max_steps=4, batch_size=4, save_steps=2, **options)
     return output_dir / "shapes-imagereward"
 
 
