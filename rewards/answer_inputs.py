@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -144,17 +145,19 @@ class PromptInputs:
         if expansion is None:
             return None
         token = self._image_id()
+        # Arrays, because PyTorch takes ten times as long as NumPy to read lists of lists.
+        inside = np.array(expansion.ids, dtype=np.int64)
         rows, types = [], []
         for ids in self.processor.tokenizer(list(texts))["input_ids"]:
             if ids.count(token) != 1:
                 return None
-            place = ids.index(token)
-            rows.append([*ids[:place], *expansion.ids, *ids[place + 1 :], *answer])
-            inside = expansion.types or [0] * len(expansion.ids)
-            types.append([*[0] * place, *inside, *[0] * (len(ids) - place - 1 + len(answer))])
+            place, written = ids.index(token), np.array([*ids, *answer], dtype=np.int64)
+            rows.append(np.concatenate([written[:place], inside, written[place + 1 :]]))
+            types.append(np.zeros_like(rows[-1]))
+            types[-1][place : place + len(inside)] = expansion.types or 0
         inputs = {
             "input_ids": self._padded(rows, self.processor.tokenizer.pad_token_id),
-            "attention_mask": self._padded([[1] * len(row) for row in rows], 0),
+            "attention_mask": self._padded([np.ones_like(row) for row in rows], 0),
         }
         if expansion.types is not None:
             inputs["mm_token_type_ids"] = self._padded(types, 0)
@@ -189,11 +192,12 @@ class PromptInputs:
         token = getattr(self.processor, "image_token", None)
         return None if token is None else self.processor.tokenizer.convert_tokens_to_ids(str(token))
 
-    def _padded(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
-        length = max(map(len, rows))
-        if self.processor.tokenizer.padding_side == "left":
-            return torch.tensor([[*[value] * (length - len(row)), *row] for row in rows])
-        return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+    def _padded(self, rows: Sequence[np.ndarray], value: int) -> Tensor:
+        padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+        on_the_left = self.processor.tokenizer.padding_side == "left"
+        for place, row in zip(padded, rows, strict=True):
+            place[-len(row) if on_the_left else 0 :][: len(row)] = row
+        return torch.from_numpy(padded)
 
     def _check(self, processor: Any) -> None:
         """Against the processor itself, on one small image."""

@@ -257,7 +257,10 @@ class AnswerModel(nn.Module):
         else:
             height, width = images.shape[-2:]
             inputs = dict(self._prompts(texts, (height, width), answer=answer))
-        self.require_positions(inputs["attention_mask"], questions)  # still on the CPU: the device is not waited for
+        mask = inputs["attention_mask"]  # still on the CPU: the device is not waited for
+        self.require_positions(mask, questions)
+        if self._prompts is not None and not self.is_encoder_decoder and bool(mask.all()):
+            del inputs["attention_mask"]  # transformers would ask the device whether it masks anything
         if self._transform is not None:
             inputs["pixel_values"] = self._transform(images)
         return {name: value.to(self.device, self._dtype_of(value)) for name, value in inputs.items()}

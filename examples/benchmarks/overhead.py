@@ -12,8 +12,8 @@ from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor
 from torch.utils.benchmark import timer
 
-from examples.benchmarks.timing import quartiles
 from fk_reward.benchmarks.report import Column, show_table, write_json
+from fk_reward.benchmarks.timing import quartiles
 from fk_reward.cli import run_script
 from fk_reward.cli.options import OutOption
 from fk_reward.output_folder import hold_folder

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from examples.benchmarks.agreement_with_transformers import COMPARED, PROMPTS, randomise
 from examples.benchmarks.reward_detectors import harmless_images
 from fk_reward.benchmarks.report import Column, markdown_table, show_table
 from fk_reward.cli import run_script
@@ -70,13 +71,6 @@ def _tower(**more: int) -> dict[str, int]:
     return {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4} | more
 
 
-def _randomise(model: torch.nn.Module) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.15)
-
-
 def clip_scores() -> tuple[Tensor, Tensor]:
     """The small CLIP of the package, through transformers' own processor and forward pass."""
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer  # noqa: PLC0415 (slow to import)
@@ -100,8 +94,8 @@ def classifier_probabilities() -> tuple[Tensor, Tensor]:
     from fk_reward.rewards.image_classifier import ImageClassifier  # noqa: PLC0415
 
     labels = {0: "normal", 1: "nsfw", 2: "drawing"}
-    model = ViTForImageClassification(ViTConfig(**_tower(image_size=_SIZE, patch_size=8), id2label=labels)).eval()
-    _randomise(model)
+    sizes = _tower(image_size=_SIZE, patch_size=8)
+    model: Any = randomise(ViTForImageClassification(ViTConfig(**sizes, id2label=labels)))
     processor, images = ViTImageProcessorPil(size={"height": _SIZE, "width": _SIZE}), _photos(8)
     ours = ImageClassifier(model, processor, label="normal")(images, "")
     return ours, model(**processor(images, return_tensors="pt")).logits.softmax(dim=-1)[:, 0]
@@ -114,17 +108,34 @@ def siglip_marks() -> tuple[Tensor, Tensor]:
     from fk_reward.rewards.aesthetic_siglip import SiglipAesthetic, siglip_head  # noqa: PLC0415
     from fk_reward.rewards.preprocessing import ImagePreprocessing  # noqa: PLC0415
 
-    theirs = (
-        importlib.import_module("aesthetic_predictor_v2_5")
-        .AestheticPredictorV2_5Model(SiglipVisionConfig(**_tower(image_size=_SIZE, patch_size=8)))
-        .eval()
-    )
-    _randomise(theirs)
+    package = importlib.import_module("aesthetic_predictor_v2_5")
+    config = SiglipVisionConfig(**_tower(image_size=_SIZE, patch_size=8))
+    theirs: Any = randomise(package.AestheticPredictorV2_5Model(config))
     tower = SiglipVisionModel(theirs.config)
     tower.load_state_dict({name: t for name, t in theirs.state_dict().items() if not name.startswith("layers.")})
     processor, images = SiglipImageProcessorPil(size={"height": _SIZE, "width": _SIZE}), _photos(8)
     preprocessing = ImagePreprocessing.from_config({"do_center_crop": False, **processor.to_dict()})
     ours = SiglipAesthetic(tower, siglip_head(theirs.layers.state_dict()), preprocessing=preprocessing)(images, "")
+    return ours, theirs(**processor(images, return_tensors="pt"), return_dict=True).logits[:, 0]
+
+
+def linear_marks() -> tuple[Tensor, Tensor]:
+    """A small random CLIP and head, through the package simple-aesthetics-predictor."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig  # noqa: PLC0415
+
+    from fk_reward.rewards.aesthetic import AestheticScore, aesthetic_head  # noqa: PLC0415
+    from fk_reward.rewards.preprocessing import ImagePreprocessing  # noqa: PLC0415
+
+    vision = _tower(image_size=_SIZE, patch_size=8, projection_dim=16)
+    package = importlib.import_module("aesthetics_predictor")
+    theirs: Any = randomise(package.AestheticsPredictorV2Linear(CLIPVisionConfig(**vision)))
+    clip: Any = CLIPModel(CLIPConfig(vision_config=vision, projection_dim=16))
+    for part in ("vision_model", "visual_projection"):
+        getattr(clip, part).load_state_dict(getattr(theirs, part).state_dict())
+    head = aesthetic_head({f"layers.{name}": tensor for name, tensor in theirs.layers.state_dict().items()})
+    processor, images = CLIPImageProcessorPil(size={"shortest_edge": _SIZE}, crop_size=_SIZE), _photos(8)
+    preprocessing = ImagePreprocessing.from_config(processor.to_dict())
+    ours = AestheticScore(clip, head, preprocessing=preprocessing)(images, "")
     return ours, theirs(**processor(images, return_tensors="pt"), return_dict=True).logits[:, 0]
 
 
@@ -158,6 +169,12 @@ def distances() -> tuple[Tensor, Tensor]:
     return torch.tensor([edit_distance(*pair) for pair in pairs]), torch.tensor([theirs(*pair) for pair in pairs])
 
 
+def _with_transformers(port: str) -> Agreement:
+    theirs, compare = COMPARED[port]
+    weights = "real, small" if port == "pickscore" else "random"
+    return Agreement(port, "transformers", theirs, weights, lambda: compare(_photos(len(PROMPTS))))
+
+
 AGREEMENTS = (
     Agreement("shapes-clipscore", "transformers", "CLIPModel and its processor", "real, small", clip_scores),
     Agreement(
@@ -167,6 +184,8 @@ AGREEMENTS = (
         "random",
         classifier_probabilities,
     ),
+    *map(_with_transformers, COMPARED),
+    Agreement("aesthetic", "aesthetics_predictor", "simple-aesthetics-predictor", "random", linear_marks),
     Agreement("aesthetic-v2.5", "aesthetic_predictor_v2_5", "aesthetic-predictor-v2-5", "random", siglip_marks),
     Agreement("nudenet", "nudenet", "NudeDetector's pixels and network", "real", nudenet_probabilities),
     Agreement("ocr", "rapidfuzz", "RapidFuzz's Levenshtein distance", "none", distances),

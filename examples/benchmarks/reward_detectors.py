@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from examples.benchmarks.timing import quartiles, seconds_of
 from fk_reward.benchmarks.report import Column, markdown_table, show_table
+from fk_reward.benchmarks.timing import quartiles, seconds_of
 from fk_reward.cli import run_script
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.inputs import to_pil

@@ -15,8 +15,8 @@ import torch
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
-from examples.benchmarks.host_time import HOST_COLUMNS, host_row
 from fk_reward.benchmarks.report import Column, markdown_table, show_table
+from fk_reward.benchmarks.rewards.host_time import HOST_COLUMNS, host_row
 from fk_reward.cli import run_script
 from fk_reward.planning.full_size_rewards import FULL_SIZE
 from fk_reward.rewards import REWARDS

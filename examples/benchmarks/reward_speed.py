@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from examples.benchmarks.timing import quartiles, seconds_of
 from fk_reward.benchmarks.report import Column, show_table, write_json
+from fk_reward.benchmarks.timing import quartiles, seconds_of
 from fk_reward.cli import run_script
 from fk_reward.cli.options import OutOption
 from fk_reward.devices import resolve_device

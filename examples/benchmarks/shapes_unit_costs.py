@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from examples.benchmarks.reward_speed import Run
 from examples.benchmarks.shapes_populations import BEST, UNSTEERED, Population, ShapesSettings
-from examples.benchmarks.timing import seconds_of
+from fk_reward.benchmarks.timing import seconds_of
 from fk_reward.rewards import Reward
 from fk_reward.search.base import forecast
 from fk_reward.shapes import benchmark_prompts

@@ -13,10 +13,10 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from examples.benchmarks.overhead import mean_pixel
-from examples.benchmarks.reward_costs import PROMPT
 from examples.benchmarks.reward_speed import OUT_OF_MEMORY
-from examples.benchmarks.timing import quartiles, seconds_of
 from fk_reward.benchmarks.report import RANGE, Column, markdown_table, show_table, write_json
+from fk_reward.benchmarks.rewards.costs import PROMPT
+from fk_reward.benchmarks.timing import quartiles, seconds_of
 from fk_reward.cli import run_script
 from fk_reward.cli.options import OutOption
 from fk_reward.devices import resolve_device, resolve_dtype

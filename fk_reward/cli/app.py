@@ -14,6 +14,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, ValidationError
 
+from fk_reward.cli.benchmark_rewards import benchmark_rewards
 from fk_reward.cli.cache import cache_apply, cache_evolve, cache_show
 from fk_reward.cli.compare import compare
 from fk_reward.cli.convert import convert
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "geneval": geneval,
     "benchmark": geneval,
+    "benchmark rewards": benchmark_rewards,
     "record": record,
     "replay": replay,
     "compare": compare,
@@ -74,7 +76,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "cache show": cache_show,
     "ui": ui,
 }
-"""Name -> function. A name of two words is a command of a group, which `GROUPS` describes."""
+"""Name -> function. A name of two words is a command of a group, which `GROUPS` describes, or of another command."""
 
 GROUPS: dict[str, str] = {
     "skills": "Learn skill-specific LoRA experts of a text-to-image model, and merge them.",
@@ -151,17 +153,37 @@ def build_app(tokens: Sequence[str] = ()) -> App:
         version=f"fk-reward {__version__}",
         default_parameter=_EVERYWHERE,
     )
+    named = command_name(tokens)
     groups = {name: App(name=name, help=text, version_flags=[]) for name, text in GROUPS.items()}
+    groups |= {name: App(name=name, version_flags=[]) for name in COMMANDS if _has_commands(name)}
     for group in groups.values():
         app.command(group)
     for name, command in COMMANDS.items():
-        *first, last = words = name.split()
-        named = list(tokens[: len(words)]) == words or list(tokens[:1]) == [INSTALL_COMPLETION]
+        *first, last = name.split()
+        made = with_options(command, tokens) if name == named or list(tokens[:1]) == [INSTALL_COMPLETION] else command
+        if name in groups:
+            groups[name].default(made)
+            continue
         flags = [] if name in RAW else ["--help", "-h"]
-        made = with_options(command, tokens) if named else command
         (groups[first[0]] if first else app).command(made, name=last, help_flags=flags, version_flags=[])
     app.register_install_completion_command(name=INSTALL_COMPLETION)
     return app
+
+
+def command_name(tokens: Sequence[str]) -> str:
+    """The command that a command line names; empty where it names none.
+
+    Example:
+        >>> command_name(["benchmark", "--suite", "shapes"]), command_name(["benchmark", "rewards", "--full-size"])
+        ('benchmark', 'benchmark rewards')
+    """
+    names = (" ".join(tokens[:length]) for length in (2, 1))
+    return next((name for name in names if name in COMMANDS), "")
+
+
+def _has_commands(name: str) -> bool:
+    """Whether a command has further commands below it."""
+    return any(other.startswith(f"{name} ") for other in COMMANDS)
 
 
 def _parsed(tokens: Sequence[str], app: App) -> tuple[Callable[..., Any], Any]:
@@ -179,7 +201,7 @@ def _parsed(tokens: Sequence[str], app: App) -> tuple[Callable[..., Any], Any]:
 
 def _usage_message(error: CycloptsError, tokens: Sequence[str]) -> str:
     """What is wrong with the command line; an option of another search is no misspelling."""
-    if isinstance(error, UnknownOptionError) and tokens[0] in SEARCHING:
+    if isinstance(error, UnknownOptionError) and command_name(tokens) in SEARCHING:
         option = (error.token.keyword or error.token.value).partition("=")[0]
         if others := other_searches(option):
             names = named_searches(tokens) or [DEFAULT_SEARCH]

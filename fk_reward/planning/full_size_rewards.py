@@ -382,23 +382,29 @@ _GEMMA_TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
 _GEMMA_TEMPLATE = "{% for message in messages %}" + _CONTENT.format(image="<start_of_image>") + "{% endfor %}\n"
 
 
-def _shieldgemma2() -> ShieldGemma2:
-    """Its policies byte by byte are about as long as policies and instructions are in the real tokens."""
+def shieldgemma2_processor() -> ShieldGemma2Processor:
+    """ShieldGemma 2's processor, with a tokenizer of bytes.
+
+    Its policies byte by byte are about as long as policies and instructions are in the real tokens.
+    """
     written = byte_tokenizer(*_GEMMA_TOKENS.values())
     end = written.eos_token
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=written.backend_tokenizer, eos_token=end, pad_token=end, extra_special_tokens=_GEMMA_TOKENS
     )
+    side = SHIELDGEMMA_2_4B["vision_config"]["image_size"]
+    images = Gemma3ImageProcessorPil(size={"height": side, "width": side})
+    num_tokens = SHIELDGEMMA_2_4B["mm_tokens_per_image"]
+    return ShieldGemma2Processor(images, tokenizer, chat_template=_GEMMA_TEMPLATE, image_seq_length=num_tokens)
+
+
+def _shieldgemma2() -> ShieldGemma2:
+    processor = shieldgemma2_processor()
     ids = {
-        f"{name.removesuffix('_token')}_token_index": tokenizer.convert_tokens_to_ids(token)
+        f"{name.removesuffix('_token')}_token_index": processor.tokenizer.convert_tokens_to_ids(token)
         for name, token in _GEMMA_TOKENS.items()
     }
     config = ShieldGemma2Config(**SHIELDGEMMA_2_4B, **ids)
-    side = config.vision_config.image_size
-    images = Gemma3ImageProcessorPil(size={"height": side, "width": side})
-    processor = ShieldGemma2Processor(
-        images, tokenizer, chat_template=_GEMMA_TEMPLATE, image_seq_length=config.mm_tokens_per_image
-    )
     return ShieldGemma2(ShieldGemma2ForImageClassification(config), processor)
 
 

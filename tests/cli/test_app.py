@@ -64,6 +64,7 @@ NAMES = (
     "doctor",
     "geneval",
     "benchmark",
+    "benchmark rewards",
     "scaling",
     "safety",
     "mjbench",

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from examples.benchmarks import reward_costs
-from examples.benchmarks.reward_costs import COST_COLUMNS, cost_row, is_at_hand
+from fk_reward.benchmarks.rewards import costs
+from fk_reward.benchmarks.rewards.costs import COST_COLUMNS, cost_row
 from fk_reward.planning.full_size_rewards import FULL_SIZE, FullSize
+from fk_reward.planning.planned_models import is_at_hand
 from fk_reward.rewards import REWARDS, CallableReward, reward_card
 from tests.examples.scripts import invoke
 
@@ -61,7 +63,7 @@ def test_memory_on_the_card_is_that_of_the_weights(name):
 
 
 def test_a_wrong_memory_is_noticed(monkeypatch):
-    monkeypatch.setattr(reward_costs, "_full_size_costs", lambda *_, **__: {"parameters": 500.0})
+    monkeypatch.setattr(costs, "_full_size_costs", lambda *_, **__: {"parameters": 500.0})
     with pytest.raises(AssertionError):
         test_memory_on_the_card_is_that_of_the_weights("clipscore")
 
@@ -139,11 +141,20 @@ def test_a_batch_that_does_not_fit_is_said(monkeypatch):
     def small_device(run, device):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(reward_costs, "peak_memory", small_device)
-    settings = reward_costs.TimeSettings(batch_sizes=(1,), num_repetitions=2)
-    rows = list(reward_costs.time_rows(["shapes-verifier"], settings))
+    monkeypatch.setattr(costs, "peak_memory", small_device)
+    settings = costs.TimeSettings(batch_sizes=(1,), num_repetitions=2)
+    rows = list(costs.time_rows(["shapes-verifier"], settings))
     assert [row["note"] for row in rows] == ["out of memory"]
     assert "milliseconds" not in rows[0]
+
+
+def test_weights_that_do_not_fit_are_said(monkeypatch):
+    def too_large():
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setitem(FULL_SIZE, "clipscore", FullSize(too_large))
+    rows = list(costs.time_rows(["clipscore"], costs.TimeSettings(full_size=True)))
+    assert rows == [{"reward": "clipscore", "note": "the weights do not fit into memory"}]
 
 
 @pytest.mark.parametrize("options", [["--reward", "beauty"], ["--batch-size", "0"]])

@@ -10,7 +10,7 @@ import torch
 
 from examples.benchmarks import reward_speed, timing
 from examples.benchmarks.reward_speed import RUNS, Repetition, measure, reward_runs, summarize
-from examples.benchmarks.timing import seconds_of
+from fk_reward.benchmarks.timing import seconds_of
 from fk_reward.planning.full_size_rewards import weight_sizes
 
 CALL, VISION, LANGUAGE, SWITCH = 3.0, 1.0, 2.0, 10.0

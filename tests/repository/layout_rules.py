@@ -28,6 +28,7 @@ LONG_FILES: dict[str, str] = {
 SHORT_FILES: dict[str, str] = {
     "pipelines/reward_checks.py": "what searches ask of a reward, whoever runs them",
     "rewards/vlm_judge/stopping.py": "a class of transformers, which its importer imports only when it answers",
+    "fk_reward/benchmarks/timing.py": "the clock of the scripts in examples/benchmarks, too",
     "fk_reward/search/fkd_args.py": "the settings of somebody else's code, of which the sampler's own know nothing",
 }
 """Files under 100 lines with one importer, and why they are files of their own; not what people add (`TABLES`)."""

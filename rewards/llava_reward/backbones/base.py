@@ -167,7 +167,10 @@ class Backbone(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def language_arguments(self, inputs: BackboneInputs, visual_tokens: Tensor) -> dict[str, Any]:
-        """Keyword arguments of `language_model`: embeddings with the visual tokens in place, mask, positions, no cache.
+        """Keyword arguments of `language_model`: embeddings with the visual tokens in place, positions, no cache.
+
+        Padding is on the right, where causal attention never sees it: a mask would only be in the way of faster
+        kernels.
 
         Args:
             inputs: as `prepare` made them.

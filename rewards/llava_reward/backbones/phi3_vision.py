@@ -313,15 +313,17 @@ class PhiVisionBackbone(Backbone):
         return projector(features.to(bias))
 
     def language_arguments(self, inputs: BackboneInputs, visual_tokens: Tensor) -> dict[str, Any]:
-        """As `Backbone.language_arguments`; position ids of padding repeat the last one of the row."""
-        # LongRoPE chooses its factors by a row's largest position: counting on into the padding could switch them.
-        places = torch.arange(inputs.input_ids.shape[1], device=inputs.input_ids.device)
-        return {
-            "inputs_embeds": self.embed_tokens(inputs, visual_tokens),
-            "attention_mask": inputs.attention_mask,
-            "position_ids": torch.minimum(places, inputs.last_token[:, None]),
-            "use_cache": False,
-        }
+        """As `Backbone.language_arguments`; mask and positions only for batches that LongRoPE reads in two ways."""
+        arguments = {"inputs_embeds": self.embed_tokens(inputs, visual_tokens), "use_cache": False}
+        length = inputs.input_ids.shape[1]
+        if length <= self.language_model.config.original_max_position_embeddings:
+            # Padding is on the right, which causal attention never sees; without a mask, faster kernels can be used.
+            return arguments
+        # LongRoPE chooses its factors by a row's largest position: counting on into the padding could switch them, so
+        # that there the last position of the row is repeated, which without a mask would mean another sequence.
+        places = torch.arange(length, device=inputs.input_ids.device)
+        positions = torch.minimum(places, inputs.last_token[:, None])
+        return arguments | {"attention_mask": inputs.attention_mask, "position_ids": positions}
 
     def _crops(self, images: Sequence[Tensor]) -> Tensor:
         """(N, 3, crop_size, crop_size), the crops of all images; neighbours of one size are cut together."""

@@ -76,6 +76,19 @@ def test_a_row_does_not_depend_on_its_batch(model: AnswerModel, images: Tensor) 
     assert_close(together, alone, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"], indirect=True)
+def test_rows_of_one_length_go_without_a_mask(model: AnswerModel, images: Tensor, monkeypatch) -> None:
+    seen = []
+    read = model._last_logits
+    monkeypatch.setattr(
+        model, "_last_logits", lambda inputs, ids, **more: seen.append(dict(inputs)) or read(inputs, ids, **more)
+    )
+    alike, _ = model(images, QUESTIONS[:1] * len(images)), model(images, QUESTIONS)
+    assert ["attention_mask" in inputs for inputs in seen] == [False, True]
+    masked = {**seen[0], "attention_mask": torch.ones_like(seen[0]["input_ids"])}
+    assert torch.equal(alike, model.next_logits(masked))
+
+
 def test_pictures_and_questions_change_the_logits(model: AnswerModel, images: Tensor) -> None:
     logits = model(images[[0, 1, 0]], [QUESTIONS[0], QUESTIONS[0], QUESTIONS[1]]).softmax(-1)
     assert (logits[0] - logits[1]).abs().max() > 1e-3

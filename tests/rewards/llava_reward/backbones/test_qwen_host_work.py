@@ -34,6 +34,19 @@ def test_kept_tokens_are_those_of_another_backbone(name):
     assert len(kept._known) == 3
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "prompt", "masked"),
+    [("qwen2_5_vl", "a longer prompt", False), ("phi3_v", "a longer prompt", False), ("phi3_v", "star " * 300, True)],
+)
+def test_a_mask_only_where_longrope_would_read_padding(name, prompt, masked):
+    backbone = random_backbone(name)
+    inputs = backbone.prepare([torch.rand(3, 60, 90)] * 2, ["a star", prompt])
+    assert not inputs.attention_mask.all(), "one row is padded"
+    visual = backbone.project(backbone.encode_images(inputs), inputs, backbone.projector)
+    assert ("attention_mask" in backbone.language_arguments(inputs, visual)) == masked
+
+
 @pytest.fixture
 def made(monkeypatch, backbone):
     """Prompts whose tokens were made, a list for each time."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from examples.benchmarks import reward_host_work
-from examples.benchmarks.host_time import CountedAttention, ReplayedNetworks, host_row
+from fk_reward.benchmarks.rewards.host_time import CountedAttention, ReplayedNetworks, host_row
 from fk_reward.planning.meta_device import count_flops
 from fk_reward.rewards import Reward, RewardCard, load_reward
 from tests.examples.scripts import invoke
@@ -87,8 +87,8 @@ def test_work_of_a_network_is_not_timed_and_that_of_the_host_is(monkeypatch, on_
                 spin(0.05)
             return self.network(images)
 
-    monkeypatch.setattr("examples.benchmarks.host_time.is_at_hand", lambda name: True)
-    monkeypatch.setattr("examples.benchmarks.host_time.load_reward", lambda name: Around())
+    monkeypatch.setattr("fk_reward.benchmarks.rewards.host_time.is_at_hand", lambda name: True)
+    monkeypatch.setattr("fk_reward.benchmarks.rewards.host_time.load_reward", lambda name: Around())
     milliseconds = host_row("around", 1, 8, repeats=2)["known"]
     assert (milliseconds > 45) == on_the_host
 
