@@ -126,9 +126,17 @@ class PromptInputs:
     def _positioned(self, texts: Sequence[str], size: ImageSize, answer: Sequence[int]) -> dict[str, Tensor]:
         inputs = self._written_out(texts, size, answer) or self._processed(texts, size, answer)
         if self.rope_index is not None and {"image_grid_thw", "mm_token_type_ids"} <= inputs.keys():
-            names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-            inputs["position_ids"] = self.rope_index(**{name: inputs[name] for name in names if name in inputs})[0]
+            inputs["position_ids"] = self._positions(self.rope_index, inputs)
         return inputs
+
+    def _positions(self, rope_index: Callable[..., tuple[Tensor, Tensor]], inputs: Mapping[str, Tensor]) -> Tensor:
+        """(3, B, S); rows that have their image and their padding in the same places share them."""
+        pairs = zip(inputs["mm_token_type_ids"].numpy(), inputs["attention_mask"].numpy(), strict=True)
+        kinds = [types.tobytes() + mask.tobytes() for types, mask in pairs]
+        rows = {kind: kinds.index(kind) for kind in kinds}
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+        positions, _ = rope_index(**{name: inputs[name][list(rows.values())] for name in names})
+        return positions[:, [list(rows).index(kind) for kind in kinds]]
 
     def _processed(self, texts: Sequence[str], size: ImageSize, answer: Sequence[int]) -> dict[str, Tensor]:
         """By the processor itself, for those that write more than a placeholder (BLIP-2, InstructBLIP)."""

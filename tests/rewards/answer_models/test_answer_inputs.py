@@ -58,6 +58,19 @@ def test_positions_are_those_of_the_model(model: AnswerModel, images):
     assert torch.equal(inputs["position_ids"], expected)
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)
+def test_rows_of_one_shape_share_their_positions(model: AnswerModel, monkeypatch):
+    asked, rope_index = [], model._prompts.rope_index
+    monkeypatch.setattr(
+        model._prompts, "rope_index", lambda **inputs: asked.append(len(inputs["input_ids"])) or rope_index(**inputs)
+    )
+    first, second, third = texts_of(model)
+    inputs = model._prompts._make([second, first, second, third, first], (40, 56), ())
+    assert asked == [3]
+    arguments = {name: value for name, value in inputs.items() if name != "position_ids"}
+    assert torch.equal(inputs["position_ids"], rope_index(**arguments)[0])
+
+
 def test_one_placeholder_too_few_is_noticed(model: AnswerModel, images, monkeypatch):
     prompts = reproduced(model)
     expansion = prompts._expansion((40, 56))
