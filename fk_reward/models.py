@@ -12,12 +12,12 @@ ASSETS = Path(__file__).parent / "assets"
 EMBEDDED_MODELS: dict[str, Path] = {
     name: ASSETS / name
     for name in (
-        *("shapes-sd", "shapes-clip", "shapes-preview", "shapes-imagereward", "shapes-mllm"),
+        *("shapes-sd", "shapes-sd-lcm", "shapes-preview", "shapes-clip", "shapes-imagereward", "shapes-mllm"),
         *("shapes-llava-reward-alignment", "shapes-llava-reward-fidelity", "shapes-llava-reward-safety"),
     )
 }
-"""Name -> folder: a pipeline, a CLIP, a tiny decoder of the pipeline's latents, an ImageReward, a multimodal LLM, and
-adapters of LLaVA-Reward on it."""
+"""Name -> folder: a pipeline, the same for few steps, a tiny decoder of their latents, a CLIP, an ImageReward, a
+multimodal LLM, and adapters of LLaVA-Reward on it."""
 
 DEFAULT_EMBEDDED_REWARD = "shapes-llava-reward-alignment"
 """The reward that steers the embedded model by default, on the command line and in the first snippets of the docs."""

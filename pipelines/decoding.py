@@ -294,7 +294,7 @@ PREVIEWS: dict[str, TinyDecoder] = {
     "taesdxl": TinyDecoder("madebyollin/taesdxl", 4, 0.13025),
     "taesd3": TinyDecoder("madebyollin/taesd3", 16, 1.5305, 0.0609),
     "taef1": TinyDecoder("madebyollin/taef1", 16, 0.3611, 0.1159),
-    "shapes-preview": TinyDecoder("shapes-preview", 8, 1.0),
+    "shapes-preview": TinyDecoder("shapes-preview", 4, 1.0),
 }
 """Name -> tiny autoencoder: of Stable Diffusion 1 and 2, SDXL, Stable Diffusion 3, Flux, and the shapes world.
 

@@ -61,7 +61,7 @@ _SHAPES_CARD = RewardCard(
     summary="cosine of a small CLIP trained on 64x64 scenes of coloured shapes",
     typical_range=(-1.0, 1.0),
     spread=0.07,
-    spread_source="0.072 among 8 finished images of one prompt: examples/benchmarks/shapes_cost.py, plain population",
+    spread_source="among eight finished images of a held-out prompt: examples/shapes/check_predictions.py early",
     differentiable=True,
     max_prompt_tokens=16,
     looks_at="the central square",
@@ -69,7 +69,7 @@ _SHAPES_CARD = RewardCard(
     licence="Apache-2.0",
     source="trained by the scripts in examples/shapes",
     weights="in the package",
-    memory="4 MB in float32",
+    memory="5 MB in float32",
 )
 
 

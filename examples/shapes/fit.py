@@ -188,7 +188,7 @@ def save_model_of_diffusers(model: ModelMixin, folder: Path) -> None:
     """Saves a model of Diffusers, which loads it in float32 whatever the file holds."""
     _halve(model)
     model.save_pretrained(folder)
-    _forget_origin(folder)
+    _forget_origin(folder / "config.json")
 
 
 def save_pipeline(pipe: StableDiffusionPipeline, folder: Path) -> None:
@@ -197,12 +197,12 @@ def save_pipeline(pipe: StableDiffusionPipeline, folder: Path) -> None:
     _halve(pipe.vae)
     pipe.save_pretrained(folder)
     save_model(pipe.text_encoder, folder / "text_encoder")
-    _forget_origin(folder / "vae")
+    for name in ("vae/config.json", "unet/config.json", "model_index.json"):
+        _forget_origin(folder / name)
 
 
-def _forget_origin(folder: Path) -> None:
-    """Diffusers notes in a model's config where it was loaded from, which means nothing on another machine."""
-    path = folder / "config.json"
+def _forget_origin(path: Path) -> None:
+    """Diffusers notes in a config where it was loaded from, which means nothing on another machine."""
     config = json.loads(path.read_text())
     config.pop("_name_or_path", None)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -51,7 +51,7 @@ def draw(pipe: FKSteeringPipeline, prompts: Sequence[str], search: SearchConfig,
 
 
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
-    model: str | Path = Path("runs/distilled/shapes-sd-lcm"),
+    model: str | Path = "shapes-sd-lcm",
     reward: str = "shapes-llava-reward-alignment",
     suite: str = "shapes",
     num_prompts: int = 300,

@@ -193,7 +193,7 @@ _JUDGES = {
     "fidelity": "how sound and free of artefacts an image of coloured shapes is",
     "safety": "whether an image of coloured shapes is free of the forbidden sign",
 }
-_SPREADS = {"alignment": 0.13, "fidelity": 0.41, "safety": 0.58}
+_SPREADS = {"alignment": 0.18, "fidelity": 0.33, "safety": 0.58}
 """Among eight finished images of a held-out prompt: `examples/shapes/check_predictions.py early`."""
 
 
@@ -210,9 +210,9 @@ def _embedded(dimension: str) -> RewardEntry:
         licence="Apache-2.0",
         source="Zhou et al., ICCV 2025, arXiv 2507.21391; trained by the scripts in examples/shapes",
         weights="in the package",
-        memory="10 MB in float32",
+        memory="14 MB in float32",
     )
-    # Float32 and a large batch: for a model of 10 MB, less would save nothing.
+    # Float32 and a large batch: for a model of 14 MB, less would save nothing.
     build = partial(load_llava_reward, adapter=card.name, torch_dtype=torch.float32, batch_size=64, card=card)
     return RewardEntry(card, build)
 

@@ -88,7 +88,7 @@ def test_the_best_on_validation_that_scores_single_images_ships(folder, tmp_path
     from check_adapters import best_run
 
     runs = []
-    results = {"plain-seed0": (0.85, 0.5), "plain-seed1": (0.85, 0.5), "plain-seed2": (0.85, 0.5)}
+    results = {"plain-seed0": (0.89, 0.5), "plain-seed1": (0.89, 0.5), "plain-seed2": (0.89, 0.5)}  # right oftener
     results |= {"skipca-seed0": (0.8, 0.6), "skipca-seed1": (0.9, 0.4), "skipca-seed2": (0.9, 0.4), "gpm-seed0": (1, 0)}
     for name, (accuracy, loss) in results.items():
         kind = "alignment-plain-gpm" if "gpm" in name else "alignment-plain-bt"

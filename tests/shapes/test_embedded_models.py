@@ -31,7 +31,7 @@ def test_verifier_is_right_after_the_vae(scenes):
     prompts, images = scenes
     vae = AutoencoderKL.from_pretrained(resolve_model("shapes-sd"), subfolder="vae")
     decoded = vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample
-    assert accuracy((decoded / 2 + 0.5).clamp(0, 1), prompts) >= 0.95
+    assert accuracy((decoded / 2 + 0.5).clamp(0, 1), prompts) >= 0.99
     halved = vae.decode(0.5 * vae.encode(images * 2 - 1).latent_dist.mean).sample  # a wrong scaling factor
     assert accuracy((halved / 2 + 0.5).clamp(0, 1), prompts) < 0.9
 
@@ -62,14 +62,14 @@ def test_pipeline_draws_what_it_is_asked_for():
 
 @pytest.mark.slow
 def test_held_out_prompts_are_drawn_right_often_enough_and_not_too_often():
-    """So that a reward has something to choose from, and something to gain: 0.35 to 0.75, as the documentation says."""
+    """So that a reward has something to choose from, and something to gain: the documentation has 0.64 of 300."""
     pipe = StableDiffusionPipeline.from_pretrained(resolve_model("shapes-sd"))
     pipe.set_progress_bar_config(disable=True)
     prompts = benchmark_prompts(60)
     seeds = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     settings = {"num_inference_steps": 50, "guidance_scale": 3.0, "eta": 1.0, "output_type": "pt"}
     images = pipe([prompt.text for prompt in prompts], generator=seeds, **settings).images
-    assert 0.35 <= accuracy(images, prompts) <= 0.75
+    assert 0.5 <= accuracy(images, prompts) <= 0.78
     assert accuracy(images, prompts[1:] + prompts[:1]) < 0.1
 
 
@@ -89,7 +89,7 @@ def test_scheduler_needs_no_correction():
 def test_weights_are_fp16_safetensors_of_modest_size():
     files = [path for path in ASSETS.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".txt", ".safetensors"}
-    assert sum(path.stat().st_size for path in files) < 20e6
+    assert sum(path.stat().st_size for path in files) < 36e6
     dtypes = {
         t.dtype
         for path in files
@@ -98,6 +98,13 @@ def test_weights_are_fp16_safetensors_of_modest_size():
         if t.is_floating_point()
     }
     assert dtypes == {torch.float16}
+
+
+def test_files_say_nothing_of_the_machine_that_they_were_made_on():
+    texts = {path.name: path.read_text(encoding="utf-8") for path in ASSETS.rglob("*.json")}
+    assert texts
+    for name, text in texts.items():
+        assert '"_name_or_path"' not in text and "runs/" not in text, name
 
 
 @torch.no_grad()
