@@ -8,8 +8,9 @@ import statistics
 import pytest
 import torch
 
-from examples.benchmarks import reward_speed, timing
+from examples.benchmarks import reward_speed
 from examples.benchmarks.reward_speed import RUNS, Repetition, measure, reward_runs, summarize
+from fk_reward.benchmarks import timing
 from fk_reward.benchmarks.timing import seconds_of
 from fk_reward.planning.full_size_rewards import weight_sizes
 

@@ -315,7 +315,7 @@ def unet():
 def peak(unet, num_particles, particle_batch_size=None):
     """Peak bytes of one forward pass with guidance, beyond its weights and inputs."""
     rows = 2 * num_particles
-    sample, states = torch.zeros(rows, 8, 8, 8), torch.zeros(rows, 16, 128)
+    sample, states = torch.zeros(rows, 4, 16, 16), torch.zeros(rows, 16, 160)
     sizes = BatchSizes(particle_batch_size=particle_batch_size)
     batches = MicroBatches(sizes, num_particles=lambda: num_particles, found={})
     with torch.no_grad(), batches.splitting(SimpleNamespace(unet=unet)), LiveBytes() as memory:

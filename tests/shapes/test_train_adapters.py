@@ -105,7 +105,7 @@ def test_each_file_of_settings_stands_for_itself(matrix):
 
     for kind in KINDS:
         reward, training = parse_arguments([str(SETTINGS / f"{kind}.yaml"), "--use_cpu"])
-        assert (reward.backbone, reward.lora_rank, reward.num_crops) == ("shapes-mllm", 16, 1)
+        assert (reward.backbone, reward.lora_rank, reward.num_crops) == ("shapes-mllm", 12, 1)
         assert training.output_dir == f"runs/adapters/{kind}"
         assert reward.train_data == f"runs/preferences/{kind.split('-')[0]}/train.parquet"
 
