@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -104,7 +105,8 @@ def test_the_source_archive_is_small_and_makes_the_wheel(source, members, tmp_pa
     subprocess.run(command, check=True, capture_output=True)
     (archive,) = tmp_path.glob("*.tar.gz")
     assert archive.stat().st_size < LARGEST
-    shutil.unpack_archive(archive, tmp_path, filter="data")
+    safe = {"filter": "data"} if "filter" in inspect.signature(shutil.unpack_archive).parameters else {}  # since 3.11.4
+    shutil.unpack_archive(archive, tmp_path, **safe)
     (unpacked,) = tmp_path.glob("fk_reward-*/")
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path)]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(unpacked)], check=True)
