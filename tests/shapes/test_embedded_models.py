@@ -69,7 +69,7 @@ def test_held_out_prompts_are_drawn_right_often_enough_and_not_too_often():
     seeds = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     settings = {"num_inference_steps": 50, "guidance_scale": 3.0, "eta": 1.0, "output_type": "pt"}
     images = pipe([prompt.text for prompt in prompts], generator=seeds, **settings).images
-    assert 0.5 <= accuracy(images, prompts) <= 0.78
+    assert 0.5 <= accuracy(images, prompts) <= 0.75
     assert accuracy(images, prompts[1:] + prompts[:1]) < 0.1
 
 
