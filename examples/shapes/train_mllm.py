@@ -275,6 +275,11 @@ NAMED = ("place", "color", "count", "bound")
 """What can be read off a token that names a shape."""
 
 
+def _mean(losses: Tensor) -> Tensor:
+    """Their mean, 0 of none: a batch may show no object, or name none."""
+    return losses.sum() / max(losses.numel(), 1)
+
+
 class DialogueObjective(nn.Module):
     """Mean cross-entropy of the answers, and where the objects are; images are degraded as for the CLIP.
 
@@ -344,7 +349,7 @@ class DialogueObjective(nn.Module):
     def distance(self, patches: Tensor, objects: Tensor) -> Tensor:
         """Mean distance along an axis between the centres of objects `(B, 4, 6)` and those read off their patches."""
         places, shown = patch_places(objects, round(patches.shape[1] ** 0.5))
-        return F.l1_loss(self.place(patches)[shown], places[shown])
+        return _mean(F.l1_loss(self.place(patches)[shown], places[shown], reduction="none"))
 
     def misnamed(self, states: Sequence[Tensor], found: Named, side: int) -> Tensor:
         """Sum over `named` of how far off it is what the states of tokens that name a shape say.
@@ -363,8 +368,7 @@ class DialogueObjective(nn.Module):
                 self.named_bound(above[colored])[:, 0], true_color, reduction="none"
             ),
         }
-        losses = [read[name]() for name in self.named]
-        return torch.stack([loss.sum() / max(loss.numel(), 1) for loss in losses]).sum()  # a batch may name none
+        return torch.stack([_mean(read[name]()) for name in self.named]).sum()
 
     def forward(  # noqa: PLR0913, PLR0917 (the names of a batch)
         self,

@@ -232,6 +232,7 @@ def test_a_batch_that_names_nothing_costs_nothing(scenes, tmp_path):
     )
     states = (torch.zeros(1, batch["input_ids"].shape[1], 160),) * 5
     assert objective.misnamed(states, found, 8) == 0
+    assert objective.distance(torch.zeros(1, 64, 192), to_table([Scene(())])) == 0
 
 
 @pytest.mark.parametrize(("loss", "head"), [("place_loss", "place"), ("named_loss", "named_bound")])
