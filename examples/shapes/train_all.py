@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import cyclopts
 import yaml
 
+from fk_reward.durable_files import write_whole
 from fk_reward.models import EMBEDDED_MODELS
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
@@ -203,9 +204,7 @@ class Record:
             self._known.pop(name, None)
 
     def _write(self) -> None:
-        scratch = self.folder / f"{RECORD}.part"
-        scratch.write_text(json.dumps(self.made, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(self.folder / RECORD)
+        write_whole(self.folder / RECORD, json.dumps(self.made, indent=2) + "\n")
 
 
 def chosen_stages(

@@ -46,13 +46,13 @@ CHOSEN_PROMPTS = tuple(
         "a purple square and a yellow triangle",
     )
 )
-"""Held-out prompts of which one plain image is right about every second time."""
+"""Held-out prompts of which one plain image is right every second time or less often."""
 
 _MAX_REASONS = 5
 
 
 def demo_prompts(num_prompts: int) -> tuple[ShapesPrompt, ...]:
-    """Different held-out prompts: first the ones that are drawn right about every second time, then any.
+    """Different held-out prompts: first the ones that are drawn right every second time or less often, then any.
 
     Args:
         num_prompts: at most 40.
