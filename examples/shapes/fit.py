@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import ModelMixin, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
+from precision import has_fast_bfloat16
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
@@ -30,6 +31,7 @@ class FitConfig:
     Attributes:
         warmup_steps: over which the rate rises; 100 if not given, and no more than a quarter of all.
         decay_steps: over which it falls; a quarter of all if not given.
+        bf16: in bfloat16 where the machine is fast at it, else in float32.
         milestone: step at which the average is kept for good, in `output_dir/milestone.safetensors`.
     """
 
@@ -68,7 +70,7 @@ class FitConfig:
             seed=self.seed,
             use_cpu=not torch.cuda.is_available(),
             ddp_find_unused_parameters=False,
-            bf16=self.bf16,
+            bf16=self.bf16 and has_fast_bfloat16(),
             save_steps=self.save_steps,
             save_total_limit=2,
             logging_steps=50,

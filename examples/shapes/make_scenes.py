@@ -10,6 +10,7 @@ import cyclopts
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from precision import has_fast_bfloat16
 from safetensors.torch import load_file, save_file
 from sample_images import STEPS, Draw, load_draws, on_side
 from scene_data import MAX_OBJECTS, captioned_scenes, mixed_scene, scene_images, to_table
@@ -112,7 +113,7 @@ def encode(vae: AutoencoderKL, images: Tensor, chunk: int = 100) -> Tensor:
     """Means of the posteriors, `(N, 4, 16, 16)`, of uint8 images."""
     means = []
     for part in images.split(chunk):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
             means.append(vae.encode(part / 127.5 - 1.0).latent_dist.mean.float())
     return torch.cat(means)
 

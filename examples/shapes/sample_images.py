@@ -95,7 +95,13 @@ class Recorder:
 
 
 def draw(
-    pipe: FKSteeringPipeline, recorder: Recorder, prompts: dict[int, ShapesPrompt], *, per_prompt: int, seed: int
+    pipe: FKSteeringPipeline,
+    recorder: Recorder,
+    prompts: dict[int, ShapesPrompt],
+    *,
+    per_prompt: int,
+    seed: int,
+    num_steps: int = NUM_STEPS,
 ) -> Tensor:
     """Draws `per_prompt` images of each prompt: `(P, K, S, 3, 64, 64)`, the predictions and then the image."""
     recorder.images.clear()
@@ -103,7 +109,7 @@ def draw(
         [prompt.text for prompt in prompts.values()],
         num_particles=per_prompt,
         generator=particle_generators(seed, list(prompts), per_prompt),
-        num_inference_steps=NUM_STEPS,
+        num_inference_steps=num_steps,
         guidance_scale=3.0,
         output_type="pt",
     )
@@ -120,6 +126,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
     prompts_per_call: int = 8,
     prompts_per_file: int = 48,
     seed: int = 1000,
+    num_steps: int = NUM_STEPS,
     shard: str = "0/1",
 ) -> None:
     """Writes images `(N, S, 3, 64, 64)`, the number of their prompt among all and the verifier's verdict on the last.
@@ -136,6 +143,7 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
         prompts_per_call: Prompts that are drawn together.
         prompts_per_file: Prompts whose images are in one file.
         seed: Of all images; an image depends on it and on the numbers of its prompt and of the image.
+        num_steps: Of the solver. With fewer, down to 20, predictions are of steps at the same fractions.
         shard: `i/n` leaves to this process every n-th file from the i-th on.
     """
     recorder, start = Recorder(), time.perf_counter()
@@ -151,7 +159,8 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
             continue
         rows = range(first, min(first + prompts_per_file, num_prompts))
         calls = (rows[i : i + prompts_per_call] for i in range(0, len(rows), prompts_per_call))
-        drawn = [draw(pipe, recorder, {k: chosen[k] for k in call}, per_prompt=per_prompt, seed=seed) for call in calls]
+        options = {"per_prompt": per_prompt, "seed": seed, "num_steps": num_steps}
+        drawn = [draw(pipe, recorder, {k: chosen[k] for k in call}, **options) for call in calls]
         tensors = judged(torch.cat(drawn).flatten(0, 1), [chosen[k] for k in rows for _ in range(per_prompt)])
         save_file(tensors, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
