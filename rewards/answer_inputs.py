@@ -19,11 +19,10 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from fk_reward.rewards.kept_batches import KeptBatches
+from fk_reward.rewards.row_positions import RowPositions
 
 ImageSize = tuple[int, int]
 """Height and width in pixels."""
-
-_KEPT_BATCHES = 32  # of token ids: some hundred kilobytes each
 
 _TOKEN_LEVEL = ("input_ids", "attention_mask", "mm_token_type_ids")
 
@@ -97,9 +96,9 @@ class PromptInputs:
             self.processor.image_processor = CountingImageProcessor(processor.image_processor, transform)
             with torch.device("cpu"):
                 self._check(processor)
-        self.rope_index = rope_index
+        self._row_positions = None if rope_index is None else RowPositions(rope_index)
         self._expansions: dict[ImageSize, Expansion | None] = {}
-        self._batches = KeptBatches(size=_KEPT_BATCHES)
+        self._batches = KeptBatches()
 
     def __call__(self, texts: Sequence[str], size: ImageSize, *, answer: Sequence[int] = ()) -> dict[str, Tensor]:
         """Tokenise texts about images of one size.
@@ -125,18 +124,9 @@ class PromptInputs:
 
     def _positioned(self, texts: Sequence[str], size: ImageSize, answer: Sequence[int]) -> dict[str, Tensor]:
         inputs = self._written_out(texts, size, answer) or self._processed(texts, size, answer)
-        if self.rope_index is not None and {"image_grid_thw", "mm_token_type_ids"} <= inputs.keys():
-            inputs["position_ids"] = self._positions(self.rope_index, inputs)
+        if self._row_positions is not None and {"image_grid_thw", "mm_token_type_ids"} <= inputs.keys():
+            inputs["position_ids"] = self._row_positions(inputs)
         return inputs
-
-    def _positions(self, rope_index: Callable[..., tuple[Tensor, Tensor]], inputs: Mapping[str, Tensor]) -> Tensor:
-        """(3, B, S); rows that have their image and their padding in the same places share them."""
-        pairs = zip(inputs["mm_token_type_ids"].numpy(), inputs["attention_mask"].numpy(), strict=True)
-        kinds = [types.tobytes() + mask.tobytes() for types, mask in pairs]
-        rows = {kind: kinds.index(kind) for kind in kinds}
-        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-        positions, _ = rope_index(**{name: inputs[name][list(rows.values())] for name in names})
-        return positions[:, [list(rows).index(kind) for kind in kinds]]
 
     def _processed(self, texts: Sequence[str], size: ImageSize, answer: Sequence[int]) -> dict[str, Tensor]:
         """By the processor itself, for those that write more than a placeholder (BLIP-2, InstructBLIP)."""
@@ -152,17 +142,13 @@ class PromptInputs:
         expansion = self._expansions[size]
         if expansion is None:
             return None
-        token = self._image_id()
-        # Arrays, because PyTorch takes ten times as long as NumPy to read lists of lists.
-        inside = np.array(expansion.ids, dtype=np.int64)
-        rows, types = [], []
-        for ids in self.processor.tokenizer(list(texts))["input_ids"]:
-            if ids.count(token) != 1:
-                return None
-            place, written = ids.index(token), np.array([*ids, *answer], dtype=np.int64)
-            rows.append(np.concatenate([written[:place], inside, written[place + 1 :]]))
-            types.append(np.zeros_like(rows[-1]))
-            types[-1][place : place + len(inside)] = expansion.types or 0
+        distinct = list(dict.fromkeys(texts))  # images of one prompt share a text
+        tokenised = zip(distinct, self.processor.tokenizer(distinct)["input_ids"], strict=True)
+        written = {text: self._row(ids, expansion, answer) for text, ids in tokenised}
+        pairs = [written[text] for text in texts]
+        if None in pairs:
+            return None
+        rows, types = zip(*filter(None, pairs), strict=True)
         inputs = {
             "input_ids": self._padded(rows, self.processor.tokenizer.pad_token_id),
             "attention_mask": self._padded([np.ones_like(row) for row in rows], 0),
@@ -172,6 +158,19 @@ class PromptInputs:
         return inputs | {
             name: value.repeat(len(rows), *[1] * (value.ndim - 1)) for name, value in expansion.extras.items()
         }
+
+    def _row(self, ids: list[int], expansion: Expansion, answer: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Ids and types of a text whose placeholder is written out; None for one without a placeholder, or several."""
+        token = self._image_id()
+        if ids.count(token) != 1:
+            return None
+        # Arrays, because PyTorch takes ten times as long as NumPy to read lists of lists.
+        place, written = ids.index(token), np.array([*ids, *answer], dtype=np.int64)
+        inside = np.array(expansion.ids, dtype=np.int64)
+        row = np.concatenate([written[:place], inside, written[place + 1 :]])
+        types = np.zeros_like(row)
+        types[place : place + len(inside)] = expansion.types or 0
+        return row, types
 
     def _expansion(self, size: ImageSize) -> Expansion | None:
         """What the processor writes for an image, found in a text of two letters around one."""

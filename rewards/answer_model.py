@@ -21,6 +21,7 @@ from fk_reward.rewards.clip_t5 import is_clip_t5, load_clip_t5
 from fk_reward.rewards.inputs import to_pil
 from fk_reward.rewards.processor_pixels import pixel_transform
 from fk_reward.rewards.prompt_limits import control_tokens, num_positions, refuse_control_tokens, require_positions
+from fk_reward.rewards.question_texts import QuestionTexts
 from fk_reward.rewards.weights import WRAPPED_NAMES, check_complete
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class AnswerModel(nn.Module):
             batch_windows(model)
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
+        self._texts = QuestionTexts(processor)
         configs = (model.config, model.config.get_text_config())  # for InstructBLIP's T5, only the second says it
         self.is_encoder_decoder = any(bool(config.is_encoder_decoder) for config in configs)
         self._decoder_start = _decoder_start(model) if self.is_encoder_decoder else None
@@ -245,7 +247,7 @@ class AnswerModel(nn.Module):
         require_positions(attention_mask.sum(dim=1).tolist(), prompts, num_positions(self.model.config), answer=answer)
 
     def _text(self, question: str, system: str | None, opening: str, *, image_first: bool = True) -> str:
-        text = question_text(self.processor, question, system=system, image_first=image_first)
+        text = self._texts(question, system=system, image_first=image_first)
         return text if self.is_encoder_decoder or not opening else text + self._separator(text) + opening
 
     def _inputs(
@@ -306,8 +308,9 @@ class AnswerModel(nn.Module):
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def _separator(self, context: str) -> str:
-        specials = tuple(self.processor.tokenizer.all_special_tokens)
-        return "" if not context or context[-1].isspace() or context.endswith(specials) else " "
+        if not context or context[-1].isspace():  # the usual case; special tokens take long to list
+            return ""
+        return "" if context.endswith(tuple(self.processor.tokenizer.all_special_tokens)) else " "
 
 
 def _pixel_transform_of(
@@ -332,53 +335,6 @@ def _decoder_start(model: PreTrainedModel) -> int:
     if start is None:
         raise ValueError(f"{type(model).__name__} is an encoder-decoder, but no decoder_start_token_id is configured.")
     return start
-
-
-def question_text(
-    processor: ProcessorMixin, question: str, *, system: str | None = None, image_first: bool = True
-) -> str:
-    """Write a question about one image as the processor's chat template has it, ready for the answer.
-
-    A processor without chat template gets the question unchanged; if it does not place the image by itself, the
-    question must begin with its image token.
-
-    Args:
-        processor: processor of an image-text-to-text model.
-        question: the question.
-        system: system message before it.
-        image_first: whether the image stands before the question. If not, a line break and the image follow it; in a
-            template that puts images first in any case (LLaVA-1.5's), the placeholder is written into the text.
-
-    Raises:
-        ValueError: when the question contains the image's placeholder (except, without a template, at its beginning),
-            or there is a system message but no template for it.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> question_text(SimpleNamespace(chat_template=None), "Is this a cat? Answer:")
-        'Is this a cat? Answer:'
-    """
-    has_template = getattr(processor, "chat_template", None) is not None
-    token = str(getattr(processor, "image_token", None) or "")
-    if token:
-        refuse_control_tokens([question if has_template else question.removeprefix(token)], [token])
-    if not has_template:
-        if system is not None:
-            raise ValueError(f"{type(processor).__name__} has no chat template to put a system message into.")
-        return question
-    if image_first:
-        return _template_text(processor, [{"type": "image"}, {"type": "text", "text": question}], system)
-    text = _template_text(processor, [{"type": "text", "text": f"{question}\n"}, {"type": "image"}], system)
-    if token and text.index(token) < text.index(question):
-        text = _template_text(processor, [{"type": "text", "text": f"{question}\n{token}"}], system)
-    return text
-
-
-def _template_text(processor: ProcessorMixin, content: list[dict[str, Any]], system: str | None) -> str:
-    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    if system is not None:
-        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-    return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
 
 def load_answer_model(

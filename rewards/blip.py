@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from fk_reward.rewards.kept_batches import KeptBatches
 from fk_reward.rewards.prompt_limits import TruncationLog
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, BertTokenizer, BlipTextModel, BlipVisionModel, PreTrainedTokenizerBase
+    import torch
+    from transformers import BertTokenizer, BlipTextModel, BlipVisionModel, PreTrainedTokenizerBase
 
 
 def fused_states(
@@ -50,6 +52,8 @@ def fused_states(
 class PromptTokens:
     """Tokenizes prompts, pads them to `max_tokens` and cuts them there, with one logged warning a prompt.
 
+    Tokens of the last batches are kept: a sampler asks for the same prompts at every scoring step.
+
     Args:
         tokenizer: that of the text encoder.
         max_tokens: number of tokens that the model reads of a prompt, special ones included.
@@ -64,12 +68,19 @@ class PromptTokens:
             raise ValueError(f"max_tokens must leave room besides the special tokens, got {max_tokens}.")
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self._truncation = TruncationLog(tokenizer, max_tokens=max_tokens, name=name)
+        self._batches = KeptBatches()
 
-    def __call__(self, prompts: list[str]) -> BatchEncoding:
-        """Tokens of B prompts: `input_ids` and `attention_mask`, each (B, max_tokens)."""
-        self._truncation.check(prompts)
+    def __call__(self, prompts: list[str]) -> Mapping[str, Tensor]:
+        """Tokens of B prompts on the CPU: `input_ids` and `attention_mask`, each (B, max_tokens); not written to."""
+        return self._batches.get((tuple(prompts), self.max_tokens), lambda: self._make(prompts))
+
+    def on(self, device: torch.device, prompts: list[str]) -> dict[str, Tensor]:
+        """The same on a device."""
+        return {name: value.to(device) for name, value in self(prompts).items()}
+
+    def _make(self, prompts: list[str]) -> dict[str, Tensor]:
         # Always padded to max_tokens, as the official code does: so scores do not depend on the batch.
-        return self.tokenizer(
+        tokens = self.tokenizer(
             prompts,
             padding="max_length",
             truncation=True,
@@ -78,6 +89,8 @@ class PromptTokens:
             return_token_type_ids=False,
             return_tensors="pt",
         )
+        self._truncation.check(prompts, tokens["attention_mask"])
+        return dict(tokens)
 
 
 def with_blip_tokens(tokenizer: BertTokenizer) -> BertTokenizer:

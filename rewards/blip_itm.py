@@ -165,7 +165,7 @@ class BlipITM(Reward):
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Match each image with its prompt in one pass of both towers."""
-        tokens = self.prompts(prompts).to(images.device)
+        tokens = self.prompts.on(images.device, prompts)
         states = fused_states(self.model.vision_model, self.model.text_encoder, self.preprocessing(images), tokens)
         return match_scores(float32_linear(self.model.itm_head, states), unit=self.unit)
 

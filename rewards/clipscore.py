@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fk_reward.models import resolve_model
 from fk_reward.rewards.base import Reward, RewardCard
+from fk_reward.rewards.kept_batches import KeptBatches
 from fk_reward.rewards.known_biases import BAG_OF_WORDS, READS_TEXT
 from fk_reward.rewards.precision import in_loaded_dtype
 from fk_reward.rewards.preprocessing import ImagePreprocessing
@@ -171,6 +172,7 @@ class CLIPScore(Reward):
         self.card = scale_card(_hessel_card(card) if hessel else card, scale)
         self.text_cache = TextCache()
         self._truncation = TruncationLog(tokenizer, max_tokens=self.max_tokens, name=self.card.name)
+        self._tokens = KeptBatches()
 
     @classmethod
     def from_pretrained(
@@ -230,14 +232,20 @@ class CLIPScore(Reward):
         return self.model.get_image_features(pixel_values=pixel_values).pooler_output
 
     def _embed_prompts(self, prompts: list[str]) -> Tensor:
+        # What the tokens depend on, as far as a caller may change it.
+        key = (tuple(prompts), self.hessel, self.clean, self.max_tokens)
+        tokens = self._tokens.get(key, lambda: self._tokenize(prompts))
+        towers = [self.model.text_model, self.model.text_projection]
+        return self.text_cache.get(tokens, self._encode, towers=towers)
+
+    def _tokenize(self, prompts: list[str]) -> dict[str, Tensor]:
         prompts = [HESSEL_PREFIX + prompt for prompt in prompts] if self.hessel else prompts
         prompts = [clean_prompt(prompt) for prompt in prompts] if self.clean else prompts
-        self._truncation.check(prompts)
         options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
         # "<|endoftext|>" in a prompt is text: as a token, it would silently end the prompt there.
         tokens = self.tokenizer(prompts, split_special_tokens=True, **options)
-        towers = [self.model.text_model, self.model.text_projection]
-        return self.text_cache.get(tokens, self._encode, towers=towers)
+        self._truncation.check(prompts, tokens["attention_mask"])
+        return dict(tokens)
 
     def _encode(self, tokens: Mapping[str, Tensor]) -> Tensor:
         ids, mask = (tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask"))

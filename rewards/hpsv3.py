@@ -138,6 +138,7 @@ class HPSv3(Reward):
         from fk_reward.rewards.answer_inputs import PromptInputs
         from fk_reward.rewards.batched_windows import batch_windows
         from fk_reward.rewards.processor_pixels import pixel_transform
+        from fk_reward.rewards.question_texts import QuestionTexts
 
         _prepare(processor, num_embeddings=model.get_input_embeddings().num_embeddings)
         transform: Any = pixel_transform(processor.image_processor)
@@ -150,6 +151,7 @@ class HPSv3(Reward):
         self.card = card
         self._transform = transform
         self._inputs = PromptInputs(processor, transform)
+        self._texts = QuestionTexts(processor)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Mean for each image."""
@@ -193,9 +195,7 @@ class HPSv3(Reward):
         return self.head(states[torch.arange(len(states), device=device), lengths.to(device) - 1])
 
     def _text(self, prompt: str) -> str:
-        from fk_reward.rewards.answer_model import question_text
-
-        text = question_text(self.processor, self.words.question(prompt))
+        text = self._texts(self.words.question(prompt))
         return text[: text.index(REWARD_TOKEN) + len(REWARD_TOKEN)]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fk_reward.rewards.base import Reward, RewardCard, SafetyFacts
 from fk_reward.rewards.inputs import to_pil
+from fk_reward.rewards.known_biases import UNLIKE_PHOTOS
 from fk_reward.rewards.preprocessing import ImagePreprocessing
 from fk_reward.rewards.registry import RewardEntry
 from fk_reward.rewards.weights import WRAPPED_NAMES, check_complete
@@ -36,6 +37,7 @@ _CARD = RewardCard(
     differentiable=True,
     looks_at="the whole image, squeezed into a square of 224 pixels; not the prompt",
     blind_to=("prompt", "quality"),
+    biases=(UNLIKE_PHOTOS,),
     safety=SafetyFacts(safe_above=0.5),
     licence="Apache-2.0",
     source="hub page of Falconsai/nsfw_image_detection; Dosovitskiy et al. 2021, arXiv 2010.11929 (ViT)",

@@ -160,7 +160,7 @@ class ImageReward(Reward):
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score each image with its prompt in one pass of both towers."""
-        tokens = self.prompts(prompts).to(images.device)
+        tokens = self.prompts.on(images.device, prompts)
         raw = self.model(self.preprocessing(images), tokens["input_ids"], tokens["attention_mask"])
         return (raw - self.config.mean) / self.config.std
 

@@ -15,7 +15,7 @@ class KeptBatches:
     """Makes the tensors of a batch once; those that were not asked for longest are forgotten.
 
     Args:
-        size: number of batches that are kept.
+        size: number of batches that are kept; of token ids, some hundred kilobytes each at most.
 
     Example:
         >>> batches = KeptBatches(size=1)
@@ -24,7 +24,7 @@ class KeptBatches:
         [True, False, False]
     """
 
-    def __init__(self, *, size: int) -> None:
+    def __init__(self, *, size: int = 32) -> None:
         self.size = size
         self._kept: OrderedDict[Hashable, object] = OrderedDict()
 

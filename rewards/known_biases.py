@@ -22,3 +22,11 @@ SAYS_YES = (
     "vision-language models say yes too often, above all about frequent objects (Li et al. 2023, arXiv 2305.10355)"
 )
 ORDER = "the order of the two images sways it (Chen et al. 2024, arXiv 2402.04788); `both_orders` shows how often"
+MARKS_DIVERGE = (
+    "multimodal LLMs agree with people when they compare two answers, far less when they give marks (Chen et al. 2024, "
+    "arXiv 2402.04788)"
+)
+UNLIKE_PHOTOS = (
+    "generated images differ from photographs in quality, style and layout, and classifiers of unsafe images get worse "
+    "on them (Qu et al. 2024, arXiv 2405.03486)"
+)

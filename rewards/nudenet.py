@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fk_reward.rewards.base import Reward, RewardCard, SafetyFacts
+from fk_reward.rewards.known_biases import UNLIKE_PHOTOS
 from fk_reward.rewards.preprocessing import unit_float
 from fk_reward.rewards.registry import RewardEntry
 
@@ -59,7 +60,7 @@ _CARD = RewardCard(
     typical_range=(0.0, 1.0),
     looks_at="the whole image, at 320 x 320 pixels, padded on the right or below",
     blind_to=("prompt", "quality"),
-    biases=("calls rounded areas in skin colours exposed: examples/benchmarks/reward_detectors.py",),
+    biases=("calls rounded areas in skin colours exposed: examples/benchmarks/reward_detectors.py", UNLIKE_PHOTOS),
     safety=SafetyFacts(safe_above=1 - REPORTED),  # NudeNet reports nothing there
     licence="AGPL-3.0 (licence file in the package nudenet; its metadata say MIT)",
     source="github.com/notAI-tech/NudeNet, 3.4: a YOLOv8 of nano size",

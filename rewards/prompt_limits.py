@@ -11,16 +11,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from fk_reward.text import shortened
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 UNSTATED_POSITIONS = 4096
 """Limit for models with relative positions that state none, as T5: their cost grows with the square of the length."""
 
 _SHOWN_IN_ERRORS, _SHOWN_IN_WARNINGS = 80, 200  # letters of a prompt
+
+_CONTROL_TOKENS: WeakKeyDictionary[Any, dict[tuple[int, str], tuple[str, ...]]] = WeakKeyDictionary()
+"""Of each tokenizer, by its number of tokens and the image's placeholder: asking it takes longer than a prompt."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +39,13 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, image_token: object = Non
         >>> control_tokens(BertTokenizer(vocab={word: index for index, word in enumerate(words)}), "<image>")
         ('<image>', '[MASK]', '[CLS]', '[PAD]', '[SEP]', '[UNK]')
     """
+    known, key = _CONTROL_TOKENS.setdefault(tokenizer, {}), (len(tokenizer), str(image_token or ""))
+    if key not in known:
+        known[key] = _control_tokens(tokenizer, image_token)
+    return known[key]
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, image_token: object) -> tuple[str, ...]:
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     found = {str(token) for token in added if token.special} | set(getattr(tokenizer, "all_special_tokens", ()))
     found |= {str(image_token)} if image_token else set()
@@ -119,9 +131,16 @@ class TruncationLog:
         self.tokenizer, self.max_tokens, self.name = tokenizer, max_tokens, name
         self._seen: set[str] = set()
 
-    def check(self, prompts: Sequence[str]) -> None:
-        """Tokenize those prompts that were not checked before, and warn of what is cut from them."""
-        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._seen]
+    def check(self, prompts: Sequence[str], attention_mask: Tensor) -> None:
+        """Warn of what is cut from those prompts that were not checked before.
+
+        Args:
+            prompts: B strings.
+            attention_mask: (B, L) of their tokens as they are read: what has fewer than `max_tokens` is whole.
+        """
+        lengths = attention_mask.sum(dim=1).tolist()
+        full = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length >= self.max_tokens]
+        fresh = [prompt for prompt in dict.fromkeys(full) if prompt not in self._seen]
         if not fresh:
             return
         self._seen.update(fresh)  # a sampler scores the same prompt at many steps: one warning is enough

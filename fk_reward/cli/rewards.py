@@ -187,8 +187,8 @@ def _section(card: RewardCard) -> str:
     facts = {"polarity": "higher is better" if card.higher_is_better else "lower is better"}
     facts |= {"looks at": card.looks_at, "weights": card.weights, "memory": card.memory, **_limits(card)}
     facts |= {"licence": card.licence, "source": card.source}
-    if card.spread is not None or card.spread_source != RewardCard.spread_source:
-        facts["spread"] = card.spread_source
+    is_known = card.spread is not None or card.spread_source != RewardCard.spread_source
+    facts["spread"] = card.spread_source if is_known else "not measured"
     return f"## `{card.name}`\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
@@ -196,7 +196,7 @@ def _limits(card: RewardCard) -> dict[str, str]:
     """What the score does not see and what it favours, as far as known, and what the doctor asks therefore."""
     from fk_reward.rewards.base import ASPECTS
 
-    facts = {"known biases": "; ".join(card.biases)} if card.biases else {}
+    facts = {"known biases": "; ".join(card.biases) or "none with a source"}
     if card.safety is not None:
         facts |= {"as a judge of safety": _as_judge(card.safety)}
     if not card.blind_to:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fk_reward.rewards.base import Reward, RewardCard, SafetyFacts
 from fk_reward.rewards.inputs import to_pil
+from fk_reward.rewards.known_biases import MARKS_DIVERGE
 from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeAnswerError, JudgeEngine, Sampling
 from fk_reward.rewards.vlm_judge.marks import MarkQuestion, MarkTemplate, WeighingEngine
 
@@ -167,6 +168,7 @@ def mark_card(template: MarkTemplate, *, weights: str, reading: str = "logits", 
         typical_range=(-10.0, 10.0) if by_log_odds else template.score_range,
         looks_at="the whole image",
         blind_to=() if template.reads_prompt else ("prompt", "quality"),
+        biases=() if template.log_odds else (MARKS_DIVERGE,),
         # a rating, whose log-odds are those of "Safe"; its text is 1 or 0
         safety=SafetyFacts(safe_above=0.0 if by_log_odds else 0.5) if template.log_odds else None,
         licence=f"that of the model; wording: {template.licence}",

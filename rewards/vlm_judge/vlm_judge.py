@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fk_reward.rewards.base import Reward, RewardCard
 from fk_reward.rewards.inputs import ImageGroup, Images, in_order, prompt_list, to_pil
-from fk_reward.rewards.known_biases import ORDER
+from fk_reward.rewards.known_biases import MARKS_DIVERGE, ORDER
 from fk_reward.rewards.vlm_judge.answer_cache import AnswerCache, answer_key
 from fk_reward.rewards.vlm_judge.endpoint import redact_text
 from fk_reward.rewards.vlm_judge.engine import FlawedAnswer, JudgeAnswerError, JudgeEngine, Sampling, StoppedAnswer
@@ -194,7 +194,7 @@ def judge_card(template: JudgeTemplate, *, weights: str) -> RewardCard:
         typical_range=template.score_range,
         looks_at="the whole image",
         blind_to=template.blind_to,
-        biases=(ORDER,) if template.pairwise else (),
+        biases=(ORDER if template.pairwise else MARKS_DIVERGE,),
         licence=licence,
         source=template.source,
         weights=redact_text(weights),

@@ -13,8 +13,9 @@ from torch.testing import assert_close
 from transformers import BertTokenizer, T5Config
 
 from fk_reward.rewards import BlipITM, CLIPScore, VQAScore, load_reward
-from fk_reward.rewards.answer_model import load_answer_model, question_text
+from fk_reward.rewards.answer_model import load_answer_model
 from fk_reward.rewards.prompt_limits import UNSTATED_POSITIONS, control_tokens, num_positions
+from fk_reward.rewards.question_texts import question_text
 from fk_reward.rewards.vlm_judge.engine import Sampling
 from fk_reward.rewards.vlm_judge.transformers_engine import TransformersEngine
 from tests.tiny import answer_models

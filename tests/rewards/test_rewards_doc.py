@@ -33,6 +33,27 @@ def test_the_page_shows_every_field(field):
     assert reward_page([other]) != reward_page([card])
 
 
+@pytest.mark.parametrize("name", sorted(REWARDS))
+def test_no_fact_of_a_card_is_left_open(name):
+    card = reward_card(name)
+    stated = (card.looks_at, card.licence, card.source, card.weights, card.memory)
+    assert "not stated" not in stated
+    assert card.spread is None or card.spread_source != "not stated"
+    for bias in card.biases:
+        assert any(
+            mark in bias for mark in ("arXiv", "distill.pub", "examples/", "documentation", "by construction")
+        ), f"{name}: where is this from? {bias}"
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS))
+@pytest.mark.parametrize(
+    "fact", ["polarity", "looks at", "licence", "source", "spread", "known biases", "probes of the doctor"]
+)
+def test_a_card_says(name, fact):
+    lines = [line for line in reward_page([reward_card(name)]).splitlines() if line.startswith(f"- {fact}: ")]
+    assert len(lines) == 1 and len(lines[0]) > len(f"- {fact}: ")
+
+
 def test_a_bar_does_not_end_a_cell():
     table = [line for line in reward_page([RewardCard(name="a", summary="b | c")]).splitlines() if line.startswith("|")]
     assert "b \\| c" in table[2]

@@ -106,6 +106,8 @@ def _shortest(times: Sequence[HostTime]) -> float:
 class HostTime(TorchFunctionMode):
     """Mixes tensors of shapes and of numbers, and measures what is not an operation on tensors without numbers.
 
+    What this class itself does around each operation is not counted.
+
     Attributes:
         seconds: the process's own time in the block, however busy the machine is.
 
@@ -119,7 +121,7 @@ class HostTime(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._device, self._elsewhere = _CountedMetaTensors(), 0.0
+        self._device = _CountedMetaTensors()
 
     @property
     def launches(self) -> int:
@@ -135,29 +137,46 @@ class HostTime(TorchFunctionMode):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.seconds = time.process_time() - self._start - self._elsewhere
+        self.seconds = time.process_time() - self._start - self._device.elsewhere
         super().__exit__(kind, error, traceback)
         self._device.__exit__(kind, error, traceback)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        start, before = time.process_time(), self.launches
+        start, before, elsewhere = time.process_time(), self.launches, self._device.elsewhere
+        begun = time.process_time()
         result = func(*args, **(kwargs or {}))
+        ended = time.process_time()
         if self.launches > before:
-            self._elsewhere += time.process_time() - start
             if func is functional.interpolate:  # one kernel on a GPU, a hundred operations without numbers
                 self._device.operations = before + 1
+            self._device.elsewhere = elsewhere + time.process_time() - start
+        else:
+            self._device.elsewhere += time.process_time() - ended + begun - start
         return result
 
 
 class _CountedMetaTensors(MetaTensors):
+    """Counts operations on tensors without numbers, and the seconds that it takes itself."""
+
     operations = 0
+    elsewhere = 0.0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        leaves = tree_leaves((args, kwargs, result))
-        self.operations += any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
+        start = time.process_time()
+
+        def timed(*values: Any, **named: Any) -> Any:
+            nonlocal start
+            begun = time.process_time()
+            result = func(*values, **named)
+            start += time.process_time() - begun
+            return result
+
+        with_numbers = not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs)))
+        result = super().__torch_dispatch__(timed if with_numbers else func, types, args, kwargs)
+        self.operations += not with_numbers
+        self.elsewhere += time.process_time() - start
         return result
 
 

@@ -59,16 +59,48 @@ def test_positions_are_those_of_the_model(model: AnswerModel, images):
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)
-def test_rows_of_one_shape_share_their_positions(model: AnswerModel, monkeypatch):
-    asked, rope_index = [], model._prompts.rope_index
-    monkeypatch.setattr(
-        model._prompts, "rope_index", lambda **inputs: asked.append(len(inputs["input_ids"])) or rope_index(**inputs)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_one_row_says_the_positions_of_all_with_the_image_there(model: AnswerModel, monkeypatch, side):
+    rope_index, asked = model.model.model.get_rope_index, []
+    monkeypatch.setattr(model.processor.tokenizer, "padding_side", side)
+    prompts = PromptInputs(
+        model.processor, model._transform, rope_index=lambda **rows: asked.append(rows) or rope_index(**rows)
     )
     first, second, third = texts_of(model)
-    inputs = model._prompts._make([second, first, second, third, first], (40, 56), ())
-    assert asked == [3]
-    arguments = {name: value for name, value in inputs.items() if name != "position_ids"}
-    assert torch.equal(inputs["position_ids"], rope_index(**arguments)[0])
+    prompts([first], (40, 56))  # compared with the model
+    asked.clear()
+    for size in [(40, 56), (90, 30)]:
+        inputs = prompts([second, first, second, third, first], size)
+        arguments = {name: value for name, value in inputs.items() if name != "position_ids"}
+        assert torch.equal(inputs["position_ids"], rope_index(**arguments)[0])
+    assert len(asked) == 1, "the second size"
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)
+def test_a_model_that_counts_otherwise_is_asked_about_every_batch(model: AnswerModel):
+    def every_second(**rows):
+        positions, deltas = model.model.model.get_rope_index(**rows)
+        return positions * (1 + (rows["input_ids"] != 0)), deltas
+
+    prompts = PromptInputs(model.processor, model._transform, rope_index=every_second)
+    for texts in (texts_of(model)[:1], texts_of(model)):
+        inputs = prompts(texts, (40, 56))
+        arguments = {name: value for name, value in inputs.items() if name != "position_ids"}
+        assert torch.equal(inputs["position_ids"], every_second(**arguments)[0])
+
+
+def test_a_text_that_several_images_share_is_tokenised_once(model: AnswerModel, monkeypatch):
+    prompts, given = reproduced(model), []
+    first, second, _ = texts_of(model)
+    tokenizer = type(model.processor.tokenizer)
+    expected = prompts._make([first, second], (40, 56), ())
+    own = tokenizer.__call__
+    monkeypatch.setattr(tokenizer, "__call__", lambda self, text, **more: given.append(text) or own(self, text, **more))
+    inputs = prompts._make([first, second, first], (40, 56), ())
+    if prompts._expansions[40, 56] is not None:
+        assert given == [[first, second]]
+    assert torch.equal(inputs["input_ids"][:2], expected["input_ids"])
+    assert torch.equal(inputs["input_ids"][2], inputs["input_ids"][0])
 
 
 def test_one_placeholder_too_few_is_noticed(model: AnswerModel, images, monkeypatch):

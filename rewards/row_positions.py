@@ -1,0 +1,73 @@
+"""Positions of rows with one image each, put together from what the model says once of the image's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fk_reward.rewards.kept_batches import KeptBatches
+
+
+class RowPositions:
+    """What a model's `get_rope_index` gives for rows with one image, without a loop over their tokens for each.
+
+    Text behind an image is counted on by ones, so that of all rows whose image is in the same place one is asked about,
+    as far as the first token behind the image. The first batch is compared with the model's own answer; a model that
+    counts otherwise is asked about every batch.
+
+    Args:
+        rope_index: the model's `get_rope_index`.
+    """
+
+    def __init__(self, rope_index: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self.rope_index = rope_index
+        self._begins: KeptBatches = KeptBatches()
+        self._counts_on: bool | None = None  # not known before the first batch
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Positions (D, B, S) of rows that are padded on either side.
+
+        Args:
+            inputs: `input_ids`, `mm_token_type_ids` and `attention_mask`, each (B, S), and `image_grid_thw` (B, 3), on
+                the CPU.
+
+        B: number of rows, S: their length, D: number of dimensions.
+        """
+        if self._counts_on is None:
+            expected = self._of_model(inputs)
+            self._counts_on = torch.equal(self._counted(inputs), expected)
+            return expected
+        return self._counted(inputs) if self._counts_on else self._of_model(inputs)
+
+    def _of_model(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+        return self.rope_index(**{name: inputs[name] for name in names})[0]
+
+    def _counted(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        rows = []
+        kinds, masks = inputs["mm_token_type_ids"].numpy(), inputs["attention_mask"].numpy().astype(bool)
+        for types, mask, grid in zip(kinds, masks, inputs["image_grid_thw"], strict=True):
+            real = types[mask]
+            types_before = real[: np.flatnonzero(real)[-1] + 1]
+            begin = self._begin(types_before, grid)
+            behind = begin[:, -1:] + np.arange(len(real) - len(types_before))
+            row = np.repeat(begin[:, :1], len(types), axis=1)
+            row[:, mask] = np.concatenate([begin[:, 1:-1], behind], axis=1)
+            rows.append(row)
+        return torch.from_numpy(np.stack(rows, axis=1))
+
+    def _begin(self, types: np.ndarray, grid: Tensor) -> np.ndarray:
+        """(D, n + 2): position of padding, of n tokens that end with the image, and of the token behind it."""
+        key = (types.tobytes(), tuple(grid.tolist()))
+        return self._begins.get(key, lambda: self._asked(types, grid))
+
+    def _asked(self, types: np.ndarray, grid: Tensor) -> np.ndarray:
+        row = torch.from_numpy(np.concatenate([[0], types, [0]]))[None]
+        mask = torch.ones_like(row)
+        mask[0, 0] = 0
+        ids = torch.zeros_like(row)  # types alone say what is an image
+        inputs = {"input_ids": ids, "mm_token_type_ids": row, "attention_mask": mask, "image_grid_thw": grid[None]}
+        return self._of_model(inputs)[:, 0].numpy()
