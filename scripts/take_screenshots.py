@@ -78,6 +78,7 @@ def ui(page: Page) -> Iterator[tuple[str, bytes]]:
     page.goto(launch(blocks, block=False))
     page.click("#run")
     page.wait_for_function("document.querySelectorAll('#lineage svg g.step').length >= 3")
+    page.evaluate("scrollTo(0, 0)")
     yield "ui-drawing", page.screenshot()
     page.wait_for_function("document.querySelector('#status')?.innerText.startsWith('done')")
     page.wait_for_selector("#plain img")

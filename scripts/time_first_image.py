@@ -77,7 +77,9 @@ def timed(commands: Sequence[str], folder: Path) -> Iterator[Step]:
         )
         if done.returncode:
             raise RuntimeError(f"{command} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-        yield Step(command, time.perf_counter() - start, _computed() - used)
+        step = Step(command, time.perf_counter() - start, _computed() - used)
+        sys.stderr.write(f"{step.seconds:7.1f} s, {step.cpu_seconds:6.1f} s of computing: {command}\n")
+        yield step
 
 
 def _computed() -> float:
