@@ -1,4 +1,6 @@
-"""How long a newcomer waits for the first steered image: python scripts/time_first_image.py
+"""How long a newcomer waits for the first steered image, from a clone and from the wheel.
+
+    python scripts/time_first_image.py
 
 Clones this checkout and follows README in a new folder, in an environment with nothing but HOME and PATH, without pip's
 cache; then once more from the wheel alone. Prints a table of commands and seconds, and how busy the machine was.

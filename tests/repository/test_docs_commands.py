@@ -12,7 +12,14 @@ from tests.command_line import run_command_line
 from tests.repository.layout import documents
 
 LINE = re.compile(r"^\$ fk-reward ((?:.*\\\n)*.*)$", re.MULTILINE)
-OF_THE_PARSER = ("Unknown option", "Unknown command", "Missing", "Unused Tokens", "Invalid value", "requires an argument")
+OF_THE_PARSER = (
+    "Unknown option",
+    "Unknown command",
+    "Missing",
+    "Unused Tokens",
+    "Invalid value",
+    "requires an argument",
+)
 
 
 def commands(text):
@@ -47,7 +54,9 @@ def parser(monkeypatch):
     return monkeypatch
 
 
-@pytest.mark.parametrize("page", [page for page in documents() if commands(page.read_text())], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in documents() if commands(page.read_text())], ids=lambda page: page.name
+)
 def test_commands_can_be_typed(page, parser):
     refused = {shlex.join(words): refusal(words, parser) for words in commands(page.read_text())}
     assert {line: said for line, said in refused.items() if said} == {}

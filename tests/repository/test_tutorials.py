@@ -34,7 +34,13 @@ def in_small(words):
 
 
 def test_numbers_are_found():
-    assert in_small(["record", "--num-prompts", "60", "--steps", "20"]) == ["record", "--num-prompts", "6", "--steps", "20"]
+    assert in_small(["record", "--num-prompts", "60", "--steps", "20"]) == [
+        "record",
+        "--num-prompts",
+        "6",
+        "--steps",
+        "20",
+    ]
     changed = [words for words in commands(PAGE) if in_small(words) != words]
     assert [words[0] for words in changed] == ["record", "record", "train"]
 
