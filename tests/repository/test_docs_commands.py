@@ -25,7 +25,7 @@ OF_THE_PARSER = (
 def commands(text):
     """The lines of a text, without what stands behind them for the reader or for the shell."""
     blocks = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    found = (shlex.split(line, comments=True) for block in blocks for line in LINE.findall(block))
+    found = (shlex.split(line.replace("\\\n", " "), comments=True) for block in blocks for line in LINE.findall(block))
     return [words[: next((i for i, word in enumerate(words) if word in ("|", ">", "&&")), None)] for words in found]
 
 
