@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 
 import pytest
 
@@ -60,6 +61,13 @@ def parser(monkeypatch):
 def test_commands_can_be_typed(page, parser):
     refused = {shlex.join(words): refusal(words, parser) for words in commands(page.read_text())}
     assert {line: said for line, said in refused.items() if said} == {}
+
+
+def test_what_the_demo_says_to_try_next_can_be_typed(parser):
+    said = import_module("fk_reward.cli.demo")._END.format(reward="clipscore")
+    lines = re.findall(r"^  fk-reward (.+?)     ", said, re.MULTILINE)
+    assert len(lines) == 3
+    assert [found for line in lines if (found := refusal(shlex.split(line), parser))] == []
 
 
 @pytest.mark.parametrize("line", ["generate star", "generate star --out o --modle sdxl", "gnerate star --out o"])
