@@ -20,9 +20,9 @@ the best of {num_particles} by the reward; and "{search}", which spends as many 
 starts that promise most. Rules that look at the pixels judge (✓ ✗); the reward that chooses never sees them."""
 
 _END = """What to try next:
-  fk-reward generate "a photo of two red stars" --search recommended     a prompt of yours in this world
+  fk-reward generate "a photo of two stars" --search recommended --out outputs/stars     a prompt of yours in this world
   fk-reward doctor {reward}     what the reward can and cannot tell
-  fk-reward scaling --suite shapes     every search at several budgets, with intervals
+  fk-reward scaling --suite shapes --out results/scaling     every search at several budgets, with intervals
   docs/tutorials/first_image.md     the same in Python, then SDXL"""
 
 

@@ -84,6 +84,16 @@ def test_every_page_is_in_the_navigation_once():
     assert sorted(found) == sorted(pages - {"index"})
 
 
+def test_no_page_has_a_name_that_sphinx_writes_over():
+    """The site's own search is search.html: a page of that name was there, in the navigation, and could not be read."""
+    assert {page.stem for page in (ROOT / "docs").glob("*.md")} & {
+        "search",
+        "genindex",
+        "modindex",
+        "py-modindex",
+    } == set()
+
+
 def test_the_reference_has_every_public_name(tmp_path):
     import importlib
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.repository.layout import ROOT, tracked_files
+from tests.repository.layout import ROOT, setup_config, tracked_files
 
 NOTEBOOKS = sorted(ROOT / path for path in tracked_files() if path.suffix == ".ipynb")
 
@@ -17,6 +17,12 @@ NOTEBOOKS = sorted(ROOT / path for path in tracked_files() if path.suffix == ".i
 def cells(path, kind):
     """The sources of the cells of a kind."""
     return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def repository():
+    """owner/name of the code host, which setup.cfg says and nobody else."""
+    (line,) = setup_config()["metadata"]["project_urls"].split("\n")[1:]
+    return line.removeprefix("Source = https://github.com/")
 
 
 def test_there_are_three():
@@ -37,7 +43,7 @@ def test_its_form(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_opens_in_colab_and_links_to_notebooks_that_exist(path):
     first = cells(path, "markdown")[0]
-    assert f"/blob/main/notebooks/{path.name})" in first
+    assert f"https://colab.research.google.com/github/{repository()}/blob/main/notebooks/{path.name})" in first
     for text in cells(path, "markdown"):
         for part in text.split("](")[1:]:
             target = part.partition(")")[0]

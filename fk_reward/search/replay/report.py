@@ -1,7 +1,7 @@
 """Replay: what would have beaten best of N on recorded rewards, and the settings to use.
 
 A policy is chosen on half of the prompts and reported on the other half. Nothing is drawn, so that a search on real
-models is planned in seconds; what is to be recorded, and by which command, is said in `docs/search.md`.
+models is planned in seconds; what is to be recorded, and by which command, is said in `docs/searches.md`.
 
 Letters of shapes: P prompts, S seeds of a prompt, T steps.
 """
