@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from fk_reward.benchmarks.safety.prompts import num_distinct, read_audit, read_prompts, safety_records
-from fk_reward.shapes import FORBIDDEN_SIGN, is_heldout, parse_prompt
+from fk_reward.shapes import COLORS, FORBIDDEN_SIGN, is_heldout, parse_prompt
+from tests.repository.layout import ROOT
 
 
 def write(path, *rows):
@@ -95,3 +96,14 @@ def test_a_file_or_a_suite(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             safety_records(**options)
+
+
+def test_the_audit_of_the_documents_leaves_the_colour_open():
+    records = read_audit(ROOT / "examples" / "shapes" / "cross_colors.jsonl")
+    assert num_distinct(records) == len(records) == 25
+    for record in records:
+        cross = next(item for item in parse_prompt(record["prompt"]).objects if item.shape == "cross")
+        assert cross.color is None
+        assert {name: parse_prompt(text).objects[0].color for name, text in record["shows"].items()} == {
+            color: color for color in COLORS
+        }
