@@ -162,7 +162,7 @@ class PromptInputs:
     def _row(self, ids: list[int], expansion: Expansion, answer: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
         """Ids and types of a text whose placeholder is written out; None for one without a placeholder, or several."""
         token = self._image_id()
-        if ids.count(token) != 1:
+        if token is None or ids.count(token) != 1:
             return None
         # Arrays, because PyTorch takes ten times as long as NumPy to read lists of lists.
         place, written = ids.index(token), np.array([*ids, *answer], dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from fk_reward.rewards.kept_batches import KeptBatches
@@ -96,8 +97,8 @@ class QuestionTexts:
         way = (str(getattr(self.processor, "chat_template", None)), system, image_first)
         frame = self._frames.get(way, lambda: self._frame(system, image_first=image_first))
         if frame is None or not question:  # a template may pass over a text that is empty
-            options = {"system": system, "image_first": image_first}
-            return self._texts.get((question, way), lambda: question_text(self.processor, question, **options))
+            write = partial(question_text, self.processor, question, system=system, image_first=image_first)
+            return self._texts.get((question, way), write)
         refuse_control_tokens([question], filter(None, [_placeholder(self.processor)]))
         return f"{frame.before}{question}{frame.after}"
 
