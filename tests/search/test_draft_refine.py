@@ -83,7 +83,8 @@ def check_refined_equals_its_start_alone(pipe, shared, search, *, tolerance=0.0)
     for latents, slot in zip(out.images, out.trace.selected[0].tolist(), strict=True):
         start = int(out.trace.lineage()[0, slot])
         alone = pipe.pipe(PROMPT, generator=generators(4)[start], output_type="latent", **shared).images[0]
-        torch.testing.assert_close(latents, alone, rtol=0, atol=tolerance)
+        # Relative, too: Euler's latents are large, and a batch of another size rounds otherwise, by CPU.
+        torch.testing.assert_close(latents, alone, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
