@@ -54,6 +54,7 @@ class FitConfig:
         quarter = self.max_steps // 4
         warmup_steps = min(100, quarter) if self.warmup_steps is None else self.warmup_steps
         decay_steps = quarter if self.decay_steps is None else self.decay_steps
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         return TrainingArguments(
             output_dir=str(self.output_dir / "checkpoints"),
             max_steps=self.max_steps,
@@ -68,9 +69,9 @@ class FitConfig:
             },
             warmup_steps=warmup_steps,
             seed=self.seed,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=device == "cpu",
             ddp_find_unused_parameters=False,
-            bf16=self.bf16 and has_fast_bfloat16(),
+            bf16=self.bf16 and has_fast_bfloat16(device),
             save_steps=self.save_steps,
             save_total_limit=2,
             logging_steps=50,

@@ -113,7 +113,7 @@ def encode(vae: AutoencoderKL, images: Tensor, chunk: int = 100) -> Tensor:
     """Means of the posteriors, `(N, 4, 16, 16)`, of uint8 images."""
     means = []
     for part in images.split(chunk):
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16("cpu")):
             means.append(vae.encode(part / 127.5 - 1.0).latent_dist.mean.float())
     return torch.cat(means)
 
