@@ -44,8 +44,10 @@ def headless_browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, CHROMIUMS)), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=list(QUIET))
-        yield browser
-        browser.close()
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 def compressed(png: bytes, *, width: int = 1000, colours: int = 128) -> bytes:

@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -19,6 +21,9 @@ from diffusers import DiffusionPipeline
 
 from tests import tiny
 from tests.repository.layout import ROOT
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,3 +88,17 @@ def tiny_pixart() -> Callable[..., DiffusionPipeline]:
 def tiny_flux() -> Callable[..., DiffusionPipeline]:
     """Factory of tiny Flux pipelines."""
     return tiny.make_flux
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium without a window; skips where Playwright or a browser is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    from scripts.take_screenshots import headless_browser
+
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(headless_browser())
+        except sync_api.Error as error:
+            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        yield opened

@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import importlib.util
 import json
 import re
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -115,22 +113,6 @@ def test_what_is_kept_of_a_trace_is_json():
             {"step": 4, "rewards": [0.12346, 2.0], "ancestors": None},
         ],
     }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("playwright is not installed")
-    from playwright.sync_api import Error, sync_playwright
-
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_playwright() as playwright:
-        try:
-            opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        except Error as error:
-            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
-        yield opened
-        opened.close()
 
 
 def visible(page):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
-import importlib.util
 import io
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -110,19 +108,10 @@ def test_the_example_stands_by_itself(page):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed")
-def test_a_browser_opens_the_page(out):
-    from playwright.sync_api import Error, sync_playwright
-
+def test_a_browser_opens_the_page(out, browser):
     write_report(out)
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        except Error as error:
-            pytest.skip(f"no Chromium: {error.message.splitlines()[0]}")
-        for path in [out / "report.html", *EXAMPLES]:
-            check_in_browser(browser.new_page(), path)
-        browser.close()
+    for path in [out / "report.html", *EXAMPLES]:
+        check_in_browser(browser.new_page(), path)
 
 
 def check_in_browser(page, path):

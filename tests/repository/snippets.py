@@ -1,14 +1,17 @@
-"""The Python blocks of a Markdown page."""
+"""The Python blocks of a Markdown page, and its lines for the shell."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 FENCE = re.compile(
     r"(?:<!-- skip: (?P<reason>[^\n]*?) -->\s*\n)?^```python[^\n]*\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE
 )
+
+LINE = re.compile(r"^\$ fk-reward ((?:.*\\\n)*.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,10 @@ def read_snippets(page: Path) -> list[Snippet]:
         Snippet(str(page), text.count("\n", 0, match.start("code")) + 1, match["code"], match["reason"])
         for match in FENCE.finditer(text)
     ]
+
+
+def commands(text):
+    """The lines `$ fk-reward ...` of a text, without what stands behind them for the reader or for the shell."""
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    found = (shlex.split(line.replace("\\\n", " "), comments=True) for block in blocks for line in LINE.findall(block))
+    return [words[: next((i for i, word in enumerate(words) if word in ("|", ">", "&&")), None)] for words in found]

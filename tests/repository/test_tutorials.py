@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-
 import pytest
 
 from tests.command_line import run_command_line
 from tests.repository.layout import ROOT
-from tests.repository.snippets import read_snippets
+from tests.repository.snippets import commands, read_snippets
 
 PAGE = ROOT / "docs" / "tutorials" / "noise_aware_reward.md"
 SMALLER = {
@@ -20,12 +17,6 @@ SMALLER = {
     "--validation_fraction": "0.34",
 }
 """As examples/shapes/train_bands.py --smoke."""
-
-
-def commands(page):
-    """The lines `$ fk-reward ...` of a page, as words."""
-    lines = re.findall(r"^\$ fk-reward (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return [shlex.split(line) for line in lines]
 
 
 def in_small(words):
@@ -41,14 +32,14 @@ def test_numbers_are_found():
         "--steps",
         "20",
     ]
-    changed = [words for words in commands(PAGE) if in_small(words) != words]
+    changed = [words for words in commands(PAGE.read_text()) if in_small(words) != words]
     assert [words[0] for words in changed] == ["record", "record", "train"]
 
 
 @pytest.mark.slow
 def test_the_way_from_recording_to_steering(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for words in commands(PAGE):
+    for words in commands(PAGE.read_text()):
         result = run_command_line(*in_small(words))
         if "learnt nothing" in result.output:  # sixteen pairs may teach nothing, which the page says, too
             pytest.skip("so few pairs taught nothing")
