@@ -25,11 +25,8 @@ from tests.repository.layout import ROOT
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 MANY = RECORDS * 10
 NUM_WORKERS, NUM_KILLS = 3, 10
-KILLED = {
-    int(index): kind
-    for kind, indices in zip(("drawing", "written"), np.random.default_rng(0).permutation(len(MANY))[:10].reshape(2, 5))
-    for index in indices
-}
+_CHOSEN = np.random.default_rng(0).permutation(len(MANY))[:NUM_KILLS].tolist()
+KILLED = dict.fromkeys(_CHOSEN[:5], "drawing") | dict.fromkeys(_CHOSEN[5:], "written")
 """Prompts over which an actor is killed once: while it draws, or when the prompt is there and nobody knows yet."""
 
 
