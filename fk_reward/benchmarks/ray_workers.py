@@ -104,14 +104,15 @@ def run_on_ray(bind: Callable[[], Bound], *, num_workers: int, num_gpus: float =
     Args:
         bind: loads task, methods and store, in each actor. The store is in a folder that all machines see.
         num_workers: most actors at a time; as long as the cluster has no place for some, the others work.
-        num_gpus: of an actor.
+        num_gpus: of an actor, which has a core besides.
 
     Raises:
         ImportError: Ray is not installed.
         RuntimeError: actors die again and again, over the same samples or before they have loaded their models.
     """
     ray = _ray()
-    actor = ray.remote(max_restarts=-1, num_gpus=num_gpus)(Worker)
+    # A core is said, too: by default Ray counts none for an actor that has begun, and places any number of them.
+    actor = ray.remote(max_restarts=-1, num_cpus=1, num_gpus=num_gpus)(Worker)
     crew = [actor.remote(bind) for _ in range(num_workers)]
     try:
         yield from _hand_out(ray, crew)
