@@ -20,6 +20,7 @@ from fk_reward.cli.options import (
     FieldOptions,
     OutOption,
     PlacementOptions,
+    RayWorkersOption,
     ShardOption,
     TypedFields,
     named_searches,
@@ -162,7 +163,7 @@ def geneval(  # noqa: PLR0913 (groups of options)
     batch_size: Annotated[int | None, Parameter(group=MEMORY)] = None,
     batch_sizes: BatchOptions,
     shard: ShardOption = None,
-    ray_workers: Annotated[int | None, Parameter(group=MEMORY)] = None,
+    ray_workers: RayWorkersOption = None,
 ) -> None:
     """Run a benchmark of images, GenEval or another suite: unsteered, best of K and steered images, judged, compared.
 
@@ -182,8 +183,7 @@ def geneval(  # noqa: PLR0913 (groups of options)
         batch_sizes: How much is run at once.
         shard: With --stage generate or judge, i/n: this process takes every n-th prompt; as accelerate launched it if
             not given.
-        ray_workers: Draw by so many actors of a Ray cluster (RAY_ADDRESS), whose machines may come and go; each has a
-            GPU unless the device is the CPU. In this process if not given.
+        ray_workers: So many Ray actors draw, each with a GPU unless the device is the CPU; this process if not given.
     """
     from fk_reward.benchmarks.geneval.runs import GenEvalRequest, run_request
     from fk_reward.benchmarks.report import show_report

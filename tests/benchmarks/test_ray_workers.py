@@ -13,14 +13,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fk_reward.benchmarks import ray_workers
+from fk_reward.benchmarks import batch_queue
+from fk_reward.benchmarks.batch_queue import Batch, answer_batch, open_batches
 from fk_reward.benchmarks.image_store import PromptFolder
-from fk_reward.benchmarks.ray_workers import Batch, Bound, Worker, run_on_ray
+from fk_reward.benchmarks.ray_workers import run_on_ray
+from fk_reward.benchmarks.runner import Work
 from fk_reward.benchmarks.store import ResultStore
 from tests.benchmarks.geneval.test_runs import finished, model, options, without_seconds  # noqa: F401 (fixtures)
 from tests.benchmarks.image_stage import RECORDS, BareStore, Painter, finish_run, paint, task_of, tree
+from tests.benchmarks.ray_in_process import Killed, ray_in_process
 from tests.command_line import run_command_line
-from tests.repository.layout import ROOT
+from tests.repository.layout import LIBRARY_FOLDERS, ROOT
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 MANY = RECORDS * 10
@@ -30,12 +33,21 @@ KILLED = dict.fromkeys(_CHOSEN[:5], "drawing") | dict.fromkeys(_CHOSEN[5:], "wri
 """Prompts over which an actor is killed once: while it draws, or when the prompt is there and nobody knows yet."""
 
 
+def end():
+    """Kill the process of an actor; where it is none, see `in_process`."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_in_process():
+    raise Killed
+
+
 def killed_once(root: Path, index: int, kind: str) -> None:
     """Kill this process where it was not killed before."""
     mark = root.parent / f"{index}-{kind}"
     if KILLED.get(index) == kind and not mark.exists():
         mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        end()
 
 
 class DeadlyStore(BareStore):
@@ -51,95 +63,145 @@ class ForgetfulStore(DeadlyStore):
         return list(indices)
 
 
-def bind(root: Path, store=DeadlyStore) -> Bound:
+def bind(root: Path, store, writer: str) -> list[Work]:
     """A painter that notes each draw before it begins."""
 
     def draw(prompt, index):
         with open(root.parent / "draws", "a", encoding="utf-8") as file:
             finished = PromptFolder(root, index).is_finished(MANY[index])
-            file.write(f"{index} {os.getpid()} {'again' if finished else 'first'}\n")
+            file.write(f"{index} {writer} {'again' if finished else 'first'}\n")
         killed_once(root, index, "drawing")
         return paint(prompt, index)
 
-    return Bound(task_of(MANY), [Painter(root.name, draw)], store(root.parent))
+    return [Work(task_of(MANY), [Painter(root.name, draw)], store(root.parent))]
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """A machine of this process's own with a place for each worker."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+def one_machine(tmp_path_factory):
+    """A machine of this process's own with a place for each worker, which finds the modules that are found here.
+
+    Ray puts the folder that it is started from before all others. In a checkout that is mapped into `build/packages`
+    its `fk_reward` would lack the packages that lie beside it, so that Ray is started elsewhere.
+    """
     import ray
 
-    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.chdir(tmp_path_factory.mktemp("ray"))
+        path = os.pathsep.join(filter(None, [*sys.path, str(ROOT)]))
+        ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Ray as it is in this process."""
+    made = ray_in_process()
+    monkeypatch.setitem(sys.modules, "ray", made)
+    monkeypatch.setattr(sys.modules[__name__], "end", end_in_process)
+    return made
+
+
+@pytest.fixture(params=["in_process", pytest.param("one_machine", marks=[pytest.mark.slow, needs_ray])])
+def cluster(request):
+    return request.getfixturevalue(request.param)
 
 
 def drawn(out):
     return [line.split() for line in (out / "draws").read_text(encoding="utf-8").splitlines()]
 
 
+def found_packages(_writer):
+    """Where an actor finds the packages of the library; as an error, which is all that it can say here."""
+    import fk_reward.pipelines
+    import fk_reward.rewards
+    import fk_reward.training
+
+    raise LookupError(
+        " ".join(module.__file__ for module in (fk_reward.pipelines, fk_reward.rewards, fk_reward.training))
+    )
+
+
 @pytest.mark.slow
 @needs_ray
+def test_actors_find_the_packages_of_this_checkout(one_machine):
+    with pytest.raises(LookupError) as said:
+        list(run_on_ray(found_packages, num_workers=1))
+    found = [Path(name).resolve().parent for name in str(said.value).split() if name.endswith("__init__.py")]
+    assert found == [ROOT / name for name in LIBRARY_FOLDERS[1:]]
+
+
 def test_ten_kills_of_actors(cluster, tmp_path):
     root = tmp_path / "run"
-    steps = list(run_on_ray(partial(bind, root), num_workers=NUM_WORKERS))
+    steps = list(run_on_ray(partial(bind, root, DeadlyStore), num_workers=NUM_WORKERS))
     draws = drawn(tmp_path)
     marks = [path for path in tmp_path.iterdir() if path.name.endswith(("drawing", "written"))]
     assert len(marks) == NUM_KILLS
     assert [line for line in draws if line[2] == "again"] == [], "nothing that is finished is drawn again"
     assert len(draws) == len(MANY) + 5, "a kill costs the one prompt that was being drawn"
-    assert len({pid for _, pid, _ in draws}) > NUM_WORKERS, "others have gone on"
     assert steps[-1] == ("run", len(MANY), len(MANY))
     finish_run(root, records=MANY)
     assert tree(root) == tree(finish_run(tmp_path / "alone" / "run", records=MANY))
-    list(run_on_ray(partial(bind, root), num_workers=1))
+    list(run_on_ray(partial(bind, root, DeadlyStore), num_workers=1))
     assert drawn(tmp_path) == draws, "a finished run draws nothing"
 
 
-@pytest.mark.slow
-@needs_ray
-def test_actors_that_forget_would_be_noticed(cluster, tmp_path):
+def test_actors_begin_again_and_are_ended(in_process, tmp_path):
+    list(run_on_ray(partial(bind, tmp_path / "run", DeadlyStore), num_workers=NUM_WORKERS, num_gpus=1.0))
+    assert in_process.asked == [{"max_restarts": -1, "num_cpus": 1, "num_gpus": 1.0}]
+    assert [actor.num_starts > 1 for actor in in_process.actors].count(True) >= 2
+    assert sum(actor.num_starts for actor in in_process.actors) == NUM_WORKERS + NUM_KILLS
+    assert in_process.killed == in_process.actors
+
+
+def test_actors_that_forget_would_be_noticed(in_process, tmp_path):
     list(run_on_ray(partial(bind, tmp_path / "run", ForgetfulStore), num_workers=NUM_WORKERS))
     assert any(again == "again" for *_, again in drawn(tmp_path))
 
 
 @pytest.mark.slow
 @needs_ray
-def test_more_actors_than_places(cluster, tmp_path):
+def test_more_actors_than_places(one_machine, tmp_path):
     """Two have no machine, as where some were taken away; the others do all of the work."""
     for index, kind in KILLED.items():
         (tmp_path / f"{index}-{kind}").touch()  # nobody is killed here
-    assert list(run_on_ray(partial(bind, tmp_path / "run"), num_workers=NUM_WORKERS + 2))[-1].done == len(MANY)
+    steps = run_on_ray(partial(bind, tmp_path / "run", DeadlyStore), num_workers=NUM_WORKERS + 2)
+    assert list(steps)[-1].done == len(MANY)
 
 
-def fail():
+def fail(_writer):
     raise ValueError("no such model")
 
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+def deadly(indices, samples):
+    end()
 
 
-def bind_deadly(folder):
-    answer = lambda indices, samples: die()  # noqa: E731
-    return Bound(task_of(), [SimpleNamespace(name="deadly", batch_size=2, answer=answer)], ResultStore(folder, {}))
+def bind_deadly(folder, writer):
+    method = SimpleNamespace(name="deadly", batch_size=2, answer=deadly)
+    return [Work(task_of(), [method], ResultStore(folder, {}, writer=writer), "first")]
 
 
-@pytest.mark.slow
-@needs_ray
+def bind_nothing(_writer):
+    end()
+
+
 def test_what_an_actor_raises_arrives(cluster):
     with pytest.raises(ValueError, match="no such model"):
         list(run_on_ray(fail, num_workers=2))
 
 
-@pytest.mark.slow
-@needs_ray
 def test_samples_that_kill_every_actor_end_the_run(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_workers, "MOST_DEATHS", 2)
-    with pytest.raises(RuntimeError, match="2 actors have died over deadly, samples 0, 1"):
+    monkeypatch.setattr(batch_queue, "MOST_LOSSES", 2)
+    with pytest.raises(RuntimeError, match="2 workers have died over first: deadly, samples 0, 1"):
         list(run_on_ray(partial(bind_deadly, tmp_path), num_workers=1))
+
+
+def test_actors_that_die_while_they_load_end_the_run(in_process):
+    with pytest.raises(RuntimeError, match="again and again before it has loaded"):
+        list(run_on_ray(bind_nothing, num_workers=2))
+    assert in_process.killed == in_process.actors
 
 
 def test_without_ray(monkeypatch):
@@ -148,7 +210,7 @@ def test_without_ray(monkeypatch):
         list(run_on_ray(fail, num_workers=1))
 
 
-def test_a_worker_answers_what_is_missing(tmp_path):
+def test_only_what_is_missing_is_answered(tmp_path):
     asked = []
 
     def square(indices, samples):
@@ -157,33 +219,19 @@ def test_a_worker_answers_what_is_missing(tmp_path):
 
     store = ResultStore(tmp_path, {})
     task = SimpleNamespace(samples=(3, 4, 5))
-    worker = Worker(lambda: Bound(task, [SimpleNamespace(name="square", batch_size=2, answer=square)], store))
-    assert worker.begin() == [("square", [Batch(0, (0, 1)), Batch(0, (2,))])]
+    works = [Work(task, [SimpleNamespace(name="square", batch_size=2, answer=square)], store)]
+    assert open_batches(works) == [Batch(0, 0, "square", (0, 1)), Batch(0, 0, "square", (2,))]
     store.write(None, [1], [4], [{"square": 16}])
-    worker.answer(Batch(0, (0, 1)))
-    worker.answer(Batch(0, (0, 1)))
+    answer_batch(works, Batch(0, 0, "square", (0, 1)))
+    answer_batch(works, Batch(0, 0, "square", (0, 1)))
     assert asked == [[0]]
-    assert worker.begin() == [("square", [Batch(0, (2,))])]
+    assert open_batches(works) == [Batch(0, 0, "square", (2,))]
 
 
 @pytest.mark.slow
 @needs_ray
-def test_the_command_on_ray_makes_what_one_process_makes(cluster, finished, options, tmp_path):  # noqa: F811
+def test_the_command_on_ray_makes_what_one_process_makes(one_machine, finished, options, tmp_path):  # noqa: F811
     result = run_command_line("geneval", "--out", tmp_path / "ray", *options, "--ray-workers", "2")
     assert result.exit_code == 0, result.output
     assert "fk-2-shapes-verifier: 5/5" in result.output
     assert without_seconds(tmp_path / "ray") == without_seconds(finished)
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--ray-workers", "0"], "--ray-workers should be at least 1"),
-        (["--ray-workers", "2", "--shard", "0/2", "--stage", "generate"], "without --shard"),
-    ],
-)
-def test_what_is_refused(tmp_path, more, message):
-    result = run_command_line("geneval", "--suite", "shapes", "--device", "cpu", "--out", tmp_path / "out", *more)
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
-    assert not (tmp_path / "out").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -27,8 +27,7 @@ from fk_reward.benchmarks.geneval.suites import find_suite
 from fk_reward.benchmarks.image_report import Report, write_report
 from fk_reward.benchmarks.image_store import ImageStore
 from fk_reward.benchmarks.judging import judge_runs, score_runs
-from fk_reward.benchmarks.ray_workers import Bound, run_on_ray
-from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch, written_stages
+from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, run_works, watch, written_stages
 from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
 from fk_reward.rewards import load_reward
 from fk_reward.search import FKSteeringConfig, SearchConfig, search_fields
@@ -256,7 +255,7 @@ def run_request(
         dtype: of the text-to-image model.
         shard: index and number of processes that share the work by hand; None for those of `accelerate launch`. Only
             for the stage `generate`, or `judge` when all images are there: they do not wait for one another.
-        ray_workers: number of Ray actors that draw, see `run_on_ray`; None to draw in this process.
+        ray_workers: Ray actors that draw, see `run_on_ray`; None to draw in this process.
 
     Returns:
         The report, if this process has written one.
@@ -271,19 +270,13 @@ def run_request(
             "--shard shares one stage: add --stage generate, or --stage judge when all images are there; when all "
             "parts are done, --stage judge --stage report without --shard puts them together."
         )
-    share = find_share(shard, device)
-    if ray_workers is not None:
-        whole_number("--ray-workers", ray_workers, minimum=1)
-        if share.shard[1] > 1:
-            raise ValueError("--ray-workers shares the work among actors: start one process, without --shard.")
+    share = find_share(shard, device, ray_workers)
     console = open_console(quiet=not share.leads)
     writes = written_stages(request.stages, request.out)
     with share.hold(request.out) if writes else nullcontext():
         task = find_suite(request.suite).task(request.task_options) if writes else None
         if task is not None and "generate" in request.stages:
-            bind = partial(bind_request, request, device=device, dtype=dtype)
-            steps = run(*bind(), share=share) if ray_workers is None else _on_ray(bind, ray_workers, device)
-            watch(steps, console=console)
+            watch(run_works(partial(bind_request, request, device, dtype), share=share), console=console)
         if task is not None and "judge" in request.stages:
             watch(_judge(request, task, share=share, device=device), console=console)
     if "report" in request.stages and share.leads:
@@ -291,7 +284,7 @@ def run_request(
     return None
 
 
-def bind_request(request: GenEvalRequest, *, device: str, dtype: torch.dtype) -> Bound:
+def bind_request(request: GenEvalRequest, device: str, dtype: torch.dtype, _writer: str = "") -> list[Work]:
     """Load what draws the images of a request.
 
     Args:
@@ -309,13 +302,7 @@ def bind_request(request: GenEvalRequest, *, device: str, dtype: torch.dtype) ->
     about = dict(request.about)
     if preset is not None:
         about["preset"] = describe_preset(str(request.preset), preset, request.typed)
-    methods = bind_runs(runs, task, device=device, dtype=dtype)
-    # The folder's whole name: an actor may stand in another one.
-    return Bound(task, methods, ImageStore(request.out.resolve(), about=about))
-
-
-def _on_ray(bind: Callable[[], Bound], num_workers: int, device: str) -> Iterator[Progress]:
-    return run_on_ray(bind, num_workers=num_workers, num_gpus=0.0 if device == "cpu" else 1.0)
+    return [Work(task, bind_runs(runs, task, device=device, dtype=dtype), ImageStore(request.out, about=about))]
 
 
 def bind_runs(
