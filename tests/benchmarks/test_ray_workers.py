@@ -76,6 +76,19 @@ def bind(root: Path, store, writer: str) -> list[Work]:
     return [Work(task_of(MANY), [Painter(root.name, draw)], store(root.parent))]
 
 
+def started(ray, *, path, attempts=4):
+    """Start Ray, again where it has given up: a busy machine takes longer than the 15 seconds that Ray waits."""
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+        except Exception:  # noqa: BLE001, PERF203 (Ray raises no kind of its own)
+            ray.shutdown()
+            if not left:
+                raise
+        else:
+            return
+
+
 @pytest.fixture(scope="module")
 def one_machine(tmp_path_factory):
     """A machine of this process's own with a place for each worker, which finds the modules that are found here.
@@ -88,8 +101,7 @@ def one_machine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.chdir(tmp_path_factory.mktemp("ray"))
-        path = os.pathsep.join(filter(None, [*sys.path, str(ROOT)]))
-        ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+        started(ray, path=os.pathsep.join(filter(None, [*sys.path, str(ROOT)])))
     yield ray
     ray.shutdown()
 

@@ -45,4 +45,21 @@ def test_the_page_says_what_the_command_prints(written):
     for row in found["rows"]:
         (minutes,) = re.findall(rf"\| `{row['suite']}` \| .*\| (\d+) minutes?", PAGE)
         assert int(minutes) == round(row["minutes"])
-    assert printed.count("\n| ") == len(question_costs.BENCHMARKS) + 1
+    tables = len(question_costs.BENCHMARKS) + len(question_costs.PREFERENCES)
+    assert len(re.findall(r"^\| (?!-)", printed, re.MULTILINE)) == tables + 2
+
+
+def test_the_page_says_what_preferences_cost(written):
+    for row in written[0]["preferences"]:
+        name = {"mjbench": r"\[`mjbench`\].*"}.get(row["name"], rf"`{row['name']}`")
+        (line,) = re.findall(rf"^\| [^|]* \| {name} \| .*$", PAGE, re.MULTILINE)
+        seconds, minutes = map(int, re.search(r"\| (\d+) s, (\d+) min \|", line).groups())
+        assert (seconds, minutes) == (round(60 * row["hpsv2.1"]), round(row["llava-reward-alignment"]))
+
+
+def test_the_detector_of_geneval(written):
+    """Its authors' size is 69 million weights; its operations are seconds on the page."""
+    settings = written[0]["settings"]
+    assert 0.3e12 < settings["detector"] < 0.6e12
+    (seconds,) = re.findall(r"\| `official` \| .* \| (\d+) seconds \|", PAGE)
+    assert int(seconds) == round(60 * settings["geneval_minutes"])
