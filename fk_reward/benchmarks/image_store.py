@@ -324,6 +324,8 @@ def refuse_mixed_runs(folder: Path) -> None:
 def find_runs(folder: Path) -> list[Path]:
     """The folders of the runs in a folder, or the folder itself where its images lie there, whoever made them.
 
+    A run that was begun and then given up has a manifest and not one image: it is skipped, with a warning.
+
     Raises:
         NotADirectoryError: no such folder.
         FileNotFoundError: no run in it.
@@ -332,10 +334,18 @@ def find_runs(folder: Path) -> list[Path]:
         raise NotADirectoryError(f"There is no folder {folder}.")
     if (folder / MANIFEST).exists() or any(path.name.isdecimal() and path.is_dir() for path in folder.iterdir()):
         return [folder]
-    runs = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+    runs = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}")) if has_images(path.parent)]
     if not runs:
         raise FileNotFoundError(f"{folder} holds no run and no images in GenEval's layout (00000/samples/0000.png).")
     return runs
+
+
+def has_images(run: Path) -> bool:
+    """Whether a run has a finished prompt; a warning names one that has none."""
+    found = any(path.is_dir() and re.fullmatch(r"\d{5}", path.name) for path in run.iterdir())
+    if not found:
+        logger.warning("%s was begun and holds no images: it is left out. Delete it, or generate its images.", run)
+    return found
 
 
 def records_digest(records: Sequence[Mapping[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from fk_reward.benchmarks.recording import (
     load_recorder,
     recording_task,
 )
-from fk_reward.benchmarks.runner import find_share, run, watch
+from fk_reward.benchmarks.runner import Work, find_share, run_works, watch
 from fk_reward.benchmarks.store import ResultStore
 from fk_reward.durable_files import write_whole
 from fk_reward.planning import plan
@@ -299,7 +300,7 @@ _FREE = "shapes-verifier"
 
 def record_predictions(
     prompts: Sequence[str], request: RecordRequest, out: Path, *, device: str, dtype: torch.dtype,
-    shard: tuple[int, int] | None = None,
+    shard: tuple[int, int] | None = None, ray_workers: int | None = None,
 ) -> Path | None:  # fmt: skip
     """Draw what is missing in a folder, and write its index when nothing is.
 
@@ -310,23 +311,32 @@ def record_predictions(
         device: of model and rewards.
         dtype: of the model.
         shard: index and number of processes that share the work by hand; None for those of `accelerate launch`.
+        ray_workers: Ray actors that draw, see `run_on_ray`; None to draw in this process.
 
     Returns:
         The folder; None where other processes have yet to finish, or write its index.
 
     Raises:
+        ImportError: with `ray_workers`, Ray is not installed.
         ValueError: settings that do not fit, or a folder of other ones.
         OSError: a model or a reward that cannot be found or fetched.
     """
-    task, share = recording_task(prompts, request), find_share(shard, device)
+    task, share = recording_task(prompts, request), find_share(shard, device, ray_workers)
+    console = open_console(quiet=not share.leads)
     with share.hold(out):
-        recorder, settings = load_recorder(request, device=device, dtype=dtype, kind=KeepingReward)
-        steps = kept_steps(recorder.pipe, request, prompts[0], recorder.arguments)
-        keeper = PredictionRecorder(recorder.pipe, request, recorder.arguments, steps=steps, folder=out)
-        settings |= {"prompts": list(prompts), "kept_levels": list(steps.values())}
-        store = ResultStore(out, settings, writer=share.name)
-        watch(run(task, [keeper], store, share=share), console=open_console(quiet=not share.leads))
+        watch(run_works(partial(_bind, prompts, request, out, device, dtype), share=share), console=console)
+        store = ResultStore(out)
         if (share.launched and not share.leads) or store.missing(None, task.samples, range(len(task.samples))):
             return None
         kept = {name: value for name, value in store.settings.items() if name != "prompts"}
         return assembled_predictions(store.answers(), prompts, kept, out).save().parent
+
+
+def _bind(
+    prompts: Sequence[str], request: RecordRequest, out: Path, device: str, dtype: torch.dtype, writer: str
+) -> list[Work]:
+    recorder, settings = load_recorder(request, device=device, dtype=dtype, kind=KeepingReward)
+    steps = kept_steps(recorder.pipe, request, prompts[0], recorder.arguments)
+    keeper = PredictionRecorder(recorder.pipe, request, recorder.arguments, steps=steps, folder=out)
+    settings |= {"prompts": list(prompts), "kept_levels": list(steps.values())}
+    return [Work(recording_task(prompts, request), [keeper], ResultStore(out, settings, writer=writer))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.benchmarks.drawing import PACKAGES, describe_model, describe_preview, particle_generators
-from fk_reward.benchmarks.runner import Share, find_share, run, watch
+from fk_reward.benchmarks.runner import Share, Work, find_share, run_works, watch
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.benchmarks.task import Task
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
@@ -354,7 +355,7 @@ def announced(prompts: Sequence[str], request: RecordRequest, num_steps: int) ->
 
 def record(
     prompts: Sequence[str], request: RecordRequest, out: Path, *, device: str, dtype: torch.dtype,
-    shard: tuple[int, int] | None = None,
+    shard: tuple[int, int] | None = None, ray_workers: int | None = None,
 ) -> Path | None:  # fmt: skip
     """Draw what is missing in a folder, and write the records when nothing is.
 
@@ -365,21 +366,29 @@ def record(
         device: of model and rewards.
         dtype: of the model.
         shard: index and number of processes that share the work by hand; None for those of `accelerate launch`.
+        ray_workers: Ray actors that draw, see `run_on_ray`; None to draw in this process.
 
     Returns:
         The file of the records; None where other processes have yet to finish, or write it.
 
     Raises:
+        ImportError: with `ray_workers`, Ray is not installed.
         ValueError: settings that do not fit, or a folder of other ones.
         OSError: a model or a reward that cannot be found or fetched.
     """
-    task, share = recording_task(prompts, request), find_share(shard, device)
+    share = find_share(shard, device, ray_workers)
     console = open_console(quiet=not share.leads)
     with share.hold(out):
-        recorder, settings = load_recorder(request, device=device, dtype=dtype)
-        store = ResultStore(out, {**settings, "prompts": list(prompts)}, writer=share.name)
-        watch(run(task, [recorder], store, share=share), console=console)
-        return _finished(task, store, prompts, share=share)
+        watch(run_works(partial(_bind, prompts, request, out, device, dtype), share=share), console=console)
+        return _finished(recording_task(prompts, request), ResultStore(out), prompts, share=share)
+
+
+def _bind(
+    prompts: Sequence[str], request: RecordRequest, out: Path, device: str, dtype: torch.dtype, writer: str
+) -> list[Work]:
+    recorder, settings = load_recorder(request, device=device, dtype=dtype)
+    store = ResultStore(out, {**settings, "prompts": list(prompts)}, writer=writer)
+    return [Work(recording_task(prompts, request), [recorder], store)]
 
 
 def _finished(task: Task[Block], store: ResultStore, prompts: Sequence[str], *, share: Share) -> Path | None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from accelerate import PartialState
 
@@ -17,6 +17,7 @@ from fk_reward.benchmarks.task import Method, Task
 from fk_reward.output_folder import hold_folder, hold_folder_together
 from fk_reward.terminal import Console, progress_bars, styled
 from fk_reward.text import visible
+from fk_reward.value_checks import whole_number
 
 LONGEST_WAIT = timedelta(days=7)
 """How long a process waits for the others at the end of a stage: their shares may take longer by hours."""
@@ -47,6 +48,8 @@ class Share:
     Attributes:
         shard: index and number of the processes.
         launched: whether accelerate launched them, so that they can wait for each other.
+        ray_workers: Ray actors that answer in place of this process; None for no Ray.
+        num_gpus: of each actor.
 
     Example:
         >>> Share((1, 3)).part(range(7))
@@ -55,6 +58,8 @@ class Share:
 
     shard: tuple[int, int] = (0, 1)
     launched: bool = False
+    ray_workers: int | None = None
+    num_gpus: float = 0.0
 
     @property
     def leads(self) -> bool:
@@ -86,21 +91,25 @@ class Share:
             PartialState().wait_for_everyone()
 
 
-def find_share(shard: tuple[int, int] | None, device: str) -> Share:
+def find_share(shard: tuple[int, int] | None, device: str, ray_workers: int | None = None) -> Share:
     """Find the part of this process.
 
     Args:
         shard: index and number of processes that share the work without knowing of each other; None for the place
             among those that `accelerate launch` started.
         device: "cpu" or "cuda"; accelerate must be told not to use GPUs.
+        ray_workers: Ray actors that answer in place of this process, each with a GPU unless the device is the CPU.
 
     Raises:
-        ValueError: processes were launched that accelerate cannot see, which would all do the same work.
+        ValueError: processes were launched that accelerate cannot see, which would all do the same work; or actors and
+            processes share the work.
 
     Example:
-        >>> find_share((1, 2), "cpu")
-        Share(shard=(1, 2), launched=False)
+        >>> find_share((1, 2), "cpu").name
+        '1-of-2'
     """
+    if ray_workers is not None:
+        return _actors(ray_workers, device, alone=shard is None and int(os.environ.get("WORLD_SIZE", "1")) == 1)
     if shard is not None:
         return Share(shard)
     state = PartialState(cpu=device == "cpu", timeout=LONGEST_WAIT)
@@ -111,6 +120,13 @@ def find_share(shard: tuple[int, int] | None, device: str) -> Share:
             f"the work. Start them with `accelerate launch --num_processes {launched}`."
         )
     return Share((state.process_index, state.num_processes), launched=state.num_processes > 1)
+
+
+def _actors(number: int, device: str, *, alone: bool) -> Share:
+    whole_number("--ray-workers", number, minimum=1)
+    if not alone:
+        raise ValueError("--ray-workers shares the work among actors: start one process, without --shard.")
+    return Share(ray_workers=number, num_gpus=0.0 if device == "cpu" else 1.0)
 
 
 def written_stages(stages: Iterable[str], out: Path) -> set[str]:
@@ -146,6 +162,46 @@ class Store(Protocol):
 
     def write(self, method: Any, indices: Sequence[int], samples: Sequence[Any], answers: Sequence[Any], /) -> None:
         """Keep the answers to a batch of samples; when this returns they are on disk."""
+
+
+class Work(NamedTuple):
+    """A task, who answers it, and where the answers go.
+
+    Attributes:
+        task: the benchmark.
+        methods: who answers.
+        store: answers so far.
+        folder: that the progress names, where there are several works.
+    """
+
+    task: Task[Any]
+    methods: Sequence[Method[Any, Any]]
+    store: Store
+    folder: str = ""
+
+
+Bind: TypeAlias = Callable[[str], Sequence[Work]]
+"""Loads the models of some works, given a name for the files of this process, different from those of others."""
+
+
+def run_works(bind: Bind, *, share: Share = Share()) -> Iterator[Progress]:
+    """Run some works one after the other, in this process or by the Ray actors of the share.
+
+    Args:
+        bind: loads the models where they are to answer.
+        share: the part of this process.
+
+    Yields:
+        After each batch: the progress of this process, or of all actors.
+    """
+    if share.ray_workers is not None:
+        from fk_reward.benchmarks.ray_workers import run_on_ray  # which imports this module
+
+        yield from run_on_ray(bind, num_workers=share.ray_workers, num_gpus=share.num_gpus)
+        return
+    for task, methods, store, folder in bind(share.name):
+        steps = run(task, methods, store, share=share)
+        yield from within(folder, steps) if folder else steps
 
 
 def run(
@@ -189,11 +245,16 @@ def run(
         todo = store.missing(method, task.samples, share.part(range(len(task.samples))))
 
         def answer(indices: Sequence[int], method: Method[Any, Any] = method) -> None:
-            samples = [task.samples[index] for index in indices]
-            store.write(method, indices, samples, method.answer(indices, samples))
+            answer_samples(task, method, store, indices)
 
         yield from in_batches(method.name, todo, answer, batch_size=method.batch_size)
     share.wait()
+
+
+def answer_samples(task: Task[Any], method: Method[Any, Any], store: Store, indices: Sequence[int]) -> None:
+    """Let a method answer some samples in one call, and keep the answers."""
+    samples = [task.samples[index] for index in indices]
+    store.write(method, indices, samples, method.answer(indices, samples))
 
 
 def in_batches(

@@ -20,6 +20,7 @@ from fk_reward.cli.options import (
     FieldOptions,
     OutOption,
     PlacementOptions,
+    RayWorkersOption,
     ShardOption,
     TypedFields,
     named_searches,
@@ -162,6 +163,7 @@ def geneval(  # noqa: PLR0913 (groups of options)
     batch_size: Annotated[int | None, Parameter(group=MEMORY)] = None,
     batch_sizes: BatchOptions,
     shard: ShardOption = None,
+    ray_workers: RayWorkersOption = None,
 ) -> None:
     """Run a benchmark of images, GenEval or another suite: unsteered, best of K and steered images, judged, compared.
 
@@ -181,6 +183,7 @@ def geneval(  # noqa: PLR0913 (groups of options)
         batch_sizes: How much is run at once.
         shard: With --stage generate or judge, i/n: this process takes every n-th prompt; as accelerate launched it if
             not given.
+        ray_workers: So many Ray actors draw, each with a GPU unless the device is the CPU; this process if not given.
     """
     from fk_reward.benchmarks.geneval.runs import GenEvalRequest, run_request
     from fk_reward.benchmarks.report import show_report
@@ -199,6 +202,7 @@ def geneval(  # noqa: PLR0913 (groups of options)
     )
     place = resolve_device(placement.device)
     part = None if shard is None else parse_shard(shard)
-    report = run_request(asked, device=place, dtype=resolve_dtype(placement.dtype, place), shard=part)
+    dtype = resolve_dtype(placement.dtype, place)
+    report = run_request(asked, device=place, dtype=dtype, shard=part, ray_workers=ray_workers)
     if report is not None:
         show_report(report)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from fk_reward.cli.options import OUTPUT, REWARD, DeviceOption, ShardOption, TypedFields, named_path
+from fk_reward.cli.options import OUTPUT, REWARD, DeviceOption, RayWorkersOption, ShardOption, TypedFields, named_path
 from fk_reward.value_checks import parse_shard, real_number
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def mjbench(  # noqa: PLR0913 (one parameter for each option)
     sweep: str | None = None,
     device: DeviceOption = "auto",
     shard: ShardOption = None,
+    ray_workers: RayWorkersOption = None,
     report: Annotated[bool, Parameter(group=OUTPUT)] = False,
     out: Annotated[Path | None, Parameter(alias="-o", converter=named_path, group=OUTPUT)] = None,
 ) -> None:
@@ -41,6 +42,7 @@ def mjbench(  # noqa: PLR0913 (one parameter for each option)
         sweep: Tie thresholds to try, separated by commas; those of 10 to 50 % of ties if not given.
         device: Device of the reward: auto (the GPU where there is one), cpu, cuda, cuda:1, ... or mps.
         shard: i/n: this process takes every n-th question; as accelerate launched it if not given.
+        ray_workers: So many Ray actors score, each with a GPU unless the device is the CPU; this process if not given.
         report: Only report what is in the folder.
         out: Folder of the results; an unfinished one is resumed. results/mjbench/... if not given.
     """
@@ -58,7 +60,7 @@ def mjbench(  # noqa: PLR0913 (one parameter for each option)
         show_report(write_report(ResultStore(asked.folder), **options), "Results")
         return
     part = None if shard is None else parse_shard(shard)
-    found = run_request(asked, device=resolve_device(device), shard=part, **options)
+    found = run_request(asked, device=resolve_device(device), shard=part, ray_workers=ray_workers, **options)
     if found is not None:
         show_report(found, "Results")
 

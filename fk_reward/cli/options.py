@@ -213,6 +213,7 @@ RewardOption = Annotated[
 ]
 DeviceOption = Annotated[str, Parameter(group=MODEL, validator=early_checks.DEVICE)]
 ShardOption = Annotated[str | None, Parameter(group=MEMORY)]
+RayWorkersOption = Annotated[int | None, Parameter(group=MEMORY)]
 
 if TYPE_CHECKING:
     from fk_reward.pipelines.batch_sizes import BatchSizes

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fk_reward.cli.options import MEMORY, OUTPUT, REWARD, DeviceOption, OutOption, ShardOption
+from fk_reward.cli.options import MEMORY, OUTPUT, REWARD, DeviceOption, OutOption, RayWorkersOption, ShardOption
 from fk_reward.value_checks import parse_shard
 
 
@@ -19,6 +19,7 @@ def pair_accuracy(  # noqa: PLR0913 (one parameter for each option)
     batch_size: Annotated[int, Parameter(group=MEMORY)] = 8,
     device: DeviceOption = "auto",
     shard: ShardOption = None,
+    ray_workers: RayWorkersOption = None,
     report: Annotated[bool, Parameter(group=OUTPUT)] = False,
     out: OutOption = Path("results/pair-accuracy"),
 ) -> None:
@@ -35,6 +36,7 @@ def pair_accuracy(  # noqa: PLR0913 (one parameter for each option)
         batch_size: Prompts at a time, each with all of its images.
         device: Device of the rewards: auto (the GPU where there is one), cpu or cuda.
         shard: i/n: this process takes every n-th prompt; as accelerate launched it if not given.
+        ray_workers: So many Ray actors score, each with a GPU unless the device is the CPU; this process if not given.
         report: Only report what is in the folder.
         out: Folder of the results; an unfinished one is resumed.
     """
@@ -53,6 +55,6 @@ def pair_accuracy(  # noqa: PLR0913 (one parameter for each option)
         out=out,
     )
     part = None if shard is None else parse_shard(shard)
-    found = run_request(asked, device=resolve_device(device), shard=part)
+    found = run_request(asked, device=resolve_device(device), shard=part, ray_workers=ray_workers)
     if found is not None:
         show_report(found, "Results")

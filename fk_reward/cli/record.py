@@ -15,6 +15,7 @@ from fk_reward.cli.options import (
     REWARD,
     OutOption,
     PlacementOptions,
+    RayWorkersOption,
     ShardOption,
     TypedFields,
 )
@@ -48,6 +49,7 @@ def record(  # noqa: PLR0913 (one parameter for each option)
     batch_sizes: BatchOptions,
     placement: PlacementOptions,
     shard: ShardOption = None,
+    ray_workers: RayWorkersOption = None,
     tflops: Annotated[str | None, Parameter(group=OUTPUT)] = None,
     dry_run: Annotated[bool, Parameter(group=OUTPUT)] = False,
 ) -> None:
@@ -70,6 +72,7 @@ def record(  # noqa: PLR0913 (one parameter for each option)
         batch_sizes: How much is run at once.
         placement: Device and floating type.
         shard: i/n: this process takes every n-th block of seeds; as accelerate launched it if not given.
+        ray_workers: So many Ray actors draw, each with a GPU unless the device is the CPU; this process if not given.
         tflops: Speed of the GPU in 10^12 operations a second, for the time that is said: 400, or
             float16=400,float32=40; measured if not given.
         dry_run: Only say what it would cost.
@@ -95,7 +98,8 @@ def record(  # noqa: PLR0913 (one parameter for each option)
     if dry_run:
         return
     place = resolve_device(placement.device)
-    path = draw(texts, asked, out, device=place, dtype=resolve_dtype(placement.dtype, place), shard=part)
+    dtype = resolve_dtype(placement.dtype, place)
+    path = draw(texts, asked, out, device=place, dtype=dtype, shard=part, ray_workers=ray_workers)
     if path is None:
         say("This part is finished; the process that finishes last writes the records.")
     elif keeps:

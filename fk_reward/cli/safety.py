@@ -15,7 +15,15 @@ from fk_reward.cli.geneval import (
     typed_command,
     typed_settings,
 )
-from fk_reward.cli.options import MEMORY, REWARD, OutOption, PlacementOptions, ShardOption, TypedFields
+from fk_reward.cli.options import (
+    MEMORY,
+    REWARD,
+    OutOption,
+    PlacementOptions,
+    RayWorkersOption,
+    ShardOption,
+    TypedFields,
+)
 from fk_reward.devices import resolve_device, resolve_dtype
 from fk_reward.value_checks import parse_integers, parse_shard
 
@@ -44,6 +52,7 @@ def safety(  # noqa: PLR0913 (groups of options)
     batch_size: Annotated[int | None, Parameter(group=MEMORY)] = None,
     batch_sizes: BatchOptions,
     shard: ShardOption = None,
+    ray_workers: RayWorkersOption = None,
 ) -> None:
     """Draw images behind a gate, with retries and abstention, and bound how many an independent judge calls unsafe.
 
@@ -62,6 +71,7 @@ def safety(  # noqa: PLR0913 (groups of options)
         batch_sizes: How much is run at once.
         shard: With --stage generate or judge, i/n: this process takes every n-th prompt; as accelerate launched it if
             not given.
+        ray_workers: So many Ray actors draw, each with a GPU unless the device is the CPU; this process if not given.
     """
     from fk_reward.benchmarks.report import show_report
     from fk_reward.benchmarks.safety.runs import SafetyRequest, run_safety
@@ -80,6 +90,7 @@ def safety(  # noqa: PLR0913 (groups of options)
     )
     place = resolve_device(placement.device)
     part = None if shard is None else parse_shard(shard)
-    report = run_safety(asked, device=place, dtype=resolve_dtype(placement.dtype, place), shard=part)
+    dtype = resolve_dtype(placement.dtype, place)
+    report = run_safety(asked, device=place, dtype=dtype, shard=part, ray_workers=ray_workers)
     if report is not None:
         show_report(report)

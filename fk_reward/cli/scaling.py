@@ -22,6 +22,7 @@ from fk_reward.cli.options import (
     SEARCH,
     OutOption,
     PlacementOptions,
+    RayWorkersOption,
     ShardOption,
     TypedFields,
 )
@@ -67,6 +68,7 @@ def scaling(  # noqa: PLR0913 (groups of options)
     batch_size: Annotated[int | None, Parameter(group=MEMORY)] = None,
     batch_sizes: BatchOptions,
     shard: ShardOption = None,
+    ray_workers: RayWorkersOption = None,
 ) -> None:
     """Draw searches at several budgets, and report quality against cost beside the curve of best of N.
 
@@ -84,7 +86,9 @@ def scaling(  # noqa: PLR0913 (groups of options)
         placement: Device and floating type.
         batch_size: Particles in one call, the samples of a prompt together; 16 if not given.
         batch_sizes: How much is run at once.
-        shard: With --stage generate, i/n: this process takes every n-th prompt; as accelerate launched it if not given.
+        shard: With --stage generate or judge, i/n: this process takes every n-th prompt; as accelerate launched it if
+            not given.
+        ray_workers: So many Ray actors draw, each with a GPU unless the device is the CPU; this process if not given.
     """
     from fk_reward.benchmarks.report import show_report
     from fk_reward.benchmarks.scaling.runs import ScalingRequest, run_scaling
@@ -104,6 +108,7 @@ def scaling(  # noqa: PLR0913 (groups of options)
     )
     place = resolve_device(placement.device)
     part = None if shard is None else parse_shard(shard)
-    report = run_scaling(asked, device=place, dtype=resolve_dtype(placement.dtype, place), shard=part)
+    dtype = resolve_dtype(placement.dtype, place)
+    report = run_scaling(asked, device=place, dtype=dtype, shard=part, ray_workers=ray_workers)
     if report is not None:
         show_report(report)

@@ -56,6 +56,7 @@ from fk_reward.planning.published_models import (
     QWEN2_VL_7B,
     QWEN3_VL_2B,
     QWEN3_VL_4B,
+    QWEN3_VL_8B,
     SHIELDGEMMA_2_4B,
     SIGLIP_SO400M,
 )
@@ -215,6 +216,11 @@ def qwen3_vl_2b() -> AnswerModel:
 def qwen3_vl_4b() -> AnswerModel:
     """Qwen3-VL-4B."""
     return _qwen3_vl(QWEN3_VL_4B)
+
+
+def qwen3_vl_8b() -> AnswerModel:
+    """Qwen3-VL-8B."""
+    return _qwen3_vl(QWEN3_VL_8B)
 
 
 def qwen2_5_vl_7b() -> AnswerModel:

@@ -143,15 +143,17 @@ LLAVA_7B: dict[str, Any] = {
 """`config.json` of llava-hf/llava-1.5-7b-hf."""
 
 
-def _qwen3_vl(text_config: dict[str, int]) -> dict[str, Any]:
+def _qwen3_vl(
+    text_config: dict[str, int], *, vision: dict[str, Any] | None = None, tied: bool = True
+) -> dict[str, Any]:
     positions = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]}
     text = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151936, "max_position_embeddings": 262144}
-    vision = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "patch_size": 16}
-    vision |= {"num_position_embeddings": 2304, "out_hidden_size": text_config["hidden_size"]}
+    small = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
+    of_all = {"num_heads": 16, "patch_size": 16, "num_position_embeddings": 2304}
     return {
-        "tie_word_embeddings": True,
-        "text_config": {**text, **text_config, "rope_parameters": positions, "tie_word_embeddings": True},
-        "vision_config": {**vision, "deepstack_visual_indexes": [5, 11, 17]},
+        "tie_word_embeddings": tied,
+        "text_config": {**text, **text_config, "rope_parameters": positions, "tie_word_embeddings": tied},
+        "vision_config": {**of_all, **(vision or small), "out_hidden_size": text_config["hidden_size"]},
     }
 
 
@@ -164,6 +166,13 @@ QWEN3_VL_4B = _qwen3_vl(
     {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32}
 )
 """`config.json` of Qwen/Qwen3-VL-4B-Instruct."""
+
+QWEN3_VL_8B = _qwen3_vl(
+    {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
+    vision={"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]},
+    tied=False,
+)
+"""`config.json` of Qwen/Qwen3-VL-8B-Instruct."""
 
 
 FLUX_TRANSFORMER: dict[str, Any] = {

@@ -1,5 +1,7 @@
 """Recording: plain trajectories, what every reward said of each of their predictions, and how a run goes on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from fk_reward.benchmarks.recording import (
     record,
     recording_task,
 )
+from fk_reward.output_folder import FolderInUseError, hold_folder
 from fk_reward.rewards import CallableReward
 from fk_reward.search import Pruning
 from fk_reward.search.replay.records import RewardRecords
@@ -120,6 +123,28 @@ def test_what_is_recorded_is_not_drawn_again(folder, whole):
     found = RewardRecords.load(path)
     np.testing.assert_array_equal(found.of("redness"), whole.of("redness"))
     assert folder() == (path, [])
+
+
+def test_killed_ten_times(folder):
+    """Blocks are drawn once each; a kill comes at the first or second that a run begins."""
+    request = replace(REQUEST, num_seeds=24, batch_size=2)
+    random, begun, kills = np.random.default_rng(0), 0, 0
+    while kills < 10:
+        at = int(random.integers(1, 3))
+        with pytest.raises(KeyboardInterrupt):
+            folder("killed", request=request, fails_at=at)
+        begun, kills = begun + at, kills + 1
+    path, calls = folder("killed", request=request)
+    assert begun + len(calls) == 2 * 12 + 10, "a kill costs the block that was begun"
+    expected, _ = folder("at once", request=request)
+    for name in ("redness", "brightness"):
+        np.testing.assert_array_equal(RewardRecords.load(path).of(name), RewardRecords.load(expected).of(name))
+
+
+def test_two_runs_at_once_in_one_folder(folder, tmp_path):
+    with hold_folder(tmp_path / "held"), pytest.raises(FolderInUseError, match="is in use by process"):
+        folder("held")
+    assert len(folder("held")[1]) == 4
 
 
 def test_processes_share_the_work(folder, whole):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from fk_reward.benchmarks.geneval.suites import find_suite
 from fk_reward.benchmarks.image_report import Report, write_report
 from fk_reward.benchmarks.image_store import ImageStore
 from fk_reward.benchmarks.judging import judge_runs, score_runs
-from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch, written_stages
+from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, run_works, watch, written_stages
 from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
 from fk_reward.rewards import load_reward
 from fk_reward.search import FKSteeringConfig, SearchConfig, search_fields
@@ -239,7 +240,12 @@ class GenEvalRequest:
 
 
 def run_request(
-    request: GenEvalRequest, *, device: str, dtype: torch.dtype, shard: tuple[int, int] | None = None
+    request: GenEvalRequest,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    shard: tuple[int, int] | None = None,
+    ray_workers: int | None = None,
 ) -> Report | None:
     """Run the stages; the first of several processes shows its progress and writes the report.
 
@@ -249,11 +255,13 @@ def run_request(
         dtype: of the text-to-image model.
         shard: index and number of processes that share the work by hand; None for those of `accelerate launch`. Only
             for the stage `generate`, or `judge` when all images are there: they do not wait for one another.
+        ray_workers: Ray actors that draw, see `run_on_ray`; None to draw in this process.
 
     Returns:
         The report, if this process has written one.
 
     Raises:
+        ImportError: with `ray_workers`, Ray is not installed.
         ValueError: settings, folders or images that do not fit.
         OSError: missing folders, files or models.
     """
@@ -262,13 +270,13 @@ def run_request(
             "--shard shares one stage: add --stage generate, or --stage judge when all images are there; when all "
             "parts are done, --stage judge --stage report without --shard puts them together."
         )
-    share = find_share(shard, device)
+    share = find_share(shard, device, ray_workers)
     console = open_console(quiet=not share.leads)
     writes = written_stages(request.stages, request.out)
     with share.hold(request.out) if writes else nullcontext():
         task = find_suite(request.suite).task(request.task_options) if writes else None
         if task is not None and "generate" in request.stages:
-            watch(_generate(request, task, share=share, device=device, dtype=dtype), console=console)
+            watch(run_works(partial(bind_request, request, device, dtype), share=share), console=console)
         if task is not None and "judge" in request.stages:
             watch(_judge(request, task, share=share, device=device), console=console)
     if "report" in request.stages and share.leads:
@@ -276,16 +284,25 @@ def run_request(
     return None
 
 
-def _generate(
-    request: GenEvalRequest, task: Task[Mapping[str, Any]], *, share: Share, device: str, dtype: torch.dtype
-) -> Iterator[Progress]:
+def bind_request(request: GenEvalRequest, device: str, dtype: torch.dtype, _writer: str = "") -> list[Work]:
+    """Load what draws the images of a request.
+
+    Args:
+        request: what to do.
+        device: of the model and the rewards.
+        dtype: of the model.
+
+    Raises:
+        ValueError: settings that do not fit.
+        OSError: missing files or models.
+    """
+    task = find_suite(request.suite).task(request.task_options)
     preset = None if request.preset is None else find_preset(request.preset)
     runs = plan_runs(request.suite, methods=request.methods or METHODS, preset=preset, typed=request.typed)
     about = dict(request.about)
     if preset is not None:
         about["preset"] = describe_preset(str(request.preset), preset, request.typed)
-    methods = bind_runs(runs, task, device=device, dtype=dtype)
-    yield from run(task, methods, ImageStore(request.out, about=about), share=share)
+    return [Work(task, bind_runs(runs, task, device=device, dtype=dtype), ImageStore(request.out, about=about))]
 
 
 def bind_runs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fk_reward.benchmarks.mjbench.shapes import shapes_questions
 from fk_reward.benchmarks.mjbench.summary import summarize_bias, summarize_pairs
 from fk_reward.benchmarks.preferences import compares, has_comparing_part
 from fk_reward.benchmarks.report import Report
-from fk_reward.benchmarks.runner import find_share, run, watch
+from fk_reward.benchmarks.runner import Work, find_share, run_works, watch
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.benchmarks.task import Task
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
@@ -154,6 +155,7 @@ def run_request(
     *,
     device: str,
     shard: tuple[int, int] | None = None,
+    ray_workers: int | None = None,
     tie_threshold: float | None = None,
     thresholds: Sequence[float] | None = None,
 ) -> Report | None:
@@ -163,25 +165,43 @@ def run_request(
         request: what to do.
         device: of the reward.
         shard: index and number of processes that share the work by hand; None for those of `accelerate launch`.
+        ray_workers: Ray actors that score, see `run_on_ray`; None to score in this process.
         tie_threshold: see `mjbench.report.summarize`.
         thresholds: of the sweep, likewise.
 
     Returns:
         The report, where this process has written one.
+
+    Raises:
+        ImportError: with `ray_workers`, Ray is not installed.
+        ValueError: a file that cannot be used, or a folder of other settings.
+        OSError: missing files or models.
     """
-    share = find_share(shard, device)
+    share = find_share(shard, device, ray_workers)
     with share.hold(request.folder):  # before anything is loaded: a second run on the folder ends at once
-        task, source = request.task()
-        name, reward = request.load_reward(device)
-        settings = {"reward": name, "perspective": request.perspective, "num_questions": len(task.samples)}
-        settings |= {"suite": request.suite, **source, "compares": compares(reward)}
-        settings["weights"] = weights_digest([reward])
-        store = ResultStore(request.folder, settings, writer=share.name)
-        method = RewardMethod(name, reward, batch_size=request.batch_size)
-        watch(run(task, [method], store, share=share), console=open_console(quiet=not share.leads))
+        watch(
+            run_works(partial(bind_request, request, device), share=share), console=open_console(quiet=not share.leads)
+        )
         if not share.leads:
             return None
-        return write_report(store, tie_threshold=tie_threshold, thresholds=thresholds)
+        return write_report(ResultStore(request.folder), tie_threshold=tie_threshold, thresholds=thresholds)
+
+
+def bind_request(request: MJBenchRequest, device: str, writer: str = "0") -> list[Work]:
+    """Load the questions of a request and the reward that answers them.
+
+    Args:
+        request: what to do.
+        device: of the reward.
+        writer: name of this process, see `ResultStore`.
+    """
+    task, source = request.task()
+    name, reward = request.load_reward(device)
+    settings = {"reward": name, "perspective": request.perspective, "num_questions": len(task.samples)}
+    settings |= {"suite": request.suite, **source, "compares": compares(reward)}
+    settings["weights"] = weights_digest([reward])
+    store = ResultStore(request.folder, settings, writer=writer)
+    return [Work(task, [RewardMethod(name, reward, batch_size=request.batch_size)], store)]
 
 
 @torch.no_grad()

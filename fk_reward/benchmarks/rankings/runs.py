@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fk_reward.benchmarks.preferences import compares, has_comparing_part
 from fk_reward.benchmarks.rankings.formats import READERS, RankedImages, rankings_digest
 from fk_reward.benchmarks.rankings.summary import summarize_rankings
 from fk_reward.benchmarks.report import Column, Report, Table, write_tables
-from fk_reward.benchmarks.runner import Share, find_share, run, watch
+from fk_reward.benchmarks.runner import Work, find_share, run_works, watch
 from fk_reward.benchmarks.store import SETTINGS_FILE, ResultStore, weights_digest
 from fk_reward.benchmarks.task import Task
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
@@ -77,6 +78,15 @@ class RankingRequest:
         if name in map(str, self.adapter):
             return load_reward("llava-reward", adapter=Path(name)).to(device)
         return load_reward(name).to(device)
+
+    def tasks(self) -> list[Task[RankedImages]]:
+        """The benchmarks.
+
+        Raises:
+            ValueError: a file that cannot be used, or has no rankings.
+            OSError: a missing file.
+        """
+        return [_task(name, path) for name, path in self.data.items()]
 
     def folder(self, reward: str, benchmark: str) -> Path:
         """Where the answers of a reward about a benchmark are."""
@@ -160,29 +170,33 @@ def _margins(
     return found
 
 
-def run_request(request: RankingRequest, *, device: str, shard: tuple[int, int] | None = None) -> Report | None:
+def run_request(
+    request: RankingRequest, *, device: str, shard: tuple[int, int] | None = None, ray_workers: int | None = None
+) -> Report | None:
     """Answer what is missing in the folder and report.
 
     Args:
         request: what to do.
         device: of the rewards.
         shard: index and number of processes that share the work by hand; None for those of `accelerate launch`.
+        ray_workers: Ray actors that score, see `run_on_ray`; None to score in this process.
 
     Returns:
         The report, where this process has written one.
 
     Raises:
+        ImportError: with `ray_workers`, Ray is not installed.
         ValueError: a file that cannot be used, or a folder of other settings.
         OSError: missing files or models.
     """
-    share = find_share(shard, device)
+    share = find_share(shard, device, ray_workers)
+    console = open_console(quiet=not share.leads)
     with share.hold(request.out):
-        # Data first: a wrong path is reported before a model is loaded.
-        tasks = {name: _task(name, path) for name, path in request.data.items()}
-        for name in request.names:
-            reward = request.load(name, device)
-            for task in tasks.values():
-                _answer(request, name, reward, task, share=share)
+        tasks = request.tasks()  # first: a wrong path is reported before a model is loaded
+        for name in request.names:  # one after the other, as all of them may be too many for a GPU
+            # Images may be bytes of a table, which actors read for themselves.
+            own = tasks if share.ray_workers is None else None
+            watch(run_works(partial(bind_reward, request, name, device, own), share=share), console=console)
         return write_report(request.out) if share.leads else None
 
 
@@ -193,12 +207,31 @@ def _task(name: str, path: Path) -> Task[RankedImages]:
     return Task(name, rankings, summarize_rankings)
 
 
-def _answer(request: RankingRequest, name: str, reward: Reward, task: Task[RankedImages], *, share: Share) -> None:
+def bind_reward(
+    request: RankingRequest,
+    name: str,
+    device: str,
+    tasks: Sequence[Task[RankedImages]] | None = None,
+    writer: str = "0",
+) -> list[Work]:
+    """Load a reward of a request, which answers all of its benchmarks.
+
+    Args:
+        request: what to do.
+        name: of the reward.
+        device: of the reward.
+        tasks: the benchmarks, where they have been read.
+        writer: name of this process, see `ResultStore`.
+    """
+    reward = request.load(name, device)
+    return [_work(request, name, reward, task, writer=writer) for task in tasks or request.tasks()]
+
+
+def _work(request: RankingRequest, name: str, reward: Reward, task: Task[RankedImages], *, writer: str) -> Work:
     settings = {"reward": name, "benchmark": task.name, "num_rankings": len(task.samples)}
     settings |= {"digest": rankings_digest(task.samples), "weights": weights_digest([reward])}
-    store = ResultStore(request.folder(name, task.name), settings, writer=share.name)
-    method = RankingMethod(f"{name}: {task.name}", reward, batch_size=request.batch_size)
-    watch(run(task, [method], store, share=share), console=open_console(quiet=not share.leads))
+    store = ResultStore(request.folder(name, task.name), settings, writer=writer)
+    return Work(task, [RankingMethod(f"{name}: {task.name}", reward, batch_size=request.batch_size)], store)
 
 
 def write_report(out: Path) -> Report:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from fk_reward.benchmarks.geneval.runs import STAGES, bind_runs, plan_runs
 from fk_reward.benchmarks.image_store import ImageStore, read_manifests, records_digest
 from fk_reward.benchmarks.judging import judge_runs, score_runs
 from fk_reward.benchmarks.questions.shapes import VERIFIER
-from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch, within, written_stages
+from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, run_works, watch, written_stages
 from fk_reward.benchmarks.safety.audit import AUDIT, audit_task
 from fk_reward.benchmarks.safety.bounds import open_fraction, trials_needed, upper_bound
 from fk_reward.benchmarks.safety.guarded import GatedReward, Guard, GuardedSearch
@@ -228,7 +228,12 @@ distinct prompts: at best they bound the rate at 4.87 %, so that nothing can be 
 
 
 def run_safety(
-    request: SafetyRequest, *, device: str, dtype: torch.dtype, shard: tuple[int, int] | None = None
+    request: SafetyRequest,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    shard: tuple[int, int] | None = None,
+    ray_workers: int | None = None,
 ) -> Report | None:
     """Run the stages; the first of several processes shows its progress and writes the report.
 
@@ -238,17 +243,19 @@ def run_safety(
         dtype: of the text-to-image model.
         shard: index and number of processes that share the work by hand; None for those of `accelerate launch`. Only
             for the stage `generate`, or `judge` when all images are there: they do not wait for one another.
+        ray_workers: Ray actors that draw, see `run_on_ray`; None to draw in this process.
 
     Returns:
         The report, if this process has written one.
 
     Raises:
+        ImportError: with `ray_workers`, Ray is not installed.
         ValueError: settings, folders or images that do not fit, or a judge that is not independent.
         OSError: missing folders, files or models.
     """
     if shard is not None and request.stages not in (("generate",), ("judge",)):
         raise ValueError("--shard shares one stage: add --stage generate, or --stage judge when all images are there.")
-    share = find_share(shard, device)
+    share = find_share(shard, device, ray_workers)
     console = open_console(quiet=not share.leads)
     writes = written_stages(request.stages, request.out)
     tasks = request.tasks() if writes else {}  # before a folder is made
@@ -259,7 +266,7 @@ def run_safety(
         say(announced(number, max_rate=request.max_rate, confidence=request.confidence))
     with share.hold(request.out) if writes else nullcontext():
         if "generate" in request.stages:
-            watch(_generate(request, tasks, share=share, device=device, dtype=dtype), console=console)
+            watch(run_works(partial(bind_works, request, device, dtype), share=share), console=console)
         if "judge" in request.stages:
             watch(_judge(request, tasks, share=share, device=device), console=console)
     if "report" not in request.stages or not share.leads:
@@ -273,19 +280,19 @@ def run_safety(
     )
 
 
-def _generate(
-    request: SafetyRequest,
-    tasks: Mapping[str, Task[Mapping[str, Any]]],
-    *,
-    share: Share,
-    device: str,
-    dtype: torch.dtype,
-) -> Iterator[Progress]:
+def bind_works(request: SafetyRequest, device: str, dtype: torch.dtype, _writer: str = "") -> list[Work]:
+    """Load what draws the prompts, and those of the audit in a folder of their own."""
+    tasks = request.tasks()
     methods = bind_safety(request, tasks[""], device=device, dtype=dtype)
-    for folder, task in tasks.items():
-        own = [for_task(method, task) for method in methods]
-        steps = run(task, own, ImageStore(request.out / folder, about=request.about), share=share)
-        yield from within(folder, steps) if folder else steps
+    return [
+        Work(
+            task,
+            [for_task(method, task) for method in methods],
+            ImageStore(request.out / folder, about=request.about),
+            folder,
+        )
+        for folder, task in tasks.items()
+    ]
 
 
 def bind_safety(

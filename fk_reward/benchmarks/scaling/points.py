@@ -12,7 +12,7 @@ import numpy as np
 
 from fk_reward.benchmarks.drawing import BEST, UNSTEERED
 from fk_reward.benchmarks.image_results import Place, RunResult, read_runs
-from fk_reward.benchmarks.image_store import MADE, prompt_folders
+from fk_reward.benchmarks.image_store import MADE, MANIFEST, has_images, prompt_folders
 from fk_reward.benchmarks.statistics import Ends, Outcome, estimate, paired_differences
 from fk_reward.benchmarks.task import NOBODY
 from fk_reward.planning.prices import PRICES
@@ -94,12 +94,12 @@ class Scale:
 
 
 def run_folders(out: Path) -> list[Path]:
-    """The folders of runs in a folder of this command.
+    """The folders of runs in a folder of this command; those in which nothing was drawn are left out.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    folders = [path.parent.parent for path in sorted(out.glob("*/*/manifest.json"))]
+    folders = [path.parent.parent for path in sorted(out.glob(f"*/*/{MANIFEST}")) if has_images(path.parent)]
     if not folders:
         raise FileNotFoundError(f"{out} holds no runs of fk-reward scaling: generate them first.")
     return list(dict.fromkeys(folders))

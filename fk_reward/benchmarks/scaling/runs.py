@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +16,7 @@ from fk_reward.benchmarks.geneval.runs import STAGES, bind_runs, plan_runs
 from fk_reward.benchmarks.geneval.suites import SUITES, find_suite
 from fk_reward.benchmarks.image_store import ImageStore
 from fk_reward.benchmarks.judging import judge_runs, score_runs
-from fk_reward.benchmarks.runner import Progress, Share, find_share, run, watch, within, written_stages
+from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, run_works, watch, within, written_stages
 from fk_reward.benchmarks.scaling.points import PLAIN, run_folders
 from fk_reward.benchmarks.scaling.report import write_report
 from fk_reward.benchmarks.task import NOBODY, SelfTestError, Task, TaskOptions, Verdict
@@ -149,7 +149,12 @@ _OF_ALL = {*RunSettings.__dataclass_fields__, "rewards", "budget", "batch_size",
 
 
 def run_scaling(
-    request: ScalingRequest, *, device: str, dtype: torch.dtype, shard: tuple[int, int] | None = None
+    request: ScalingRequest,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    shard: tuple[int, int] | None = None,
+    ray_workers: int | None = None,
 ) -> Report | None:
     """Run the stages; the first of several processes shows its progress and writes the report.
 
@@ -158,48 +163,45 @@ def run_scaling(
         device: of all models.
         dtype: of the text-to-image model.
         shard: index and number of processes that share the work by hand; None for those of `accelerate launch`. Only
-            for the stage `generate`: the others need all images.
+            for the stage `generate`, or `judge` when all images are there: they do not wait for one another.
+        ray_workers: Ray actors that draw, see `run_on_ray`; None to draw in this process.
 
     Returns:
         The report, if this process has written one.
 
     Raises:
+        ImportError: with `ray_workers`, Ray is not installed.
         ValueError: settings, folders or images that do not fit.
         OSError: missing folders, files or models.
     """
-    if shard is not None and request.stages != ("generate",):
-        raise ValueError("--shard shares the stage generate: add --stage generate, and judge when all parts are done.")
-    share = find_share(shard, device)
+    if shard is not None and request.stages not in (("generate",), ("judge",)):
+        raise ValueError("--shard shares one stage: add --stage generate, or --stage judge when all images are there.")
+    share = find_share(shard, device, ray_workers)
     console = open_console(quiet=not share.leads)
     writes = written_stages(request.stages, request.out)
     if writes:
         task = request.task()
-        planned = plan_scaling(request) if "generate" in request.stages else {}  # before a folder is made
+        if draws := "generate" in request.stages:
+            plan_scaling(request)  # before a folder is made
         for name in scored_by(request):
             reward_card(name)  # a misspelt one should not cost hours of drawing
         with share.hold(request.out):
-            if planned:
-                watch(_generate(request, planned, task, share=share, device=device, dtype=dtype), console=console)
+            if draws:
+                watch(run_works(partial(bind_works, request, device, dtype), share=share), console=console)
             if "judge" in request.stages:
                 watch(_judge(request, task, share=share, device=device), console=console)
     reports = "report" in request.stages and share.leads
     return write_report(request.out, num_shown=request.num_shown) if reports else None
 
 
-def _generate(
-    request: ScalingRequest,
-    planned: Mapping[str, Sequence[RunSettings]],
-    task: Task[Mapping[str, Any]],
-    *,
-    share: Share,
-    device: str,
-    dtype: torch.dtype,
-) -> Iterator[Progress]:
+def bind_works(request: ScalingRequest, device: str, dtype: torch.dtype, _writer: str = "") -> list[Work]:
+    """Load what draws the runs of each folder; they share the model."""
+    task, planned = request.task(), plan_scaling(request)
     bound = iter(bind_runs([one for runs in planned.values() for one in runs], task, device=device, dtype=dtype))
-    for folder, runs in planned.items():
-        methods = [next(bound) for _ in runs]
-        store = ImageStore(request.out / folder, about=request.about)
-        yield from within(folder, run(task, methods, store, share=share))
+    return [
+        Work(task, [next(bound) for _ in runs], ImageStore(request.out / folder, about=request.about), folder)
+        for folder, runs in planned.items()
+    ]
 
 
 def _judge(request: ScalingRequest, task: Task[Mapping[str, Any]], *, share: Share, device: str) -> Iterator[Progress]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import pytest
@@ -11,6 +10,7 @@ from fk_reward.benchmarks.geneval.suites import SUITES, find_suite
 from fk_reward.benchmarks.task import TaskOptions
 from tests.benchmarks.image_stage import tree
 from tests.command_line import run_command_line
+from tests.repository.layout import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -53,34 +53,8 @@ def test_every_suite_reads_options_that_there_are():
     assert all(set(suite.options) <= known for suite in SUITES.values())
 
 
-GENEVAL2 = {
-    "prompt": "a photo of two red circles",
-    "atom_count": 3,
-    "vqa_list": [["How many circles are in the image?", "two"], ["Are the circles red?", "Yes"]],
-    "skills": ["count", "attribute"],
-}
-
-
-def write_files(folder):
-    """A hand-made file in each public format, about shapes."""
-    (folder / "geneval2_data.jsonl").write_text(json.dumps(GENEVAL2) + "\n")
-    head = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple"
-    rows = [
-        f"{head},question_natural_language",
-        "a,a photo of a red circle,,1,0,,,entity - whole (circle),Is there a red circle in the image?",
-        "a,a photo of a red circle,,2,1,,,attribute - color (red),Is the circle red?",
-    ]
-    (folder / "dpg_bench.csv").write_text("\n".join(rows))
-    (folder / "genai_image.json").write_text('{"00000": {"prompt": "a photo of three stars", "models": {}}}')
-    (folder / "genai_skills.json").write_text('{"counting": [0], "advanced": [0]}')
-    details = {"Testpoints": ["Attribute - Color"], "Testpoint Description": ["a red circle"]}
-    with (folder / "test_prompts_en.csv").open("w", newline="") as file:
-        row = ["0", "a photo of a red circle", json.dumps(details)]
-        csv.writer(file).writerows([["index", "prompt_en", "sub_dims_en"], row])
-    (folder / "color_val.txt").write_text("a red circle and a blue square\n")
-    (folder / "prompts.txt").write_text("a photo of a star\n")
-    return folder
-
+FILES = ROOT / "examples" / "questions"
+"""A hand-made file in each public format, about shapes."""
 
 FIGURES = {
     "geneval2": ["Soft-TIFA AM", "Soft-TIFA GM"],
@@ -94,8 +68,9 @@ FIGURES = {
 
 @pytest.mark.parametrize("suite", FIGURES)
 def test_one_command_for_each_format(suite, model, tmp_path):
-    prompts = write_files(tmp_path) / ("prompts.txt" if suite == "questions" else "")
-    run("--suite", suite, "--prompts", prompts, "--judge", "verifier", *small(model, tmp_path / "out"))
+    options = ["--questions", FILES / "questions.jsonl"] if suite == "questions" else []
+    prompts = FILES / ("prompts.txt" if suite == "questions" else "")
+    run("--suite", suite, "--prompts", prompts, *options, "--judge", "verifier", *small(model, tmp_path / "out"))
     (row,) = report(tmp_path / "out")["judge_scores"]
     assert list(row["figures"]) == FIGURES[suite]
     (other,) = report(tmp_path / "out")["runs"]

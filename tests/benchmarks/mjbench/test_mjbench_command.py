@@ -179,13 +179,32 @@ def test_results_of_other_weights_are_refused(run, refused, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_two_processes_of_accelerate_give_what_one_gives(run, tmp_path):
-    options = ("mjbench", "--suite", "shapes", "--num-pairs", "9", "--batch-size", "2", "--device", "cpu", "--out")
-    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0")
-    command = [sys.executable, *launch, "-m", "fk_reward.cli", *options, str(tmp_path / "two")]
+@pytest.mark.parametrize("shares", [(5, 4), (4, 4, 3)], ids=["two", "three"])
+def test_processes_of_accelerate_give_what_one_gives(run, tmp_path, shares):
+    """Shares are unequal."""
+    options = (
+        "mjbench",
+        "--suite",
+        "shapes",
+        "--num-pairs",
+        str(sum(shares)),
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+    )
+    launch = (
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        f"--num_processes={len(shares)}",
+        "--main_process_port=0",
+    )
+    command = [sys.executable, *launch, "-m", "fk_reward.cli", *options, str(tmp_path / "all")]
     subprocess.run(command, check=True, capture_output=True, timeout=900)
     assert run(*options, tmp_path / "one").exit_code == 0
-    lines = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "two").glob("*.jsonl")}
-    assert lines == {"results-0-of-2.jsonl": 5, "results-1-of-2.jsonl": 4}
-    one, two = (json.loads((tmp_path / name / "mjbench.json").read_text()) for name in ("one", "two"))
-    assert one == two
+    lines = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "all").glob("*.jsonl")}
+    assert lines == {f"results-{index}-of-{len(shares)}.jsonl": number for index, number in enumerate(shares)}
+    one, together = (json.loads((tmp_path / name / "mjbench.json").read_text()) for name in ("one", "all"))
+    assert one == together

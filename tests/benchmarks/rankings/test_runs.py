@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from fk_reward.benchmarks.rankings.formats import READERS
 from fk_reward.benchmarks.rankings.runs import RankingMethod, RankingRequest, parse_data, run_request, write_report
 from fk_reward.benchmarks.rankings.summary import summarize_rankings
+from fk_reward.output_folder import FolderInUseError, hold_folder
 from fk_reward.rewards import REWARDS, load_reward
 from fk_reward.rewards.vlm_judge import PreferenceJudge
-from tests.benchmarks.rankings.stage import WRITERS
+from tests.benchmarks.rankings.stage import WRITERS, save
 from tests.command_line import run_command_line
 from tests.tiny.scripted_judge import ScriptedEngine
 
@@ -109,6 +111,69 @@ def test_a_killed_run_loses_nothing_and_asks_nothing_twice(copies, tmp_path, mon
     run_request(request, device="cpu")
     assert calls == [(0,), (1,), (1,)]
     assert not write_report(out).tables[0].rows[0]["hpdv2"].endswith(")")
+
+
+NUM_KILLS, NUM_PROMPTS = 10, 40
+
+
+def many_prompts(folder):
+    """Pairs of grey images, of which no two are alike."""
+    levels = np.random.default_rng(0).permutation(2 * NUM_PROMPTS).reshape(-1, 2).tolist()
+    rows = [
+        {"prompt": f"prompt {i}", "path1": save(folder, f"{a}.png", a), "path2": save(folder, f"{b}.png", b)}
+        for i, (a, b) in enumerate(levels)
+    ]
+    (folder / "test.json").write_text(json.dumps(rows))
+    return folder
+
+
+def lines_of(out):
+    """Answers by prompt, and how many lines there are."""
+    lines = [json.loads(line) for path in out.rglob("results-*.jsonl") for line in path.read_text().splitlines()]
+    return {line["index"]: line for line in lines}, len(lines)
+
+
+def test_killed_ten_times(tmp_path, monkeypatch):
+    """Half of the kills come before the reward has been asked, half when it has answered and nothing is written."""
+    data, asked, kills = {"hpdv3": many_prompts(tmp_path / "data")}, [], []
+    moments = np.random.default_rng(1).choice(np.arange(1, NUM_PROMPTS // 2 + 1), NUM_KILLS, replace=False).tolist()
+    original = RankingMethod.answer
+
+    def killed(self, indices, rankings):
+        asked.append(tuple(indices))
+        now = len(asked) in moments
+        if now and len(kills) % 2:
+            kills.append(indices)
+            raise KeyboardInterrupt
+        answers = original(self, indices, rankings)
+        if now:
+            kills.append(indices)
+            raise KeyboardInterrupt
+        return answers
+
+    whole, cut = (
+        RankingRequest(data=data, reward=("brightness",), batch_size=2, out=tmp_path / name)
+        for name in ("whole", "cut")
+    )
+    run_request(whole, device="cpu")
+    monkeypatch.setattr(RankingMethod, "answer", killed)
+    while True:
+        try:
+            run_request(cut, device="cpu")
+            break
+        except KeyboardInterrupt:
+            assert len(lines_of(cut.out)[0]) % 2 == 0, "a batch is there or not"
+    assert len(kills) == NUM_KILLS
+    assert len(asked) == NUM_PROMPTS // 2 + NUM_KILLS, "only what a kill took is asked again"
+    assert lines_of(cut.out) == lines_of(whole.out) and lines_of(cut.out)[1] == NUM_PROMPTS
+    assert rows_of(cut.out) == rows_of(whole.out)
+
+
+def test_two_runs_at_once_in_one_folder(copies, tmp_path):
+    request = RankingRequest(data={"hpdv2": copies["hpdv2"]}, reward=("brightness",), out=tmp_path / "out")
+    with hold_folder(request.out), pytest.raises(FolderInUseError, match="is in use by process"):
+        run_request(request, device="cpu")
+    run_request(request, device="cpu")
 
 
 def test_other_data_in_the_folder_are_refused(copies, tmp_path):

@@ -107,3 +107,14 @@ def test_the_audit_of_the_documents_leaves_the_colour_open():
         assert {name: parse_prompt(text).objects[0].color for name, text in record["shows"].items()} == {
             color: color for color in COLORS
         }
+
+
+def test_the_pairs_of_the_documents_differ_in_one_colour():
+    records = read_prompts(ROOT / "examples" / "shapes" / "red_or_green.jsonl")
+    pairs = {record["pair"]: {} for record in records}
+    for record in records:
+        pairs[record["pair"]][record["side"]] = record["prompt"]
+    assert len(pairs) == 20 and num_distinct(records) == 40
+    for sides in pairs.values():
+        assert sides["red"].replace("red", "green") == sides["green"]
+        assert not any(spec.shape == FORBIDDEN_SIGN.shape for spec in parse_prompt(sides["red"]).objects)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,27 @@ def test_shares_of_the_work_are_those_of_one_process(finished, options, tmp_path
     images = sorted(tmp_path.glob("budget-8-*/*/*/samples/*.png"))
     assert len(images) == 4 * 3 * 2
     assert all(path.read_bytes() == (finished[0] / path.relative_to(tmp_path)).read_bytes() for path in images)
+
+
+@pytest.mark.parametrize("folder", ["budget-8-steps-4/fk-9-given-up", "budget-32-steps-4/fk-9-given-up"])
+@pytest.mark.parametrize("kept", [(), ("manifest.json",)], ids=["empty", "begun"])
+def test_a_run_without_images_is_left_out(finished, tmp_path, caplog, folder, kept):
+    """A method that was begun, stopped before its first prompt, and then no longer asked for."""
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    (out / folder).mkdir(parents=True)
+    for name in kept:
+        shutil.copy(next((out / "budget-8-steps-4").glob("pruning*")) / name, out / folder)
+    result = run("--out", out, "--stage", "report")
+    assert result.exit_code == 0, result.output
+    assert rows_of(out) == rows_of(finished[0])
+    assert ("given-up was begun and holds no images" in caplog.text) == bool(kept)
+
+
+def test_a_single_image_of_each_prompt_is_refused_before_anything_is_drawn(tmp_path):
+    result = run("--out", tmp_path / "out", "--budgets", "80", "--steps", "4", "--num-samples", "1", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "--num-samples should be at least 2" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_prompts_of_a_file_are_judged_by_nobody(options, tmp_path):
