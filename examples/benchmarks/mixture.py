@@ -1,4 +1,4 @@
-"""Which settings estimate best? Steer a two-mode mixture whose evidence is known, and print the variance of each.
+"""Which settings, and which searches, estimate best? Steer a two-mode mixture whose evidence is known.
 
 The chain is exact: each step draws from the mixture's own p(x_{t-1} | x_t), so that no part of an error is the
 solver's. The relative variance of the evidence says how well a method uses its K particles: the mass of every event
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from diffusers import DDPMScheduler
@@ -24,8 +24,12 @@ from fk_reward.benchmarks.statistics import mean_and_error
 from fk_reward.cli import run_script
 from fk_reward.cli.options import OutOption
 from fk_reward.output_folder import hold_folder
+from fk_reward.sampling.lookahead import LookAhead
 from fk_reward.sampling.steering import steer
-from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
+from fk_reward.search.budget import resized, sample_steps
+from fk_reward.search.feynman_kac import PAPER, FKPopulation, FKSteeringConfig
+from fk_reward.search.gradient_fk import GradientFKConfig
+from fk_reward.search.moves import MovingSearch
 from fk_reward.smc.potentials import POTENTIALS
 from fk_reward.terminal import say
 from fk_reward.value_checks import parse_integers, whole_number
@@ -36,6 +40,7 @@ COLUMNS = (
     Column("ess_threshold", "ESS rule", "{:g}"),
     Column("schedule"),
     Column("num_particles", "K", "{:d}"),
+    Column("sample_steps", "sample steps", "{:d}"),
     Column("variance", "relative variance ± se", "{:.3f} ± {:.3f}", ("variance_error",)),
     Column("bias", "evidence / exact - 1", "{:+.3f} ± {:.3f}", ("bias_error",)),
 )
@@ -130,13 +135,22 @@ class MixtureProblem:
 
 def steered(
     problem: MixtureProblem,
-    config: FKSteeringConfig,
+    config: Any,
     *,
     num_runs: int,
     seed: int = 0,
+    lookahead: int = 1,
     population_type: type[FKPopulation] = FKPopulation,
 ) -> tuple[FKPopulation, Tensor]:
     """Run the complete sampler: R independent populations, as the groups of one.
+
+    Args:
+        problem: what is sampled.
+        config: an `FKSteeringConfig`, or one that moves its particles, such as `GradientFKConfig`.
+        num_runs: R.
+        seed: of noise and resampling.
+        lookahead: coarse steps after which a prediction is read; 1 for that of the step.
+        population_type: what weighs and resamples.
 
     Returns:
         The finished population and its samples `(R * K, 2)`.
@@ -144,22 +158,85 @@ def steered(
     scheduler, noise = problem.scheduler(), Generator().manual_seed(seed)
     population = population_type(config, num_runs, Generator().manual_seed(seed + 1))
     sample = problem.start(num_runs * config.num_particles, noise)
-    with steer(scheduler, population, reward):
+
+    def denoise(sample: Tensor, timestep: Any) -> Tensor:
+        return problem.noise_prediction(sample, float(scheduler.alphas_cumprod[int(timestep)]))
+
+    asked: dict[str, Any] = {"prediction": LookAhead(lookahead), "denoise": denoise} if lookahead > 1 else {}
+    if isinstance(config, MovingSearch):
+        asked["transition"] = config.transition(population)
+    with steer(scheduler, population, reward, **asked) as records:
         for timestep in scheduler.timesteps:
-            noise_pred = problem.noise_prediction(sample, float(scheduler.alphas_cumprod[int(timestep)]))
-            sample = scheduler.step(noise_pred, timestep, sample, generator=noise).prev_sample
-    population.finish(reward(sample))
+            sample = scheduler.step(denoise(sample, timestep), timestep, sample, generator=noise).prev_sample
+    population.finish(reward(sample), log_ratio=records.log_ratio)
     return population, sample
 
 
-def estimate_evidence(problem: MixtureProblem, config: FKSteeringConfig, *, num_runs: int, seed: int = 0) -> Tensor:
+def estimate_evidence(
+    problem: MixtureProblem, config: Any, *, num_runs: int, seed: int = 0, lookahead: int = 1
+) -> Tensor:
     """`(R,)` float64, the evidence that each of `num_runs` populations estimates: unbiased at any number of particles.
 
     Example:
         >>> estimate_evidence(MixtureProblem(), FKSteeringConfig(reward_scale=1.2), num_runs=3).shape
         torch.Size([3])
     """
-    return steered(problem, config, num_runs=num_runs, seed=seed)[0].log_evidence.exp()
+    return steered(problem, config, num_runs=num_runs, seed=seed, lookahead=lookahead)[0].log_evidence.exp()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        told: what its row says.
+        config: of the search; its sizes follow the number of particles.
+        lookahead: coarse steps after which predictions are read.
+    """
+
+    told: dict[str, Any]
+    config: FKSteeringConfig
+    lookahead: int = 1
+
+
+class Compared(Protocol):
+    """What `run_benchmark` goes through."""
+
+    def settings(self, problem: MixtureProblem) -> Iterator[Setting]:
+        """All that are compared, each with the lambda of the problem."""
+
+
+@dataclass(frozen=True)
+class Searches:
+    """The searches that estimate the evidence without bias at any number of particles, by their default settings.
+
+    Others have no row: `restart` and the chains of `noise-search` have a law, and no estimate of its evidence; each run
+    of `particle-metropolis` is one of `fk`; `svdd`, `beam`, `rollover`, `pruning`, `draft-refine` have no such law.
+
+    Attributes:
+        configs: name -> config.
+        lookahead: name -> coarse steps.
+    """
+
+    configs: dict[str, FKSteeringConfig] = field(
+        default_factory=lambda: {
+            "best of K": FKSteeringConfig(num_resamples=0),
+            "fk": FKSteeringConfig(),
+            "fk, weights constant": FKSteeringConfig(reward_weight="constant"),
+            "fk, K/2 finished": FKSteeringConfig(final_particles=2),
+            "fk, lookahead=3": FKSteeringConfig(),
+            "fk-gradient": GradientFKConfig(),
+            "fk-paper": PAPER,
+        }
+    )
+    lookahead: dict[str, int] = field(default_factory=lambda: {"fk, lookahead=3": 3})
+
+    def settings(self, problem: MixtureProblem) -> Iterator[Setting]:
+        """One for each name."""
+        for name, config in self.configs.items():
+            yield Setting(
+                {"method": name}, replace(config, reward_scale=problem.reward_scale), self.lookahead.get(name, 1)
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +257,10 @@ class Grid:
     thresholds: Sequence[float] = (0.5, 1.0)
     schedules: Sequence[str] = ("0.2-0.8x4", "0.4-0.9x4")
 
-    def configs(self, problem: MixtureProblem) -> Iterator[tuple[dict[str, Any], FKSteeringConfig]]:
-        """Best of K, then each combination: what its row says, and its config."""
+    def settings(self, problem: MixtureProblem) -> Iterator[Setting]:
+        """Best of K, then each combination."""
         plain = FKSteeringConfig(reward_scale=problem.reward_scale, num_resamples=0)
-        yield {"method": "best of K"}, plain
+        yield Setting({"method": "best of K"}, plain)
         for potential, weight, *others in product(
             self.potentials, self.weights, self.resamplers, self.thresholds, self.schedules
         ):
@@ -197,7 +274,7 @@ class Grid:
                 **scoring(schedule),
             )
             told = {"resampling": resampling, "ess_threshold": threshold, "schedule": schedule}
-            yield {"method": f"{potential}, {weight}", **told}, config
+            yield Setting({"method": f"{potential}, {weight}", **told}, config)
 
 
 def scoring(schedule: str) -> dict[str, Any]:
@@ -232,7 +309,7 @@ def relative_variance(estimates: Tensor, exact: float) -> dict[str, float]:
 
 
 def run_benchmark(
-    problem: MixtureProblem, grid: Grid, *, num_particles: Sequence[int], num_runs: int, seed: int = 0
+    problem: MixtureProblem, compared: Compared, *, num_particles: Sequence[int], num_runs: int, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
     """One row for each setting and number of particles.
 
@@ -242,14 +319,22 @@ def run_benchmark(
         ['best of K', 'max, rising']
     """
     exact = problem.evidence()
-    for told, config in grid.configs(problem):
+    for setting in compared.settings(problem):
         for size in num_particles:
-            estimates = estimate_evidence(problem, replace(config, num_particles=size), num_runs=num_runs, seed=seed)
-            yield {**told, "num_particles": size, **relative_variance(estimates, exact)}
+            config, lookahead = resized(setting.config, size), setting.lookahead
+            estimates = estimate_evidence(problem, config, num_runs=num_runs, seed=seed, lookahead=lookahead)
+            cost = sample_steps(config, problem.num_steps, lookahead=lookahead)
+            yield {
+                **setting.told,
+                "num_particles": size,
+                "sample_steps": cost,
+                **relative_variance(estimates, exact),
+            }
 
 
 def main(  # noqa: PLR0913 (one parameter for each option)
     *,
+    compare: Literal["settings", "searches"] = "settings",
     num_particles: str = "4,16",
     num_runs: int = 2000,
     potentials: str = ",".join(Grid.potentials),
@@ -260,9 +345,10 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     seed: int = 0,
     out: OutOption = Path("results/mixture"),
 ) -> None:
-    """Compare settings of FK steering by the variance of their evidence on a toy with a known answer.
+    """Compare settings of FK steering, or searches, by the variance of their evidence on a toy with a known answer.
 
     Args:
+        compare: Settings of FK steering, each with each, or the searches that have an evidence, by their defaults.
         num_particles: Numbers of particles, separated by commas.
         num_runs: Independent runs of each setting, at least 2.
         potentials: Potentials, separated by commas.
@@ -282,9 +368,10 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         thresholds=_numbers("thresholds", thresholds),
         schedules=schedules.split(","),
     )
-    list(grid.configs(MixtureProblem()))  # refuses what is misspelt before anything is run
+    list(grid.settings(MixtureProblem()))  # refuses what is misspelt before anything is run
+    compared: Compared = Searches() if compare == "searches" else grid
     with hold_folder(out):
-        report = _report(grid, {"num_particles": sizes, "num_runs": num_runs, "seed": seed})
+        report = _report(compared, {"num_particles": sizes, "num_runs": num_runs, "seed": seed})
         say(f"Results: {write_json(out / 'mixture.json', report)}")
 
 
@@ -295,11 +382,12 @@ def _numbers(name: str, text: str) -> list[float]:
         raise ValueError(f"--{name} should be numbers (ess_threshold), separated by commas, got {text!r}.") from error
 
 
-def _report(grid: Grid, options: dict[str, Any]) -> dict[str, Any]:
+def _report(compared: Compared, options: dict[str, Any]) -> dict[str, Any]:
     """Run all settings, print their table, the best one first, and return the content of the file."""
     problem = MixtureProblem()
-    rows = sorted(run_benchmark(problem, grid, **options), key=lambda row: (row["num_particles"], row["variance"]))
-    show_table(f"{options['num_runs']} runs each; exact evidence {problem.evidence():.4f}", COLUMNS, rows)
+    rows = sorted(run_benchmark(problem, compared, **options), key=lambda row: (row["num_particles"], row["variance"]))
+    columns = [column for column in COLUMNS if any(column.key in row for row in rows)]
+    show_table(f"{options['num_runs']} runs each; exact evidence {problem.evidence():.4f}", columns, rows)
     return {"problem": asdict(problem), **options, "exact": problem.evidence(), "rows": rows}
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from examples.benchmarks import mixture
-from examples.benchmarks.mixture import MixtureProblem, estimate_evidence, relative_variance, reward, steered
+from examples.benchmarks.mixture import MixtureProblem, Searches, estimate_evidence, relative_variance, reward, steered
 from fk_reward import FKSteeringConfig
 from fk_reward.search import FKPopulation
+from fk_reward.search.feynman_kac import PAPER
 
 PROBLEM = MixtureProblem()
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "toy" / "exact_chain.py"
@@ -62,11 +64,15 @@ def test_the_chain_ends_in_the_mixture():
         assert abs(values.mean() - (masses * function(points)).sum()) < 4 * values.std() / 200
 
 
-def test_best_of_k_has_its_closed_form():
+def variance_of_best_of(number):
     """Without resampling the relative variance is (E[w^2] / E[w]^2 - 1) / K."""
     points, masses = PROBLEM.tilted_masses()
     second = float((masses * torch.exp(PROBLEM.reward_scale * reward(points))).sum())
-    expected = (second / PROBLEM.evidence() ** 2 - 1) / 4
+    return (second / PROBLEM.evidence() ** 2 - 1) / number
+
+
+def test_best_of_k_has_its_closed_form():
+    expected = variance_of_best_of(4)
     estimates = estimate_evidence(PROBLEM, FKSteeringConfig(num_resamples=0, reward_scale=1.2), num_runs=20000)
     got = relative_variance(estimates, PROBLEM.evidence())
     assert expected == pytest.approx(0.72, abs=0.05)
@@ -82,6 +88,34 @@ def test_weighted_rewards_keep_the_target(potential, reward_weight):
 @pytest.mark.slow
 def test_the_target_over_many_runs():
     assert_exact(potential="difference", reward_weight="rising", ess_threshold=1.0, num_runs=20000)
+
+
+def assert_below_best_of_k(config, number, *, num_runs):
+    """Its relative variance is below that of best of K by more than three standard errors; returns it."""
+    config = replace(config, num_particles=number, reward_scale=PROBLEM.reward_scale)
+    got = relative_variance(estimate_evidence(PROBLEM, config, num_runs=num_runs), PROBLEM.evidence())
+    assert got["variance"] + 3 * got["variance_error"] < variance_of_best_of(number)
+    return got["variance"]
+
+
+@pytest.mark.parametrize(("number", "near", "num_runs"), [(4, 0.54, 6000), (16, 0.13, 1500)])
+def test_the_default_is_below_best_of_k(number, near, num_runs):
+    """And near what the shared toy says of `difference` on rising weights."""
+    assert assert_below_best_of_k(FKSteeringConfig(), number, num_runs=num_runs) == pytest.approx(near, rel=0.15)
+
+
+@pytest.mark.parametrize("number", [4, 16])
+def test_the_settings_of_the_paper_are_not(number):
+    with pytest.raises(AssertionError):
+        assert_below_best_of_k(PAPER, number, num_runs=1500)
+
+
+@pytest.mark.parametrize("name", Searches().configs)
+def test_searches_that_are_compared_are_unbiased(name):
+    setting = next(one for one in Searches().settings(PROBLEM) if one.told["method"] == name)
+    estimates = estimate_evidence(PROBLEM, setting.config, num_runs=1000, lookahead=setting.lookahead, seed=1)
+    got = relative_variance(estimates, PROBLEM.evidence())
+    assert abs(got["bias"]) < 4 * got["bias_error"]
 
 
 class ForgetsTheWeight(FKPopulation):
@@ -105,6 +139,15 @@ def test_main_writes_a_row_for_each_setting(tmp_path, capsys):
     assert len(content["rows"]) == 2 * (1 + 2 * len(mixture.Grid.schedules))
     assert [row["num_particles"] for row in content["rows"]] == sorted(row["num_particles"] for row in content["rows"])
     assert "difference, rising" in capsys.readouterr().out
+
+
+def test_main_compares_searches(tmp_path, capsys):
+    mixture.main(compare="searches", num_particles="4", num_runs=20, out=tmp_path)
+    rows = json.loads((tmp_path / "mixture.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["method"] for row in rows} == set(Searches().configs)
+    cost = {row["method"]: row["sample_steps"] for row in rows}
+    assert cost["fk, K/2 finished"] < cost["fk"] == cost["best of K"] == 4 * 12 < cost["fk, lookahead=3"]
+    assert "schedule" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("schedule", ["0.2-0.8", "x4", "a-bx2"])

@@ -91,3 +91,26 @@ def test_readme_says_how_to_try_and_test():
 
 def test_changelog_has_this_version():
     assert f"## [{fk_reward.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+SEARCH_PAGE = (ROOT / "docs" / "searches.md").read_text(encoding="utf-8")
+SEARCH_ROWS = [line for line in SEARCH_PAGE.split("\n## ")[0].splitlines() if line.startswith("| `")]
+
+
+def test_the_page_of_searches_begins_with_whom_each_is_for():
+    head = SEARCH_PAGE.split("\n## ")[0]
+    assert len(re.findall(r"^\d+\. \*\*", head, flags=re.MULTILINE)) == 10
+    names = {name for row in SEARCH_ROWS for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
+    presets = {"recommended-one", "recommended-several", "recommended-constraint"}  # in their own section
+    assert names == set(importlib.import_module("fk_reward.search").SEARCHES) - presets
+
+
+@pytest.mark.parametrize("row", SEARCH_ROWS[1:], ids=lambda row: row.split("`")[1])
+def test_each_search_states_source_cost_and_law(row):
+    (anchor,) = re.findall(r"\(#([\w-]+)\)", row)
+    headings = {
+        title.lower().replace(" ", "-"): text
+        for title, _, text in (part.partition("\n") for part in SEARCH_PAGE.split("\n## ")[1:])
+    }
+    for fact in ("Source", "Cost", "Law"):
+        assert len(re.findall(rf"^- \*\*{fact}\*\*: .+", headings[anchor], flags=re.MULTILINE)) == 1, fact

@@ -101,6 +101,23 @@ def test_images_of_a_real_pipeline_equal_those_of_the_same_starts(kind, argument
         torch.testing.assert_close(image, stock, rtol=0, atol=1e-4)
 
 
+def test_prompts_of_a_pipeline_are_cut_together():
+    """One call of the denoiser for all prompts at each step, and the images of each prompt alone."""
+    pipe = tiny.make_sd()
+    wrapped, rows = FKSteeringPipeline(pipe, reward=redness), []
+    wrapped.set_progress_bar_config(disable=True)
+    pipe.unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    shared = {"search": CONFIG, "num_images_per_prompt": 2, "num_inference_steps": 5, "output_type": "pt", "eta": 1.0}
+    prompts, noise = ["a star", "two dogs"], generators(12)
+    together = wrapped(prompts, generator=noise, **shared)
+    assert rows == [2 * 2 * size for size in CONFIG.population().forecast(5).steps]
+    for index, prompt in enumerate(prompts):
+        alone = wrapped(prompt, generator=generators(12)[6 * index : 6 * index + 6], **shared)
+        images = together.images[2 * index : 2 * index + 2]
+        for image, expected in zip(images, alone.images, strict=True):
+            torch.testing.assert_close(image, expected, rtol=0, atol=1e-4)
+
+
 def test_the_best_go_on():
     population = Pruning(num_particles=4, keep=(2,), at=(0.5,)).population(2)
     population.begin(10)
