@@ -289,6 +289,16 @@ BANDS_SUFFIX = "@bands"
 """Behind the name of a reward: the same with the noise bands that the package holds for it."""
 
 
+def name_without_bands(name: str) -> str:
+    """The reward that judges finished images where `name` steers, bit for bit.
+
+    Example:
+        >>> name_without_bands("0.7*imagereward@bands + 0.3*clipscore")
+        '0.7*imagereward + 0.3*clipscore'
+    """
+    return name.replace(BANDS_SUFFIX, "")
+
+
 def band_folders(folder: Path, config_file: str) -> list[Path]:
     """The folders of bands in a folder: itself, or those directly below it, that hold a configuration file.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -138,8 +139,12 @@ def reward_card(name: str) -> RewardCard:
     return _find_entry(name).card
 
 
+OWN_BANDS = "FK_REWARD_BANDS"
+"""Name of the environment's variable with a folder of noise bands: NAME-bands in it is taken by NAME@bands."""
+
+
 def _with_bands(entry: RewardEntry, name: str) -> RewardEntry:
-    """The entry under its name with "@bands" behind it: with the noise bands that the package holds.
+    """The entry under its name with "@bands" behind it: with the noise bands of `band_folder`.
 
     Raises:
         ValueError: for a reward without the option `bands`.
@@ -156,22 +161,28 @@ def _with_bands(entry: RewardEntry, name: str) -> RewardEntry:
 
 
 def band_folder(name: str) -> Path:
-    """Where the package holds the noise bands of a reward.
+    """Where the noise bands of a reward are: in the folder that `FK_REWARD_BANDS` names, or in the package.
+
+    Read from the environment, which reaches every command, and the workers of a reward, without an option of each.
 
     Args:
         name: with "@bands" behind it, or without.
 
     Raises:
-        FileNotFoundError: it holds none.
+        FileNotFoundError: in neither.
     """
     plain = name.removesuffix(BANDS_SUFFIX)
-    folder = ASSETS / f"{plain}-bands"
-    if not folder.is_dir():
+    own = os.environ.get(OWN_BANDS)
+    places = [Path(own) / f"{plain}-bands"] if own else []
+    places.append(ASSETS / f"{plain}-bands")
+    found = next((folder for folder in places if folder.is_dir()), None)
+    if found is None:
         raise FileNotFoundError(
-            f"The package holds no noise bands of {plain!r} (expected {folder}): train them, as docs/noise_aware.md "
-            f"shows, and pass load_reward({plain!r}, bands=<folder>)."
+            f"The package holds no noise bands of {plain!r} (expected {' or '.join(map(str, places))}): train them, as "
+            f"docs/noise_aware.md shows, and set {OWN_BANDS} to the folder in which {plain}-bands is, or pass "
+            f"load_reward({plain!r}, bands=<folder>)."
         )
-    return folder
+    return found
 
 
 def load_reward(reward: str | Reward | Callable[..., Any], **options: Any) -> Reward:

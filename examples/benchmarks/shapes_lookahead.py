@@ -1,8 +1,14 @@
-"""How early a reward knows which starts of a prompt will be good, by step and look-ahead, on the shapes model."""
+"""How early a reward knows which starts of a prompt will be good, by step and look-ahead, on the shapes model.
+
+A reward with noise bands, `-r NAME -r NAME@bands`, is held against itself without them, and against a look-ahead at
+equal sample steps: what is known after 6 steps with 3 ahead, and after 8 with the prediction of the step, cost the
+same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -17,6 +23,7 @@ from fk_reward.benchmarks.statistics import clustered_bootstrap
 from fk_reward.cli import run_script
 from fk_reward.cli.options import OutOption
 from fk_reward.output_folder import hold_folder
+from fk_reward.rewards.noise_bands import name_without_bands
 from fk_reward.search.base import PlainPopulation
 from fk_reward.shapes import benchmark_prompts
 from fk_reward.terminal import say
@@ -36,6 +43,16 @@ COLUMNS = (
     Column("accuracy", "pair accuracy", "{:.3f}"),
     Column("accuracy_interval", "95 %"),
     Column("correlation", "rank correlation", "{:.3f}"),
+    Column("correlation_interval", "95 %"),
+)
+DIFFERENCE_COLUMNS = (
+    Column("reward"),
+    Column("judged", "judged"),
+    Column("minus", "minus"),
+    Column("sample_steps", "sample steps", "{:d}"),
+    Column("accuracy", "pair accuracy", "{:+.3f}"),
+    Column("accuracy_interval", "95 %"),
+    Column("correlation", "rank correlation", "{:+.3f}"),
     Column("correlation_interval", "95 %"),
 )
 
@@ -168,20 +185,68 @@ def summarize(known: Sequence[Knowledge]) -> list[dict[str, Any]]:
 
 
 def _measured(known: Sequence[Knowledge], reward: str, scores: Sequence[Tensor]) -> dict[str, Any]:
-    measures = {
+    return _means(known, _figures(known, reward, scores))
+
+
+def _figures(known: Sequence[Knowledge], reward: str, scores: Sequence[Tensor]) -> dict[str, list[float | None]]:
+    """Pair accuracy and rank correlation of each prompt; the latter with what judges finished images."""
+    finished = name_without_bands(reward)
+    return {
         "accuracy": [pair_accuracy(score, one.correct) for score, one in zip(scores, known, strict=True)],
         "correlation": [
-            rank_correlation(score, one.finished[reward]) for score, one in zip(scores, known, strict=True)
+            rank_correlation(score, one.finished.get(finished, one.finished[reward]))
+            for score, one in zip(scores, known, strict=True)
         ],
     }
+
+
+def _means(known: Sequence[Knowledge], figures: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for name, values in measures.items():
+    for name, values in figures.items():
         there = [(value, one.text) for value, one in zip(values, known, strict=True) if value is not None]
         row[f"{name}_prompts"] = len(there)
         if there:
             interval = clustered_bootstrap(*zip(*there, strict=True))
             row |= {name: interval.estimate, f"{name}_interval": f"[{interval.low:.3f}, {interval.high:.3f}]"}
     return row
+
+
+Key = tuple[str, int, int]
+"""Reward, step, look-ahead."""
+
+
+def comparable(keys: Sequence[Key]) -> Iterator[tuple[Key, Key]]:
+    """What is compared: the same step and look-ahead with noise bands and without, and equal sample steps.
+
+    Example:
+        >>> [f"{one} - {other}" for one, other in comparable([("a", 6, 3), ("a", 8, 1), ("a@bands", 8, 1)])][1]
+        "('a', 6, 3) - ('a@bands', 8, 1)"
+    """
+    for first, second in itertools.permutations(keys, 2):
+        (name, step, ahead), (other, its_step, its_ahead) = first, second
+        if step + ahead != its_step + its_ahead or name_without_bands(name) != name_without_bands(other):
+            continue
+        if ahead > its_ahead or (ahead == its_ahead and name != other == name_without_bands(name)):
+            yield first, second
+
+
+def differences(known: Sequence[Knowledge]) -> list[dict[str, Any]]:
+    """A row for each comparison, paired by prompt."""
+    rows = []
+    for first, second in comparable(list(known[0].predicted)):
+        ours, theirs = (_figures(known, key[0], [one.predicted[key] for one in known]) for key in (first, second))
+        gains = {
+            name: [None if x is None or y is None else x - y for x, y in zip(values, theirs[name], strict=True)]
+            for name, values in ours.items()
+        }
+        said = {"judged": _said(first), "minus": _said(second), "sample_steps": first[1] + first[2]}
+        rows.append({"reward": name_without_bands(first[0]), **said, **_means(known, gains)})
+    return rows
+
+
+def _said(key: Key) -> str:
+    name, step, lookahead = key
+    return f"after {step}, {lookahead} ahead{', bands' if name_without_bands(name) != name else ''}"
 
 
 def main(  # noqa: PLR0913 (one parameter for each option)
@@ -229,9 +294,13 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         rows = summarize(known)
         scheduler = type(pipe.scheduler).__name__
         show_table(f"{model}, {scheduler}, {steps} steps, {num_prompts} prompts x {num_particles}", COLUMNS, rows)
+        compared = differences(known)
+        if compared:
+            show_table("Differences at equal sample steps, paired by prompt", DIFFERENCE_COLUMNS, compared)
         settings = {"model": model, "rewards": rewards, "num_prompts": num_prompts, "num_particles": num_particles}
         settings |= {"distinct_prompts": len(set(prompts)), "scheduler": scheduler, "seed": seed, **arguments}
-        say(f"Results: {write_json(out / 'lookahead.json', {'settings': settings, 'rows': rows})}")
+        content = {"settings": settings, "rows": rows, "differences": compared}
+        say(f"Results: {write_json(out / 'lookahead.json', content)}")
 
 
 def _load(model: str, *, rewards: Sequence[str], device: str, stochastic: bool) -> FKSteeringPipeline:

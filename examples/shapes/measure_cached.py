@@ -4,6 +4,8 @@
     python examples/shapes/measure_cached.py runs/cache
     python examples/shapes/measure_cached.py runs/cache --smoke    # only that it runs
 
+Two processes share it: `--shard 0/2` and `--shard 1/2`; then the command without a shard has nothing left to draw.
+
 Two questions, on prompts that the evolution has not seen. Does the front dominate: at no more operations than every
 k-th step, is an evolved schedule better? And what do the operations buy that a schedule saves: plain images, best of N
 and FK steering with everything computed, and with the schedule and more particles for the same operations.
@@ -45,7 +47,7 @@ from fk_reward.durable_files import append_lines, read_json, read_json_lines
 from fk_reward.pipelines import CacheSchedule
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.search import BestOfN, FKSteeringConfig, SearchConfig
-from fk_reward.value_checks import real_number, whole_number
+from fk_reward.value_checks import parse_shard, real_number, whole_number
 
 T = TypeVar("T")
 Figures = dict[str, dict[tuple[int, int], Outcome]]
@@ -169,7 +171,7 @@ class Measurements:
         samples: prompts of the suite.
         judge: of the suite.
         heldout: rewards that only score.
-        path: the file.
+        path: the file; those of other processes have its folder, and their shard in their names.
     """
 
     def __init__(
@@ -179,7 +181,8 @@ class Measurements:
         self.prompts = [sample["prompt"] for sample in samples]
         scored_by = {name: weights_digest([reward]) for name, reward in heldout.items()}
         self.about = [drawn.describe(), self.prompts, judge.identity, scored_by]
-        self.known = {line["key"]: line for _, line in read_json_lines(path)} if path.exists() else {}
+        files = sorted(path.parent.glob("figures*.jsonl"))
+        self.known = {line["key"]: line for file in files for _, line in read_json_lines(file)}
 
     def of(self, method: Method) -> tuple[Figures, float]:
         """Figures of a method, and the seconds of a prompt."""
@@ -216,13 +219,25 @@ def gains(first: Figures, second: Figures) -> dict[str, Ends]:
     return {f"{name}_gain": estimate(paired_differences(first[name], second[name])) for name in first}
 
 
+def meetings(evolved: Evolved, number: int) -> list[tuple[CacheSchedule, CacheSchedule | None]]:
+    """Every-k schedules, each with the evolved one of no more operations; None where there is none."""
+    return [(one, evolved.best_within(float(one.metrics["share"]))) for one in spread(evolved.every_k, number)]
+
+
+def plain_methods(evolved: Evolved, number: int) -> dict[str, Method]:
+    """Plain images by everything computed, and by each schedule of `meetings`."""
+    plain = BestOfN(num_particles=1)
+    schedules = {one.name: one for pair in meetings(evolved, number) for one in pair if one is not None}
+    return {UNCACHED: Method(UNCACHED, plain), **{name: Method(name, plain, one) for name, one in schedules.items()}}
+
+
 def front_rows(evolved: Evolved, measured: Measurements, number: int) -> tuple[list[dict[str, Any]], ...]:
     """Every-k schedules and the evolved ones that meet them: each by itself, and their differences."""
-    costs, plain = measured.drawn.costs(), BestOfN(num_particles=1)
-    pairs = [(one, evolved.best_within(float(one.metrics["share"]))) for one in spread(evolved.every_k, number)]
-    schedules = {one.name: one for pair in pairs for one in pair if one is not None}
-    whole, _ = measured.of(Method(UNCACHED, plain))
-    found = {name: measured.of(Method(name, plain, one))[0] for name, one in schedules.items()}
+    costs, pairs = measured.drawn.costs(), meetings(evolved, number)
+    methods = plain_methods(evolved, number)
+    found = {name: measured.of(method)[0] for name, method in methods.items()}
+    whole = found.pop(UNCACHED)
+    schedules = {name: method.schedule for name, method in methods.items() if method.schedule is not None}
     shares = {name: costs.share(one) for name, one in schedules.items()}
     rows = [{"name": UNCACHED, "share": 1.0, **estimates(whole)}]
     for name in sorted(schedules, key=shares.__getitem__, reverse=True):
@@ -298,6 +313,7 @@ def main(  # noqa: PLR0913 (a command's options)
     seed: int = 1,
     batch_prompts: int = 4,
     smoke: bool = False,
+    shard: str | None = None,
 ) -> None:
     """Measure, print tables, and write them as JSON, Markdown and LaTeX; a run that was stopped goes on.
 
@@ -313,6 +329,7 @@ def main(  # noqa: PLR0913 (a command's options)
         seed: Of the noise.
         batch_prompts: Prompts that are drawn in one call.
         smoke: Six prompts, two particles and two schedules.
+        shard: i/n leaves to this process every n-th of what is drawn, and no tables.
     """
     if smoke:
         num_prompts, particles, num_schedules = 6, 2, 2
@@ -324,9 +341,17 @@ def main(  # noqa: PLR0913 (a command's options)
     drawn = CachedImages.load(drawing, device="cpu", dtype=torch.float32)
     task = find_suite(suite).task(TaskOptions(num_prompts=num_prompts))
     scorers = {name: load_reward(name) for name in heldout}
-    measured = Measurements(drawn, task.samples, task.judge("cpu"), scorers, output_dir / "figures.jsonl")
-    front = front_rows(found, measured, num_schedules)
+    name = "figures.jsonl" if shard is None else f"figures-{shard.replace('/', '-of-')}.jsonl"
+    measured = Measurements(drawn, task.samples, task.judge("cpu"), scorers, output_dir / name)
     methods = steered_methods(steers, drawn.costs().share(steers), particles)
+    if shard is not None:
+        index, count = parse_shard(shard)
+        everything = [*plain_methods(found, num_schedules).values(), *methods]
+        distinct = {(str(one.schedule and one.schedule.steps), repr(one.search)): one for one in everything}
+        for method in [*distinct.values()][index::count]:
+            measured.of(method)
+        return
+    front = front_rows(found, measured, num_schedules)
     steering = steering_rows(methods, measured)
     facts = facts_of(measured, suite=suite, reward=drawing.reward, schedule=steers.name)
     keys = ("schedules", "front", "searches", "differences")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from fk_reward import FKSteeringPipeline
 from fk_reward.benchmarks.cache_comparison import compared
 from fk_reward.benchmarks.drawing import particle_generators
 from fk_reward.benchmarks.geneval.suites import find_suite
-from fk_reward.benchmarks.report import RANGE, interval_text
+from fk_reward.benchmarks.report import CHANGE, RANGE, Column, interval_text, show_table, write_json
 from fk_reward.benchmarks.statistics import Ends
-from fk_reward.benchmarks.task import TaskOptions
+from fk_reward.benchmarks.task import Judge, Task, TaskOptions
+from fk_reward.durable_files import read_json
 from fk_reward.pipelines import Solver
 from fk_reward.search import BestOfN, FKSteeringConfig, NoiseSearch, SearchConfig
 
@@ -50,6 +50,18 @@ def draw(pipe: FKSteeringPipeline, prompts: Sequence[str], search: SearchConfig,
     return images, rewards, steps
 
 
+def measured(
+    pipe: FKSteeringPipeline, task: Task[Any], judge: Judge, *, num_steps: int, budget: int, seed: int
+) -> dict[str, Any]:
+    """Figures of each method with so many steps."""
+    prompts = [sample["prompt"] for sample in task.samples]
+    pipe.solver = Solver(scheduler=LCMScheduler, num_inference_steps=num_steps, guidance_scale=1.0)
+    drawn = {name: draw(pipe, prompts, search, seed) for name, search in methods(num_steps, budget).items()}
+    first = {"best of N": drawn["best of N"], **drawn}  # what the others are compared with
+    figures = compared({name: one[:2] for name, one in first.items()}, task.samples, judge)
+    return {name: {**figures[name], "sample_steps": one[2] / len(prompts)} for name, one in drawn.items()}
+
+
 def main(  # noqa: PLR0913, PLR0917 (a command's options)
     model: str | Path = "shapes-sd-lcm",
     reward: str = "shapes-llava-reward-alignment",
@@ -62,31 +74,57 @@ def main(  # noqa: PLR0913, PLR0917 (a command's options)
 ) -> None:
     """Writes accuracies by the verifier and rewards, with 95 % intervals over prompts, and prints a table.
 
-    Gains are paired differences from best of N with as many steps.
+    Gains are paired differences from best of N with as many steps. Numbers of steps that the file has already, with the
+    same settings, are not measured again; two processes write two files.
     """
+    settings = {"model": str(model), "reward": reward, "suite": suite, "num_prompts": num_prompts, "budget": budget}
+    report = _known(output, settings | {"seed": seed})
     pipe = FKSteeringPipeline.from_pretrained(str(model), reward=reward)
     pipe.set_progress_bar_config(disable=True)
     task = find_suite(suite).task(TaskOptions(num_prompts=num_prompts))
-    judge, prompts = task.judge("cpu"), [sample["prompt"] for sample in task.samples]
-    report: dict[str, Any] = {}
+    judge = task.judge("cpu")
     for steps in num_steps:
-        pipe.solver = Solver(scheduler=LCMScheduler, num_inference_steps=steps, guidance_scale=1.0)
-        drawn = {name: draw(pipe, prompts, search, seed) for name, search in methods(steps, budget).items()}
-        first = {"best of N": drawn["best of N"], **drawn}  # what the others are compared with
-        figures = compared({name: one[:2] for name, one in first.items()}, task.samples, judge)
-        report[str(steps)] = {
-            name: {**figures[name], "sample_steps": one[2] / len(prompts)} for name, one in drawn.items()
+        if str(steps) not in report:
+            report[str(steps)] = measured(pipe, task, judge, num_steps=steps, budget=budget, seed=seed)
+            write_json(output, settings | {"seed": seed, "num_steps": report})
+    rows = [
+        {
+            "steps": steps,
+            "method": name,
+            "calls": found["sample_steps"],
+            **{key: _ends(key, found[key]) for key in _FIGURES},
         }
-        for name, found in report[str(steps)].items():
-            print(f"| {steps} | {name} | {found['sample_steps']:.0f} | {_ends(found['accuracy'])} | "
-                  f"{_ends(found['accuracy_gain'])} | {_ends(found['reward'])} |", flush=True)  # fmt: skip
-    output.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"model": str(model), "reward": reward, "suite": suite, "num_prompts": num_prompts, "budget": budget}
-    output.write_text(json.dumps(settings | {"seed": seed, "num_steps": report}, indent=2) + "\n")
+        for steps in num_steps
+        for name, found in report[str(steps)].items()
+    ]
+    show_table(f"{model}, {num_prompts} prompts, {len(set(s['prompt'] for s in task.samples))} distinct", COLUMNS, rows)
 
 
-def _ends(found: Ends | None) -> str:
-    return "" if found is None else interval_text(found, RANGE)
+_FIGURES = ("accuracy", "accuracy_gain", "reward", "reward_gain")
+COLUMNS = (
+    Column("steps", style="{:d}"),
+    Column("method"),
+    Column("calls", "generator calls", "{:.0f}"),
+    Column("accuracy", "verifier [95 %]"),
+    Column("accuracy_gain", "minus best of N [95 %]"),
+    Column("reward", "reward [95 %]"),
+    Column("reward_gain", "minus best of N [95 %]"),
+)
+
+
+def _known(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the file has already, by the number of steps."""
+    if not output.exists():
+        return {}
+    found = read_json(output, remedy="Name another file.")
+    report: dict[str, Any] = found.pop("num_steps")
+    if found != settings:
+        raise ValueError(f"{output} was measured with {found}, and {settings} was asked for: name another file.")
+    return report
+
+
+def _ends(name: str, found: Ends | None) -> str | None:
+    return None if found is None else interval_text(found, CHANGE if name.endswith("_gain") else RANGE)
 
 
 if __name__ == "__main__":

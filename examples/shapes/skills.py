@@ -3,18 +3,23 @@
     python examples/shapes/skills.py              # four skills; hours on two cores, goes on where it was stopped
     python examples/shapes/skills.py --smoke      # the same in a minute: only that it runs
 
+Two processes share it: `--shard 0/2` and `--shard 1/2` draw, train and judge the experts of two skills each; then the
+command without a shard merges them, judges the rest and reports.
+
 For each skill: training prompts of its task, images of `shapes-sd` itself, and LoRA experts on them: one on the best of
 n images of each prompt by the reward ("chosen"), one on the first image of each ("unchosen", as many), and, with
 `--variants chosen unchosen all`, one on all. The experts of a variant are merged with equal weights. Judged by the
 rule-based verifier on held-out prompts, with seeds that all models share.
 
 The table has a row a model and a column a skill; an expert in another skill's column is the control. Below it are
-paired differences with intervals, clustered by prompt: each expert and the base on the expert's own skill, the merged
-model and the mean of the experts, the merged model and the base over all skills, chosen and unchosen.
+paired differences with intervals, clustered by prompt: each expert, and those of other skills, and the base on the
+expert's own skill; the merged model and the mean of the experts; the merged model and the base over all skills; chosen
+and unchosen, of each expert and merged.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -41,6 +46,7 @@ from fk_reward.training.skills import (
     read_images,
     train_expert,
 )
+from fk_reward.value_checks import parse_shard
 
 SKILLS = ("counting", "colors", "position", "color_attr")
 KEEP = {"chosen": "best", "unchosen": "first", "all": "all"}
@@ -108,10 +114,10 @@ def training_prompts(skill: str, number: int, seed: int) -> list[str]:
     return [texts[i % len(texts)] for i in range(number)]
 
 
-def train_all(pipe: Any, settings: Settings, out: Path) -> dict[str, Path]:
-    """Draw the images and train and merge the experts; name of each model -> folder of its adapter."""
+def train_experts(pipe: Any, settings: Settings, out: Path, *, skills: Sequence[str] = SKILLS) -> dict[str, Path]:
+    """Draw the images and train the experts; name of each model -> folder of its adapter."""
     reward, adapters = load_reward(settings.reward), {}
-    for skill in SKILLS:
+    for skill in skills:
         folder, texts = out / skill / "images", training_prompts(skill, settings.num_prompts, settings.seed)
         names = (settings.model, settings.reward)
         for done in draw_images(pipe, reward, texts, folder, drawing=settings.drawing(), names=names):
@@ -119,11 +125,17 @@ def train_all(pipe: Any, settings: Settings, out: Path) -> dict[str, Path]:
         for variant in settings.variants:
             made = train_one(pipe, settings, folder, out / skill / variant, KEEP[variant])
             adapters[f"{skill} ({variant})"] = made
+    return adapters
+
+
+def merge_experts(adapters: dict[str, Path], settings: Settings, out: Path) -> dict[str, Path]:
+    """The experts of each variant in one adapter, by the same names."""
+    merged = {}
     for variant in settings.variants:
         experts = [adapters[f"{skill} ({variant})"] for skill in SKILLS]
         merge_adapters(experts, out / f"merged-{variant}")
-        adapters[f"merged ({variant})"] = out / f"merged-{variant}"
-    return adapters
+        merged[f"merged ({variant})"] = out / f"merged-{variant}"
+    return merged
 
 
 def train_one(pipe: Any, settings: Settings, images: Path, folder: Path, keep: str) -> Path:
@@ -219,8 +231,12 @@ def comparisons(
             own, others = f"{skill} ({variant})", tuple(e for e in experts if not e.startswith(f"{skill} ("))
             yield f"{own} - base", (skill,), (own,), ("base",)
             yield f"{own} - experts of other skills", (skill,), (own,), others
+            yield f"experts of other skills ({variant}) - base", (skill,), others, ("base",)
             yield f"merged ({variant}) - mean of its experts", (skill,), (f"merged ({variant})",), experts
         yield f"merged ({variant}) - base", SKILLS, (f"merged ({variant})",), ("base",)
+    for skill, other in itertools.product(SKILLS, variants[1:]):
+        first, second = (f"{skill} ({variant})" for variant in (variants[0], other))
+        yield f"{first} - {second}", (skill,), (first,), (second,)
     for other in variants[1:]:
         yield f"merged ({variants[0]}) - merged ({other})", SKILLS, (f"merged ({variants[0]})",), (f"merged ({other})",)
 
@@ -237,18 +253,30 @@ def main(
     settings: Annotated[Settings, cyclopts.Parameter(name="*")] = Settings(),  # noqa: B008 (frozen)
     out: Path = Path("runs/skills"),
     smoke: bool = False,
+    shard: str | None = None,
 ) -> None:
-    """Train, merge and judge; `report.md` in `out` is the result."""
+    """Train, merge and judge; `report.md` in `out` is the result.
+
+    Args:
+        settings: How large everything is.
+        out: Folder of the images, the experts and the verdicts.
+        smoke: Two prompts, two steps.
+        shard: i/n leaves to this process every n-th skill, and neither merges nor reports.
+    """
     settings = settings.smoke() if smoke else settings
+    index, count = (0, 1) if shard is None else parse_shard(shard)
     pipe = DiffusionPipeline.from_pretrained(resolve_model(settings.model))
     pipe.set_progress_bar_config(disable=True)
-    adapters = train_all(pipe, settings, out)
-    verdicts = {"base": judge(pipe, settings, out / "verdicts" / "base.jsonl")}
+    adapters = train_experts(pipe, settings, out, skills=SKILLS[index::count])
+    adapters |= merge_experts(adapters, settings, out) if shard is None else {}
+    verdicts = {} if index else {"base": judge(pipe, settings, out / "verdicts" / "base.jsonl")}
     for name, folder in adapters.items():
         pipe.load_lora_weights(str(folder))
         verdicts[name] = judge(pipe, settings, out / "verdicts" / f"{name}.jsonl")
         pipe.unload_lora_weights()
         print(f"{name}: judged", flush=True)
+    if shard is not None:
+        return
     text = report(verdicts, settings)
     (out / "report.md").write_text(text, encoding="utf-8")
     print(text)

@@ -1,53 +1,46 @@
-"""Trains judges of noise bands for `shapes-llava-reward-alignment`: records, trains, measures, bounds and exports.
+"""Trains judges of noise bands for `shapes-llava-reward-alignment`: records, trains and exports.
 
     python examples/shapes/train_bands.py record     # predictions of training and of held-out prompts, two solvers
+    python examples/shapes/train_bands.py reuse      # or what `sample_images.py` has drawn already
     python examples/shapes/train_bands.py train      # each kind in `KINDS`, from several seeds
-    python examples/shapes/train_bands.py measure    # held-out prompts: plain against bands, against the verifier
-    python examples/shapes/train_bands.py bound      # what a perfect judge would know: redraws from the same state
     python examples/shapes/train_bands.py export     # the bands of one seed into fk_reward/assets
 
-Every stage goes on where it was stopped. `--smoke` does all of it in a minute, and none of it well.
+Every stage goes on where it was stopped; `--shard i/n` leaves to a process of `record` every n-th prompt. `--smoke`
+does all of it in a minute, and none of it well. `measure_bands.py` measures what came of it.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import cyclopts
 import numpy as np
 import torch
 from check_adapters import halved
+from check_predictions import read_draws
+from sample_images import NUM_STEPS, STEPS
 from train_adapters import SETTINGS, is_finished
 
 from fk_reward import FKSteeringPipeline
-from fk_reward.benchmarks.drawing import particle_generators
-from fk_reward.benchmarks.noise_accuracy import (
-    LevelScores,
-    accuracy_row,
-    accuracy_rows,
-    scored_predictions,
-    write_accuracy,
-)
-from fk_reward.benchmarks.prediction_recording import levels_of_run, record_predictions
-from fk_reward.benchmarks.recording import EachReward, RecordRequest
-from fk_reward.benchmarks.report import RANGE, Column, show_report, show_table, write_json
-from fk_reward.benchmarks.runner import watch
+from fk_reward.benchmarks.drawing import indifferent_reward
+from fk_reward.benchmarks.prediction_recording import levels_of_run, record_predictions, write_image
+from fk_reward.benchmarks.recording import RecordRequest
 from fk_reward.models import ASSETS, EMBEDDED_MODELS
 from fk_reward.pipelines.loading import call_arguments
 from fk_reward.pipelines.schedulers import resolve_solver
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
-from fk_reward.search import PlainPopulation
-from fk_reward.shapes import benchmark_prompts, train_prompts
-from fk_reward.terminal import open_console
+from fk_reward.shapes import all_prompts, benchmark_prompts, train_prompts
 from fk_reward.training.arguments import parse_arguments
-from fk_reward.training.predictions import PredictionRecords, nearest_steps
+from fk_reward.training.predictions import FINISHED, PredictionRecords, image_name, nearest_steps
 from fk_reward.training.run import make_trainer, run_training
+from fk_reward.value_checks import parse_shard
 
 app = cyclopts.App()
 
@@ -74,24 +67,41 @@ BANDS = ("0.6", "0.9", "0.98")
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """How much of everything.
+
+    Attributes:
+        num_train: training prompts, evenly spaced; 0 for all.
+        num_heldout: held-out prompts, the tasks in turn.
+        num_seeds: trajectories of a training prompt.
+        num_heldout_seeds: those of a held-out one, and the states of `bound`.
+        seeds: of the trainings.
+        num_redraws: copies of a state of `bound`.
+        levels: noise levels that are kept, and bounded.
+        kinds: of `KINDS`.
+        solvers: of `SOLVERS`, from whose predictions is learnt.
+        num_pairs: of a training; that of `adapters/bands.yaml` if not given.
+        flags: further settings of a training.
+    """
 
     num_train: int = 0
     num_heldout: int = 96
     num_seeds: int = 4
     num_heldout_seeds: int = 8
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], cyclopts.Parameter(parse=False)] = (0, 1, 2)
     num_redraws: int = 8
     levels: tuple[float, ...] = LEVELS
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: Annotated[tuple[str, ...], cyclopts.Parameter(parse=False)] = tuple(KINDS)
     solvers: tuple[str, ...] = tuple(SOLVERS)
-    flags: tuple[str, ...] = ()
+    num_pairs: int | None = None
+    flags: Annotated[tuple[str, ...], cyclopts.Parameter(parse=False)] = ()
 
     def prompts(self, split: str) -> list[str]:
-        """Texts of a split; 0 training prompts are all of them."""
+        """Texts of a split."""
         if split == "heldout":
             return [prompt.text for prompt in benchmark_prompts(self.num_heldout)]
-        return [prompt.text for prompt in train_prompts()][: self.num_train or None]
+        texts = [prompt.text for prompt in train_prompts()]
+        number = min(self.num_train or len(texts), len(texts))
+        return [texts[place * len(texts) // number] for place in range(number)]  # they stand task by task
 
 
 SMOKE = Size(
@@ -104,8 +114,16 @@ SMOKE = Size(
     levels=(0.98, 0.87, 0.55),  # one in each band
     kinds=("0.9", "0.9-clean"),
     solvers=("deterministic",),
-    flags=("--num_pairs=16", "--per_device_train_batch_size=4", "--validation_fraction=0.34"),
+    num_pairs=16,
+    flags=("--per_device_train_batch_size=4", "--validation_fraction=0.34"),
 )
+Sized = Annotated[Size | None, cyclopts.Parameter(name="*")]
+"""Each size is an option of the command."""
+
+
+def size_of(size: Size | None, smoke: bool) -> Size:
+    """What was asked for; with `--smoke` the smallest."""
+    return SMOKE if smoke else size or Size()
 
 
 @contextmanager
@@ -148,13 +166,79 @@ def recorded(root: Path, solver: str, split: str) -> Path:
 
 
 @app.command
-def record(root: Path = Path("runs/bands"), smoke: bool = False, models: list[Path] | None = None) -> None:
-    """Records predictions of training and held-out prompts with each solver."""
-    size = SMOKE if smoke else Size()
+def record(  # noqa: PLR0913, PLR0917 (a command's options)
+    root: Path = Path("runs/bands"),
+    smoke: bool = False,
+    models: list[Path] | None = None,
+    size: Sized = None,
+    splits: tuple[str, ...] = ("train", "heldout"),
+    shard: str | None = None,
+) -> None:
+    """Records predictions of training and held-out prompts with each solver.
+
+    Args:
+        root: Folder of the recordings and of what is trained.
+        smoke: A few prompts, one solver.
+        models: Folders of models in place of those of the package with the same names.
+        size: How much of everything.
+        splits: train, heldout.
+        shard: i/n leaves to this process every n-th prompt.
+    """
+    size = size_of(size, smoke)
+    part = {} if shard is None else {"shard": parse_shard(shard)}
     with models_of(models):
-        for solver, split in ((solver, split) for solver in size.solvers for split in ("train", "heldout")):
+        for solver, split in itertools.product(size.solvers, splits):
             request, folder = request_of(size, solver, split), recorded(root, solver, split)
-            record_predictions(size.prompts(split), request, folder, device="cpu", dtype=torch.float32)
+            record_predictions(size.prompts(split), request, folder, device="cpu", dtype=torch.float32, **part)
+
+
+@app.command
+def reuse(
+    samples: Path = Path("runs/samples/train"),
+    split: str = "train",
+    root: Path = Path("runs/bands"),
+    models: list[Path] | None = None,
+    per_prompt: int = 8,
+) -> None:
+    """Makes a stochastic recording of what `sample_images.py` has drawn: the same trajectories are not drawn twice.
+
+    Args:
+        samples: Folder of its files, drawn with as many steps as it has by default.
+        split: train or heldout.
+        root: Folder of the recordings.
+        models: Folders of models in place of those of the package with the same names.
+        per_prompt: Images of a draw.
+    """
+    folder = recorded(root, "stochastic", split)
+    with models_of(models):
+        teachers = {name: load_reward(name) for name in TEACHERS}
+        kept = kept_predictions("shapes-sd")
+    draws = read_draws([samples], per_prompt)
+    prompts = [all_prompts()[number].text for number in draws["prompts"].tolist()]
+    scores: dict[str, list[list[float]]] = {name: [] for name in TEACHERS}
+    for place, (prompt, images) in enumerate(zip(prompts, draws["images"] / 255, strict=True)):
+        for name, teacher in teachers.items():
+            scores[name].append(teacher(images[:, -1], prompt).tolist())
+        for index, level in [*kept.items(), (-1, FINISHED)]:
+            for seed, image in enumerate(images[:, index]):
+                write_image(folder / image_name(place, seed, level, "png"), image, longest_side=64)
+    tables = {name: np.array(table) for name, table in scores.items()}
+    about = {"samples": samples.name, "solver": SOLVERS["stochastic"]["solver"]}
+    index = PredictionRecords(folder, tuple(prompts), tuple(kept.values()), tables, "png", about).save()
+    print(f"{index}: {len(prompts)} draws of {len(set(prompts))} prompts x {per_prompt}")
+
+
+def kept_predictions(model: str) -> dict[int, float]:
+    """Which of the images of a sample of `sample_images.py` are predictions of `LEVELS`: their index -> noise level."""
+    pipe = FKSteeringPipeline.from_pretrained(model, reward=indifferent_reward())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.solver = resolve_solver(SOLVERS["stochastic"]["solver"])
+    arguments = call_arguments(pipe, model, steps=None, guidance_scale=None)
+    levels = levels_of_run(pipe, "a photo of a star", arguments)
+    kept = nearest_steps(levels, LEVELS)
+    if len(levels) != NUM_STEPS - 1 or not set(kept) <= set(STEPS):
+        raise ValueError(f"{list(kept)} should be of the steps {STEPS}, whose predictions sample_images.py keeps.")
+    return {STEPS.index(step): level for step, level in kept.items()}
 
 
 def run_flags(root: Path, kind: str, seed: int, size: Size) -> list[str]:
@@ -164,6 +248,7 @@ def run_flags(root: Path, kind: str, seed: int, size: Size) -> list[str]:
     data = ",".join(str(recorded(root, solver, "train")) for solver in size.solvers)
     return [
         *(f"--{name}={value}" for name, value in settings.items()),
+        *(() if size.num_pairs is None else (f"--num_pairs={size.num_pairs}",)),
         f"--dimension=alignment@{kind}",
         "--noise_band",
         *(str(low), str(high)),
@@ -182,12 +267,13 @@ def trained(root: Path, kind: str, seed: int) -> Path:
 
 
 @app.command
-def train(
+def train(  # noqa: PLR0913, PLR0917 (a command's options)
     root: Path = Path("runs/bands"),
     smoke: bool = False,
     models: list[Path] | None = None,
     kinds: tuple[str, ...] | None = None,
     seeds: tuple[int, ...] | None = None,
+    size: Sized = None,
 ) -> None:
     """Trains kinds of judges from several seeds, first all kinds of the first seed.
 
@@ -197,10 +283,11 @@ def train(
         models: Folders of models in place of those of the package with the same names.
         kinds: Of `KINDS`; all if not given.
         seeds: 0, 1, 2 if not given.
+        size: How much of everything.
     """
-    size = SMOKE if smoke else Size()
+    size = size_of(size, smoke)
     with models_of(models):
-        for seed, kind in ((seed, kind) for seed in seeds or size.seeds for kind in kinds or size.kinds):
+        for seed, kind in itertools.product(seeds or size.seeds, kinds or size.kinds):
             train_one(root, kind, seed, size)
 
 
@@ -215,135 +302,6 @@ def train_one(root: Path, kind: str, seed: int, size: Size) -> None:
             raise
         found = error
     print(f"{kind}, seed {seed}: {found}, {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
-
-
-@app.command
-def measure(root: Path = Path("runs/bands"), smoke: bool = False, models: list[Path] | None = None) -> None:
-    """Held-out prompts: pairs and rank correlations by level, of the plain adapter, the bands, and the others."""
-    size = SMOKE if smoke else Size()
-    for solver in size.solvers:
-        records = PredictionRecords.load(recorded(root, solver, "heldout"))
-        found: list[LevelScores] = []
-        for seed in size.seeds:
-            with models_of(models):
-                rewards = _trained_rewards(root, seed, size)
-            watch(scored_predictions(records, rewards, found=found), console=open_console())
-        rows = accuracy_rows(records, _distinct(found))
-        show_report(write_accuracy(root / "measured" / solver, records, rows), "Results")
-
-
-def _trained_rewards(root: Path, seed: int, size: Size) -> dict[str, Any]:
-    """The bands together, and each of the others."""
-    groups = {"bands": [kind for kind in size.kinds if kind in BANDS]}
-    groups |= {kind: [kind] for kind in size.kinds if kind not in BANDS}
-    folders = {name: [trained(root, kind, seed) for kind in kinds] for name, kinds in groups.items()}
-    return {f"{name}, seed {seed}": load_reward(REWARD, bands=paths) for name, paths in folders.items()}
-
-
-def _distinct(found: Sequence[LevelScores]) -> list[LevelScores]:
-    """The plain adapter once, and each other judge with the run that it is of."""
-    kept: dict[tuple[str, float], LevelScores] = {}
-    for one in found:
-        judge = one.judge if one.judge == REWARD else f"{one.judge} ({one.reward})"
-        kept.setdefault((judge, one.level), replace(one, judge=judge))
-    return list(kept.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Redraw:
-    """Copies every particle before one step and lets the copies go on by themselves.
-
-    Attributes:
-        num_particles: K, states.
-        num_redraws: R, copies of each.
-        step: before which they part.
-    """
-
-    default_eta: ClassVar[float | None] = 1.0
-
-    num_particles: int
-    num_redraws: int
-    step: int
-
-    def population(
-        self,
-        num_groups: int = 1,
-        generators: Any = None,  # noqa: ARG002 (nothing is drawn)
-        *,
-        spread: float | None = None,  # noqa: ARG002
-    ) -> PlainPopulation:
-        """The particles of one call."""
-        return _Redrawn(self, num_groups)
-
-
-class _Redrawn(PlainPopulation):
-    copies = True
-
-    def __init__(self, config: Redraw, num_groups: int) -> None:
-        total = config.num_particles * config.num_redraws
-        super().__init__(config.num_particles, num_groups, max_particles=total)
-        self.config = config
-
-    def sizes(self, num_steps: int) -> Mapping[int, int]:  # noqa: ARG002
-        return {self.config.step: self.max_particles}
-
-    def advance(self, rewards: torch.Tensor, *, step: int, log_ratio: Any = None) -> torch.Tensor:
-        self.refuse_ratio(log_ratio)
-        self.grouped(rewards, step=step)
-        copies = torch.arange(self.num_particles).repeat_interleave(self.config.num_redraws)
-        return self.moved(copies.expand(self.num_groups, -1))
-
-
-def bound_row(rewards: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
-    """How well the mean of other redraws foretells one redraw: what no judge of the state can surpass, from below.
-
-    The best that can be known of a finished score is its mean given the state. R - 1 redraws estimate this mean with
-    noise, so that the bound itself lies a little higher.
-
-    Args:
-        rewards: (P, K, R), finished scores of R redraws of each state.
-        prompts: P texts.
-    """
-    num_redraws = rewards.shape[2]
-    others = (rewards.sum(axis=2, keepdims=True) - rewards) / (num_redraws - 1)
-    # each redraw in turn is what is to be foretold; all of them are of one prompt
-    flat = [np.moveaxis(table, 2, 1).reshape(-1, rewards.shape[1]) for table in (others, rewards)]
-    return accuracy_row(*flat, [prompt for prompt in prompts for _ in range(num_redraws)])
-
-
-BOUND_COLUMNS = (
-    Column("level", "noise level", "{:.3f}"),
-    Column("reward", "finished by"),
-    Column("pairs", "pairs in order [95 %]", RANGE, ("pairs_low", "pairs_high")),
-    Column("rank", "rank correlation [95 %]", RANGE, ("rank_low", "rank_high")),
-)
-
-
-@app.command
-def bound(root: Path = Path("runs/bands"), smoke: bool = False, models: list[Path] | None = None) -> None:
-    """Redraws held-out states with the stochastic solver: what remains to be drawn bounds every judge."""
-    size = SMOKE if smoke else Size()
-    solver = resolve_solver(SOLVERS["stochastic"]["solver"])
-    with models_of(models):
-        teachers = EachReward({name: load_reward(name) for name in TEACHERS})
-        pipe = FKSteeringPipeline.from_pretrained("shapes-sd", reward=teachers)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.solver = solver
-    arguments = call_arguments(pipe, "shapes-sd", steps=8 if smoke else None, guidance_scale=None)
-    prompts = size.prompts("heldout")
-    rows = []
-    for step, level in nearest_steps(levels_of_run(pipe, prompts[0], arguments), size.levels).items():
-        search = Redraw(num_particles=size.num_heldout_seeds, num_redraws=size.num_redraws, step=step)
-        found: dict[str, list[np.ndarray]] = {name: [] for name in TEACHERS}
-        for place, prompt in enumerate(prompts):
-            # a generator for all, which copies share: each draws numbers of its own from it
-            (generator,) = particle_generators(8000, [place], 1)
-            trace = pipe(prompt, generator=generator, search=search, **arguments).trace
-            for name, part in trace.steps[-1].reward_parts.items():
-                found[name].append(part[0].double().view(-1, size.num_redraws).numpy())
-        rows += [{"level": level, "reward": name} | bound_row(np.stack(f), prompts) for name, f in found.items()]
-    write_json(root / "measured" / "bound.json", rows)
-    show_table(f"{len(prompts)} held-out prompts, {size.num_redraws} redraws of each state", BOUND_COLUMNS, rows)
 
 
 @app.command
@@ -378,8 +336,8 @@ def _intervals(kinds: Sequence[str]) -> list[tuple[float, float]]:
 @app.default
 def main(root: Path = Path("runs/bands"), smoke: bool = False, models: list[Path] | None = None) -> None:
     """All stages but the export."""
-    for stage in (record, train, measure, bound):
-        stage(root, smoke, models)
+    for stage in (record, train):
+        stage(root, smoke=smoke, models=models)
 
 
 if __name__ == "__main__":

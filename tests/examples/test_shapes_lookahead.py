@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from examples.benchmarks import shapes_lookahead
-from examples.benchmarks.shapes_lookahead import Knowledge, pair_accuracy, rank_correlation, summarize
+from examples.benchmarks.shapes_lookahead import Knowledge, differences, pair_accuracy, rank_correlation, summarize
 from tests.examples.scripts import invoke
 
 
@@ -34,6 +34,19 @@ def test_rows_of_predictions_and_of_the_end():
     assert (end["reward"], end["accuracy"], end["correlation"]) == ("r, finished", 1.0, pytest.approx(1.0))
 
 
+def test_differences_are_of_equal_sample_steps_and_paired():
+    """By hand: with the bands nothing is mistaken after 6 steps, without them all; a look-ahead is as good."""
+    finished, correct = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([False, False, True])
+    predicted = {("r", 6, 1): -finished, ("r@bands", 6, 1): finished, ("r", 4, 3): finished, ("r", 4, 1): finished}
+    known = [Knowledge(text, predicted, {"r": finished, "r@bands": finished}, correct) for text in ("a", "b")]
+    rows = {(row["judged"], row["minus"]): (row["accuracy"], row["correlation"]) for row in differences(known)}
+    assert rows == {
+        ("after 6, 1 ahead, bands", "after 6, 1 ahead"): (1.0, pytest.approx(2.0)),
+        ("after 4, 3 ahead", "after 6, 1 ahead"): (1.0, pytest.approx(2.0)),
+        ("after 4, 3 ahead", "after 6, 1 ahead, bands"): (0.0, pytest.approx(0.0)),
+    }
+
+
 def test_main(tmp_path):
     small = ["--num-prompts", 2, "--num-particles", 3, "--steps", 4, "--after", "1,2", "--lookahead", "1,2"]
     output = invoke(shapes_lookahead.main, *small, "--reward", "shapes-clipscore", "--out", tmp_path / "out")
@@ -41,5 +54,8 @@ def test_main(tmp_path):
     content = json.loads((tmp_path / "out" / "lookahead.json").read_text())
     assert {row["reward"].partition(",")[0] for row in content["rows"]} == {"shapes-clipscore", "shapes-verifier"}
     assert len(content["rows"]) == 2 * (2 * 2 + 1)
+    assert [(row["judged"], row["minus"]) for row in content["differences"]] == [
+        ("after 1, 2 ahead", "after 2, 1 ahead")
+    ] * 2
     finished = [row for row in content["rows"] if row["reward"].endswith("clipscore, finished")]
     assert finished[0]["correlation"] == pytest.approx(1.0)

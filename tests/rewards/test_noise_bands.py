@@ -1,12 +1,13 @@
 """Noise bands: which judge a level has, calibration against a regression of NumPy, and rewards of any kind."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fk_reward.benchmarks.scaling.runs import ScalingRequest, plan_scaling
+from fk_reward.benchmarks.scaling.runs import ScalingRequest, plan_scaling, scored_by
 from fk_reward.planning.prices import PRICES
 from fk_reward.rewards import BandedReward, CallableReward, NoiseBand, load_reward, reward_card
 from fk_reward.rewards.noise_bands import (
@@ -197,6 +198,14 @@ def test_imagereward_has_bands_too(tmp_path, monkeypatch):
     (tmp_path / "shapes-imagereward-bands").symlink_to(tmp_path / "0.7")
     named = load_reward("shapes-imagereward@bands")
     assert torch.equal(named.at_noise(0.7)(images, prompts), at_noise)
+    write_band(tmp_path / "0.7", NoiseBand(0.5, 1.0, "theirs"))
+    own = tmp_path / "own" / "shapes-imagereward-bands"
+    noisy.save_pretrained(own / "0.6")
+    write_band(own / "0.6", NoiseBand(0.5, 0.65, "mine"))
+    monkeypatch.setenv("FK_REWARD_BANDS", str(tmp_path / "own"))
+    assert load_reward("shapes-imagereward@bands").at_noise(0.6).judges == ("shapes-imagereward@mine",)
+    monkeypatch.setenv("FK_REWARD_BANDS", str(tmp_path / "elsewhere"))
+    assert load_reward("shapes-imagereward@bands").at_noise(0.6).judges == ("shapes-imagereward@theirs",)
     assert named.judges == ("shapes-imagereward@bands",) and named.card.name == "shapes-imagereward@bands"
 
 
@@ -207,6 +216,13 @@ def test_the_benchmarks_take_bands_by_name():
     asked = ScalingRequest(out=Path(), methods=("pruning",), budgets=(80,), typed=typed)
     runs = [run for runs in plan_scaling(asked).values() for run in runs if run.method == "pruning"]
     assert [run.reward for run in runs] == [name, f"{name}@bands"] and len({run.name for run in runs}) == 2
+    best = [run.reward for runs in plan_scaling(asked).values() for run in runs if run.method == "best-of-n"]
+    assert best == [name], "finished images are judged by the plain reward: the same baseline is drawn once"
+    alone = dataclasses.replace(asked, typed={"rewards": (f"{name}@bands",), "num_steps": 20})
+    assert [run.reward for runs in plan_scaling(alone).values() for run in runs if run.method == "best-of-n"] == [
+        f"{name}@bands"
+    ]
+    assert scored_by(asked) == (name,)
     assert PRICES["sdxl"].reward_price(f"{name}@bands") == PRICES["sdxl"].reward_price(name)
     check_reward_name(f"{name}@bands")
     assert reward_card(f"{name}@bands + shapes-clipscore").name == f"{name}@bands + shapes-clipscore"

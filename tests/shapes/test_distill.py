@@ -106,7 +106,7 @@ def test_the_script_and_a_resumed_run(latents_of, tmp_path):
     distill.main(latents=tmp_path / "latents.safetensors", output_dir=tmp_path / "out", smoke=True, resume=True)
 
 
-def test_measuring(tmp_path):
+def test_measuring(tmp_path, monkeypatch):
     import measure_few_steps as script
 
     assert set(script.methods(2, 50)) == {"plain", "best of N", "noise search", "FK"}
@@ -116,4 +116,8 @@ def test_measuring(tmp_path):
     found = json.loads(output.read_text())["num_steps"]
     assert found["1"]["noise search"]["sample_steps"] == found["1"]["best of N"]["sample_steps"] == 4
     assert found["2"]["FK"]["sample_steps"] == 4 and found["2"]["plain"]["sample_steps"] == 2
+    monkeypatch.setattr(script, "draw", None)  # what has been measured is not measured again
+    script.main("shapes-sd", "shapes-clipscore", num_prompts=2, num_steps=(1, 2), budget=4, output=output)
+    with pytest.raises(ValueError, match="name another file"):
+        script.main("shapes-sd", "shapes-clipscore", num_prompts=3, num_steps=(1,), budget=4, output=output)
     assert found["2"]["best of N"]["accuracy_gain"] is None and "estimate" in found["2"]["FK"]["accuracy_gain"]

@@ -145,6 +145,21 @@ def test_what_has_been_drawn_is_not_drawn_again(evolved, fake, tmp_path):
     ]
 
 
+def test_two_processes_share_what_is_drawn(evolved, fake, tmp_path):
+    import measure_cached
+
+    whole = run(evolved, tmp_path / "one", max_share=0.7)
+    alone = list(fake.drawn)
+    fake.drawn.clear()
+    for shard in ("0/2", "1/2"):
+        measure_cached.main(evolved, tmp_path / "two", num_prompts=12, heldout=(), max_share=0.7, shard=shard)
+    assert sorted(map(str, fake.drawn)) == sorted(map(str, alone)), "each once, by one of them"
+    assert not (tmp_path / "two" / "cached.json").exists()
+    both = run(evolved, tmp_path / "two", max_share=0.7)
+    assert len(fake.drawn) == len(alone) and both["front"] == whole["front"]
+    assert both["differences"] == whole["differences"]
+
+
 def test_figures_of_other_weights_are_not_taken(evolved, fake, tmp_path, monkeypatch):
     class Bias(Reward):
         card = RewardCard(name="bias", summary="the same for every image")

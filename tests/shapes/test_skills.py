@@ -51,12 +51,24 @@ def test_the_report_subtracts_what_it_says(skills):
     assert rows["counting (chosen)"] == ["1.000", "0.500", "0.500", "0.500", "0.625"]
     assert rows["counting (chosen) - base"][1] == "+1.000"
     assert rows["counting (chosen) - experts of other skills"][1] == "+0.500"
+    assert rows["experts of other skills (chosen) - base"][1] == "+0.500"
     assert rows["merged (chosen) - base"][:2] == [", ".join(skills.SKILLS), "+0.500"]
     assert rows["merged (chosen) - mean of its experts"][1] == "-0.125"
 
 
+def test_chosen_and_unchosen_images_are_compared_by_skill_and_merged(skills):
+    found = [(label, plus, minus) for label, _, plus, minus in skills.comparisons(("chosen", "unchosen"))]
+    for name in (*skills.SKILLS, "merged"):
+        first, second = f"{name} (chosen)", f"{name} (unchosen)"
+        assert (f"{first} - {second}", (first,), (second,)) in found
+
+
 @pytest.mark.slow
 def test_it_runs_and_goes_on(skills, tmp_path, capsys):
+    for shard in ("1/2", "0/2"):  # two processes, and the rest
+        skills.main(out=tmp_path, smoke=True, shard=shard)
+        assert not (tmp_path / "report.md").exists()
+    assert len(list((tmp_path / "verdicts").glob("*.jsonl"))) == 1 + 2 * len(skills.SKILLS)
     skills.main(out=tmp_path, smoke=True)
     first = (tmp_path / "report.md").read_text()
     capsys.readouterr()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -14,11 +16,13 @@ from fk_reward.rewards.noise_bands import NoiseBand
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """All stages, as `python examples/shapes/train_bands.py --smoke` runs them."""
+    """All stages, as `python examples/shapes/train_bands.py --smoke` and `measure_bands.py --smoke` run them."""
+    import measure_bands
     import train_bands
 
     root = tmp_path_factory.mktemp("bands")
     train_bands.main(root, smoke=True)
+    measure_bands.main(root, smoke=True)
     return root
 
 
@@ -27,6 +31,13 @@ def test_every_stage_leaves_its_results(root):
 
     tables = json.loads((root / "measured" / "deterministic" / "noise_accuracy.json").read_text())
     judges = {row["judge"] for row in tables["rows"]}
+    assert sum(row["judge"] == train_bands.REWARD for row in tables["rows"]) == 4 * 3, "scored once at each level"
+    assert all(("pairs_gain" in row) == (row["judge"] != train_bands.REWARD) for row in tables["rows"])
+    means, differences = tables["more"].values()
+    assert {row["judge"] for row in means} == {train_bands.REWARD, "bands", "0.9-clean"}
+    assert {row["judge"] for row in differences} == {
+        f"bands - {train_bands.REWARD}", f"0.9-clean - {train_bands.REWARD}", "0.9-clean - bands"
+    }  # fmt: skip
     assert train_bands.REWARD in judges and any("@0.9 (bands, seed 0)" in judge for judge in judges)
     assert any("@0.9-clean" in judge for judge in judges), "the control"
     assert {row["reference"] for row in tables["rows"]} == set(train_bands.TEACHERS)
@@ -35,11 +46,16 @@ def test_every_stage_leaves_its_results(root):
 
 
 def test_a_stage_that_is_done_is_not_done_again(root):
+    import measure_bands
     import train_bands
 
     before = {path: path.stat().st_mtime_ns for path in (root / "recorded").rglob("*.png")}
     train_bands.record(root, smoke=True)
     assert {path: path.stat().st_mtime_ns for path in (root / "recorded").rglob("*.png")} == before
+    redrawn = (root / "measured" / "redraws-0-of-1.jsonl").read_bytes()
+    measure_bands.bound(root, smoke=True, shard="1/2")
+    assert (root / "measured" / "redraws-0-of-1.jsonl").read_bytes() == redrawn
+    assert not (root / "measured" / "redraws-1-of-2.jsonl").exists(), "whoever drew it"
 
 
 def test_what_is_exported_is_loaded_by_name(root, tmp_path, monkeypatch):
@@ -82,6 +98,67 @@ def test_levels_are_those_of_the_scheduler_after_so_many_steps():
     assert [len(found) for found in judged] == [2, 2, 2]
 
 
+def test_what_was_drawn_already_is_the_recording_that_would_be_made(tmp_path):
+    """Against `record_predictions` from the same seed: levels, images and scores."""
+    import sample_images
+    import train_bands
+
+    from fk_reward.shapes import benchmark_prompts
+    from fk_reward.training.predictions import FINISHED, PredictionRecords
+
+    sample_images.main(output_dir=tmp_path / "samples", num_prompts=1, per_prompt=2, seed=1000)
+    train_bands.reuse(tmp_path / "samples", root=tmp_path, per_prompt=2)
+    reused = PredictionRecords.load(train_bands.recorded(tmp_path, "stochastic", "train"))
+    request = dataclasses.replace(
+        train_bands.request_of(train_bands.Size(num_seeds=2), "stochastic", "train"), seed=1000
+    )
+    prompts = [prompt.text for prompt in benchmark_prompts(1, "validation")]
+    path = train_bands.record_predictions(prompts, request, tmp_path / "drawn", device="cpu", dtype=torch.float32)
+    drawn = PredictionRecords.load(path)
+    assert reused.levels == pytest.approx(drawn.levels) and reused.prompts == drawn.prompts
+    for level, seed in itertools.product((*drawn.levels, FINISHED), range(2)):
+        first, second = (records.source(0, seed, level).load() for records in (reused, drawn))
+        torch.testing.assert_close(first, second, atol=1.5 / 255, rtol=0)
+    for name in train_bands.TEACHERS:  # of 8-bit images here
+        np.testing.assert_allclose(reused.of(name), drawn.of(name), atol=0.05)
+
+
+def test_training_prompts_are_taken_from_all_tasks():
+    from train_bands import Size
+
+    from fk_reward.shapes import train_prompts
+
+    texts = [prompt.text for prompt in train_prompts()]
+    assert Size().prompts("train") == texts
+    few = Size(num_train=12).prompts("train")
+    tasks = {prompt.task for prompt in train_prompts() if prompt.text in few}
+    assert len(few) == len(set(few)) == 12 and tasks == {prompt.task for prompt in train_prompts()}
+
+
+def test_differences_between_kinds_are_of_means_over_seeds(tmp_path):
+    """By hand, of judges whose scores are known: one in order, one against it in half of its runs."""
+    import measure_bands
+
+    from fk_reward.benchmarks.noise_accuracy import LevelScores
+    from fk_reward.training.predictions import PredictionRecords
+
+    finished = np.arange(12.0).reshape(3, 4)
+    records = PredictionRecords(tmp_path, ("a", "b", "c"), (0.9,), {"teacher": finished})
+    found = [
+        LevelScores(0.9, measure_bands.REWARD, "plain", np.zeros((3, 4))),
+        LevelScores(0.9, "bands, seed 0", "x", finished),
+        LevelScores(0.9, "bands, seed 1", "x", -finished),
+        LevelScores(0.9, "all, seed 0", "y", finished),
+    ]
+    (_, _, means), (_, _, differences) = measure_bands.tables_over_seeds(found, records)
+    assert [(row["judge"], row["pairs"], row["num_seeds"]) for row in means] == [
+        (measure_bands.REWARD, 0.5, 1), ("bands", 0.5, 2), ("all", 1.0, 1)
+    ]  # fmt: skip
+    assert means[1]["deviation"] == pytest.approx(0.5**0.5) and means[0]["deviation"] is None
+    gains = {row["judge"]: row["pairs_gain"] for row in differences}
+    assert gains == {f"bands - {measure_bands.REWARD}": 0.0, f"all - {measure_bands.REWARD}": 0.5, "all - bands": 0.5}
+
+
 def test_names_stand_for_other_folders_inside_the_block(tmp_path):
     from train_bands import models_of
 
@@ -102,7 +179,7 @@ def test_names_stand_for_other_folders_inside_the_block(tmp_path):
 
 def test_the_bound_is_the_correlation_with_the_mean_of_the_state():
     """States of variance 1, redraws of variance 1: the rank correlation of a mean with one redraw is known."""
-    from train_bands import bound_row
+    from measure_bands import bound_row
 
     rng = np.random.default_rng(0)
     rewards = rng.normal(size=(400, 6, 1)) + rng.normal(size=(400, 6, 9))
@@ -115,7 +192,7 @@ def test_the_bound_is_the_correlation_with_the_mean_of_the_state():
 
 
 def test_copies_part_where_they_should():
-    from train_bands import Redraw
+    from measure_bands import Redraw
 
     population = Redraw(num_particles=2, num_redraws=3, step=4).population()
     assert population.sizes(10) == {4: 6} and population.max_particles == 6 and population.copies

@@ -16,6 +16,7 @@ from fk_reward.benchmarks.image_store import MADE, MANIFEST, has_images, prompt_
 from fk_reward.benchmarks.statistics import Ends, Outcome, estimate, paired_differences
 from fk_reward.benchmarks.task import NOBODY
 from fk_reward.planning.prices import PRICES
+from fk_reward.rewards.noise_bands import name_without_bands
 from fk_reward.sampling.trace import Cost
 
 PLAIN = "plain"
@@ -93,6 +94,11 @@ class Scale:
         }
 
 
+def _own(run: ScalingRun) -> str:
+    """The reward that judged the finished images of a search: with noise bands or without, it is the same."""
+    return name_without_bands(run.result.reward or "")
+
+
 def run_folders(out: Path) -> list[Path]:
     """The folders of runs in a folder of this command; those in which nothing was drawn are left out.
 
@@ -152,7 +158,7 @@ class ScalingPoints:
     @cached_property
     def rewards(self) -> dict[str, Scale]:
         """Rewards that have scored every image -> their scales; those first that steer."""
-        names = dict.fromkeys(run.result.reward for run in self.runs if run.result.reward is not None)
+        names = dict.fromkeys(_own(run) for run in self.runs if run.result.reward is not None)
         names |= dict.fromkeys(name for image in self.plain.result.images for name in image.scores)
         known = [name for name in names if all(run.result.scores(name) for run in self.runs)]
         return {name: Scale.of(self.plain.result.scores(name)) for name in known}
@@ -164,27 +170,31 @@ class ScalingPoints:
         all rewards that did not steer), in standard deviations within a prompt above plain images; `judge`, the
         accuracy; `own_difference` and `judge_difference` to best of N of the same budget and number of steps, and
         `judge_difference_best` to that of the number of steps at which the judge likes best of N most (`best_steps`);
+        `own_difference_plain` and `judge_difference_plain`, of a reward with noise bands to the same run without;
         `cost` of an image, `prices` of it in plain images, by price list; `diversity` and `num_ancestors` of a
         population. Estimates have `estimate`, `low` and `high`, a 95 % interval clustered by the text of the prompt.
         """
         return [self._row(run) for run in self.runs]
 
     def _row(self, run: ScalingRun) -> dict[str, Any]:
-        result, own = run.result, run.result.reward
+        result, own = run.result, _own(run)
         gains = {name: estimate(found.values()) for name in self.rewards if (found := self._gains(run, name))}
         same, best = self._baseline(run, run.num_steps), self._best_baseline(run)
+        plain = self._without_bands(run)
         return {
             "method": result.method,
-            "reward": own,
+            "reward": result.reward,
             "budget": run.budget,
             "num_steps": run.num_steps,
             "search": run.settings["search"],
-            "own": gains.get(own or ""),
+            "own": gains.get(own),
             "heldout": {name: gain for name, gain in gains.items() if name != own},
             "judge": estimate(self._verdicts(run).values()) if self.judged else None,
             "own_difference": self._difference(run, same, own),
             "judge_difference": self._difference(run, same, None),
             "judge_difference_best": self._difference(run, best, None),
+            "own_difference_plain": self._difference(run, plain, own),
+            "judge_difference_plain": self._difference(run, plain, None),
             "best_steps": None if best is None else best.num_steps,
             "diversity": result.population.get("distance"),
             "num_ancestors": result.population.get("num_ancestors"),
@@ -201,8 +211,16 @@ class ScalingPoints:
 
     def _baselines(self, run: ScalingRun) -> list[ScalingRun]:
         """Best of N by the same reward, of the same budget."""
-        mine = (run.budget, run.result.reward)
-        return [one for one in self.runs if one.result.method == BEST and (one.budget, one.result.reward) == mine]
+        mine = (run.budget, _own(run))
+        return [one for one in self.runs if one.result.method == BEST and (one.budget, _own(one)) == mine]
+
+    def _without_bands(self, run: ScalingRun) -> ScalingRun | None:
+        """The same search of the same budget by the reward without its noise bands."""
+        if run.result.reward in (None, _own(run)):
+            return None
+        mine = (run.budget, run.num_steps, run.result.method, _own(run))
+        same = (one for one in self.runs if (one.budget, one.num_steps, one.result.method, one.result.reward) == mine)
+        return next(same, None)
 
     def _baseline(self, run: ScalingRun, num_steps: int) -> ScalingRun | None:
         found = [one for one in self._baselines(run) if one.num_steps == num_steps and one is not run]

@@ -21,6 +21,7 @@ from fk_reward.benchmarks.scaling.points import (
 from fk_reward.benchmarks.statistics import Ends
 from fk_reward.durable_files import cosmetic
 from fk_reward.planning.prices import PRICES
+from fk_reward.rewards.noise_bands import name_without_bands
 from fk_reward.text import as_plain_text, shortened, visible
 
 if TYPE_CHECKING:
@@ -39,12 +40,15 @@ def scaling_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         rows: of `ScalingPoints.rows`.
     """
     heldout = list(dict.fromkeys(name for row in rows for name in row["heldout"]))
+    banded = any(row["own_difference_plain"] or row["judge_difference_plain"] for row in rows)
     quality = (
         *(Column("own", "own reward, sd [95 %]"), Column("own_difference", "minus best of N [95 %]")),
+        *((Column("own_difference_plain", "minus without bands [95 %]"),) if banded else ()),
         *(Column(f"heldout {name}", f"{name}, sd [95 %]") for name in heldout),
     )
     judge = (
         *(Column("judge", "judge [95 %]"), Column("judge_difference", "minus best of N [95 %]")),
+        *((Column("judge_difference_plain", "minus without bands [95 %]"),) if banded else ()),
         *(
             Column("judge_difference_best", "minus best of N at its best steps [95 %]"),
             Column("best_steps", "its steps"),
@@ -68,7 +72,9 @@ def scaling_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    own, changes = ("own", "judge"), ("own_difference", "judge_difference", "judge_difference_best")
+    differences = ("difference", "difference_plain")
+    own, changes = ("own", "judge"), [f"{name}_{kind}" for name in ("own", "judge") for kind in differences]
+    changes.append("judge_difference_best")
     return {
         **row,
         **row["cost"],
@@ -150,7 +156,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], prices: str, path: Path) -> b
         Whether there was anything to draw: a price of at least one reward.
     """
     priced = [row for row in rows if row["prices"].get(prices) is not None]
-    rewards = list(dict.fromkeys(row["reward"] for row in priced))
+    rewards = list(dict.fromkeys(name_without_bands(row["reward"]) for row in priced))
     qualities = [name for name in _QUALITIES if any(row[name] is not None for row in priced)]
     if not rewards or not qualities:
         return False
@@ -159,7 +165,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], prices: str, path: Path) -> b
     figure = Figure(figsize=(5.2 * len(qualities), 3.6 * len(rewards)), layout="constrained")
     panels = figure.subplots(len(rewards), len(qualities), squeeze=False)
     for reward, line in zip(rewards, panels, strict=True):
-        own = [row for row in priced if row["reward"] == reward]
+        own = [row for row in priced if name_without_bands(row["reward"]) == reward]
         for quality, axes in zip(qualities, line, strict=True):
             _panel(axes, [row for row in own if row[quality] is not None], quality, prices)
             axes.set_title(shortened(visible(reward), 60), fontsize=9)
@@ -174,9 +180,10 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], quality: str, prices: 
     axes.set_ylabel(_QUALITIES[quality], fontsize=8)
     for (_, num_steps), curve in best_of_n_curves(rows).items():
         _curve(axes, curve, quality, prices, label=f"{BEST}, {num_steps} steps", color=_GRAY, linestyle="--")
-    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != BEST):
-        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["budget"])
-        _curve(axes, own, quality, prices, label=method)
+    for name in dict.fromkeys((row["method"], row["reward"]) for row in rows if row["method"] != BEST):
+        own = sorted((row for row in rows if (row["method"], row["reward"]) == name), key=lambda row: row["budget"])
+        method, reward = name
+        _curve(axes, own, quality, prices, label=method if name_without_bands(reward) == reward else f"{method}, bands")
 
 
 def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], quality: str, prices: str, **style: Any) -> None:

@@ -21,6 +21,7 @@ from fk_reward.benchmarks.scaling.points import PLAIN, run_folders
 from fk_reward.benchmarks.scaling.report import write_report
 from fk_reward.benchmarks.task import NOBODY, SelfTestError, Task, TaskOptions, Verdict
 from fk_reward.rewards import reward_card
+from fk_reward.rewards.noise_bands import name_without_bands
 from fk_reward.terminal import open_console
 from fk_reward.text import text_problem
 from fk_reward.value_checks import whole_number
@@ -141,8 +142,14 @@ def plan_scaling(request: ScalingRequest) -> dict[str, list[RunSettings]]:
             if steps != own:  # the other methods' settings mean nothing there
                 settings = {name: value for name, value in settings.items() if name in _OF_ALL}
             runs = plan_runs(request.defaults, methods=methods if steps == own else (BEST,), typed=settings)
-            planned[f"budget-{budget}-steps-{steps}"] = runs
+            planned[f"budget-{budget}-steps-{steps}"] = [run for run in runs if not _drawn_without_bands(run, runs)]
     return planned
+
+
+def _drawn_without_bands(run: RunSettings, runs: Sequence[RunSettings]) -> bool:
+    """Whether it is best of N by a reward with noise bands, and is planned without: finished images have none."""
+    plain = name_without_bands(run.reward or "")
+    return run.method == BEST and plain != run.reward and any(one.reward == plain for one in runs)
 
 
 _OF_ALL = {*RunSettings.__dataclass_fields__, "rewards", "budget", "batch_size", "batch_sizes"}
@@ -219,9 +226,9 @@ def _judge(request: ScalingRequest, task: Task[Mapping[str, Any]], *, share: Sha
 
 
 def scored_by(request: ScalingRequest) -> tuple[str, ...]:
-    """The rewards that score all images."""
+    """The rewards that score all images: of one with noise bands what it is without, which finished images know."""
     rewards = request.typed.get("rewards") or find_suite(request.defaults).defaults.get("rewards", ())
-    return tuple(dict.fromkeys((*rewards, *request.heldout)))
+    return tuple(dict.fromkeys(map(name_without_bands, (*rewards, *request.heldout))))
 
 
 class NoJudge:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fk_reward.benchmarks.image_results import read_runs
@@ -15,6 +16,8 @@ from fk_reward.benchmarks.scaling.points import Scale, ScalingPoints, read_scali
 from fk_reward.benchmarks.scaling.report import draw_curves
 from fk_reward.benchmarks.scaling.runs import ScalingRequest, plan_scaling
 from fk_reward.benchmarks.statistics import Outcome
+from fk_reward.rewards import NoiseBand, load_reward
+from fk_reward.rewards.noise_bands import write_band
 from tests.command_line import run_command_line
 
 REWARDS = ("shapes-clipscore", "0.5*shapes-clipscore + 0.5*shapes-verifier")
@@ -129,6 +132,33 @@ def test_the_baseline_is_best_of_n_at_its_best_number_of_steps(finished):
         assert best[row["best_steps"]] == max(best.values())
         difference = row["judge_difference_best"]["estimate"]
         assert difference == pytest.approx(row["judge"]["estimate"] - max(best.values()), abs=1e-6)
+
+
+def test_noise_bands_are_held_against_the_same_search_without(model, tmp_path, monkeypatch):
+    """With a band that judges the other way round: the baseline is drawn once, and differences are those of images."""
+    against = load_reward("shapes-imagereward")
+    with torch.no_grad():
+        for parameter in against.model.mlp[-1].parameters():
+            parameter.neg_()
+    against.save_pretrained(tmp_path / "shapes-imagereward-bands")
+    write_band(tmp_path / "shapes-imagereward-bands", NoiseBand(0.0, 1.0, "all"))
+    monkeypatch.setattr("fk_reward.rewards.registry.ASSETS", tmp_path)
+    rewards = ["--reward", "shapes-imagereward", "--reward", "shapes-imagereward@bands"]
+    sizes = ["--budgets", "8", "--num-prompts", "4", "--num-samples", "2", "--steps", "4", "--method", "pruning"]
+    out = tmp_path / "out"
+    result = run("--out", out, "--suite", "shapes", "--model", model, "--device", "cpu", *rewards, *sizes)
+    assert result.exit_code == 0, result.output
+    rows = {(row["method"], row["reward"]): row for row in rows_of(out)}
+    assert set(rows) == {
+        ("unsteered", None), ("best-of-n", rewards[1]), ("pruning", rewards[1]), ("pruning", rewards[3])
+    }  # fmt: skip
+    plain, banded = rows["pruning", rewards[1]], rows["pruning", rewards[3]]
+    assert plain["own_difference_plain"] is None and banded["heldout"] == {}
+    difference = banded["own"]["estimate"] - plain["own"]["estimate"]
+    assert difference != 0 and banded["own_difference_plain"]["estimate"] == pytest.approx(difference)
+    best = rows["best-of-n", rewards[1]]["own"]["estimate"]
+    assert banded["own_difference"]["estimate"] == pytest.approx(banded["own"]["estimate"] - best)
+    assert "minus without bands" in (out / "scaling.md").read_text()
 
 
 def test_a_finished_command_does_nothing_again(finished, options, monkeypatch):
