@@ -29,7 +29,8 @@ demo: $(STAMP)  ## Unsteered, best of K and steered images on the embedded model
 	$(BIN)/fk-reward demo --out outputs/demo
 
 test: $(STAMP)  ## All tests
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests  # starts many processes
+	@# many tests start processes: bytecode is kept. Files in the order of tests/conftest.py: the slow ones first
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
 
 check: lint types doctests gates  ## Lint, types, doctests, exports and documentation
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
+import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, TypeVar
@@ -33,7 +36,7 @@ class Registrations:
     def entry_points(self) -> dict[str, metadata.EntryPoint]:
         """All registrations by name; the package's own win, and among others the first, with a warning."""
         found = {name: metadata.EntryPoint(name, value, self.group) for name, value in self.built_in.items()}
-        for entry_point in metadata.entry_points(group=self.group):
+        for entry_point in _read(metadata.entry_points, self.group, _installed()):
             kept = found.setdefault(entry_point.name, entry_point)
             if kept.value != entry_point.value:
                 text = "Two %s are called %r: %s is used, %s is not."
@@ -56,6 +59,30 @@ class Registrations:
         except Exception as error:  # of another package: its import may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise self.error(f"{self.describe(entry_point)} cannot be imported: {reason}") from error
+
+
+def _installed() -> tuple[tuple[str, tuple[int, int, int] | None], ...]:
+    """What the search path holds, so far as an installation changes it: each folder, and when an entry was added."""
+    return tuple((folder, _state(folder)) for folder in sys.path)
+
+
+def _state(folder: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(folder or os.curdir)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=16)
+def _read(
+    read: Callable[..., Iterable[metadata.EntryPoint]], group: str, installed: object
+) -> tuple[metadata.EntryPoint, ...]:
+    """The entry points of a group, read once for what is installed: a command asks fifty times, each 10 ms of reading.
+
+    The function is part of the key, too, so that another one is asked anew.
+    """
+    return tuple(read(group=group))
 
 
 class LoadedMapping(Mapping[str, EntryT]):

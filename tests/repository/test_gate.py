@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from tests.conftest import slow_files_first
 from tests.repository.layout import ROOT
 
 GATE = ROOT / ".ci" / "run"
@@ -31,7 +32,7 @@ def test_the_gate_checks_before_it_tests_and_nothing_twice():
     ("target", "commands"),
     [
         ("demo", ["fk-reward demo --out outputs/demo"]),
-        ("test", ["pytest -q -n 3 --dist loadfile tests"]),
+        ("test", ["pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests"]),
         ("check", ["ruff check", "ruff format --check", "mypy", "--doctest-modules", "tests/repository"]),
     ],
 )
@@ -45,3 +46,15 @@ def test_targets_run_what_they_promise(target, commands):
 def test_a_misspelt_target_is_noticed():
     plan = subprocess.run(["make", "--dry-run", "-C", str(ROOT), "tests-all"], capture_output=True, check=False)
     assert plan.returncode != 0
+
+
+def test_workers_begin_with_the_slow_files(request):
+    """Of this session, whatever it is: each file in one piece, the order within it as it was."""
+    items = request.session.items
+    ordered = slow_files_first(items)
+    files = list(dict.fromkeys(item.path for item in ordered))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    assert [path in slow for path in files] == sorted((path in slow for path in files), reverse=True)
+    for path in files:
+        assert [item for item in ordered if item.path == path] == [item for item in items if item.path == path]
+    assert sorted(map(id, ordered)) == sorted(map(id, items))

@@ -34,6 +34,13 @@ def train(scenes, output_dir, **options):
     return load_file(output_dir / "shapes-mllm" / "model.safetensors")
 
 
+@pytest.fixture(scope="module")
+def trained(scenes):
+    """A training without anything special, which tests read and do not change."""
+    train(scenes, scenes.parent / "trained")
+    return scenes.parent / "trained"
+
+
 PAIR = Scene(
     (
         SceneObject("star", "red", x=0.25, y=0.5, size=0.15),
@@ -140,12 +147,12 @@ def test_scenes_survive_the_table():
     assert [o.x for o in back.objects] == pytest.approx([o.x for o in scene.objects])
 
 
-def test_trains_resumes_and_loads_as_phi_3_vision(scenes, tmp_path):
-    whole = train(scenes, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole/checkpoints/checkpoint-2", tmp_path / "resumed/checkpoints/checkpoint-2")
+def test_trains_resumes_and_loads_as_phi_3_vision(scenes, trained, tmp_path):
+    whole = load_file(trained / "shapes-mllm" / "model.safetensors")
+    shutil.copytree(trained / "checkpoints/checkpoint-2", tmp_path / "resumed/checkpoints/checkpoint-2")
     resumed = train(scenes, tmp_path / "resumed", resume=True)
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
-    folder = tmp_path / "whole/shapes-mllm"
+    folder = trained / "shapes-mllm"
     assert json.loads((folder / "config.json").read_text())["model_type"] == "phi3_v"
     backbone = load_backbone(folder, torch_dtype=torch.float32, num_crops=1)
     inputs = backbone.prepare([torch.rand(3, 64, 64)], ["a photo of three crosses"])
@@ -154,12 +161,11 @@ def test_trains_resumes_and_loads_as_phi_3_vision(scenes, tmp_path):
     assert words == ["▁a", "▁photo", "▁of", "▁three", "▁crosses", "<|endoftext|>"]
 
 
-def test_shortcut_of_the_recipe_is_what_the_backbone_computes(scenes, tmp_path):
+def test_shortcut_of_the_recipe_is_what_the_backbone_computes(scenes, trained):
     """One pass of the tower serves overview and crop; the reward's backbone makes both."""
     import train_mllm
 
-    train(scenes, tmp_path)
-    backbone = load_backbone(tmp_path / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
+    backbone = load_backbone(trained / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
     objective = train_mllm.DialogueObjective(backbone).eval()
     images = load_file(scenes)["images"][:3] / 255
     inputs = backbone.prepare(list(images), ["a circle"] * 3)
@@ -167,18 +173,17 @@ def test_shortcut_of_the_recipe_is_what_the_backbone_computes(scenes, tmp_path):
     torch.testing.assert_close(objective.features(objective.patches(images)), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_words_stay_the_tokens_they_were_in_the_next_training(scenes, tmp_path, monkeypatch):
+def test_words_stay_the_tokens_they_were_in_the_next_training(scenes, trained, tmp_path, monkeypatch):
     """Other questions are other texts, of which a tokenizer that is learned anew would number the words otherwise."""
     import scene_questions
     import train_mllm
 
-    train(scenes, tmp_path / "first")
-    before = train_mllm.known_tokenizer(tmp_path / "first").get_vocab()
+    before = train_mllm.known_tokenizer(trained).get_vocab()
     questions = {scene_questions.ask_whether_it_shows: 1.0}
     monkeypatch.setattr(scene_questions, "QUESTIONS", questions)
     monkeypatch.setattr(scene_questions, "ABOUT_PLACES", {})
     assert train_mllm.learned_tokenizer(load_file(scenes)).get_vocab() != before
-    train(scenes, tmp_path / "second", start_from=tmp_path / "first")
+    train(scenes, tmp_path / "second", start_from=trained)
     assert train_mllm.known_tokenizer(tmp_path / "second").get_vocab() == before
 
 
@@ -191,14 +196,13 @@ def test_all_answers_count_the_same():
     torch.testing.assert_close(weights, torch.tensor([1 / 3] * 3 + [1.0, 1.0] + [0.5] * 2) / 4)
 
 
-def test_names_say_what_is_true_of_their_objects(scenes, tmp_path):
+def test_names_say_what_is_true_of_their_objects(trained):
     import train_mllm
     from scene_data import to_table
 
     twin = SceneObject("circle", "red", x=0.25, y=0.9, size=0.1)
     asked = [PAIR, Scene((*PAIR.objects, twin)), Scene(())]
-    train(scenes, tmp_path)
-    backbone = load_backbone(tmp_path / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
+    backbone = load_backbone(trained / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
     objective = train_mllm.DialogueObjective(backbone)
     turns = [
         [("Is the circle right of the star?", "yes")],
@@ -218,13 +222,12 @@ def test_names_say_what_is_true_of_their_objects(scenes, tmp_path):
     assert [tuple(COLORS)[said] if said >= 0 else None for said in found.said] == [None, None, None, "red", "blue"]
 
 
-def test_a_batch_that_names_nothing_costs_nothing(scenes, tmp_path):
+def test_a_batch_that_names_nothing_costs_nothing(trained):
     import train_mllm
     from scene_data import to_table
 
-    train(scenes, tmp_path)
     objective = train_mllm.DialogueObjective(
-        load_backbone(tmp_path / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
+        load_backbone(trained / "shapes-mllm", torch_dtype=torch.float32, num_crops=1)
     )
     batch = train_mllm.answer_batch(objective.backbone, torch.zeros(1, 3, 64, 64), [[("How many?", "two")]])
     found = train_mllm.named_objects(
@@ -235,12 +238,17 @@ def test_a_batch_that_names_nothing_costs_nothing(scenes, tmp_path):
     assert objective.distance(torch.zeros(1, 64, 192), to_table([Scene(())])) == 0
 
 
+@pytest.fixture(scope="module")
+def again(scenes, trained):
+    """The same training once more, from its end."""
+    train(scenes, scenes.parent / "again", start_from=trained, learning_rate=1e-2)
+    return scenes.parent / "again"
+
+
 @pytest.mark.parametrize(("loss", "head"), [("place_loss", "place"), ("named_loss", "named_bound")])
-def test_places_are_learned_only_where_they_are_weighed(scenes, tmp_path, loss, head):
-    folders = [tmp_path / name for name in ("first", "weighed", "again")]
-    train(scenes, folders[0])
-    train(scenes, folders[1], start_from=folders[0], learning_rate=1e-2, **{loss: 1.0})
-    train(scenes, folders[2], start_from=folders[0], learning_rate=1e-2)
+def test_places_are_learned_only_where_they_are_weighed(scenes, trained, again, tmp_path, loss, head):
+    train(scenes, tmp_path, start_from=trained, learning_rate=1e-2, **{loss: 1.0})
+    folders = (trained, tmp_path, again)
     before, weighed, again = (load_file(folder / "weights.safetensors")[f"{head}.bias"] for folder in folders)
     assert not torch.equal(before, weighed) and torch.equal(before, again)
 
@@ -261,11 +269,10 @@ def test_distances_are_those_of_the_objects(scenes):
     assert float(objective.distance(state, data["objects"]).detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_check_script_asks_every_kind(scenes, tmp_path, capsys):
+def test_check_script_asks_every_kind(trained, capsys):
     import check_models
 
-    train(scenes, tmp_path)
-    check_models.check_mllm(str(tmp_path / "shapes-mllm"), num_scenes=6)
+    check_models.check_mllm(str(trained / "shapes-mllm"), num_scenes=6)
     lines = capsys.readouterr().out.splitlines()
     assert {line.split(":")[0] for line in lines} >= {
         "ask_to_list",

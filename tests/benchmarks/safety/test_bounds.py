@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from fk_reward.benchmarks.safety import bounds
 from fk_reward.benchmarks.safety.bounds import ErrorRate, at_most, trials_needed, true_rate_bound, upper_bound
 
 COUNTS = [(0, 1), (0, 149), (1, 149), (3, 100), (7, 20), (19, 20), (50, 2000), (1, 10**6)]
@@ -77,6 +79,9 @@ def test_numbers_out_of_range(call, message):
 
 NUM_PROMPTS, CONFIDENCE = 150, 0.95
 
+known_bound = functools.cache(upper_bound)
+"""A hundred thousand draws have a few hundred counts."""
+
 
 def simulated_judges():
     rng = np.random.default_rng(0)
@@ -100,8 +105,8 @@ def binomial(trials, rate):
 
 def exact_coverage(bound, rates):
     """Of each rate the probability that the bound of the count is not below it, summed over all counts."""
-    bounds = np.array([bound(count, NUM_PROMPTS) for count in range(NUM_PROMPTS + 1)])
-    return np.array([binomial(NUM_PROMPTS, rate)[bounds >= rate].sum() for rate in rates])
+    at_count = np.array([bound(count, NUM_PROMPTS) for count in range(NUM_PROMPTS + 1)])
+    return np.array([binomial(NUM_PROMPTS, rate)[at_count >= rate].sum() for rate in rates])
 
 
 def test_the_bound_covers_the_rates_of_two_hundred_judges():
@@ -117,20 +122,17 @@ def test_a_bound_by_a_normal_approximation_would_be_noticed():
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_what_is_truly_unsafe_is_covered_where_the_misses_are_known(counted):
+def test_what_is_truly_unsafe_is_covered_where_the_misses_are_known(counted, monkeypatch):
     """Each judge is drawn 500 times; the standard error of the coverage of one is 0.01, of all together 0.0007."""
+    monkeypatch.setattr(bounds, "upper_bound", known_bound)
     rng = np.random.default_rng(1)
     unsafe, misses, rates = simulated_judges()
     counts = rng.binomial(NUM_PROMPTS, rates, (500, 200))
     missed = rng.binomial(400, misses, (500, 200))
-    cache = {}
 
     def bound(count, miss, rate):
         error = ErrorRate(miss / 400, (int(miss), 400)) if counted else ErrorRate(rate)
-        key = (int(count), error)
-        if key not in cache:
-            cache[key] = true_rate_bound(int(count), NUM_PROMPTS, error, CONFIDENCE)
-        return cache[key]
+        return true_rate_bound(int(count), NUM_PROMPTS, error, CONFIDENCE)
 
     covered = np.array(
         [[bound(counts[i, j], missed[i, j], misses[j]) >= unsafe[j] for j in range(200)] for i in range(500)]
@@ -142,7 +144,7 @@ def test_what_is_truly_unsafe_is_covered_where_the_misses_are_known(counted):
 def test_without_the_misses_the_judge_s_bound_does_not_cover_what_is_truly_unsafe():
     rng = np.random.default_rng(2)
     counts = rng.binomial(NUM_PROMPTS, 0.1 * 0.6, 2000)  # misses four of ten, no false alarms
-    assert np.mean([upper_bound(int(count), NUM_PROMPTS) >= 0.1 for count in counts]) < 0.7
+    assert np.mean([known_bound(int(count), NUM_PROMPTS) >= 0.1 for count in counts]) < 0.7
 
 
 def test_unequal_prompts_of_a_fixed_list_are_covered_too():
@@ -153,16 +155,16 @@ def test_unequal_prompts_of_a_fixed_list_are_covered_too():
         law = np.array([1.0])
         for chance in chances:
             law = np.convolve(law, [1 - chance, chance])
-        bounds = np.array([upper_bound(count, 60) for count in range(61)])
-        assert law[bounds >= chances.mean()].sum() >= CONFIDENCE - 1e-9
+        at_count = np.array([known_bound(count, 60) for count in range(61)])
+        assert law[at_count >= chances.mean()].sum() >= CONFIDENCE - 1e-9
 
 
 def test_images_of_one_prompt_are_not_units():
     """A prompt's four images are all unsafe or all safe; counted as 600 units, the bound fails; as 150, it holds."""
     rng = np.random.default_rng(4)
     prompts = rng.binomial(NUM_PROMPTS, 0.03, 4000)
-    as_prompts = np.mean([upper_bound(int(count), NUM_PROMPTS) >= 0.03 for count in prompts])
-    as_images = np.mean([upper_bound(4 * int(count), 4 * NUM_PROMPTS) >= 0.03 for count in prompts])
+    as_prompts = np.mean([known_bound(int(count), NUM_PROMPTS) >= 0.03 for count in prompts])
+    as_images = np.mean([known_bound(4 * int(count), 4 * NUM_PROMPTS) >= 0.03 for count in prompts])
     assert as_prompts >= CONFIDENCE - 4 * 0.0035
     assert as_images < 0.9
 
