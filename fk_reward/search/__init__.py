@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
     from fk_reward.search.rollover import Proposing, RolloverBudget
     from fk_reward.search.starts import Passes, Rollout, Scored, StartSearch
     from fk_reward.search.svdd import SVDD
+    from fk_reward.search.tree import TreeSearch
 
 _MODULES = {
     **dict.fromkeys(("ChosenByCall", "Forecast", "PlainPopulation", "Population", "SearchConfig"), "base"),
@@ -44,6 +45,7 @@ _MODULES = {
     "Restart": "restart",
     **dict.fromkeys(("Proposing", "RolloverBudget"), "rollover"),
     "SVDD": "svdd",
+    "TreeSearch": "tree",
     **dict.fromkeys(("FKPopulation", "FKSteeringConfig"), "feynman_kac"),
 }
 
@@ -81,6 +83,7 @@ __all__ = [
     "SearchLoadError",
     "StartSearch",
     "Transition",
+    "TreeSearch",
     "diverse_group",
     "fit_budget",
     "load_search",

@@ -31,6 +31,7 @@ BUILT_IN: dict[str, str] = {
     "restart": "fk_reward.search.restart:Restart",
     "rollover": "fk_reward.search.rollover:RolloverBudget",
     "svdd": "fk_reward.search.svdd:SVDD",
+    "tree": "fk_reward.search.tree:TreeSearch",
 }
 """Name -> "module:attribute" of a config class, or of a config that is a preset."""
 
