@@ -20,9 +20,10 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.benchmarks.drawing import PACKAGES, describe_model, describe_preview, particle_generators
-from fk_reward.benchmarks.runner import Share, Work, find_share, run_works, watch
+from fk_reward.benchmarks.runner import Share, Work, find_share, watch
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.benchmarks.task import Task
+from fk_reward.benchmarks.works import run_works
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.pipelines.batch_sizes import BatchSizes
 from fk_reward.rewards import Reward, load_reward
