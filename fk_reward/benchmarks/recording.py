@@ -377,11 +377,11 @@ def record(
         ValueError: settings that do not fit, or a folder of other ones.
         OSError: a model or a reward that cannot be found or fetched.
     """
-    share = find_share(shard, device, ray_workers)
+    task, share = recording_task(prompts, request), find_share(shard, device, ray_workers)
     console = open_console(quiet=not share.leads)
     with share.hold(out):
         watch(run_works(partial(_bind, prompts, request, out, device, dtype), share=share), console=console)
-        return _finished(recording_task(prompts, request), ResultStore(out), prompts, share=share)
+        return _finished(task, ResultStore(out), prompts, share=share)
 
 
 def _bind(
