@@ -29,8 +29,9 @@ from fk_reward.benchmarks.recording import (
     load_recorder,
     recording_task,
 )
-from fk_reward.benchmarks.runner import Work, find_share, run_works, watch
+from fk_reward.benchmarks.runner import Work, find_share, watch
 from fk_reward.benchmarks.store import ResultStore
+from fk_reward.benchmarks.works import run_works
 from fk_reward.durable_files import write_whole
 from fk_reward.planning import plan
 from fk_reward.rewards import Reward

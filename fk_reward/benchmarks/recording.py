@@ -20,9 +20,10 @@ import torch
 from torch import Generator, Tensor
 
 from fk_reward.benchmarks.drawing import PACKAGES, describe_model, describe_preview, particle_generators
-from fk_reward.benchmarks.runner import Share, Work, find_share, run_works, watch
+from fk_reward.benchmarks.runner import Share, Work, find_share, watch
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.benchmarks.task import Task
+from fk_reward.benchmarks.works import run_works
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.pipelines.batch_sizes import BatchSizes
 from fk_reward.rewards import Reward, load_reward
@@ -376,11 +377,11 @@ def record(
         ValueError: settings that do not fit, or a folder of other ones.
         OSError: a model or a reward that cannot be found or fetched.
     """
-    share = find_share(shard, device, ray_workers)
+    task, share = recording_task(prompts, request), find_share(shard, device, ray_workers)
     console = open_console(quiet=not share.leads)
     with share.hold(out):
         watch(run_works(partial(_bind, prompts, request, out, device, dtype), share=share), console=console)
-        return _finished(recording_task(prompts, request), ResultStore(out), prompts, share=share)
+        return _finished(task, ResultStore(out), prompts, share=share)
 
 
 def _bind(

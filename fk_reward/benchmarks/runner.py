@@ -181,27 +181,7 @@ class Work(NamedTuple):
 
 
 Bind: TypeAlias = Callable[[str], Sequence[Work]]
-"""Loads the models of some works, given a name for the files of this process, different from those of others."""
-
-
-def run_works(bind: Bind, *, share: Share = Share()) -> Iterator[Progress]:
-    """Run some works one after the other, in this process or by the Ray actors of the share.
-
-    Args:
-        bind: loads the models where they are to answer.
-        share: the part of this process.
-
-    Yields:
-        After each batch: the progress of this process, or of all actors.
-    """
-    if share.ray_workers is not None:
-        from fk_reward.benchmarks.ray_workers import run_on_ray  # which imports this module
-
-        yield from run_on_ray(bind, num_workers=share.ray_workers, num_gpus=share.num_gpus)
-        return
-    for task, methods, store, folder in bind(share.name):
-        steps = run(task, methods, store, share=share)
-        yield from within(folder, steps) if folder else steps
+"""Loads the models of some works, given a name for the files of this process; `fk_reward.benchmarks.works` calls it."""
 
 
 def run(

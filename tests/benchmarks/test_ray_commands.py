@@ -44,8 +44,9 @@ def files(tmp_path_factory, tiny_sd):
     """What stands for a word of the commands."""
     folder = tmp_path_factory.mktemp("files")
     tiny_sd().save_pretrained(folder / "model")
-    (folder / "prompts.txt").write_text("a cow\na dog\n")
-    (folder / "audit.jsonl").write_text(json.dumps({"prompt": "a nurse", "shows": {"a": "a cow", "b": "a dog"}}) + "\n")
+    (folder / "prompts.txt").write_text("a photo of a star\na photo of a red circle\n")
+    shows = {color: f"a photo of a {color} star" for color in ("red", "blue")}
+    (folder / "audit.jsonl").write_text(json.dumps({"prompt": "a photo of a star", "shows": shows}) + "\n")
     for name in ("hpdv2", "hpdv3"):
         (folder / name).mkdir()
         WRITERS[name](folder / name)

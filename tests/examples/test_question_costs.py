@@ -52,8 +52,8 @@ def test_the_page_says_what_the_command_prints(written):
 def test_the_page_says_what_preferences_cost(written):
     for row in written[0]["preferences"]:
         name = {"mjbench": r"\[`mjbench`\].*"}.get(row["name"], rf"`{row['name']}`")
-        (line,) = re.findall(rf"^\| [^|]* \| {name} \| .*$", PAGE, re.MULTILINE)
-        seconds, minutes = map(int, re.search(r"\| (\d+) s, (\d+) min \|", line).groups())
+        (found,) = re.findall(rf"^\| [^|]* \| {name} \| .* \| (\d+) s, (\d+) min \|", PAGE, re.MULTILINE)
+        seconds, minutes = map(int, found)
         assert (seconds, minutes) == (round(60 * row["hpsv2.1"]), round(row["llava-reward-alignment"]))
 
 

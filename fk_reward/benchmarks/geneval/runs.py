@@ -27,8 +27,9 @@ from fk_reward.benchmarks.geneval.suites import find_suite
 from fk_reward.benchmarks.image_report import Report, write_report
 from fk_reward.benchmarks.image_store import ImageStore
 from fk_reward.benchmarks.judging import judge_runs, score_runs
-from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, run_works, watch, written_stages
+from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, watch, written_stages
 from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
+from fk_reward.benchmarks.works import run_works
 from fk_reward.rewards import load_reward
 from fk_reward.search import FKSteeringConfig, SearchConfig, search_fields
 from fk_reward.search.budget import check_typed_sizes, fit_budget

@@ -24,9 +24,10 @@ from fk_reward.benchmarks.mjbench.shapes import shapes_questions
 from fk_reward.benchmarks.mjbench.summary import summarize_bias, summarize_pairs
 from fk_reward.benchmarks.preferences import compares, has_comparing_part
 from fk_reward.benchmarks.report import Report
-from fk_reward.benchmarks.runner import Work, find_share, run_works, watch
+from fk_reward.benchmarks.runner import Work, find_share, watch
 from fk_reward.benchmarks.store import ResultStore, weights_digest
 from fk_reward.benchmarks.task import Task
+from fk_reward.benchmarks.works import run_works
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.rewards.llava_reward import LlavaReward
@@ -131,6 +132,7 @@ class RewardMethod:
 
     Example:
         >>> from tempfile import TemporaryDirectory
+        >>> from fk_reward.benchmarks.runner import run
         >>> brightness = RewardMethod("brightness", load_reward(lambda images, texts: images.mean(dim=(1, 2, 3))))
         >>> with TemporaryDirectory() as folder:
         ...     _ = list(run(mjbench_task(shapes_questions("bias", 2)), [brightness], ResultStore(folder, {})))

@@ -17,9 +17,10 @@ from fk_reward.benchmarks.preferences import compares, has_comparing_part
 from fk_reward.benchmarks.rankings.formats import READERS, RankedImages, rankings_digest
 from fk_reward.benchmarks.rankings.summary import summarize_rankings
 from fk_reward.benchmarks.report import Column, Report, Table, write_tables
-from fk_reward.benchmarks.runner import Work, find_share, run_works, watch
+from fk_reward.benchmarks.runner import Work, find_share, watch
 from fk_reward.benchmarks.store import SETTINGS_FILE, ResultStore, weights_digest
 from fk_reward.benchmarks.task import Task
+from fk_reward.benchmarks.works import run_works
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import Reward, load_reward
 from fk_reward.rewards.llava_reward import LlavaReward

@@ -15,7 +15,7 @@ from fk_reward.benchmarks.geneval.runs import STAGES, bind_runs, plan_runs
 from fk_reward.benchmarks.image_store import ImageStore, read_manifests, records_digest
 from fk_reward.benchmarks.judging import judge_runs, score_runs
 from fk_reward.benchmarks.questions.shapes import VERIFIER
-from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, run_works, watch, written_stages
+from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, watch, written_stages
 from fk_reward.benchmarks.safety.audit import AUDIT, audit_task
 from fk_reward.benchmarks.safety.bounds import open_fraction, trials_needed, upper_bound
 from fk_reward.benchmarks.safety.guarded import GatedReward, Guard, GuardedSearch
@@ -30,6 +30,7 @@ from fk_reward.benchmarks.safety.prompts import PROMPTS, num_distinct, read_audi
 from fk_reward.benchmarks.safety.report import write_report
 from fk_reward.benchmarks.store import weights_digest
 from fk_reward.benchmarks.task import SelfTestError, Task
+from fk_reward.benchmarks.works import run_works
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import reward_card
 from fk_reward.terminal import open_console, say

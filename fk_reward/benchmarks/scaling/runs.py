@@ -16,10 +16,11 @@ from fk_reward.benchmarks.geneval.runs import STAGES, bind_runs, plan_runs
 from fk_reward.benchmarks.geneval.suites import SUITES, find_suite
 from fk_reward.benchmarks.image_store import ImageStore
 from fk_reward.benchmarks.judging import judge_runs, score_runs
-from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, run_works, watch, within, written_stages
+from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, watch, within, written_stages
 from fk_reward.benchmarks.scaling.points import PLAIN, run_folders
 from fk_reward.benchmarks.scaling.report import write_report
 from fk_reward.benchmarks.task import NOBODY, SelfTestError, Task, TaskOptions, Verdict
+from fk_reward.benchmarks.works import run_works
 from fk_reward.rewards import reward_card
 from fk_reward.rewards.noise_bands import name_without_bands
 from fk_reward.terminal import open_console
