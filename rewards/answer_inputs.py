@@ -225,24 +225,30 @@ def _blank(size: ImageSize) -> Image.Image:
     return Image.new("RGB", size[::-1])
 
 
-def with_answer(inputs: dict[str, Tensor], answer: Sequence[int]) -> dict[str, Tensor]:
+def with_answer(inputs: dict[str, Tensor], answer: Sequence[int] | Tensor) -> dict[str, Tensor]:
     """Let rows that are padded on the left end in further tokens.
 
     Args:
         inputs: of a processor; those of the shape of `input_ids` become longer.
-        answer: token ids.
+        answer: token ids (n,) of all rows, or (B, n) of each.
 
     Example:
         >>> ids = torch.tensor([[0, 5]])
         >>> with_answer({"input_ids": ids, "attention_mask": ids.clamp(max=1)}, [7, 8])["attention_mask"]
         tensor([[0, 1, 1, 1]])
+
+    B: number of rows, n: number of tokens.
     """
     shape = inputs["input_ids"].shape
-    added = torch.tensor(answer).expand(shape[0], -1)
-    ends = {"input_ids": added, "attention_mask": torch.ones_like(added)}
+    added = answer if isinstance(answer, Tensor) else torch.tensor(answer, device=inputs["input_ids"].device)
+    added = added.expand(shape[0], -1)
+
+    def end(name: str, value: Tensor) -> Tensor:
+        if name == "input_ids":
+            return added.to(value.dtype)
+        return value.new_full(added.shape, int(name == "attention_mask"))
+
     return {
-        name: torch.cat([value, ends.get(name, torch.zeros_like(added)).to(value)], dim=1)
-        if value.shape == shape
-        else value
+        name: torch.cat([value, end(name, value)], dim=1) if value.shape == shape else value
         for name, value in inputs.items()
     }
