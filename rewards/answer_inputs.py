@@ -32,13 +32,13 @@ class Expansion:
     """What stands for one image of some size.
 
     Attributes:
-        ids: token ids in the place of the placeholder.
-        types: of `mm_token_type_ids`, one for each of them; None where the processor gives none.
+        ids: (n,) token ids in the place of the placeholder.
+        types: (n,) of `mm_token_type_ids`; None where the processor gives none.
         extras: what else the processor gives for an image, each (1, ...).
     """
 
-    ids: tuple[int, ...]
-    types: tuple[int, ...] | None
+    ids: np.ndarray
+    types: np.ndarray | None
     extras: Mapping[str, Tensor]
 
 
@@ -166,10 +166,10 @@ class PromptInputs:
             return None
         # Arrays, because PyTorch takes ten times as long as NumPy to read lists of lists.
         place, written = ids.index(token), np.array([*ids, *answer], dtype=np.int64)
-        inside = np.array(expansion.ids, dtype=np.int64)
-        row = np.concatenate([written[:place], inside, written[place + 1 :]])
+        row = np.concatenate([written[:place], expansion.ids, written[place + 1 :]])
         types = np.zeros_like(row)
-        types[place : place + len(inside)] = expansion.types or 0
+        if expansion.types is not None:
+            types[place : place + len(expansion.ids)] = expansion.types
         return row, types
 
     def _expansion(self, size: ImageSize) -> Expansion | None:
@@ -193,7 +193,7 @@ class PromptInputs:
         unknown = any(len(value) != 1 or value.shape[1:] == (len(ids),) for value in extras.values())
         if not around or unknown or (types and any(types[:before] + types[after:])):
             return None
-        return Expansion(tuple(ids[before:after]), tuple(types[before:after]) if types else None, extras)
+        return Expansion(np.array(ids[before:after]), np.array(types[before:after]) if types else None, extras)
 
     def _image_id(self) -> int | None:
         token = getattr(self.processor, "image_token", None)

@@ -38,6 +38,8 @@ class ContinuedRows:
         output = model(**inputs, **options, use_cache=True)
         self._cache = output.past_key_values if _can_be_shortened(output.past_key_values) else None
         self.logits = output.logits[:, -1].float()
+        if self._cache is not None:
+            self._inputs = {name: inputs[name] for name in ("position_ids", "attention_mask") if name in inputs}
 
     def write(self, ids: Tensor) -> Tensor:
         """Go on behind the rows for good.
@@ -49,35 +51,38 @@ class ContinuedRows:
             `logits`, as they are now.
         """
         self._inputs = self._followed_by(ids)
-        self.logits = self._logits(self._inputs, num_new=ids.shape[1])
+        self.logits = self._logits(self._inputs, ids)
         return self.logits
 
     def peek(self, ids: Tensor) -> Tensor:
         """What `write` would return; nothing is written."""
-        logits = self._logits(self._followed_by(ids), num_new=ids.shape[1])
-        if self._cache is not None:
-            self._cache.crop(-ids.shape[1])
+        layers = [] if self._cache is None else self._cache.layers
+        before = [(layer.keys, layer.values) for layer in layers]
+        logits = self._logits(self._followed_by(ids), ids)
+        for layer, (keys, values) in zip(layers, before, strict=True):
+            layer.keys, layer.values = keys, values  # longer ones were other tensors: nothing is cut off or copied
         return logits
 
-    def _followed_by(self, ids: Tensor) -> dict[str, Any]:
-        inputs = with_answer(self._inputs, ids)
+    def _followed_by(self, ids: Tensor) -> dict[str, Tensor]:
+        """Inputs with ids behind them; where keys and values are kept, of positions those of the ids alone."""
+        kept = self._cache is not None
+        inputs = dict(self._inputs) if kept else with_answer(self._inputs, ids)
+        if kept and "attention_mask" in inputs:
+            mask = inputs["attention_mask"]
+            inputs["attention_mask"] = torch.cat([mask, mask.new_ones(ids.shape)], dim=1)
         if "position_ids" in inputs:  # text behind an image is counted on by ones
-            last = self._inputs["position_ids"][..., -1:]
-            behind = last + torch.arange(1, ids.shape[1] + 1, device=last.device)
-            inputs["position_ids"] = torch.cat([self._inputs["position_ids"], behind], dim=-1)
+            before = inputs["position_ids"]
+            behind = before[..., -1:] + torch.arange(1, ids.shape[1] + 1, device=before.device)
+            inputs["position_ids"] = behind if kept else torch.cat([before, behind], dim=-1)
         return inputs
 
-    def _logits(self, inputs: dict[str, Any], *, num_new: int) -> Tensor:
-        if self._cache is None:
-            return self._model(**inputs, **self._options, use_cache=False).logits[:, -1].float()
-        new = {name: inputs[name][..., -num_new:] for name in ("input_ids", "position_ids") if name in inputs}
-        if "attention_mask" in inputs:
-            new["attention_mask"] = inputs["attention_mask"]  # also of what was read
-        output = self._model(**new, **self._options, past_key_values=self._cache, use_cache=True)
+    def _logits(self, inputs: dict[str, Tensor], ids: Tensor) -> Tensor:
+        new = {} if self._cache is None else {"input_ids": ids, "past_key_values": self._cache}
+        output = self._model(**inputs | new, **self._options, use_cache=self._cache is not None)
         return output.logits[:, -1].float()
 
 
 def _can_be_shortened(cache: Any) -> bool:
-    """Whether the last tokens can be taken off: not from windows and recurrent states, which have forgotten others."""
+    """Whether what was kept before the last tokens is still there: windows and recurrent states have forgotten it."""
     layers = getattr(cache, "layers", ())
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)

@@ -102,11 +102,11 @@ def test_positions_that_do_not_go_on_are_noticed(folders, images, monkeypatch):
     expected = model(images, QUESTIONS["equal"], opening=f"{OPENING}Yes")
     followed = ContinuedRows._followed_by
 
-    def by_number_of_tokens(rows, ids):
+    def further_on(rows, ids):
         inputs = followed(rows, ids)
-        return inputs | {"position_ids": torch.arange(inputs["input_ids"].shape[1]).expand(3, 3, -1)}
+        return inputs | {"position_ids": inputs["position_ids"] + 3}
 
-    monkeypatch.setattr(ContinuedRows, "_followed_by", by_number_of_tokens)
+    monkeypatch.setattr(ContinuedRows, "_followed_by", further_on)
     found = model.read(images, QUESTIONS["equal"], opening=OPENING).write(ids(model, "Yes"))
     assert (found - expected).abs().max() > 1e-3
 
