@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from fk_reward.rewards.kept_batches import KeptBatches
-from fk_reward.rewards.row_positions import RowPositions
+from fk_reward.rewards.row_positions import RowPositions, padded_rows
 
 ImageSize = tuple[int, int]
 """Height and width in pixels."""
@@ -200,11 +200,7 @@ class PromptInputs:
         return None if token is None else self.processor.tokenizer.convert_tokens_to_ids(str(token))
 
     def _padded(self, rows: Sequence[np.ndarray], value: int) -> Tensor:
-        padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-        on_the_left = self.processor.tokenizer.padding_side == "left"
-        for place, row in zip(padded, rows, strict=True):
-            place[-len(row) if on_the_left else 0 :][: len(row)] = row
-        return torch.from_numpy(padded)
+        return padded_rows(rows, value, on_the_left=self.processor.tokenizer.padding_side == "left")
 
     def _check(self, processor: Any) -> None:
         """Against the processor itself, on one small image."""
