@@ -27,7 +27,6 @@ LONG_FILES: dict[str, str] = {
 """Files over 500 lines, and why they are one concept."""
 SHORT_FILES: dict[str, str] = {
     "pipelines/reward_checks.py": "what searches ask of a reward, whoever runs them",
-    "rewards/continued_rows.py": "what any decoder has read and goes on behind; nothing of images and questions",
     "rewards/vlm_judge/stopping.py": "a class of transformers, which its importer imports only when it answers",
     "fk_reward/benchmarks/timing.py": "the clock of the scripts in examples/benchmarks, too",
     "fk_reward/search/fkd_args.py": "the settings of somebody else's code, of which the sampler's own know nothing",
