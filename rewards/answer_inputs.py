@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from fk_reward.rewards.kept_batches import KeptBatches
-from fk_reward.rewards.row_positions import RowPositions
+from fk_reward.rewards.row_positions import RowPositions, padded_rows
 
 ImageSize = tuple[int, int]
 """Height and width in pixels."""
@@ -32,13 +32,13 @@ class Expansion:
     """What stands for one image of some size.
 
     Attributes:
-        ids: token ids in the place of the placeholder.
-        types: of `mm_token_type_ids`, one for each of them; None where the processor gives none.
+        ids: (n,) token ids in the place of the placeholder.
+        types: (n,) of `mm_token_type_ids`; None where the processor gives none.
         extras: what else the processor gives for an image, each (1, ...).
     """
 
-    ids: tuple[int, ...]
-    types: tuple[int, ...] | None
+    ids: np.ndarray
+    types: np.ndarray | None
     extras: Mapping[str, Tensor]
 
 
@@ -166,10 +166,10 @@ class PromptInputs:
             return None
         # Arrays, because PyTorch takes ten times as long as NumPy to read lists of lists.
         place, written = ids.index(token), np.array([*ids, *answer], dtype=np.int64)
-        inside = np.array(expansion.ids, dtype=np.int64)
-        row = np.concatenate([written[:place], inside, written[place + 1 :]])
+        row = np.concatenate([written[:place], expansion.ids, written[place + 1 :]])
         types = np.zeros_like(row)
-        types[place : place + len(inside)] = expansion.types or 0
+        if expansion.types is not None:
+            types[place : place + len(expansion.ids)] = expansion.types
         return row, types
 
     def _expansion(self, size: ImageSize) -> Expansion | None:
@@ -193,18 +193,14 @@ class PromptInputs:
         unknown = any(len(value) != 1 or value.shape[1:] == (len(ids),) for value in extras.values())
         if not around or unknown or (types and any(types[:before] + types[after:])):
             return None
-        return Expansion(tuple(ids[before:after]), tuple(types[before:after]) if types else None, extras)
+        return Expansion(np.array(ids[before:after]), np.array(types[before:after]) if types else None, extras)
 
     def _image_id(self) -> int | None:
         token = getattr(self.processor, "image_token", None)
         return None if token is None else self.processor.tokenizer.convert_tokens_to_ids(str(token))
 
     def _padded(self, rows: Sequence[np.ndarray], value: int) -> Tensor:
-        padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-        on_the_left = self.processor.tokenizer.padding_side == "left"
-        for place, row in zip(padded, rows, strict=True):
-            place[-len(row) if on_the_left else 0 :][: len(row)] = row
-        return torch.from_numpy(padded)
+        return padded_rows(rows, value, on_the_left=self.processor.tokenizer.padding_side == "left")
 
     def _check(self, processor: Any) -> None:
         """Against the processor itself, on one small image."""
@@ -225,24 +221,30 @@ def _blank(size: ImageSize) -> Image.Image:
     return Image.new("RGB", size[::-1])
 
 
-def with_answer(inputs: dict[str, Tensor], answer: Sequence[int]) -> dict[str, Tensor]:
+def with_answer(inputs: dict[str, Tensor], answer: Sequence[int] | Tensor) -> dict[str, Tensor]:
     """Let rows that are padded on the left end in further tokens.
 
     Args:
         inputs: of a processor; those of the shape of `input_ids` become longer.
-        answer: token ids.
+        answer: token ids (n,) of all rows, or (B, n) of each.
 
     Example:
         >>> ids = torch.tensor([[0, 5]])
         >>> with_answer({"input_ids": ids, "attention_mask": ids.clamp(max=1)}, [7, 8])["attention_mask"]
         tensor([[0, 1, 1, 1]])
+
+    B: number of rows, n: number of tokens.
     """
     shape = inputs["input_ids"].shape
-    added = torch.tensor(answer).expand(shape[0], -1)
-    ends = {"input_ids": added, "attention_mask": torch.ones_like(added)}
+    added = answer if isinstance(answer, Tensor) else torch.tensor(answer, device=inputs["input_ids"].device)
+    added = added.expand(shape[0], -1)
+
+    def end(name: str, value: Tensor) -> Tensor:
+        if name == "input_ids":
+            return added.to(value.dtype)
+        return value.new_full(added.shape, int(name == "attention_mask"))
+
     return {
-        name: torch.cat([value, ends.get(name, torch.zeros_like(added)).to(value)], dim=1)
-        if value.shape == shape
-        else value
+        name: torch.cat([value, end(name, value)], dim=1) if value.shape == shape else value
         for name, value in inputs.items()
     }

@@ -18,6 +18,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from fk_reward.models import file_state, resolve_model
 from fk_reward.rewards.answer_inputs import PromptInputs, with_answer
 from fk_reward.rewards.clip_t5 import is_clip_t5, load_clip_t5
+from fk_reward.rewards.continued_rows import ContinuedRows
 from fk_reward.rewards.inputs import to_pil
 from fk_reward.rewards.processor_pixels import pixel_transform
 from fk_reward.rewards.prompt_limits import control_tokens, num_positions, refuse_control_tokens, require_positions
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 PADDED_MODELS = ("llava", "vipllava")
 """Types of models whose authors pad images to a square, where the processor on the hub would cut out the centre."""
+
+WINDOWED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Types of models whose vision towers call their attention once for each window or image."""
 
 _MODELS: WeakValueDictionary[tuple[str, ...], AnswerModel] = WeakValueDictionary()
 
@@ -68,7 +72,7 @@ class AnswerModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, *, pad_to_square: bool | None = None) -> None:
         super().__init__()
-        if hasattr(getattr(model.config, "vision_config", None), "fullatt_block_indexes"):  # the others are windowed
+        if model.config.model_type in WINDOWED_MODELS:
             from fk_reward.rewards.batched_windows import batch_windows
 
             batch_windows(model)
@@ -182,6 +186,35 @@ class AnswerModel(nn.Module):
         inputs = self._inputs(images, texts, questions)
         return self._last_logits(inputs, self._ids(openings[0]), num_tokens=1)[:, -1]
 
+    def read(self, images: Tensor, questions: Sequence[str], *, opening: str) -> ContinuedRows:
+        """Read images, questions and the beginning of an answer once, to go on behind them; decoder-only.
+
+        Args:
+            images: (B, 3, H, W), floating in [0, 1] or uint8.
+            questions: B strings.
+            opening: words that the answer of each is made to begin with.
+
+        Raises:
+            ValueError: as `forward`.
+
+        B: number of images, H, W: height and width.
+        """
+        texts = [self._text(question, None, opening) for question in questions]
+        return ContinuedRows(self.model, self._inputs(images, texts, questions), **self._kept_logits(1))
+
+    def joined_ids(self, words: Sequence[str], *, opening: str) -> list[list[int]]:
+        """Ids of words that follow an opening without a gap; for decoder-only models.
+
+        Args:
+            words: texts.
+            opening: words that the answer is made to begin with; only its end matters.
+
+        Raises:
+            ValueError: for a text whose tokens are others behind the opening than without what comes before.
+        """
+        context = self._text("?", None, opening)
+        return [self._ids_behind(context, text) for text in words]
+
     def answer_log_probabilities(
         self, images: Tensor, questions: Sequence[str], answer: str, *, system: str | None = None, opening: str = ""
     ) -> Tensor:
@@ -214,9 +247,13 @@ class AnswerModel(nn.Module):
         if self.is_encoder_decoder:
             start = torch.tensor([[self._decoder_start, *decoder_ids]], device=self.device)
             inputs["decoder_input_ids"] = start.expand(len(inputs["input_ids"]), -1)
-        elif self._keeps_logits:
-            inputs["logits_to_keep"] = num_tokens  # few are read, and (B, S, V) logits take gigabytes
+        else:
+            inputs |= self._kept_logits(num_tokens)
         return self.model(**inputs, use_cache=False).logits[:, -num_tokens:].float()
+
+    def _kept_logits(self, num_tokens: int) -> dict[str, int]:
+        """Few are read, and (B, S, V) logits take gigabytes."""
+        return {"logits_to_keep": num_tokens} if self._keeps_logits else {}
 
     def next_logits(self, inputs: dict[str, Any]) -> Tensor:
         """Logits (B, V) float32 of the token after rows of tokens, given what a processor makes of them."""
@@ -278,9 +315,12 @@ class AnswerModel(nn.Module):
 
     def _answer_ids(self, context: str, answer: str) -> list[int]:
         """Ids of an answer of any length as it is joined to the text before it."""
-        before, after = self._ids(context), self._ids(context + self._separator(context) + answer)
+        return self._ids_behind(context, self._separator(context) + answer)
+
+    def _ids_behind(self, context: str, text: str) -> list[int]:
+        before, after = self._ids(context), self._ids(context + text)
         if after[: len(before)] != before or len(after) == len(before):
-            raise ValueError(f"The answer {answer!r} runs into {context[-20:]!r}: let the opening end elsewhere.")
+            raise ValueError(f"The answer {text!r} runs into {context[-20:]!r}: let the opening end elsewhere.")
         return after[len(before) :]
 
     def _answer_token(self, context: str, answer: str) -> int:

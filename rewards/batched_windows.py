@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLVisionAttention,
@@ -13,12 +14,16 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     eager_attention_forward,
 )
 from transformers.models.qwen2_vl.modeling_qwen2_vl import VisionAttention as Qwen2VLVisionAttention
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _EAGER_SCORES = 2**26
 """Attention scores that "eager" may hold for a head at once; other implementations hold none."""
+
+_GROUPS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Of the windows of a pass that is running: by the tensor that all layers get."""
 
 
 class _InBatches(nn.Module):
@@ -57,7 +62,7 @@ class _InBatches(nn.Module):
         query, key = apply_rotary_pos_emb_vision(states[0], states[1], *position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output = torch.empty_like(states[2])
-        for rows in _groups(cu_seqlens, eager=implementation == "eager"):
+        for rows in _kept_groups(cu_seqlens, eager=implementation == "eager"):
             parts = [part[rows].transpose(1, 2) for part in (query, key, states[2])]
             settings = {"attention_mask": None, "scaling": self.scaling, "dropout": 0.0, "is_causal": False}
             output = output.index_put((rows,), attend(self, *parts, **settings, **kwargs)[0])
@@ -77,6 +82,25 @@ class BatchedImageAttention(_InBatches, Qwen2VLVisionAttention):
     """The same for Qwen2-VL, which has no windows: images of one size are a batch."""
 
 
+class BatchedImageAttention3(_InBatches, Qwen3VLVisionAttention):
+    """The same for Qwen3-VL, which has none either."""
+
+
+_BATCHED: dict[type[nn.Module], type[nn.Module]] = {
+    Qwen2_5_VLVisionAttention: BatchedWindowAttention,
+    Qwen2VLVisionAttention: BatchedImageAttention,
+    Qwen3VLVisionAttention: BatchedImageAttention3,
+}
+
+
+def _kept_groups(cu_seqlens: Tensor, *, eager: bool) -> tuple[Tensor, ...]:
+    """`_groups`, of all layers that share their windows made once: the device is waited for once, not in each layer."""
+    kept = _GROUPS.setdefault(cu_seqlens, {})
+    if eager not in kept:
+        kept[eager] = tuple(_groups(cu_seqlens, eager=eager))
+    return kept[eager]
+
+
 def _groups(cu_seqlens: Tensor, *, eager: bool) -> Iterator[Tensor]:
     """For each length of a window the places (N, L) of the patches of N windows."""
     starts = cu_seqlens[:-1].to(torch.int64)
@@ -89,7 +113,9 @@ def _groups(cu_seqlens: Tensor, *, eager: bool) -> Iterator[Tensor]:
 
 
 def batch_windows(model: nn.Module) -> None:
-    """Let the vision towers of Qwen2-VL and Qwen2.5-VL in a model call their attention once for each length, in place.
+    """Let the vision towers of Qwen-VL in a model call their attention once for each length, in place.
+
+    Other models stay as they are.
 
     Example:
         >>> from fk_reward.rewards.llava_reward.backbones.base import random_backbone
@@ -97,7 +123,4 @@ def batch_windows(model: nn.Module) -> None:
         'BatchedWindowAttention'
     """
     for module in model.modules():
-        if type(module) is Qwen2_5_VLVisionAttention:
-            module.__class__ = BatchedWindowAttention
-        elif type(module) is Qwen2VLVisionAttention:
-            module.__class__ = BatchedImageAttention
+        module.__class__ = _BATCHED.get(type(module), type(module))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from fk_reward.rewards.registry import RewardEntry
 
 if TYPE_CHECKING:
     from fk_reward.rewards.answer_model import AnswerModel
+    from fk_reward.rewards.continued_rows import ContinuedRows
 
 MARKS = ("alignment", "coherence", "style")
 """What is marked, in the order of the answer."""
@@ -47,15 +48,15 @@ class UnifiedReward(Reward):
 
     The answer is made to begin with the words before a mark. The mark is the expectation over its whole part, 1 to 5,
     and over its first decimal given each of the two likeliest whole parts; the model's own sixteen further digits are
-    left out. Where another mark follows, the likeliest digits are written before it. So no text is generated, the score
-    is continuous and has a gradient: two passes a mark, for three marks six, where the answer has some eighty tokens.
+    left out. Where another mark follows, the likeliest digits are written before it. So no text is generated, and the
+    score is continuous and has a gradient. Image and question are read once, for all marks, and their keys and values
+    are kept meanwhile; eight short passes behind them read two to some twenty tokens each.
 
     Args:
         model: model and processor, as `load_answer_model` gives them; decoder-only.
         question: the authors' question, with "{prompt}" where the prompt goes.
         aspect: a name of `ASPECTS`.
-        batch_size: number of images that go through the model at once, twice as many for decimals; None for all of one
-            size.
+        batch_size: number of images that go through the model at once; None for all of one size.
         card: facts about the weights.
 
     Raises:
@@ -83,6 +84,7 @@ class UnifiedReward(Reward):
             raise ValueError(f"The question must have {{prompt}} where the prompt goes, got {question[-80:]!r}.")
         self.whole = model.answer_tokens(_WHOLE, question=question, opening=_label("alignment"))
         self.tenths = [_decimal_token(model, digit) for digit in _DIGITS]
+        self._words = [_Words.of(model, place) for place in range(len(MARKS))]
         self.model = model
         self.question = question
         self.aspect = aspect
@@ -112,33 +114,52 @@ class UnifiedReward(Reward):
         self.model.refuse_control_tokens(list(dict.fromkeys(prompts)))
         # Not `str.format`: a prompt may contain other braces.
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
-        openings, found = [""] * len(prompts), []
-        for name in names:
-            openings = [f"{begun}{_label(name)}" for begun in openings]
-            mark, written = self._mark(images, questions, openings)
+        rows, found = self.model.read(images, questions, opening=_label(names[0])), []
+        for place in range(len(names)):
+            mark, digits = self._mark(rows, self._words[place])
             found.append(mark)
-            openings = [f"{begun}{digits}\n" for begun, digits in zip(openings, written, strict=True)]
+            if place + 1 < len(names):
+                rows.write(self._words[place].ending.to(digits.device)[digits[:, 0], digits[:, 1]])
         return found
 
-    def _mark(self, images: Tensor, questions: Sequence[str], openings: Sequence[str]) -> tuple[Tensor, list[str]]:
-        """Expectations (B,) float32, and the likeliest digits of each."""
-        whole = self.model(images, questions, opening=openings)[:, self.whole].softmax(dim=-1)
-        share, kept = whole.topk(_NUM_KEPT, dim=1)
-        begun = [
-            f"{opening}{1 + place}." for opening, row in zip(openings, self._digits(kept), strict=True) for place in row
-        ]
-        asked = [question for question in questions for _ in range(_NUM_KEPT)]
-        logits = self.model(images.repeat_interleave(_NUM_KEPT, dim=0), asked, opening=begun)[:, self.tenths]
-        decimals = logits.softmax(dim=-1).unflatten(0, (len(images), _NUM_KEPT))
+    def _mark(self, rows: ContinuedRows, words: _Words) -> tuple[Tensor, Tensor]:
+        """Expectations (B,) float32, and the places (B, 2) of the likeliest digits of each."""
+        share, kept = rows.logits[:, self.whole].softmax(dim=-1).topk(_NUM_KEPT, dim=1)
+        points = words.point.to(kept.device)
+        logits = [rows.peek(points[place])[:, self.tenths] for place in kept.unbind(dim=1)]
+        decimals = torch.stack(logits, dim=1).softmax(dim=-1)
         tenths = decimals @ torch.arange(10.0, device=decimals.device) / 10
         value = (1 + kept + tenths).clamp(max=5.0)
-        likeliest = self._digits(torch.stack([kept[:, 0], decimals[:, 0].argmax(dim=-1)], dim=1))
-        written = [f"{1 + first}.{digit}" for first, digit in likeliest]
-        return (share * value).sum(dim=1) / share.sum(dim=1), written
+        likeliest = torch.stack([kept[:, 0], decimals[:, 0].argmax(dim=-1)], dim=1)
+        return (share * value).sum(dim=1) / share.sum(dim=1), likeliest
 
-    def _digits(self, places: Tensor) -> list[list[int]]:
-        """What is written into the next opening; the only numbers that the host waits for."""
-        return places.tolist()
+
+class _Words(NamedTuple):
+    """Ids of what is written behind the label of a mark, whatever the digits: looked up without asking the device.
+
+    Attributes:
+        point: (5, n) a whole part and the decimal point.
+        ending: (5, 10, m) both digits of a mark, and the label of the next one; none behind the last.
+    """
+
+    point: Tensor
+    ending: Tensor
+
+    @classmethod
+    def of(cls, model: AnswerModel, place: int) -> _Words:
+        opening = "3.0\n".join(map(_label, MARKS[: place + 1]))
+        next_label = "".join(f"\n{_label(name)}" for name in MARKS[place + 1 : place + 2])
+        point = _table(model, [f"{whole}." for whole in _WHOLE], opening)
+        endings = [f"{whole}.{digit}{next_label}" for whole in _WHOLE for digit in _DIGITS]
+        return cls(point, _table(model, endings, opening).unflatten(0, (len(_WHOLE), len(_DIGITS))))
+
+
+def _table(model: AnswerModel, texts: Sequence[str], opening: str) -> Tensor:
+    """(N, n) ids of N texts behind an opening."""
+    ids = model.joined_ids(texts, opening=opening)
+    if len(set(map(len, ids))) > 1:
+        raise ValueError(f"UnifiedReward needs a tokenizer with a token for each digit; this one spells {texts} {ids}.")
+    return torch.tensor(ids, device="cpu")  # also where a reward is made without numbers
 
 
 def _decimal_token(model: AnswerModel, digit: str) -> int:

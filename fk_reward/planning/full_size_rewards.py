@@ -373,13 +373,6 @@ def _mark_judge(model: Callable[[], AnswerModel]) -> Reward:
     return MarkJudge(TransformersEngine(model(), name="random"), SAFETY)
 
 
-class _SizedUnifiedReward(UnifiedReward):
-    """Also without numbers: digits cost the same, whichever they are."""
-
-    def _digits(self, places: torch.Tensor) -> list[list[int]]:
-        return [[0] * places.shape[1]] * len(places) if places.is_meta else super()._digits(places)
-
-
 # Questions of authors that are not in this package, a byte for each token that theirs have, or about as many.
 _UNIFIED_QUESTION = "x" * 180 + "{prompt}"
 _UNSAFE_WORDS = UnsafeCategories("x" * 60 + "[instruction]", {f"{number:02d}": "x" * 25 for number in range(11)})
@@ -437,7 +430,7 @@ FULL_SIZE: dict[str, FullSize] = {
     "q-align": FullSize(partial(_asking, QAlign, qwen3_vl_2b), torch.bfloat16),
     "shieldgemma-2": FullSize(_shieldgemma2, torch.bfloat16),
     "unified-reward": FullSize(
-        partial(_asking, _SizedUnifiedReward, qwen3_vl_2b, question=_UNIFIED_QUESTION), torch.bfloat16
+        partial(_asking, UnifiedReward, qwen3_vl_2b, question=_UNIFIED_QUESTION), torch.bfloat16
     ),
     "vlm-judge": FullSize(partial(_judge, _IMAGE_JUDGE, "rubric"), torch.bfloat16),
     "vlm-judge-alignment": FullSize(partial(_judge, _IMAGE_JUDGE, "alignment"), torch.bfloat16),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
+from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from fk_reward.rewards import batched_windows
 from fk_reward.rewards.batched_windows import batch_windows
@@ -32,17 +35,28 @@ def qwen2_tower(implementation="sdpa"):
         return Qwen2VisionTransformerPretrainedModel(config).eval()
 
 
+def qwen3_tower(implementation="sdpa"):
+    vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    vision |= {"patch_size": 14, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2]}
+    config = Qwen3VLConfig(vision_config=vision).vision_config
+    config._attn_implementation = implementation
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Qwen3VLVisionModel(config).eval()
+
+
 def patches():
     return torch.randn(int(GRIDS.prod(dim=1).sum()), 1176, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def outputs(model):
-    return model(patches(), grid_thw=GRIDS).pooler_output
+    found = model(patches(), grid_thw=GRIDS)
+    return torch.stack([found.pooler_output, *getattr(found, "deepstack_features", ())])
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("make", [tower, qwen2_tower])
+@pytest.mark.parametrize("make", [tower, qwen2_tower, qwen3_tower])
 def test_the_tower_gives_the_same(make, implementation):
     model = make(implementation)
     expected = outputs(model)
@@ -72,8 +86,9 @@ def test_windows_of_a_length_are_one_call(monkeypatch):
     assert sum(shape[0] * shape[2] for shape in together) == sum(shape[0] * shape[2] for shape in alone)
 
 
-def test_images_of_a_size_are_one_call(monkeypatch):
-    model = qwen2_tower()
+@pytest.mark.parametrize("make", [qwen2_tower, qwen3_tower])
+def test_images_of_a_size_are_one_call(make, monkeypatch):
+    model = make()
     assert len(counted_calls(model, monkeypatch)) == 3 * len(GRIDS)
     batch_windows(model)
     assert len(counted_calls(model, monkeypatch)) == 3 * 3, "a call for each of three sizes, in three layers"
@@ -97,6 +112,17 @@ def test_gradients_pass():
     model(pixels, grid_thw=GRIDS).pooler_output[:9].square().sum().backward()
     assert pixels.grad.isfinite().all()
     assert pixels.grad[0].abs().max() > 0
+
+
+def test_places_are_found_once_a_pass(monkeypatch):
+    model = qwen2_tower()
+    batch_windows(model)
+    found, groups = [], batched_windows._groups
+    monkeypatch.setattr(batched_windows, "_groups", lambda *a, **k: found.append(1) or groups(*a, **k))
+    outputs(model)
+    assert len(found) == 1, "for three layers"
+    gc.collect()
+    assert not len(batched_windows._GROUPS), "nothing is kept behind the pass"
 
 
 def test_eager_attention_is_split_where_it_would_take_much_memory(monkeypatch):

@@ -103,13 +103,26 @@ def _shortest(times: Sequence[HostTime]) -> float:
     return min(1000 * one.seconds for one in times)
 
 
+class _Watch:
+    """Runs while the host works, and stands still while something is done that does not count."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def run(self) -> None:
+        self._started = time.process_time()
+
+    def stop(self) -> None:
+        self.seconds += time.process_time() - self._started
+
+
 class HostTime(TorchFunctionMode):
     """Mixes tensors of shapes and of numbers, and measures what is not an operation on tensors without numbers.
 
-    What this class itself does around each operation is not counted.
-
-    Attributes:
-        seconds: the process's own time in the block, however busy the machine is.
+    One watch runs while the host works. It stands still in what this class itself does around each operation, and in
+    operations on tensors without numbers; a function of PyTorch that turns out to have called some of these is as if it
+    had taken no time. What PyTorch takes to hand a function over to this class is measured once, and taken off.
 
     Example:
         >>> x = torch.ones(3, device="meta")
@@ -121,63 +134,94 @@ class HostTime(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._device = _CountedMetaTensors()
+        self._watch = _Watch()
+        self._tensors = _CountedMetaTensors(self._watch)
+        self._calls = 0
+
+    @property
+    def seconds(self) -> float:
+        """The process's own time in the block, however busy the machine is."""
+        return self._watch.seconds - self._calls * _seconds_of_a_call()
+
+    @property
+    def measured(self) -> tuple[float, int]:
+        """Seconds of the watch, and the calls of functions of PyTorch that they hold."""
+        return self._watch.seconds, self._calls
 
     @property
     def launches(self) -> int:
         """Operations on tensors without numbers: on a GPU a kernel or a view each."""
-        return self._device.operations
+        return self._tensors.operations
 
     def __enter__(self) -> HostTime:
-        self._device.__enter__()
+        self._tensors.__enter__()
         super().__enter__()
-        self._start = time.process_time()
+        self._watch.run()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.seconds = time.process_time() - self._start - self._device.elsewhere
+        self._watch.stop()
         super().__exit__(kind, error, traceback)
-        self._device.__exit__(kind, error, traceback)
+        self._tensors.__exit__(kind, error, traceback)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        start, before, elsewhere = time.process_time(), self.launches, self._device.elsewhere
-        begun = time.process_time()
+        self._watch.stop()
+        seconds, launches = self._watch.seconds, self.launches
+        self._watch.run()
         result = func(*args, **(kwargs or {}))
-        ended = time.process_time()
-        if self.launches > before:
-            if func is functional.interpolate:  # one kernel on a GPU, a hundred operations without numbers
-                self._device.operations = before + 1
-            self._device.elsewhere = elsewhere + time.process_time() - start
-        else:
-            self._device.elsewhere += time.process_time() - ended + begun - start
+        self._watch.stop()
+        if self.launches > launches:
+            self._watch.seconds = seconds
+        self._calls += 1
+        if func is functional.interpolate:  # one kernel on a GPU, a hundred operations without numbers
+            self._tensors.operations = min(self.launches, launches + 1)
+        self._watch.run()
         return result
 
 
-class _CountedMetaTensors(MetaTensors):
-    """Counts operations on tensors without numbers, and the seconds that it takes itself."""
+@cache
+def _seconds_of_a_call() -> float:
+    """What the watch shows of a function that does nothing but an operation on a tensor without numbers."""
+    tensor, found = torch.empty(1, device="meta"), []
+    for _ in range(5):
+        with HostTime() as host:
+            for _ in range(200):
+                tensor.neg()
+        seconds, calls = host.measured
+        found.append(seconds / calls)
+    return min(found)
 
-    operations = 0
-    elsewhere = 0.0
+
+class _CountedMetaTensors(MetaTensors):
+    """Counts operations on tensors without numbers, and lets a watch run in the others alone."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.operations = 0
+        self._watch = watch
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        start = time.process_time()
+        self._watch.stop()
+        without_numbers = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs)))
+        self.operations += without_numbers
+        try:
+            return super().__torch_dispatch__(func if without_numbers else self._watched(func), types, args, kwargs)
+        finally:
+            self._watch.run()
 
-        def timed(*values: Any, **named: Any) -> Any:
-            nonlocal start
-            begun = time.process_time()
-            result = func(*values, **named)
-            start += time.process_time() - begun
-            return result
+    def _watched(self, func: Any) -> Any:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._watch.run()
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self._watch.stop()
 
-        with_numbers = not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs)))
-        result = super().__torch_dispatch__(timed if with_numbers else func, types, args, kwargs)
-        self.operations += not with_numbers
-        self.elsewhere += time.process_time() - start
-        return result
+        return watched
 
 
 class CountedAttention(TorchFunctionMode):

@@ -11,14 +11,14 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from fk_reward.rewards.kept_batches import KeptBatches
 from fk_reward.rewards.llava_reward.backbones.base import (
@@ -34,6 +34,7 @@ from fk_reward.rewards.llava_reward.backbones.base import (
 )
 from fk_reward.rewards.preprocessing import resize_by_pil, unit_float
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
+from fk_reward.rewards.row_positions import padded_rows
 from fk_reward.rewards.weights import load_headless
 
 if TYPE_CHECKING:
@@ -333,14 +334,15 @@ class PhiVisionBackbone(Backbone):
 
     def _padded(self, prompts: Sequence[str], counts: Sequence[int]) -> dict[str, Tensor]:
         """What depends on prompts and numbers of visual tokens alone, on the CPU."""
-        rows = self._tokenize(prompts, counts)
+        ids, masks = zip(*self._tokenize(prompts, counts), strict=True)
+        read = [np.ones_like(mask) for mask in masks]
         return {
-            "input_ids": _pad(input_ids for input_ids, _ in rows),
-            "attention_mask": _pad(torch.ones_like(image_mask) for _, image_mask in rows),
-            "image_mask": _pad(image_mask for _, image_mask in rows),
+            "input_ids": padded_rows(ids, 0, on_the_left=False),
+            "attention_mask": padded_rows(read, 0, on_the_left=False).bool(),
+            "image_mask": padded_rows(masks, 0, on_the_left=False).bool(),
         }
 
-    def _tokenize(self, prompts: Sequence[str], counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    def _tokenize(self, prompts: Sequence[str], counts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each prompt and number of visual tokens the ids of its row, 0 for the visual ones, and their mask."""
         refuse_control_tokens(prompts, control_tokens(self.tokenizer))
         # Image tags are not in the vocabulary: the official processor finds them by a pattern.
@@ -350,15 +352,10 @@ class PhiVisionBackbone(Backbone):
         after = self.tokenizer([f"\n{prompt}{self.tokenizer.eos_token}" for prompt in prompts]).input_ids
         rows = []
         for count, ids in zip(counts, after, strict=True):
-            input_ids = torch.tensor([*before, *[0] * count, *ids])
-            image_mask = torch.zeros(len(input_ids), dtype=torch.bool)
-            image_mask[len(before) : len(before) + count] = True
+            image_mask = np.repeat([0, 1, 0], [len(before), count, len(ids)])
+            input_ids = np.concatenate([before, np.zeros(count, dtype=np.int64), ids])
             rows.append((input_ids, image_mask))
         return rows
-
-
-def _pad(rows: Iterable[Tensor]) -> Tensor:
-    return pad_sequence(list(rows), batch_first=True)
 
 
 def _load_tokenizer(path: str | os.PathLike[str], *, revision: str) -> PreTrainedTokenizerFast:

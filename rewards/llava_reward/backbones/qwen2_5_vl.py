@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from fk_reward.rewards.llava_reward.backbones.base import (
 )
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
 from fk_reward.rewards.qwen_patches import PatchTransform
+from fk_reward.rewards.row_positions import RowPositions, padded_rows
 from fk_reward.rewards.weights import load_headless
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ class QwenVLBackbone(Backbone):
         # Each dimension has its own projector, the tower runs once for all: so the merger must be apart from it.
         self.merger = model.visual.merger
         self._known = KeptBatches(size=KEPT_BATCHES)
+        self._row_positions = RowPositions(model.get_rope_index)
         model.visual.merger = _GroupedRows(transform.merge_size**2)
         self.freeze()
 
@@ -169,27 +172,28 @@ class QwenVLBackbone(Backbone):
         num_visual_tokens = (grid_thw.prod(dim=1) // self.transform.merge_size**2).tolist()
         # One placeholder as text, all of them as token ids: thousands of them take long to tokenise.
         rows = self.tokenizer([TEMPLATE.format(image=IMAGE_TOKEN, prompt=prompt) for prompt in prompts])["input_ids"]
-        expanded = [self._expanded(row, count) for row, count in zip(rows, num_visual_tokens, strict=True)]
-        tokens = self.tokenizer.pad({"input_ids": expanded}, padding_side="right", return_tensors="pt")
-        image_mask = tokens["input_ids"] == self.model.config.image_token_id
-        position_ids, _ = self.model.get_rope_index(
-            tokens["input_ids"],
-            mm_token_type_ids=image_mask.long(),
-            image_grid_thw=grid_thw,
-            attention_mask=tokens["attention_mask"],
-        )
+        expanded = [self._expanded(np.array(row), count) for row, count in zip(rows, num_visual_tokens, strict=True)]
+        input_ids = padded_rows(expanded, self.tokenizer.pad_token_id, on_the_left=False)
+        attention_mask = padded_rows([np.ones_like(row) for row in expanded], 0, on_the_left=False)
+        image_mask = input_ids == self.model.config.image_token_id
+        placed = {
+            "input_ids": input_ids,
+            "mm_token_type_ids": image_mask.long(),
+            "image_grid_thw": grid_thw,
+            "attention_mask": attention_mask,
+        }
         return {
-            "input_ids": tokens["input_ids"],
-            "attention_mask": tokens["attention_mask"].bool(),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask.bool(),
             "image_mask": image_mask,
             "grid_thw": grid_thw,
-            "position_ids": position_ids,
+            "position_ids": self._row_positions(placed),
         }
 
-    def _expanded(self, ids: list[int], num_visual_tokens: int) -> list[int]:
+    def _expanded(self, ids: np.ndarray, num_visual_tokens: int) -> np.ndarray:
         token = self.model.config.image_token_id
-        place = ids.index(token)
-        return [*ids[:place], *[token] * num_visual_tokens, *ids[place + 1 :]]
+        place = int(np.flatnonzero(ids == token)[0])
+        return np.concatenate([ids[:place], np.full(num_visual_tokens, token), ids[place + 1 :]])
 
     def encode_images(self, inputs: BackboneInputs) -> Tensor:
         """(T, U * C) outputs of the tower's last block, a visual token's U patches of width C side by side."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from examples.benchmarks import reward_host_work
-from fk_reward.benchmarks.rewards.host_time import CountedAttention, ReplayedNetworks, host_row
+from fk_reward.benchmarks.rewards import host_time
+from fk_reward.benchmarks.rewards.host_time import CountedAttention, HostTime, ReplayedNetworks, host_row
 from fk_reward.planning.meta_device import count_flops
 from fk_reward.rewards import Reward, RewardCard, load_reward
 from tests.examples.scripts import invoke
@@ -91,6 +93,37 @@ def test_work_of_a_network_is_not_timed_and_that_of_the_host_is(monkeypatch, on_
     monkeypatch.setattr("fk_reward.benchmarks.rewards.host_time.load_reward", lambda name: Around())
     milliseconds = host_row("around", 1, 8, repeats=2)["known"]
     assert (milliseconds > 45) == on_the_host
+
+
+def test_what_measuring_takes_is_taken_off(monkeypatch):
+    clock = [0.0]
+
+    def asked():
+        clock[0] += 1  # each look at the clock takes time itself
+        return clock[0]
+
+    monkeypatch.setattr(host_time, "time", SimpleNamespace(process_time=asked))
+    host_time._seconds_of_a_call.cache_clear()
+    tensor = torch.ones(2, device="meta")
+    try:
+        with HostTime() as host:
+            for _ in range(50):
+                tensor.neg()
+            clock[0] += 1000  # the host's own work
+            torch.ones(3)
+        assert host.launches == 50
+        assert host.seconds == pytest.approx(1000, abs=10)
+        assert host.measured[0] > 1050, "without it, measuring would count"
+    finally:
+        host_time._seconds_of_a_call.cache_clear()
+
+
+def test_a_function_that_launches_takes_no_time_of_the_host():
+    images = torch.empty(1, 3, 8, 8, device="meta")
+    with HostTime() as host:
+        nn.functional.interpolate(images, (4, 4), mode="bicubic", antialias=True)
+    assert host.launches == 1
+    assert host.seconds < 0.005
 
 
 def test_one_call_of_attention_a_layer():

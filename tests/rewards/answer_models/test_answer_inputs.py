@@ -108,7 +108,7 @@ def test_one_placeholder_too_few_is_noticed(model: AnswerModel, images, monkeypa
     expansion = prompts._expansion((40, 56))
     if expansion is None:
         pytest.skip("its processor writes the tokens")
-    types = expansion.types and expansion.types[1:]
+    types = None if expansion.types is None else expansion.types[1:]
     shorter = dataclasses.replace(expansion, ids=expansion.ids[1:], types=types)
     monkeypatch.setitem(prompts._expansions, (42, 56), shorter)
     with pytest.raises((AssertionError, RuntimeError)):

@@ -88,17 +88,63 @@ def test_whole_digits_alone_would_be_noticed(load, eight_bit):
     assert (reward(eight_bit, PROMPTS) - whole).abs().max() > 0.05
 
 
-def test_two_passes_a_mark(load, eight_bit, monkeypatch):
+def marks_by_whole_passes(reward, images, prompts):
+    """As before rows were continued: images, questions and openings are read anew for every digit."""
+    questions = [reward.question.replace("{prompt}", prompt) for prompt in prompts]
+    openings, found = [""] * len(prompts), []
+    for label in LABELS:
+        openings = [opening + label for opening in openings]
+        share, kept = reward.model(images, questions, opening=openings)[:, reward.whole].softmax(dim=-1).topk(2, dim=1)
+        begun = [f"{opening}{1 + n}." for opening, row in zip(openings, kept.tolist(), strict=True) for n in row]
+        asked = [question for question in questions for _ in range(2)]
+        logits = reward.model(images.repeat_interleave(2, dim=0), asked, opening=begun)[:, reward.tenths]
+        decimals = logits.softmax(dim=-1).unflatten(0, (len(prompts), 2))
+        value = (1 + kept + decimals @ torch.arange(10.0) / 10).clamp(max=5.0)
+        found.append((share * value).sum(dim=1) / share.sum(dim=1))
+        digits = zip(kept[:, 0].tolist(), decimals[:, 0].argmax(dim=1).tolist(), strict=True)
+        written = [f"{1 + whole}.{tenth}" for whole, tenth in digits]
+        openings = [f"{opening}{digits}\n" for opening, digits in zip(openings, written, strict=True)]
+    return torch.stack(found, dim=1)
+
+
+def test_equals_passes_over_everything(load, eight_bit):
     reward = load()
-    sizes = []
-    forward = type(reward.model).forward
-    monkeypatch.setattr(
-        type(reward.model),
-        "forward",
-        lambda self, images, *args, **kwargs: sizes.append(len(images)) or forward(self, images, *args, **kwargs),
-    )
-    reward(eight_bit, PROMPTS)
-    assert sizes == [3, 6] * 3
+    expected = marks_by_whole_passes(reward, eight_bit, PROMPTS)
+    found = torch.stack(list(reward.marks(eight_bit, PROMPTS).values()), dim=1)
+    assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_features_of_another_image_are_noticed(load, eight_bit):
+    reward = load()
+    expected = marks_by_whole_passes(reward, eight_bit, PROMPTS)
+
+    def rolled(module, args, output):
+        for features in (output.pooler_output, *output.deepstack_features):
+            features.copy_(features.unflatten(0, (len(eight_bit), -1)).roll(1, dims=0).flatten(0, 1))
+
+    with reward.model.model.model.visual.register_forward_hook(rolled):
+        found = torch.stack(list(reward.marks(eight_bit, PROMPTS).values()), dim=1)
+    assert (found - expected).abs().max() > 1e-3
+    other = torch.stack(list(reward.marks(eight_bit.roll(1, dims=0), PROMPTS).values()), dim=1)
+    assert_close(found, other, rtol=0, atol=1e-5)
+
+
+def test_each_image_is_encoded_once(load, eight_bit):
+    reward = load()
+    grids, lengths = [], []
+    network = reward.model.model.model
+    with (
+        network.visual.register_forward_pre_hook(
+            lambda _, args, kwargs: grids.append(len(kwargs["grid_thw"])), with_kwargs=True
+        ),
+        network.language_model.register_forward_pre_hook(
+            lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+        ),
+    ):
+        reward(eight_bit, PROMPTS)
+    assert grids == [3], "one pass of the tower, for three images"
+    assert len(lengths) == 9
+    assert max(lengths[1:]) < 40 < lengths[0], "what was read is not read again"
 
 
 def test_without_words_or_with_others_it_raises(load, words, tmp_path):
