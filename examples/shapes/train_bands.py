@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 from check_adapters import halved
 from check_predictions import read_draws
 from sample_images import NUM_STEPS, STEPS
+from torch import Tensor
 from train_adapters import SETTINGS, is_finished
 
 from fk_reward import FKSteeringPipeline
@@ -216,16 +217,22 @@ def reuse(
     draws = read_draws([samples], per_prompt)
     prompts = [all_prompts()[number].text for number in draws["prompts"].tolist()]
     scores: dict[str, list[list[float]]] = {name: [] for name in TEACHERS}
-    for place, (prompt, images) in enumerate(zip(prompts, draws["images"] / 255, strict=True)):
+    for place, (prompt, numbers) in enumerate(zip(prompts, draws["images"], strict=True)):
+        images = numbers / 255
+        write_predictions(folder, place, images, kept)
         for name, teacher in teachers.items():
             scores[name].append(teacher(images[:, -1], prompt).tolist())
-        for index, level in [*kept.items(), (-1, FINISHED)]:
-            for seed, image in enumerate(images[:, index]):
-                write_image(folder / image_name(place, seed, level, "png"), image, longest_side=64)
     tables = {name: np.array(table) for name, table in scores.items()}
     about = {"samples": samples.name, "solver": SOLVERS["stochastic"]["solver"]}
     index = PredictionRecords(folder, tuple(prompts), tuple(kept.values()), tables, "png", about).save()
     print(f"{index}: {len(prompts)} draws of {len(set(prompts))} prompts x {per_prompt}")
+
+
+def write_predictions(folder: Path, place: int, images: Tensor, kept: Mapping[int, float]) -> None:
+    """Writes the images of a prompt's place, `(K, S, 3, H, W)`: those that are kept, and the finished ones."""
+    for index, level in [*kept.items(), (-1, FINISHED)]:
+        for seed, image in enumerate(images[:, index]):
+            write_image(folder / image_name(place, seed, level, "png"), image, longest_side=64)
 
 
 def kept_predictions(model: str) -> dict[int, float]:
@@ -235,10 +242,9 @@ def kept_predictions(model: str) -> dict[int, float]:
     pipe.solver = resolve_solver(SOLVERS["stochastic"]["solver"])
     arguments = call_arguments(pipe, model, steps=None, guidance_scale=None)
     levels = levels_of_run(pipe, "a photo of a star", arguments)
-    kept = nearest_steps(levels, LEVELS)
-    if len(levels) != NUM_STEPS - 1 or not set(kept) <= set(STEPS):
-        raise ValueError(f"{list(kept)} should be of the steps {STEPS}, whose predictions sample_images.py keeps.")
-    return {STEPS.index(step): level for step, level in kept.items()}
+    if len(levels) != NUM_STEPS - 1:
+        raise ValueError(f"sample_images.py draws with {NUM_STEPS} steps, {model} with {len(levels) + 1}.")
+    return nearest_steps([levels[step] for step in STEPS], LEVELS)
 
 
 def run_flags(root: Path, kind: str, seed: int, size: Size) -> list[str]:
