@@ -168,11 +168,12 @@ class ScalingPoints:
 
         `method`, `reward`, `budget`, `num_steps`, `search` (its settings); `own` and `heldout` (name -> estimate, of
         all rewards that did not steer), in standard deviations within a prompt above plain images; `judge`, the
-        accuracy; `own_difference` and `judge_difference` to best of N of the same budget and number of steps, and
-        `judge_difference_best` to that of the number of steps at which the judge likes best of N most (`best_steps`);
-        `own_difference_plain` and `judge_difference_plain`, of a reward with noise bands to the same run without;
-        `cost` of an image, `prices` of it in plain images, by price list; `diversity` and `num_ancestors` of a
-        population. Estimates have `estimate`, `low` and `high`, a 95 % interval clustered by the text of the prompt.
+        accuracy; `own_difference`, `heldout_difference` (name -> estimate) and `judge_difference` to best of N of the
+        same budget and number of steps, and `judge_difference_best` to that of the number of steps at which the judge
+        likes best of N most (`best_steps`); `own_difference_plain` and `judge_difference_plain`, of a reward with noise
+        bands to the same run without; `cost` of an image, `prices` of it in plain images, by price list; `diversity`
+        and `num_ancestors` of a population. Estimates have `estimate`, `low` and `high`, a 95 % interval clustered by
+        the text of the prompt.
         """
         return [self._row(run) for run in self.runs]
 
@@ -191,6 +192,7 @@ class ScalingPoints:
             "heldout": {name: gain for name, gain in gains.items() if name != own},
             "judge": estimate(self._verdicts(run).values()) if self.judged else None,
             "own_difference": self._difference(run, same, own),
+            "heldout_difference": {name: self._difference(run, same, name) for name in gains if name != own},
             "judge_difference": self._difference(run, same, None),
             "judge_difference_best": self._difference(run, best, None),
             "own_difference_plain": self._difference(run, plain, own),

@@ -44,7 +44,14 @@ def scaling_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     quality = (
         *(Column("own", "own reward, sd [95 %]"), Column("own_difference", "minus best of N [95 %]")),
         *((Column("own_difference_plain", "minus without bands [95 %]"),) if banded else ()),
-        *(Column(f"heldout {name}", f"{name}, sd [95 %]") for name in heldout),
+        *(
+            column
+            for name in heldout
+            for column in (
+                Column(f"heldout {name}", f"{name}, sd [95 %]"),
+                Column(f"heldout_difference {name}", "minus best of N [95 %]"),
+            )
+        ),
     )
     judge = (
         *(Column("judge", "judge [95 %]"), Column("judge_difference", "minus best of N [95 %]")),
@@ -81,6 +88,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
         **{name: _text(row[name], RANGE) for name in own},
         **{name: _text(row[name], CHANGE) for name in changes},
         **{f"heldout {name}": _text(ends, CHANGE) for name, ends in row["heldout"].items()},
+        **{f"heldout_difference {name}": _text(ends, CHANGE) for name, ends in row["heldout_difference"].items()},
         **{f"price {name}": price for name, price in row["prices"].items()},
     }
 

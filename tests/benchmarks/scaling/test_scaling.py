@@ -106,12 +106,10 @@ def test_rewards_are_in_standard_deviations_within_a_prompt(finished, reward):
     by_task = [gains[[i for i, tag in enumerate(tags) if tag == task]].mean() for task in dict.fromkeys(tags)]
     found = row["own"] if reward == REWARDS[0] else row["heldout"][reward]
     assert found["estimate"] == pytest.approx(np.mean(by_task))
-    if reward == REWARDS[0]:
-        differences = gains - best
-        expected = [
-            differences[[i for i, tag in enumerate(tags) if tag == task]].mean() for task in dict.fromkeys(tags)
-        ]
-        assert row["own_difference"]["estimate"] == pytest.approx(np.mean(expected))
+    differences = gains - best
+    expected = [differences[[i for i, tag in enumerate(tags) if tag == task]].mean() for task in dict.fromkeys(tags)]
+    change = row["own_difference"] if reward == REWARDS[0] else row["heldout_difference"][reward]
+    assert change["estimate"] == pytest.approx(np.mean(expected))
 
 
 def test_plain_images_gain_nothing(finished):
