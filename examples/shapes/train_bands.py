@@ -74,7 +74,7 @@ BANDS = ("0.6", "0.9", "0.98")
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """How much of everything; `num_steps` replaces those of the solvers that are recorded."""
 
     num_train: int = 0
     num_heldout: int = 96
@@ -85,6 +85,7 @@ class Size:
     levels: tuple[float, ...] = LEVELS
     kinds: tuple[str, ...] = tuple(KINDS)
     solvers: tuple[str, ...] = tuple(SOLVERS)
+    num_steps: int | None = None
     flags: tuple[str, ...] = ()
 
     def prompts(self, split: str) -> list[str]:
@@ -104,6 +105,7 @@ SMOKE = Size(
     levels=(0.98, 0.87, 0.55),  # one in each band
     kinds=("0.9", "0.9-clean"),
     solvers=("deterministic",),
+    num_steps=10,
     flags=("--num_pairs=16", "--per_device_train_batch_size=4", "--validation_fraction=0.34"),
 )
 
@@ -138,7 +140,7 @@ def request_of(size: Size, solver: str, split: str) -> RecordRequest:
         seed=7000 if split == "heldout" else 6000,
         keep_predictions=size.levels,
         prediction_size=64,
-        **SOLVERS[solver],
+        **SOLVERS[solver] | ({} if size.num_steps is None else {"num_inference_steps": size.num_steps}),
     )
 
 
