@@ -81,6 +81,7 @@ class Size:
         kinds: of `KINDS`.
         solvers: of `SOLVERS`, from whose predictions is learnt.
         num_pairs: of a training; that of `adapters/bands.yaml` if not given.
+        num_steps: of every solver; each its own if not given.
         flags: further settings of a training.
     """
 
@@ -94,6 +95,7 @@ class Size:
     kinds: Annotated[tuple[str, ...], cyclopts.Parameter(parse=False)] = tuple(KINDS)
     solvers: tuple[str, ...] = tuple(SOLVERS)
     num_pairs: int | None = None
+    num_steps: int | None = None
     flags: Annotated[tuple[str, ...], cyclopts.Parameter(parse=False)] = ()
 
     def prompts(self, split: str) -> list[str]:
@@ -116,6 +118,7 @@ SMOKE = Size(
     kinds=("0.9", "0.9-clean"),
     solvers=("deterministic",),
     num_pairs=16,
+    num_steps=10,
     flags=("--per_device_train_batch_size=4", "--validation_fraction=0.34"),
 )
 Sized = Annotated[Size | None, cyclopts.Parameter(name="*")]
@@ -157,7 +160,7 @@ def request_of(size: Size, solver: str, split: str) -> RecordRequest:
         seed=7000 if split == "heldout" else 6000,
         keep_predictions=size.levels,
         prediction_size=64,
-        **SOLVERS[solver],
+        **SOLVERS[solver] | ({} if size.num_steps is None else {"num_inference_steps": size.num_steps}),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -72,10 +72,10 @@ class TreeSearch:
         # the cuts are those of a pruning of all branches, and are checked there
         cuts = Pruning(num_particles=trunks * branches, keep=self.keep, at=self.at, abstain=self.abstain)
         if any(place <= branch_at for place in cuts.at):
-            raise ValueError(f"at should lie behind branch_at = {branch_at:g}, where the branches begin: got {cuts.at}.")
-        vars(self).update(
-            num_particles=trunks, num_branches=branches, branch_at=branch_at, keep=cuts.keep, at=cuts.at
-        )
+            raise ValueError(
+                f"at should lie behind branch_at = {branch_at:g}, where the branches begin: got {cuts.at}."
+            )
+        vars(self).update(num_particles=trunks, num_branches=branches, branch_at=branch_at, keep=cuts.keep, at=cuts.at)
 
     def population(
         self,

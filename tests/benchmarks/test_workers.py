@@ -17,7 +17,7 @@ import pytest
 from fk_reward.benchmarks.image_report import write_report
 from fk_reward.benchmarks.image_store import PromptFolder
 from fk_reward.output_folder import FolderInUseError, hold_folder
-from tests.benchmarks.geneval.test_runs import finished, model, options, without_seconds  # noqa: F401 (fixtures)
+from tests.benchmarks.geneval.test_runs import finished, model, options_of, without_seconds  # noqa: F401 (fixtures)
 from tests.benchmarks.image_stage import RECORDS, BareStore, draw_missing, finish_run, paint, tree
 from tests.repository.layout import ROOT
 
@@ -134,20 +134,26 @@ def test_two_runs_at_once_in_one_folder(tmp_path):
     assert len(drawn(log)) == before == len(MANY)
 
 
-NODES = ((2, 1), (1, 2))
-"""Processes of each of two nodes: five prompts among three processes are 2, 2 and 1."""
+PROCESSES = (2, 1)
+"""Of each of two nodes: five prompts among three processes are 2, 2 and 1. A process that took its number on its node,
+or that times the processes of its node, for its number among all would leave out a prompt or draw one twice."""
+
+
+@pytest.fixture(scope="module")
+def options(model):  # noqa: F811
+    """Of one run: how all are made by several processes is a matter of test_runs.py."""
+    return [*options_of(model), "--method", "fk"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", NODES, ids=lambda sizes: "-and-".join(map(str, sizes)))
-def test_two_nodes_of_unequal_size_make_what_one_process_makes(processes, finished, options, tmp_path):  # noqa: F811
+def test_two_nodes_of_unequal_size_make_what_one_process_makes(finished, options, tmp_path):  # noqa: F811
     """As `accelerate launch --num_machines 2` starts them, which hands over to this launcher for several nodes."""
     out = tmp_path / "nodes"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    place = [f"--nnodes={len(processes)}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    place = [f"--nnodes={len(PROCESSES)}", "--master-addr=127.0.0.1", f"--master-port={port}"]
     command = ["-m", "fk_reward.cli", "geneval", "--out", str(out), *options]
     nodes = [
         subprocess.Popen(
@@ -161,7 +167,7 @@ def test_two_nodes_of_unequal_size_make_what_one_process_makes(processes, finish
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank, number in enumerate(processes)
+        for rank, number in enumerate(PROCESSES)
     ]
     printed = [node.communicate(timeout=540)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(text[-3000:] for text in printed)

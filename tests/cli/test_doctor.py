@@ -53,6 +53,7 @@ def test_own_images_and_options(run, files):
 
 def test_an_adapter_by_its_folder(run):
     options = ["--adapter", "shapes-llava-reward-alignment", "--backbone", "shapes-mllm", "--option", "batch_size=8"]
+    options += ["--probe", "scores", "--probe", "prompt", "--probe", "adapter"]
     result = run("doctor", "llava-reward", *options, "--dtype", "float32", "--size", 64, "--device", "cpu", "--json")
     assert result.exit_code == 0, result.output
 

@@ -8,7 +8,7 @@ import torch
 from examples.benchmarks import reward_doctor
 from examples.benchmarks.reward_doctor import DEFECTS, Broken, adapter_of_zeros, main
 from fk_reward.planning.planned_models import is_at_hand
-from fk_reward.rewards import REWARDS, load_reward
+from fk_reward.rewards import load_reward
 from fk_reward.rewards.doctor import PROBES, examine
 from tests.examples.scripts import invoke
 
@@ -32,11 +32,17 @@ def test_an_adapter_of_zeros_is_put_back():
 
 
 @pytest.mark.slow
-def test_the_table():
+def test_the_table(monkeypatch):
+    """Of two sound rewards and one defect: the others are held here and by tests/rewards/doctor/test_examination.py."""
+    assert is_at_hand("shapes-llava-reward-safety") and not is_at_hand("clipscore")
+    sound = ("shapes-clipscore", "shapes-verifier")
+    monkeypatch.setattr(reward_doctor, "is_at_hand", sound.__contains__)
+    monkeypatch.setattr(reward_doctor, "DEFECTS", {"upside down": DEFECTS["upside down"]})
     table = invoke(main, "--markdown")
-    for name in filter(is_at_hand, REWARDS):
+    assert table.count("| none | - |") == len(sound)
+    for name in sound:
         assert f"| `{name}` | none | - |" in table
-    assert table.count("| found |") == len(DEFECTS) + 2
+    assert table.count("| found |") == 1 + 2, "the defect, an adapter of zeros, and labels exchanged"
     assert "missed" not in table
 
 

@@ -36,10 +36,14 @@ def model(tmp_path_factory, tiny_sd):
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def options(model):
+def options_of(model):
     options = ["--suite", "shapes", "--model", model, "--reward", "shapes-verifier", "--steps", "3", "--device", "cpu"]
     return [*options, "--num-prompts", "5", "--num-samples", "2", "-k", "2", "--ess-threshold", "1"]
+
+
+@pytest.fixture(scope="module")
+def options(model):
+    return options_of(model)
 
 
 def run(*arguments):

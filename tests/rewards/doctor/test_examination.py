@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fk_reward.rewards import CallableReward, Reward, RewardCard, load_reward
+from fk_reward.planning.planned_models import is_at_hand
+from fk_reward.rewards import REWARDS, CallableReward, Reward, RewardCard, load_reward
 from fk_reward.rewards.doctor import PROBES, Finding, Outcome, Probe, Specimens, drawn_specimens, examine, passed
 from fk_reward.rewards.doctor import examination as module
 from fk_reward.rewards.doctor.dtype import converted
@@ -24,6 +25,10 @@ EMBEDDED = (
     "shapes-llava-reward-safety",
     "shapes-verifier",
 )
+
+
+def test_all_that_the_package_brings_are_examined():
+    assert {name for name in REWARDS if is_at_hand(name)} == set(EMBEDDED)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
