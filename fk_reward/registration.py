@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ class Registrations:
 
 def _installed() -> tuple[tuple[str, tuple[int, int, int] | None], ...]:
     """What the search path holds, so far as an installation changes it: each folder, and when an entry was added."""
-    return tuple((folder, _state(folder)) for folder in sys.path)
+    return tuple((folder, _state(folder)) for folder in metadata.DistributionFinder.Context().path)
 
 
 def _state(folder: str) -> tuple[int, int, int] | None:

@@ -180,13 +180,13 @@ from tests.benchmarks.image_stage import RECORDS, draw_missing, paint
 def draw(prompt, index):
     time.sleep(0.02)
     return paint(prompt, index)
-for _ in draw_missing(draw, RECORDS * 100, Path(sys.argv[1])): pass
+for _ in draw_missing(draw, RECORDS * 25, Path(sys.argv[1])): pass
 """
 
 
 @pytest.mark.slow
 def test_a_real_kill(tmp_path):
-    root, records = tmp_path / "run", RECORDS * 100
+    root, records = tmp_path / "run", RECORDS * 25
     command = [sys.executable, "-c", SLOW_PAINTER, str(root)]
     # This process's own path: an installed package may be another checkout.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -7,8 +7,6 @@ import inspect
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,19 +29,6 @@ from tests.repository.layout import ROOT
 
 def test_version(run):
     assert run("--version").stdout == f"fk-reward {__version__}\n"
-
-
-def test_help_waits_for_no_heavy_import():
-    code = (
-        "from fk_reward.cli import main\n"
-        "from fk_reward.lazy import is_loaded\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "names = ('torch', 'diffusers', 'transformers', 'matplotlib', 'datasets')\n"
-        "heavy = [name for name in names if is_loaded(name)]\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_completion_knows_the_options():

@@ -255,7 +255,7 @@ CALLS = {
     "funnel": {**FUNNEL, "steps": 5},
     "funnel with preview": {**FUNNEL, "steps": 5, "preview": "auto"},
     "more scoring steps": {"num_particles": 8, "num_resamples": 4, "resample_start": 0.0, "steps": 5},
-    "solver": {"num_particles": 2, "solver": "sde-dpmsolver++-20"},
+    "solver": {"num_particles": 2, "solver": "sde-dpmsolver++-20", "steps": 6},
     "solver without guidance": {"num_particles": 8, "solver": "lcm-4", "num_resamples": 2},
 }
 
