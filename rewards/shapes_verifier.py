@@ -13,6 +13,9 @@ CARD = RewardCard(
     name="shapes-verifier",
     summary="how far an image of coloured shapes shows what its prompt says, by rules; 1 exactly if it does",
     typical_range=(0.0, 1.0),
+    spread=0.16,
+    spread_source="mean of 60 validation prompts with 16 finished images each: fk-reward record --suite "
+    "shapes-validation --solver sde-dpmsolver++-20",
     looks_at="the whole image",
     licence="Apache-2.0",
     source="rules of GenEval (Ghosh et al. 2023, arXiv 2310.11513), fk_reward.shapes.verify",

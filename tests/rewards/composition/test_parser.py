@@ -38,7 +38,7 @@ WRONG = {  # text -> (the place, what is said)
     "z(a, width=1)": (0, "Functions are"),
     "z(a, mean=safe@q)": (10, "mean must be a number, got safe@q"),
     "z(a, spread=-1)": (0, "positive, finite spread"),
-    "2 + z(shapes-verifier)": (4, r"spread of shapes-verifier is not known: give it, z\(shapes-verifier, spread"),
+    "2 + z(vqascore)": (4, r"spread of vqascore is not known: give it, z\(vqascore, spread"),
     "z(llava-reward)": (0, "no default mean: give one"),
     "llava-reward if a > 0": (0, "range of llava-reward is not known.*: write else"),
     "min(a)": (0, "at least two"),
