@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from fk_reward.cli import early_checks
 from fk_reward.cli.options import SEARCH, DeviceOption, ModelOption, OutOption, RewardOption
 from fk_reward.durable_files import cosmetic, write_whole
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD
@@ -20,7 +21,7 @@ the best of {num_particles} by the reward; and "{search}", which spends as many 
 starts that promise most. Rules that look at the pixels judge (✓ ✗); the reward that chooses never sees them."""
 
 _END = """What to try next:
-  fk-reward generate "a photo of two stars" --search recommended --out outputs/stars     a prompt of yours in this world
+  fk-reward generate "a photo of two stars" --search tree --solver sde-dpmsolver++-20 --out outputs/stars     a prompt of yours in this world
   fk-reward doctor {reward}     what the reward can and cannot tell
   fk-reward scaling --suite shapes --out results/scaling     every search at several budgets, with intervals
   docs/tutorials/first_image.md     the same in Python, then SDXL"""
@@ -31,8 +32,9 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     out: OutOption = Path("outputs/demo"),
     num_prompts: int = 8,
     num_seeds: int = 3,
-    num_particles: Annotated[int, Parameter(alias="-k", group=SEARCH)] = 8,
-    search: Annotated[str, Parameter(group=SEARCH)] = "recommended",
+    num_particles: Annotated[int, Parameter(alias="-k", group=SEARCH)] = 4,
+    search: Annotated[str, Parameter(group=SEARCH)] = "tree",
+    solver: Annotated[str, Parameter(validator=early_checks.SOLVER)] = "sde-dpmsolver++-20",
     num_inference_steps: Annotated[int, Parameter(alias="--steps")] = 20,
     reward: RewardOption = DEFAULT_EMBEDDED_REWARD,
     model: ModelOption = "shapes-sd",
@@ -51,6 +53,7 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
         num_seeds: Seeds of each.
         num_particles: K of best of K, at least 2; the steered images cost as much.
         search: Name of the search that steers.
+        solver: Of all three, by name; a tree needs a stochastic one.
         num_inference_steps: Scheduler steps.
         reward: Reward that chooses.
         model: Model of the shapes world.
@@ -74,6 +77,7 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
         to_record,
     )
     from fk_reward.pipelines.loading import default_guidance, load_pipeline
+    from fk_reward.pipelines.schedulers import resolve_solver
 
     settings: dict[str, Any] = {
         "num_particles": num_particles,
@@ -82,9 +86,10 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
     }
     with hold_folder(out):
         pipe = load_pipeline(model, reward=reward, search=search, device=device, dtype="float32")
+        pipe.solver = resolve_solver(solver)
         seeds = range(seed, seed + num_seeds)
         result = run_demo(pipe, demo_prompts(num_prompts), seeds=seeds, **settings)
-        record = {"model": model, "reward": reward, "seeds": list(seeds), **settings, **to_record(result)}
+        record = {"model": model, "reward": reward, "solver": solver, "seeds": list(seeds), **settings, **to_record(result)}
         write_whole(out / "demo.json", json.dumps(record, indent=2) + "\n")
         with cosmetic("drawing side-by-side.png"):
             draw_demo(result, out / "side-by-side.png")
