@@ -308,7 +308,7 @@ def test_a_reward_of_which_lower_is_better_is_refused_before_anything_is_drawn(m
     assert not (tmp_path / "out").exists()
 
 
-FEW = {"pruning": ("--keep", 3, 2, "--at", ".4", ".6"), "beam": ("--num-proposals", 2, "--num-branchings", 2)}
+FEW = {"pruning": ("--keep", 3, 2, "--at", ".5", ".7"), "beam": ("--num-proposals", 2, "--num-branchings", 2)}
 
 
 def test_every_search_is_drawn_judged_and_reported(model, tmp_path):
@@ -321,7 +321,7 @@ def test_every_search_is_drawn_judged_and_reported(model, tmp_path):
     rows = json.loads((tmp_path / "report.json").read_text())["runs"]
     assert {row["method"] for row in rows} == set(SEARCHES)
     settings = json.loads((tmp_path / "pruning-4-shapes-clipscore" / "manifest.json").read_text())["settings"]
-    assert (settings["search"]["keep"], settings["search"]["at"]) == ([3, 2], [0.4, 0.6])
+    assert (settings["search"]["keep"], settings["search"]["at"]) == ([3, 2], [0.5, 0.7])
     assert (settings["preview"], settings["batch_sizes"]["particle_batch_size"]) == ("vae/2", 3)
 
 
