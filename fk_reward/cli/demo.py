@@ -21,7 +21,7 @@ the best of {num_particles} by the reward; and "{search}", which spends as many 
 starts that promise most. Rules that look at the pixels judge (✓ ✗); the reward that chooses never sees them."""
 
 _END = """What to try next:
-  fk-reward generate "a photo of two stars" --search tree --solver sde-dpmsolver++-20 --out outputs/stars     a prompt of yours in this world
+  fk-reward generate "a photo of two stars" --search tree --solver sde-dpmsolver++-20 --out outputs/stars     your own
   fk-reward doctor {reward}     what the reward can and cannot tell
   fk-reward scaling --suite shapes --out results/scaling     every search at several budgets, with intervals
   docs/tutorials/first_image.md     the same in Python, then SDXL"""
@@ -89,7 +89,14 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
         pipe.solver = resolve_solver(solver)
         seeds = range(seed, seed + num_seeds)
         result = run_demo(pipe, demo_prompts(num_prompts), seeds=seeds, **settings)
-        record = {"model": model, "reward": reward, "solver": solver, "seeds": list(seeds), **settings, **to_record(result)}
+        record = {
+            "model": model,
+            "reward": reward,
+            "solver": solver,
+            "seeds": list(seeds),
+            **settings,
+            **to_record(result),
+        }
         write_whole(out / "demo.json", json.dumps(record, indent=2) + "\n")
         with cosmetic("drawing side-by-side.png"):
             draw_demo(result, out / "side-by-side.png")
