@@ -155,7 +155,7 @@ REWARD_TERAFLOP: dict[str, float] = {
     "pickscore": 0.3419,
     "q-align": 7.206,
     "shieldgemma-2": 15.16,
-    "unified-reward": 70.85,
+    "unified-reward": 7.978,
     "vqascore": 7.269,
 }
 """Name -> 10¹² operations to score one image of 1024 x 1024 pixels."""
