@@ -89,14 +89,8 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
         pipe.solver = resolve_solver(solver)
         seeds = range(seed, seed + num_seeds)
         result = run_demo(pipe, demo_prompts(num_prompts), seeds=seeds, **settings)
-        record = {
-            "model": model,
-            "reward": reward,
-            "solver": solver,
-            "seeds": list(seeds),
-            **settings,
-            **to_record(result),
-        }
+        asked = {"model": model, "reward": reward, "solver": solver, "seeds": list(seeds)}
+        record = {**asked, **settings, **to_record(result)}
         write_whole(out / "demo.json", json.dumps(record, indent=2) + "\n")
         with cosmetic("drawing side-by-side.png"):
             draw_demo(result, out / "side-by-side.png")
