@@ -90,8 +90,7 @@ def demo(  # noqa: PLR0913 (one parameter for each option)
         seeds = range(seed, seed + num_seeds)
         result = run_demo(pipe, demo_prompts(num_prompts), seeds=seeds, **settings)
         asked = {"model": model, "reward": reward, "solver": solver, "seeds": list(seeds)}
-        record = {**asked, **settings, **to_record(result)}
-        write_whole(out / "demo.json", json.dumps(record, indent=2) + "\n")
+        write_whole(out / "demo.json", json.dumps({**asked, **settings, **to_record(result)}, indent=2) + "\n")
         with cosmetic("drawing side-by-side.png"):
             draw_demo(result, out / "side-by-side.png")
         with cosmetic("drawing lineage.png"):
