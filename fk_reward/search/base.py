@@ -8,6 +8,7 @@ Letters of shapes: G prompts, K particles of a prompt now, K' particles of a pro
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -348,6 +349,16 @@ class PlainPopulation:
     def record(self) -> Mapping[str, Tensor]:
         """Nothing: there are no weights."""
         return {}
+
+
+def step_at(fraction: float, num_steps: int) -> int:
+    """The step that is nearest to a fraction of the trajectory; `num_steps`, which is none, for 1.
+
+    Example:
+        >>> step_at(0.45, 20), step_at(0.5, 5), step_at(1.0, 20)
+        (9, 3, 20)
+    """
+    return math.floor(fraction * num_steps + 0.5)
 
 
 def forecast(config: SearchConfig, num_steps: int) -> Forecast:

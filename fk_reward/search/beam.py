@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fk_reward.search.base import SEARCH_STARTS, PlainPopulation
+from fk_reward.search.base import SEARCH_STARTS, PlainPopulation, step_at
 from fk_reward.value_checks import boolean, ordered_fractions, whole_number
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class BeamPopulation(PlainPopulation):
             return {}
         gaps = config.num_branchings - 1
         fractions = (config.start + (config.stop - config.start) * i / gaps for i in range(config.num_branchings))
-        places = [int(fraction * num_steps + 0.5) for fraction in fractions]
+        places = [step_at(fraction, num_steps) for fraction in fractions]
         # no copies before the last step, which adds no noise: they would be equal in the end
         branchings = sorted({min(place, num_steps - 2) for place in places[:-1]} - {-1})
         # the last place selects only, so that it may be the last step

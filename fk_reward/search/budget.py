@@ -196,12 +196,13 @@ def resized(config: SearchConfig, num_particles: int) -> SearchConfig:
     made: Any = config
     sizes = {name: getattr(config, name) for name in getattr(config, "proportional", ())}
     share = Fraction(num_particles, config.num_particles)
-    return replace(made, num_particles=num_particles, **{name: _scaled(size, share) for name, size in sizes.items()})
+    return replace(made, num_particles=num_particles, **{name: scaled(size, share) for name, size in sizes.items()})
 
 
-def _scaled(size: Any, share: Fraction) -> Any:
+def scaled(size: Any, share: Fraction) -> Any:
+    """A share of a number of particles, or of each of several, rounded and at least 1; None stays None."""
     if isinstance(size, tuple | list):
-        return tuple(_scaled(one, share) for one in size)
+        return tuple(scaled(one, share) for one in size)
     return None if size is None else max(1, math.floor(size * share + Fraction(1, 2)))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fk_reward.search.base import SEARCH_STARTS, Forecast
+from fk_reward.search.base import SEARCH_STARTS, Forecast, step_at
 from fk_reward.search.diversity import DIVERSE
 from fk_reward.search.fkd_args import convert_fkd_args
 from fk_reward.smc.particle_filter import ParticleFilter, grouped_rewards
@@ -173,7 +173,7 @@ class FKSteeringConfig:
         gaps = max(self.num_resamples - 1, 1)
         width = self.resample_stop - self.resample_start
         fractions = (self.resample_start + width * i / gaps for i in range(self.num_resamples))
-        return [min(math.floor(f * num_steps + 0.5), num_steps - 2) for f in fractions]
+        return [min(step_at(f, num_steps), num_steps - 2) for f in fractions]
 
     def step_weights(self, num_steps: int) -> dict[int, float] | None:
         """Scoring step -> beta; None for `"rising"`, which depends on the noise levels of the scheduler.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from fk_reward.search.base import step_at
 from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
 from fk_reward.search.moves import BeforeStep, Move, Moved, Score
 from fk_reward.value_checks import ordered_fractions, real_number
@@ -73,7 +74,7 @@ class GradientFKConfig(FKSteeringConfig):
             >>> GradientFKConfig().guided_steps(10)
             range(2, 8)
         """
-        start, stop = (int(f * num_steps + 0.5) for f in (self.gradient_start, self.gradient_stop))
+        start, stop = (step_at(f, num_steps) for f in (self.gradient_start, self.gradient_stop))
         return range(start, min(stop, num_steps - 1))
 
     def transition(self, population: FKPopulation) -> GradientTransition:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fk_reward.search.base import PlainPopulation
+from fk_reward.search.base import PlainPopulation, step_at
 from fk_reward.search.diversity import checked_group_selection
 from fk_reward.value_checks import boolean, real_number, whole_number
 
@@ -104,7 +103,7 @@ class PruningPopulation(PlainPopulation):
         # There is no step before which the finished image could be cut: the last step is the latest place.
         last = num_steps - 1
         return {
-            min(math.floor(fraction * num_steps + 0.5), last): number
+            min(step_at(fraction, num_steps), last): number
             for fraction, number in zip(self._config.at, self._config.keep, strict=True)
         }
 

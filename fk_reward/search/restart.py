@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from fk_reward.search.base import step_at
 from fk_reward.search.metropolis import accepted
 from fk_reward.search.starts import Passes, Rollout, Scored
 from fk_reward.smc.reward_scale import CARD, checked_reward_scale, scale_of_card
@@ -84,7 +85,7 @@ class Restart:
             >>> Restart(strength=0.5).num_redrawn(20), Restart(strength=0.01).num_redrawn(20)
             (10, 1)
         """
-        return max(1, min(int(self.strength * num_steps + 0.5), num_steps - 1))
+        return max(1, min(step_at(self.strength, num_steps), num_steps - 1))
 
     def for_spread(self, spread: float | None) -> Restart:
         """With lambda as a number."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
-from fk_reward.search.base import SEARCH_STARTS, Forecast, PlainPopulation, SearchConfig
+from fk_reward.search.base import SEARCH_STARTS, Forecast, PlainPopulation, SearchConfig, step_at
 from fk_reward.search.budget import largest_within
 from fk_reward.value_checks import boolean, ordered_fractions, real_number, whole_number
 
@@ -161,7 +161,7 @@ class RolloverPopulation(PlainPopulation):
         """The step at which the best start is chosen, and those with proposals; none where there is no such step."""
         config = self._config
         # the first proposals are those of the first step, and the last are scored before the last step
-        first, last = (min(math.floor(f * num_steps + 0.5), num_steps - 1) for f in (config.start, config.stop))
+        first, last = (min(step_at(f, num_steps), num_steps - 1) for f in (config.start, config.stop))
         first = max(first, 1)
         return dict.fromkeys(range(first - 1, last + 1), 1) if first <= last else {}
 

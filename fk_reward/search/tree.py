@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from fk_reward.search.base import SEARCH_STARTS, PlainPopulation, SearchConfig
-from fk_reward.search.budget import largest_within
+from fk_reward.search.base import SEARCH_STARTS, PlainPopulation, SearchConfig, step_at
+from fk_reward.search.budget import largest_within, scaled
 from fk_reward.search.diversity import checked_group_selection
 from fk_reward.search.pruning import Pruning
 from fk_reward.value_checks import real_number, whole_number
@@ -94,8 +95,7 @@ class TreeSearch:
             >>> TreeSearch(num_branches=12, keep=(2,)).with_branches(25).keep
             (4,)
         """
-        keep = tuple(max(1, math.floor(kept * number / self.num_branches + 0.5)) for kept in self.keep)
-        return replace(self, num_branches=number, keep=keep)
+        return replace(self, num_branches=number, keep=scaled(self.keep, Fraction(number, self.num_branches)))
 
     def within_budget(self, price: Callable[[SearchConfig], int], budget: int) -> SearchConfig | None:
         """The most branches that a budget pays for; where it is too little for one of each trunk, fewer trunks."""
@@ -131,11 +131,11 @@ class TreePopulation(PlainPopulation):
         """The branching, unless there is nothing to branch, and the cuts behind it."""
         config, last = self._config, num_steps - 1
         # no branching before the last step, which adds no noise: all branches would be equal
-        branching = min(_place(config.branch_at, num_steps), last - 1) if self.copies else -1
+        branching = min(step_at(config.branch_at, num_steps), last - 1) if self.copies else -1
         if self.copies and branching < 0:
             return {}
         cuts = zip(config.at, config.keep, strict=True)
-        places = {min(max(_place(fraction, num_steps), branching + 1), last): number for fraction, number in cuts}
+        places = {min(max(step_at(fraction, num_steps), branching + 1), last): number for fraction, number in cuts}
         return {branching: self.max_particles, **places} if self.copies else places
 
     def begin(self, num_steps: int) -> str | None:
@@ -158,7 +158,3 @@ class TreePopulation(PlainPopulation):
             trunks = torch.arange(number) * self.num_particles // number  # all alike, those of one beside each other
             return self.moved(trunks.expand(self.num_groups, -1))
         return self.moved(self.best(grouped, number))
-
-
-def _place(fraction: float, num_steps: int) -> int:
-    return math.floor(fraction * num_steps + 0.5)

@@ -4,35 +4,17 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from fk_reward import FKSteeringPipeline, steer
+from fk_reward import FKSteeringPipeline
 from fk_reward.search import BeamSearch
 from tests import tiny
-from tests.sampling.scheduler_cases import initial_sample, scaled_input, toy_model
+from tests.sampling.scheduler_cases import initial_sample, toy_model
+from tests.search.growing_runs import toy_run
 
 CONFIG = BeamSearch(num_particles=2, num_proposals=3, num_branchings=3)
 
 
-def score(x0_pred):
-    return x0_pred.mean(dim=(1, 2, 3))
-
-
 def redness(images, prompts):
     return images[:, 0].float().mean(dim=(1, 2))
-
-
-def toy_run(config, *, num_groups=1, scheduler=None, generator=None):
-    if scheduler is None:
-        scheduler = DDIMScheduler(clip_sample=False)
-    scheduler.set_timesteps(10)
-    sample = initial_sample(scheduler, num_groups * config.num_particles)
-    sizes = []
-    with steer(scheduler, config.population(num_groups), score) as records:
-        for timestep in scheduler.timesteps:
-            output = toy_model(scaled_input(scheduler, sample, timestep), timestep)
-            eta = {"eta": 1.0} if isinstance(scheduler, DDIMScheduler) else {}
-            sample = scheduler.step(output, timestep, sample, **eta, generator=generator).prev_sample
-            sizes.append(len(sample))
-    return sample, records, sizes
 
 
 def test_grows_to_k_times_m_and_shrinks_to_k():

@@ -9,31 +9,13 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from fk_reward import FKSteeringPipeline, steer
 from fk_reward.search import BestOfN, Pruning, TreeSearch, fit_budget, sample_steps
 from tests import tiny
-from tests.sampling.scheduler_cases import initial_sample, scaled_input, toy_model
+from tests.search.growing_runs import score, toy_run
 
 CONFIG = TreeSearch(num_particles=2, num_branches=3, branch_at=0.3, keep=(4, 1), at=(0.5, 0.8))
 
 
-def score(x0_pred):
-    return x0_pred.mean(dim=(1, 2, 3))
-
-
 def redness(images, prompts):
     return images[:, 0].float().mean(dim=(1, 2))
-
-
-def toy_run(config, *, num_groups=1, scheduler=None, generator=None):
-    scheduler = scheduler or DDIMScheduler(clip_sample=False)
-    scheduler.set_timesteps(10)
-    sample = initial_sample(scheduler, num_groups * config.num_particles)
-    sizes = []
-    with steer(scheduler, config.population(num_groups), score) as records:
-        for timestep in scheduler.timesteps:
-            output = toy_model(scaled_input(scheduler, sample, timestep), timestep)
-            eta = {"eta": 1.0} if isinstance(scheduler, DDIMScheduler) else {}
-            sample = scheduler.step(output, timestep, sample, **eta, generator=generator).prev_sample
-            sizes.append(len(sample))
-    return sample, records, sizes
 
 
 def test_trunks_branch_and_the_best_branches_go_on():

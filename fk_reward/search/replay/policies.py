@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from fk_reward.search.base import SearchConfig
+from fk_reward.search.base import SearchConfig, step_at
 from fk_reward.search.best_of_n import BestOfN
 from fk_reward.search.pruning import Pruning
 from fk_reward.search.replay.records import Floats
@@ -127,7 +127,7 @@ def _fraction(step: int, num_steps: int) -> float:
     """The shortest fraction of the trajectory that is this step."""
     exact = step / num_steps
     rounded = (round(exact, decimals) for decimals in range(1, _MOST_DECIMALS))
-    return next((f for f in rounded if math.floor(f * num_steps + 0.5) == step), exact)
+    return next((f for f in rounded if step_at(f, num_steps) == step), exact)
 
 
 @lru_cache
