@@ -153,7 +153,7 @@ def test_tuples_are_lists(guarded):
 @pytest.mark.parametrize(
     ("search", "name", "others"),
     [
-        ("fk", "keep", "search='pruning'"),
+        ("fk", "keep", "search='pruning' and of search='tree'"),
         ("pruning", "final_particles", "search='fk' and of search='fk-gradient'"),
         ("best-of-n", "resampling", "search='fk' and of search='fk-gradient' and of search='particle-metropolis'"),
     ],
