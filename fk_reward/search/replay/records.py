@@ -331,7 +331,7 @@ def mean_interval(values: Floats, clusters: Sequence[int] | NDArray[np.int64]) -
 
 def _student_quantile(freedom: int) -> float:
     """The 97.5 % quantile of Student's t (SciPy is an extra of this package)."""
-    exact = {1: 12.7062, 2: 4.30265}  # where the expansion is not good enough
+    exact = {1: 12.7062, 2: 4.30265, 3: 3.18245}  # where the expansion is not good enough
     if freedom in exact:
         return exact[freedom]
     z = 1.959964

@@ -11,7 +11,6 @@ from fk_reward.search import BeamSearch, BestOfN, DraftRefine, FKSteeringConfig,
 from fk_reward.search.base import forecast
 from fk_reward.search.replay.policies import Policy, Prices, Replayer, best_of_n, best_of_weights
 
-RNG = np.random.default_rng(5)
 STEPS = 8
 CONFIGS = (
     BestOfN(num_particles=3),
@@ -20,6 +19,12 @@ CONFIGS = (
     Pruning(num_particles=4, keep=(4, 2), at=(0.25, 0.75)),  # a cut that drops nobody
     Pruning(num_particles=6, keep=(3, 2), at=(0.5, 0.51)),  # both at one step
 )
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """New for each test: the order of the tests changes no number."""
+    return np.random.default_rng(5)
 
 
 def searched(config, rewards):
@@ -35,8 +40,8 @@ def searched(config, rewards):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_replay_chooses_what_the_search_chooses(config):
-    values = RNG.standard_normal((3, 12, STEPS))
+def test_a_replay_chooses_what_the_search_chooses(config, rng):
+    values = rng.standard_normal((3, 12, STEPS))
     replayer, policy = Replayer(values, num_subsets=40), Policy.of(config, STEPS)
     (orders,) = replayer._orders
     chosen = replayer._chosen(policy, orders)
@@ -47,8 +52,8 @@ def test_a_replay_chooses_what_the_search_chooses(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_random_subsets_estimate_the_mean_of_all_subsets(config):
-    values = RNG.standard_normal((1, 7, STEPS))
+def test_random_subsets_estimate_the_mean_of_all_subsets(config, rng):
+    values = rng.standard_normal((1, 7, STEPS))
     rewards = torch.tensor(values[0], dtype=torch.float32)
     finished = [
         rewards[list(subset)][searched(config, rewards[list(subset)]), -1].item()
@@ -58,16 +63,16 @@ def test_random_subsets_estimate_the_mean_of_all_subsets(config):
     assert found == pytest.approx(np.mean(finished), abs=4 * np.std(finished) / math.sqrt(8000) + 1e-6)
 
 
-def test_subsets_begin_alike_for_all_policies():
-    replayer = Replayer(RNG.standard_normal((2, 30, STEPS)), num_subsets=300)
+def test_subsets_begin_alike_for_all_policies(rng):
+    replayer = Replayer(rng.standard_normal((2, 30, STEPS)), num_subsets=300)
     few, many = (replayer.worth(Policy(size), num_subsets=100)["own"] for size in (3, 6))
     assert (many > few).all()
     assert replayer.worth(Policy(3))["own"] == pytest.approx(best_of_n(replayer._steps[-1].numpy(), 3), abs=0.2)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 6])
-def test_best_of_n_is_the_mean_over_all_subsets(size):
-    finished, other = RNG.standard_normal((2, 6)), RNG.standard_normal((2, 6))
+def test_best_of_n_is_the_mean_over_all_subsets(size, rng):
+    finished, other = rng.standard_normal((2, 6)), rng.standard_normal((2, 6))
     subsets = list(itertools.combinations(range(6), size))
     for prompt in range(2):
         best = [max(subset, key=lambda seed: finished[prompt, seed]) for subset in subsets]

@@ -13,11 +13,15 @@ from fk_reward.search.replay.records import (
     within_prompt_spread,
 )
 
-RNG = np.random.default_rng(3)
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """New for each test: the order of the tests changes no number."""
+    return np.random.default_rng(3)
 
 
-def test_what_was_saved_is_read_back(tmp_path):
-    rewards = {"a": RNG.standard_normal((3, 4, 5)), "0.5*a + b": RNG.standard_normal((3, 4, 5))}
+def test_what_was_saved_is_read_back(tmp_path, rng):
+    rewards = {"a": rng.standard_normal((3, 4, 5)), "0.5*a + b": rng.standard_normal((3, 4, 5))}
     records = RewardRecords(rewards, ["x", "y", "x"], {"seed": 1})
     read = RewardRecords.load(records.save(tmp_path / "new" / "records.npz"))
     assert list(read.rewards) == list(rewards)
@@ -87,9 +91,9 @@ def test_a_missing_file_is_named(tmp_path):
         RewardRecords.load(tmp_path / "nothing.npz")
 
 
-def test_ranks_agree_with_scipy():
+def test_ranks_agree_with_scipy(rng):
     stats = pytest.importorskip("scipy.stats")
-    values = RNG.integers(0, 6, (4, 30, 3)).astype(float)  # with many ties
+    values = rng.integers(0, 6, (4, 30, 3)).astype(float)  # with many ties
     found = rank_correlations(values)
     for prompt in range(4):
         for step in range(3):
@@ -97,31 +101,31 @@ def test_ranks_agree_with_scipy():
             assert found[prompt, step] == pytest.approx(expected, abs=1e-12)
 
 
-def test_correlation_is_within_the_prompt():
+def test_correlation_is_within_the_prompt(rng):
     # prompts differ much, and within a prompt nothing is known: pooled it would be nearly 1
     easy = 100.0 * np.arange(40)[:, None, None]
-    values = easy + RNG.standard_normal((40, 50, 2))
+    values = easy + rng.standard_normal((40, 50, 2))
     pooled = np.corrcoef(values[:, :, 0].ravel(), values[:, :, 1].ravel())[0, 1]
     assert pooled > 0.99
     assert abs(rank_correlations(values)[:, 0].mean()) < 4 / np.sqrt(40 * 49)
 
 
 @pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
-def test_the_weight_is_the_shrinkage_of_a_gaussian(noise):
-    finished = RNG.standard_normal((200, 100)) * RNG.uniform(0.1, 5.0, (200, 1))
+def test_the_weight_is_the_shrinkage_of_a_gaussian(noise, rng):
+    finished = rng.standard_normal((200, 100)) * rng.uniform(0.1, 5.0, (200, 1))
     scale = finished.std(axis=1, keepdims=True)
-    values = np.stack([finished + noise * scale * RNG.standard_normal(finished.shape), finished], axis=2)
+    values = np.stack([finished + noise * scale * rng.standard_normal(finished.shape), finished], axis=2)
     # E[x | x + noise] = x / (1 + noise^2)
     assert regression_weights(values)[0] == pytest.approx(1 / (1 + noise**2), abs=0.02)
 
 
-def test_a_reward_that_is_wrong_weighs_nothing():
-    finished = RNG.standard_normal((20, 100))
+def test_a_reward_that_is_wrong_weighs_nothing(rng):
+    finished = rng.standard_normal((20, 100))
     assert regression_weights(np.stack([-finished, finished], axis=2)).tolist() == pytest.approx([0.0, 1.0])
 
 
-def test_standardized_rewards_have_unit_spread_in_each_prompt():
-    values = RNG.standard_normal((5, 80, 3)) * np.array([0.001, 1, 10, 100, 0])[:, None, None] + 7
+def test_standardized_rewards_have_unit_spread_in_each_prompt(rng):
+    values = rng.standard_normal((5, 80, 3)) * np.array([0.001, 1, 10, 100, 0])[:, None, None] + 7
     found = standardized(values)
     assert found[:, :, -1].mean(axis=1) == pytest.approx(np.zeros(5), abs=1e-6)
     assert found[:4, :, -1].std(axis=1, ddof=1) == pytest.approx(np.ones(4))
@@ -129,8 +133,8 @@ def test_standardized_rewards_have_unit_spread_in_each_prompt():
     assert within_prompt_spread(values[:, :, -1])[4] == 1.0
 
 
-def test_prompts_of_one_text_are_one_cluster():
-    values = RNG.standard_normal(30)
+def test_prompts_of_one_text_are_one_cluster(rng):
+    values = rng.standard_normal(30)
     alone = mean_interval(values, np.arange(30))
     repeated, clusters = np.repeat(values, 4), np.repeat(np.arange(30), 4)
     assert mean_interval(repeated, clusters) == pytest.approx(alone)
@@ -147,17 +151,17 @@ def test_the_interval_covers(number):
     assert covered == pytest.approx(0.95, abs=4 * np.sqrt(0.05 * 0.95 / 2000))
 
 
-def test_the_interval_is_that_of_scipy():
+def test_the_interval_is_that_of_scipy(rng):
     stats = pytest.importorskip("scipy.stats")
     for number in (2, 3, 4, 5, 20, 50):
-        values = RNG.standard_normal(number)
+        values = rng.standard_normal(number)
         expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
         assert mean_interval(values, np.arange(number)) == pytest.approx(tuple(expected), rel=0.02, abs=0.005)
     assert mean_interval(values, np.zeros(number)) == (-np.inf, np.inf)
 
 
-def test_knowledge_has_a_row_for_each_step():
-    values = RNG.standard_normal((6, 20, 4))
+def test_knowledge_has_a_row_for_each_step(rng):
+    values = rng.standard_normal((6, 20, 4))
     found = knowledge(values, np.arange(6))
     assert [row.step for row in found] == [0, 1, 2, 3]
     assert all(row.low <= row.correlation <= row.high for row in found)
