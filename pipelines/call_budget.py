@@ -88,13 +88,16 @@ def search_within_budget(
     )
 
 
-def search_for_call(config: SearchConfig, arguments: dict[str, Any], *, num_images: int) -> SearchConfig:
+def search_for_call(
+    config: SearchConfig, arguments: dict[str, Any], num_images: int, scheduler: Any = None
+) -> SearchConfig:
     """The search of this call, where the one that was asked for leaves that to the call (`ChosenByCall`).
 
     Args:
         config: that was asked for.
         arguments: of the call; the fields of such a search are taken out.
         num_images: of a prompt that are returned.
+        scheduler: that makes the steps, if known.
 
     Example:
         >>> arguments = {"situation": "constraint", "num_inference_steps": 4}
@@ -105,7 +108,7 @@ def search_for_call(config: SearchConfig, arguments: dict[str, Any], *, num_imag
         return config
     own = {name: arguments.pop(name) for name in search_fields(config) if name in arguments}
     chosen, number = load_search(config, **own), whole_number("num_images_per_prompt", num_images, minimum=1)
-    return chosen.for_call(number) if isinstance(chosen, ChosenByCall) else chosen
+    return chosen.for_call(number, scheduler) if isinstance(chosen, ChosenByCall) else chosen
 
 
 def with_choice(trace: SteeringTrace, asked: SearchConfig, config: SearchConfig) -> SteeringTrace:

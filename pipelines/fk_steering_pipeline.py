@@ -355,7 +355,7 @@ class FKSteeringPipeline(PipelineProxy):
             call = self._parse(
                 prompt,
                 arguments,
-                search=search_for_call(asked, arguments, num_images=num_images_per_prompt),
+                search=search_for_call(asked, arguments, num_images_per_prompt, self.pipe.scheduler),
                 limits=(budget, lookahead),
                 reward_prompts=reward_prompts,
                 num_images_per_prompt=num_images_per_prompt,
@@ -418,7 +418,7 @@ class FKSteeringPipeline(PipelineProxy):
         """
         arguments = arguments if self.solver is None else self.solver.complete(self.pipe, arguments)
         asked, number = chosen_search(search, None, self.search), arguments.pop("num_images_per_prompt", 1)
-        config = search_for_call(asked, arguments, num_images=number)
+        config = search_for_call(asked, arguments, number, self.pipe.scheduler)
         lookahead = chosen_lookahead(self.pipe, arguments.pop("lookahead", None), self.lookahead, config)
         return search_within_budget(self.pipe, config, budget, arguments, lookahead=lookahead)
 

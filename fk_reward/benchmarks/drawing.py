@@ -165,11 +165,12 @@ def check_method(method: str) -> None:
         raise ValueError(f"method should be one of {', '.join(known)}, got {method!r}.")
 
 
-def make_search(method: str, **settings: Any) -> SearchConfig:
+def make_search(method: str, *, solver: str | None = None, **settings: Any) -> SearchConfig:
     """The search of a method.
 
     Args:
         method: as in `RunSettings`.
+        solver: as in `RunSettings`, for a search that chooses by the scheduler.
         **settings: fields of its config; those that belong to other searches only are left out.
 
     Raises:
@@ -183,7 +184,11 @@ def make_search(method: str, **settings: Any) -> SearchConfig:
     if method == UNSTEERED:
         return BestOfN(num_particles=1)  # of one particle nothing is selected
     config = load_search(method, **{name: settings[name] for name in search_fields(method) if name in settings})
-    return config.for_call(1) if isinstance(config, ChosenByCall) else config  # each population returns one image
+    if not isinstance(config, ChosenByCall):
+        return config
+    from fk_reward.pipelines.schedulers import resolve_solver
+
+    return config.for_call(1, resolve_solver(solver))  # each population returns one image
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def _draw(
 
     search, number = request.search, request.num_images_per_prompt
     if isinstance(search, ChosenByCall):
-        search = search.for_call(number)
+        search = search.for_call(number, pipe.scheduler)
     if request.budget is not None:
         search = pipe.search_within(request.budget, search, **arguments)
     num_particles = search.num_particles

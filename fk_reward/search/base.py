@@ -12,7 +12,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -212,8 +212,13 @@ class SearchConfig(Protocol):
 class ChosenByCall(Protocol):
     """A search that is another one for each kind of call, such as `Recommended`."""
 
-    def for_call(self, num_images: int) -> SearchConfig:
-        """The search of a call that returns so many images of a prompt."""
+    def for_call(self, num_images: int, scheduler: Any = None) -> SearchConfig:
+        """The search of a call that returns so many images of a prompt.
+
+        Args:
+            num_images: of a prompt.
+            scheduler: that makes the steps; None where it is not known.
+        """
 
 
 class PlainPopulation:

@@ -25,6 +25,7 @@ BUILT_IN: dict[str, str] = {
     "particle-metropolis": "fk_reward.search.particle_metropolis:ParticleMetropolis",
     "pruning": "fk_reward.search.pruning:Pruning",
     "recommended": "fk_reward.search.recommended:Recommended",
+    "recommended-branching": "fk_reward.search.recommended:BRANCHING_PRESET",
     "recommended-constraint": "fk_reward.search.recommended:CONSTRAINT_PRESET",
     "recommended-one": "fk_reward.search.recommended:ONE_PRESET",
     "recommended-several": "fk_reward.search.recommended:SEVERAL_PRESET",

@@ -140,7 +140,7 @@ def plan_runs(
     runs = [plain]
     for size in sorted(sizes, key=lambda size: size or 0):
         size_of = {} if size is None else {"num_particles": size}
-        configs = {method: make_search(method, **settings, **size_of) for method in searches}
+        configs = {m: make_search(m, solver=plain.solver, **settings, **size_of) for m in searches}
         if budget is not None:
             for config in configs.values():
                 check_typed_sizes(config, typed, budget=f"budget={budget}")
