@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from fk_reward.rewards.kept_batches import KeptBatches
-from fk_reward.rewards.row_positions import RowPositions, padded_rows
+from fk_reward.rewards.row_positions import RowPositions, padded_rows, rows_made_once
 
 ImageSize = tuple[int, int]
 """Height and width in pixels."""
@@ -120,7 +120,7 @@ class PromptInputs:
     def _make(self, texts: Sequence[str], size: ImageSize, answer: Sequence[int]) -> dict[str, Tensor]:
         # Also where a model is made on the meta device, whose tensors have no values.
         with torch.device("cpu"):
-            return self._positioned(texts, size, answer)
+            return dict(rows_made_once(texts, lambda distinct: self._positioned(distinct, size, answer)))
 
     def _positioned(self, texts: Sequence[str], size: ImageSize, answer: Sequence[int]) -> dict[str, Tensor]:
         inputs = self._written_out(texts, size, answer) or self._processed(texts, size, answer)
@@ -142,10 +142,7 @@ class PromptInputs:
         expansion = self._expansions[size]
         if expansion is None:
             return None
-        distinct = list(dict.fromkeys(texts))  # images of one prompt share a text
-        tokenised = zip(distinct, self.processor.tokenizer(distinct)["input_ids"], strict=True)
-        written = {text: self._row(ids, expansion, answer) for text, ids in tokenised}
-        pairs = [written[text] for text in texts]
+        pairs = [self._row(ids, expansion, answer) for ids in self.processor.tokenizer(list(texts))["input_ids"]]
         if None in pairs:
             return None
         rows, types = zip(*filter(None, pairs), strict=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fk_reward.rewards.kept_batches import KeptBatches
+
+RowT = TypeVar("RowT", bound=Hashable)
+_SECOND = {"position_ids"}
+"""Tensors whose rows are their second dimension."""
 
 
 class RowPositions:
@@ -97,3 +102,24 @@ def padded_rows(rows: Sequence[np.ndarray], value: int, *, on_the_left: bool) ->
     for place, row in zip(padded, rows, strict=True):
         place[-len(row) if on_the_left else 0 :][: len(row)] = row
     return torch.from_numpy(padded)
+
+
+def rows_made_once(
+    rows: Sequence[RowT], make: Callable[[Sequence[RowT]], Mapping[str, Tensor]]
+) -> Mapping[str, Tensor]:
+    """Tensors of rows of which many are alike, such as those of the particles of one prompt: each is made once.
+
+    Args:
+        rows: B, what each row is made of.
+        make: makes the tensors of some rows: (B, ...), and (D, B, S) of `position_ids`.
+
+    Example:
+        >>> rows_made_once(["a", "bc", "a"], lambda rows: {"length": torch.tensor([len(row) for row in rows])})
+        {'length': tensor([1, 2, 1])}
+    """
+    places = {row: place for place, row in enumerate(dict.fromkeys(rows))}
+    made = make(list(places))
+    if len(places) == len(rows):
+        return made
+    chosen = torch.tensor([places[row] for row in rows])
+    return {name: value.index_select(int(name in _SECOND), chosen) for name, value in made.items()}

@@ -33,6 +33,7 @@ HOST_COLUMNS = (
     Column("attention_calls", "attention calls", "{:,d}"),
     Column("launches", "operations outside", "{:,d}"),
     Column("new", "host, ms, new prompts", "{:.2f}"),
+    Column("one", "host, ms, one new prompt", "{:.2f}"),
     Column("known", "host, ms, known prompts", "{:.2f}"),
     Column("note"),
 )
@@ -49,8 +50,8 @@ def host_row(name: str, num_images: int, side: int, *, repeats: int) -> dict[str
 
     Returns:
         `gflops` an image; of the batch `attention_calls`, `launches` of operations outside the networks, and the host's
-        milliseconds for `new` prompts and for `known` ones, those of an earlier call. Only a `note` for what has no
-        networks of PyTorch, or an unknown number of passes.
+        milliseconds for `new` prompts, for `one` new prompt of all images, as particles have it, and for `known` ones,
+        those of an earlier call. Only a `note` for what has no networks of PyTorch, or an unknown number of passes.
 
     Example:
         >>> host_row("shapes-verifier", 1, 64, repeats=1)
@@ -76,27 +77,42 @@ def _row(reward: Reward, num_images: int, side: int, repeats: int) -> dict[str, 
     if not list(reward._held_modules()):
         return {"note": "no network of PyTorch"}
     images = torch.empty(num_images, 3, side, side, device="meta")
+    with without_weights(reward), torch.no_grad():
+        counts, new, known = _timed(reward, images, _prompts, repeats)
+        _, one, _ = _timed(reward, images, _one_prompt, repeats)
+    counts["gflops"] /= num_images
+    return counts | {"new": _shortest(new), "one": _shortest(one), "known": _shortest(known), "note": ""}
+
+
+def _timed(
+    reward: Reward, images: Tensor, prompts: Callable[[int, int], list[str]], repeats: int
+) -> tuple[dict[str, Any], list[HostTime], list[HostTime]]:
+    """Counts of a call, and the times of calls with new prompts and with known ones."""
     networks = ReplayedNetworks()
 
     def timed(call: int) -> HostTime:
         with HostTime() as host:
-            networks.replay(reward.score, images, _prompts(num_images, call))
+            networks.replay(reward.score, images, prompts(len(images), call))
         return host
 
-    with without_weights(reward), torch.no_grad(), networks:
+    with networks:
         with Operations() as operations, MetaTensors(), CountedAttention() as attention:
-            reward.score(images, _prompts(num_images, 0))
+            reward.score(images, prompts(len(images), 0))
         timed(1)  # warms up
         new = [timed(call + 2) for call in range(repeats)]
         known = [timed(repeats + 1) for _ in range(repeats)]
-    counts = {"gflops": operations.total / num_images / 1e9, "attention_calls": attention.calls}
-    counts["launches"] = known[0].launches
-    return counts | {"new": _shortest(new), "known": _shortest(known), "note": ""}
+    counts = {"gflops": operations.total / 1e9, "attention_calls": attention.calls, "launches": known[0].launches}
+    return counts, new, known
 
 
 def _prompts(num_images: int, call: int) -> list[str]:
     """Others in each call, all of one length in any tokenizer: networks are replayed in the shapes that they had."""
     return [f"a photo of cat {call:03d} {place:03d}" for place in range(num_images)]
+
+
+def _one_prompt(num_images: int, call: int) -> list[str]:
+    """One for all images, another in each call, of one length with `_prompts` but none of those."""
+    return [f"a photo of dog {call:03d} 000"] * num_images
 
 
 def _shortest(times: Sequence[HostTime]) -> float:
@@ -122,7 +138,7 @@ class HostTime(TorchFunctionMode):
 
     One watch runs while the host works. It stands still in what this class itself does around each operation, and in
     operations on tensors without numbers; a function of PyTorch that turns out to have called some of these is as if it
-    had taken no time. What PyTorch takes to hand a function over to this class is measured once, and taken off.
+    had taken no time. What PyTorch takes to hand a function and an operation over is measured once, and taken off.
 
     Example:
         >>> x = torch.ones(3, device="meta")
@@ -141,12 +157,13 @@ class HostTime(TorchFunctionMode):
     @property
     def seconds(self) -> float:
         """The process's own time in the block, however busy the machine is."""
-        return self._watch.seconds - self._calls * _seconds_of_a_call()
+        handing_over = self._calls * _seconds_of_a_call() + self._tensors.computed * _seconds_of_an_operation()
+        return self._watch.seconds - handing_over
 
     @property
-    def measured(self) -> tuple[float, int]:
-        """Seconds of the watch, and the calls of functions of PyTorch that they hold."""
-        return self._watch.seconds, self._calls
+    def measured(self) -> tuple[float, int, int]:
+        """Seconds of the watch, and the calls of functions and the computed operations that they hold."""
+        return self._watch.seconds, self._calls, self._tensors.computed
 
     @property
     def launches(self) -> int:
@@ -189,9 +206,26 @@ def _seconds_of_a_call() -> float:
         with HostTime() as host:
             for _ in range(200):
                 tensor.neg()
-        seconds, calls = host.measured
+        seconds, calls, _ = host.measured
         found.append(seconds / calls)
     return min(found)
+
+
+@cache
+def _seconds_of_an_operation() -> float:
+    """By how much the watch exaggerates an operation on a tensor with numbers, beside what a function takes."""
+    tensor, number, alone, watched = torch.ones(1), 50, [], []
+    for _ in range(40):  # the shortest of many: of a busy machine rather too little is taken off than too much
+        started = time.process_time()
+        for _ in range(number):
+            tensor.neg()
+        alone.append(time.process_time() - started)
+        with HostTime() as host:
+            for _ in range(number):
+                tensor.neg()
+        seconds, calls, _ = host.measured
+        watched.append(seconds - calls * _seconds_of_a_call())
+    return max(min(watched) - min(alone), 0.0) / number
 
 
 class _CountedMetaTensors(MetaTensors):
@@ -199,7 +233,7 @@ class _CountedMetaTensors(MetaTensors):
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
-        self.operations = 0
+        self.operations = self.computed = 0
         self._watch = watch
 
     def __torch_dispatch__(
@@ -208,6 +242,7 @@ class _CountedMetaTensors(MetaTensors):
         self._watch.stop()
         without_numbers = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs)))
         self.operations += without_numbers
+        self.computed += not without_numbers
         try:
             return super().__torch_dispatch__(func if without_numbers else self._watched(func), types, args, kwargs)
         finally:

@@ -34,7 +34,7 @@ from fk_reward.rewards.llava_reward.backbones.base import (
 )
 from fk_reward.rewards.preprocessing import resize_by_pil, unit_float
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
-from fk_reward.rewards.row_positions import padded_rows
+from fk_reward.rewards.row_positions import padded_rows, rows_made_once
 from fk_reward.rewards.weights import load_headless
 
 if TYPE_CHECKING:
@@ -297,7 +297,8 @@ class PhiVisionBackbone(Backbone):
         """
         grids = [self.hd_transform.grid(*image.shape[-2:]) for image in images]
         counts = [self.model.vision_embed_tokens.num_tokens(*grid) for grid in grids]
-        tokens = self._known.get((tuple(prompts), tuple(counts)), lambda: self._padded(prompts, counts))
+        rows = tuple(zip(prompts, counts, strict=True))
+        tokens = self._known.get(rows, lambda: rows_made_once(rows, self._padded))
         return BackboneInputs(
             **{name: value.to(self.device) for name, value in tokens.items()},
             pixel_values=self._crops(images),
@@ -332,9 +333,9 @@ class PhiVisionBackbone(Backbone):
         runs = itertools.groupby(images, key=lambda image: (image.shape, image.dtype))
         return torch.cat([self.hd_transform.batch(torch.stack(list(run))).flatten(0, 1) for _, run in runs])
 
-    def _padded(self, prompts: Sequence[str], counts: Sequence[int]) -> dict[str, Tensor]:
+    def _padded(self, rows: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
         """What depends on prompts and numbers of visual tokens alone, on the CPU."""
-        ids, masks = zip(*self._tokenize(prompts, counts), strict=True)
+        ids, masks = zip(*self._tokenize(*zip(*rows, strict=True)), strict=True)
         read = [np.ones_like(mask) for mask in masks]
         return {
             "input_ids": padded_rows(ids, 0, on_the_left=False),

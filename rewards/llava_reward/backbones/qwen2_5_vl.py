@@ -23,7 +23,7 @@ from fk_reward.rewards.llava_reward.backbones.base import (
 )
 from fk_reward.rewards.prompt_limits import control_tokens, refuse_control_tokens
 from fk_reward.rewards.qwen_patches import PatchTransform
-from fk_reward.rewards.row_positions import RowPositions, padded_rows
+from fk_reward.rewards.row_positions import RowPositions, padded_rows, rows_made_once
 from fk_reward.rewards.weights import load_headless
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ class QwenVLBackbone(Backbone):
                 than 200 times the other, and unequal counts.
         """
         grids = [self.transform.grid(*image.shape[-2:]) for image in images]
-        known = self._known.get((tuple(prompts), tuple(grids)), lambda: self._tokenized(prompts, grids))
+        rows = tuple(zip(prompts, grids, strict=True))
+        known = self._known.get(rows, lambda: rows_made_once(rows, self._tokenized))
         tokens = {name: value.to(self.device) for name, value in known.items()}
         names = ("input_ids", "attention_mask", "image_mask")
         # A batch of the sampler has one size: resize it in one call.
@@ -165,14 +166,15 @@ class QwenVLBackbone(Backbone):
             **{name: tokens[name] for name in names},
         )
 
-    def _tokenized(self, prompts: Sequence[str], grids: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    def _tokenized(self, rows: Sequence[tuple[str, tuple[int, int]]]) -> dict[str, Tensor]:
         """What depends on prompts and sizes alone, on the CPU."""
+        prompts, grids = zip(*rows, strict=True)
         refuse_control_tokens(prompts, control_tokens(self.tokenizer, IMAGE_TOKEN))
         grid_thw = torch.tensor([(1, *grid) for grid in grids])
         num_visual_tokens = (grid_thw.prod(dim=1) // self.transform.merge_size**2).tolist()
         # One placeholder as text, all of them as token ids: thousands of them take long to tokenise.
-        rows = self.tokenizer([TEMPLATE.format(image=IMAGE_TOKEN, prompt=prompt) for prompt in prompts])["input_ids"]
-        expanded = [self._expanded(np.array(row), count) for row, count in zip(rows, num_visual_tokens, strict=True)]
+        ids = self.tokenizer([TEMPLATE.format(image=IMAGE_TOKEN, prompt=prompt) for prompt in prompts])["input_ids"]
+        expanded = [self._expanded(np.array(row), count) for row, count in zip(ids, num_visual_tokens, strict=True)]
         input_ids = padded_rows(expanded, self.tokenizer.pad_token_id, on_the_left=False)
         attention_mask = padded_rows([np.ones_like(row) for row in expanded], 0, on_the_left=False)
         image_mask = input_ids == self.model.config.image_token_id

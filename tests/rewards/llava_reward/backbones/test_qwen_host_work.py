@@ -52,9 +52,22 @@ def made(monkeypatch, backbone):
     """Prompts whose tokens were made, a list for each time."""
     calls, tokenized = [], backbone._tokenized
     monkeypatch.setattr(
-        backbone, "_tokenized", lambda prompts, grids: calls.append(prompts) or tokenized(prompts, grids)
+        backbone, "_tokenized", lambda rows: calls.append([prompt for prompt, _ in rows]) or tokenized(rows)
     )
     return calls
+
+
+def test_particles_of_a_prompt_are_tokenised_once(backbone, made):
+    images = [torch.rand(3, 56, 56)] * 3 + [torch.rand(3, 84, 56)]
+    prompts = ["a longer one", "a", "a longer one", "a"]
+    together = backbone.prepare(images, prompts)
+    assert made == [["a longer one", "a", "a"]], "the last image is of another size"
+    alone = [backbone.prepare([image], [prompt]) for image, prompt in zip(images, prompts, strict=True)]
+    for row, inputs in enumerate(alone):
+        length = inputs.input_ids.shape[1]
+        assert torch.equal(together.input_ids[row, :length], inputs.input_ids[0])
+        assert torch.equal(together.extras["position_ids"][:, row, :length], inputs.extras["position_ids"][:, 0])
+        assert together.attention_mask[row].sum() == length
 
 
 def check_cut_at_once(transform, images):
