@@ -18,7 +18,7 @@ PACKAGES := build/packages
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help demo test check lint types doctests gates docs clean
+.PHONY: help demo test test-all check lint types doctests gates docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -28,9 +28,14 @@ help:  ## Show this list
 demo: $(STAMP)  ## Unsteered, best of K and steered images on the embedded model; writes outputs/demo
 	$(BIN)/fk-reward demo --out outputs/demo
 
-test: $(STAMP)  ## All tests
-	@# many tests start processes: bytecode is kept. Files in the order of tests/conftest.py: the slow ones first
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+# many tests start processes: bytecode is kept. Files in the order of tests/conftest.py: the slow ones first
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: $(STAMP)  ## All tests but those that are marked as long
+	$(PYTEST) -m "not long" tests
+
+test-all: $(STAMP)  ## All tests, before a release: whole trainings in small, every notebook, every pipeline of the table
+	$(PYTEST) tests
 
 check: lint types doctests gates  ## Lint, types, doctests, exports and documentation
 
@@ -44,7 +49,7 @@ types: $(STAMP)
 
 doctests: $(STAMP)
 	$(BIN)/python scripts/link_packages.py
-	PYTHONPATH=$(PACKAGES) $(BIN)/python -m pytest -q --doctest-modules --import-mode=importlib $(PACKAGES)/fk_reward
+	PYTHONPATH=$(PACKAGES) $(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules --import-mode=importlib $(PACKAGES)/fk_reward
 
 gates: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow" tests/repository

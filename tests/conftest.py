@@ -45,8 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def slow_files_first(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Files in their order, but those with tests that are marked as slow before the others."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    """Files in their order, but those with tests that are marked as slow or long before the others."""
+    slow = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "long")))}
     return sorted(items, key=lambda item: item.path not in slow)
 
 

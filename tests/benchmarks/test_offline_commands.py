@@ -40,7 +40,7 @@ def test_every_benchmark_has_a_line():
     assert named >= set(SUITES) - {"official", "shapes-sign", "shapes-validation", "shapes-sign-validation"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_line_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -145,7 +145,7 @@ def options(model):  # noqa: F811
     return [*options_of(model), "--method", "fk"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_nodes_of_unequal_size_make_what_one_process_makes(finished, options, tmp_path):  # noqa: F811
     """As `accelerate launch --num_machines 2` starts them, which hands over to this launcher for several nodes."""
     out = tmp_path / "nodes"

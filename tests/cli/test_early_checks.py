@@ -145,6 +145,7 @@ def test_schedulers_that_cannot_be(text):
         check_scheduler_name(text)
 
 
+@pytest.mark.long
 def test_what_works_imports_torch_and_says_nothing_foreign(tmp_path):
     """The saboteur of the watch, which would pass all of the above if it saw nothing; and what users read.
 

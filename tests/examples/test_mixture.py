@@ -85,7 +85,7 @@ def test_weighted_rewards_keep_the_target(potential, reward_weight):
     assert_exact(potential=potential, reward_weight=reward_weight, ess_threshold=0.7, resampling="ssp", num_runs=800)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_target_over_many_runs():
     assert_exact(potential="difference", reward_weight="rising", ess_threshold=1.0, num_runs=20000)
 

@@ -111,6 +111,7 @@ def without_seconds(out):
     }
 
 
+@pytest.mark.long
 def test_an_interrupted_run_is_resumed_and_gives_the_same(offline, tmp_path, monkeypatch):
     run(tmp_path / "whole")
     append, calls = ResultStore.append, []
@@ -136,6 +137,7 @@ def test_an_interrupted_run_is_resumed_and_gives_the_same(offline, tmp_path, mon
     assert lengths[:3] == lengths[3:], "nothing is drawn twice"
 
 
+@pytest.mark.long
 def test_shards_share_the_work(offline, tmp_path):
     run(tmp_path, "--shard", "1/2")
     assert "run shard 0" in run(tmp_path, "--report", code=2)

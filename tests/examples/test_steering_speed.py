@@ -148,6 +148,7 @@ def run(*arguments, code=0):
     return invoke(steering_speed.main, *arguments, code=code)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_steps")
 def test_command(tmp_path):
     options = ["--steps", 2, "--num-particles", 2, "--num-repetitions", 2, "--device", "cpu", "--out", tmp_path]

@@ -32,7 +32,8 @@ def test_the_gate_checks_before_it_tests_and_nothing_twice():
     ("target", "commands"),
     [
         ("demo", ["fk-reward demo --out outputs/demo"]),
-        ("test", ["pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests"]),
+        ("test", ['pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not long" tests']),
+        ("test-all", ["pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests"]),
         ("check", ["ruff check", "ruff format --check", "mypy", "--doctest-modules", "tests/repository"]),
     ],
 )
@@ -44,7 +45,7 @@ def test_targets_run_what_they_promise(target, commands):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_a_misspelt_target_is_noticed():
-    plan = subprocess.run(["make", "--dry-run", "-C", str(ROOT), "tests-all"], capture_output=True, check=False)
+    plan = subprocess.run(["make", "--dry-run", "-C", str(ROOT), "all-tests"], capture_output=True, check=False)
     assert plan.returncode != 0
 
 
@@ -53,7 +54,7 @@ def test_workers_begin_with_the_slow_files(request):
     items = request.session.items
     ordered = slow_files_first(items)
     files = list(dict.fromkeys(item.path for item in ordered))
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "long")))}
     assert [path in slow for path in files] == sorted((path in slow for path in files), reverse=True)
     for path in files:
         assert [item for item in ordered if item.path == path] == [item for item in items if item.path == path]

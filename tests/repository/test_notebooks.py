@@ -51,7 +51,11 @@ def test_it_opens_in_colab_and_links_to_notebooks_that_exist(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path.stem == "first_image" else pytest.mark.long) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_its_cells_run(path, tmp_path):
     """All cells in one namespace of a fresh interpreter, as a kernel runs them; no Jupyter is needed for that."""
     script = "\n\n".join(cells(path, "code"))

@@ -132,7 +132,7 @@ def test_the_installed_wheel_imports_by_itself(empty_environment, tmp_path):
     assert Path(result.stdout.strip()).is_relative_to(empty_environment.parents[1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_installed_command_draws(empty_environment, tmp_path):
     """From an empty folder: an image that is steered, on the embedded models."""
     command = empty_environment.with_name("fk-reward")
@@ -198,7 +198,7 @@ follow_imports = skip
 `make types`: millions of lines, and most of the time that this took."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_users_script_is_typed(empty_environment, tmp_path):
     """`mypy --strict` on the script finds nothing, and finds two mistakes in it when they are made."""
     for name, text in (("user.py", SCRIPT), ("wrong.py", WRONG), ("mypy.ini", FOLLOWED)):

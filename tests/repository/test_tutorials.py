@@ -36,7 +36,7 @@ def test_numbers_are_found():
     assert [words[0] for words in changed] == ["record", "record", "train"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_way_from_recording_to_steering(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for words in commands(PAGE.read_text()):

@@ -350,11 +350,13 @@ def singly(larger_clip, many_images):
     return torch.cat([larger_clip(image[None], PROMPT) for image in many_images])
 
 
+@pytest.mark.long
 def test_a_batch_is_much_faster_than_its_images(larger_clip, many_images):
     assert_close(larger_clip(many_images, PROMPT), singly(larger_clip, many_images), rtol=0, atol=1e-5)
     check_batches_pay(lambda: larger_clip(many_images, PROMPT), lambda: singly(larger_clip, many_images))
 
 
+@pytest.mark.long
 def test_a_batch_scored_image_by_image_is_noticed(larger_clip, many_images, monkeypatch):
     monkeypatch.setattr(larger_clip, "batch_size", 1)
     with pytest.raises(AssertionError, match="only"):

@@ -178,6 +178,7 @@ def test_every_tensor_is_used(tensors):
     assert sum(p.numel() for p in model.parameters()) == sum(t.numel() for t in tensors.values())
 
 
+@pytest.mark.long
 def test_each_tensor_is_needed(tensors):
     for key in tensors:
         with pytest.raises(ValueError, match="complete OpenCLIP ViT-H-14"):

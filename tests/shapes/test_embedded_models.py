@@ -26,6 +26,7 @@ def accuracy(images, prompts):
     return np.mean([verify(image, prompt).correct for image, prompt in zip(images, prompts, strict=True)])
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_verifier_is_right_after_the_vae(scenes):
     prompts, images = scenes
@@ -60,7 +61,7 @@ def test_pipeline_draws_what_it_is_asked_for():
     assert mean_score(images, prompts) > mean_score(images, prompts[1:] + prompts[:1]) + 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_held_out_prompts_are_drawn_right_often_enough_and_not_too_often():
     """So that a reward has something to choose from, and something to gain: the documentation has 0.64 of 300."""
     pipe = StableDiffusionPipeline.from_pretrained(resolve_model("shapes-sd"))

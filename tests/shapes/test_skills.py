@@ -63,7 +63,7 @@ def test_chosen_and_unchosen_images_are_compared_by_skill_and_merged(skills):
         assert (f"{first} - {second}", (first,), (second,)) in found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_and_goes_on(skills, tmp_path, capsys):
     for shard in ("1/2", "0/2"):  # two processes, and the rest
         skills.main(out=tmp_path, smoke=True, shard=shard)

@@ -251,7 +251,7 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_real_settings_run_from_words_to_rewards(runs):
     import train_all
 

@@ -26,6 +26,7 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.mark.long
 def test_every_stage_leaves_its_results(root):
     import train_bands
 
@@ -45,6 +46,7 @@ def test_every_stage_leaves_its_results(root):
     assert len(rows) == len(train_bands.SMOKE.levels) * len(train_bands.TEACHERS)
 
 
+@pytest.mark.long
 def test_a_stage_that_is_done_is_not_done_again(root):
     import measure_bands
     import train_bands
@@ -58,6 +60,7 @@ def test_a_stage_that_is_done_is_not_done_again(root):
     assert not (root / "measured" / "redraws-1-of-2.jsonl").exists(), "whoever drew it"
 
 
+@pytest.mark.long
 def test_what_is_exported_is_loaded_by_name(root, tmp_path, monkeypatch):
     import train_bands
 
@@ -72,6 +75,7 @@ def test_what_is_exported_is_loaded_by_name(root, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.long
 def test_imagereward_learns_from_the_same_recordings(root):
     import train_imagereward_bands as recipe
 
@@ -98,6 +102,7 @@ def test_levels_are_those_of_the_scheduler_after_so_many_steps():
     assert [len(found) for found in judged] == [2, 2, 2]
 
 
+@pytest.mark.long
 def test_what_was_drawn_already_is_the_recording_that_would_be_made(tmp_path):
     """Against `record_predictions` from the same seed: levels, images and scores."""
     import sample_images

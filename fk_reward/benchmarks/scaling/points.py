@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -171,9 +173,10 @@ class ScalingPoints:
         accuracy; `own_difference`, `heldout_difference` (name -> estimate) and `judge_difference` to best of N of the
         same budget and number of steps, and `judge_difference_best` to that of the number of steps at which the judge
         likes best of N most (`best_steps`); `own_difference_plain` and `judge_difference_plain`, of a reward with noise
-        bands to the same run without; `cost` of an image, `prices` of it in plain images, by price list; `diversity`
-        and `num_ancestors` of a population. Estimates have `estimate`, `low` and `high`, a 95 % interval clustered by
-        the text of the prompt.
+        bands to the same run without; `price_difference`, by price list `own` and `judge` against best of N of the same
+        price, between two of its budgets (`between_prices`); `cost` of an image, `prices` of it in plain images, by
+        price list; `diversity` and `num_ancestors` of a population. Estimates have `estimate`, `low` and `high`, a 95 %
+        interval clustered by the text of the prompt.
         """
         return [self._row(run) for run in self.runs]
 
@@ -202,7 +205,35 @@ class ScalingPoints:
             "num_ancestors": result.population.get("num_ancestors"),
             "cost": dict(vars(run.cost)),
             "prices": self._prices(run),
+            "price_difference": {
+                prices: {"own": self._at_price(run, prices, own), "judge": self._at_price(run, prices, None)}
+                for prices in PRICES
+            },
         }
+
+    def _at_price(self, run: ScalingRun, prices: str, reward: str | None) -> Ends | None:
+        """Difference to best of N of the same price and number of steps; None where its budgets do not reach so far."""
+        price, curve = self._prices(run)[prices], self._curve(run, prices)
+        known = self.judged if reward is None else reward in self.rewards
+        if price is None or not known or run.result.method in (BEST, UNSTEERED):
+            return None
+        for (lower, before), (higher, after) in itertools.pairwise(curve):
+            if lower <= price <= higher:
+                first, second = self._values(before, reward), self._values(after, reward)
+                baseline = between_prices(first, second, math.log(price / lower) / math.log(higher / lower))
+                return estimate(paired_differences(self._values(run, reward), baseline))
+        return None
+
+    def _curve(self, run: ScalingRun, prices: str) -> list[tuple[float, ScalingRun]]:
+        """Best of N by the same reward with as many steps, by ascending price."""
+        mine = (run.num_steps, _own(run))
+        same = [one for one in self.runs if one.result.method == BEST and (one.num_steps, _own(one)) == mine]
+        priced = [(price, one) for one in same if (price := self._prices(one)[prices]) is not None]
+        return sorted(priced, key=lambda point: point[0])
+
+    def _values(self, run: ScalingRun, reward: str | None) -> dict[Place, Outcome]:
+        """A reward's gains; the judge's verdicts where no reward is named."""
+        return self._verdicts(run) if reward is None else self._gains(run, reward)
 
     def _gains(self, run: ScalingRun, name: str) -> dict[Place, Outcome]:
         return self.rewards[name].of_gains(run.result.scores(name))
@@ -241,8 +272,7 @@ class ScalingPoints:
             or (reward is not None and reward not in self.rewards)
         ):
             return None
-        first, second = (self._verdicts(one) if reward is None else self._gains(one, reward) for one in (run, baseline))
-        pairs = paired_differences(first, second)
+        pairs = paired_differences(self._values(run, reward), self._values(baseline, reward))
         return estimate(pairs) if pairs else None
 
     def _prices(self, run: ScalingRun) -> dict[str, float | None]:
@@ -256,6 +286,28 @@ class ScalingPoints:
             except ValueError:  # a reward of the user's own
                 prices[name] = None
         return prices
+
+
+def between_prices(first: Outcomes, second: Outcomes, share: float) -> dict[Place, Outcome]:
+    """What best of N is worth at a price between two of its budgets: a straight line on the logarithm of the price.
+
+    The best of N gains about as much with each doubling, so that a line on the price itself would make it too weak.
+
+    Args:
+        first: of the cheaper budget.
+        second: of the other one.
+        share: of the way between them, in [0, 1].
+
+    Example:
+        >>> cow, dog = (Outcome(value, "a cow", "") for value in (1.0, 3.0))
+        >>> between_prices({(0, 0): cow}, {(0, 0): dog}, 0.25)[0, 0].value
+        1.5
+    """
+    return {
+        place: outcome._replace(value=(1.0 - share) * outcome.value + share * second[place].value)
+        for place, outcome in first.items()
+        if place in second
+    }
 
 
 def best_of_n_curves(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], list[Mapping[str, Any]]]:

@@ -72,10 +72,19 @@ def scaling_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     tables = [
         Table("Rewards, in standard deviations within a prompt above plain images", _NAMES + quality, cells),
         Table("Judge", _NAMES + judge, [cell for cell in cells if cell["judge"] is not None]),
+        _table_at_equal_price(cells),
         Table("Cost of an image", _NAMES + cost, cells),
         Table("Diversity of a population", _NAMES + population, cells),
     ]
     return [table for table in tables if table.rows]
+
+
+def _table_at_equal_price(cells: Sequence[Mapping[str, Any]]) -> Table:
+    """Of the runs whose price lies between two budgets of best of N."""
+    pairs = [(kind, prices) for prices in PRICES for kind in _QUALITIES]
+    columns = tuple(Column(f"at {kind} {prices}", f"{kind}, {prices} [95 %]") for kind, prices in pairs)
+    priced = [cell for cell in cells if any(cell[f"at {kind} {prices}"] for kind, prices in pairs)]
+    return Table("Minus best of N of the same price, between its budgets", _NAMES + columns, priced)
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,6 +99,11 @@ def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
         **{f"heldout {name}": _text(ends, CHANGE) for name, ends in row["heldout"].items()},
         **{f"heldout_difference {name}": _text(ends, CHANGE) for name, ends in row["heldout_difference"].items()},
         **{f"price {name}": price for name, price in row["prices"].items()},
+        **{
+            f"at {kind} {name}": _text(ends, CHANGE)
+            for name, found in row["price_difference"].items()
+            for kind, ends in found.items()
+        },
     }
 
 

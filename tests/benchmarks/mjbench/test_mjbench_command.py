@@ -179,7 +179,9 @@ def test_results_of_other_weights_are_refused(run, refused, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shares", [(5, 4), (4, 4, 3)], ids=["two", "three"])
+@pytest.mark.parametrize(
+    "shares", [pytest.param((5, 4), id="two"), pytest.param((4, 4, 3), id="three", marks=pytest.mark.long)]
+)
 def test_processes_of_accelerate_give_what_one_gives(run, tmp_path, shares):
     """Shares are unequal."""
     options = (

@@ -132,6 +132,23 @@ def test_the_baseline_is_best_of_n_at_its_best_number_of_steps(finished):
         assert difference == pytest.approx(row["judge"]["estimate"] - max(best.values()), abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["own", "judge"])
+def test_best_of_n_of_the_same_price_lies_between_its_budgets(finished, kind):
+    """By hand from the rows, whose means are linear in the images; the price of the small budget is inside."""
+    rows = rows_of(finished[0])
+    best = {r["budget"]: r for r in rows if r["method"] == "best-of-n" and r["num_steps"] == 4}
+    (row,) = [row for row in rows if (row["budget"], row["method"]) == (8, "fk")]
+    low, high = (best[budget]["prices"]["sdxl"] for budget in (8, 16))
+    assert low < row["prices"]["sdxl"] < high, "it scores on the way"
+    share = math.log(row["prices"]["sdxl"] / low) / math.log(high / low)
+    expected = row[kind]["estimate"] - (1 - share) * best[8][kind]["estimate"] - share * best[16][kind]["estimate"]
+    assert row["price_difference"]["sdxl"][kind]["estimate"] == pytest.approx(expected)
+    same = row["price_difference"]["sample-steps"][kind]
+    assert same["estimate"] == pytest.approx(row[f"{kind}_difference"]["estimate"]), "as many steps cost the same"
+    (dear,) = [row for row in rows if (row["budget"], row["method"]) == (16, "fk")]
+    assert dear["price_difference"]["sdxl"][kind] is None, "no budget of best of N is above it"
+
+
 def test_noise_bands_are_held_against_the_same_search_without(model, tmp_path, monkeypatch):
     """With a band that judges the other way round: the baseline is drawn once, and differences are those of images."""
     against = load_reward("shapes-imagereward")

@@ -197,6 +197,7 @@ def compile_blocks(reward):
     return ran, {type(block) for block in blocks}
 
 
+@pytest.mark.long
 def test_same_scores(reward, batch):
     with torch.no_grad():
         expected = scores(reward, *batch)
