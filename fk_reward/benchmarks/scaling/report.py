@@ -79,7 +79,7 @@ def scaling_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _table_at_equal_price(cells: Sequence[Mapping[str, Any]]) -> Table:
+def _table_at_equal_price(cells: Sequence[dict[str, Any]]) -> Table:
     """Of the runs whose price lies between two budgets of best of N."""
     pairs = [(kind, prices) for prices in PRICES for kind in _QUALITIES]
     columns = tuple(Column(f"at {kind} {prices}", f"{kind}, {prices} [95 %]") for kind, prices in pairs)

@@ -170,24 +170,24 @@ class QwenVLBackbone(Backbone):
         """What depends on prompts and sizes alone, on the CPU."""
         prompts, grids = zip(*rows, strict=True)
         refuse_control_tokens(prompts, control_tokens(self.tokenizer, IMAGE_TOKEN))
-        grid_thw = torch.tensor([(1, *grid) for grid in grids])
-        num_visual_tokens = (grid_thw.prod(dim=1) // self.transform.merge_size**2).tolist()
+        grid_thw = torch.from_numpy(np.array([(1, *grid) for grid in grids]))
+        num_visual_tokens = [height * width // self.transform.merge_size**2 for height, width in grids]
         # One placeholder as text, all of them as token ids: thousands of them take long to tokenise.
         ids = self.tokenizer([TEMPLATE.format(image=IMAGE_TOKEN, prompt=prompt) for prompt in prompts])["input_ids"]
         expanded = [self._expanded(np.array(row), count) for row, count in zip(ids, num_visual_tokens, strict=True)]
         input_ids = padded_rows(expanded, self.tokenizer.pad_token_id, on_the_left=False)
         attention_mask = padded_rows([np.ones_like(row) for row in expanded], 0, on_the_left=False)
-        image_mask = input_ids == self.model.config.image_token_id
+        image_mask = input_ids.numpy() == self.model.config.image_token_id  # NumPy: it costs the host a tenth
         placed = {
             "input_ids": input_ids,
-            "mm_token_type_ids": image_mask.long(),
+            "mm_token_type_ids": torch.from_numpy(image_mask.astype(np.int64)),
             "image_grid_thw": grid_thw,
             "attention_mask": attention_mask,
         }
         return {
             "input_ids": input_ids,
-            "attention_mask": attention_mask.bool(),
-            "image_mask": image_mask,
+            "attention_mask": torch.from_numpy(attention_mask.numpy().astype(bool)),
+            "image_mask": torch.from_numpy(image_mask),
             "grid_thw": grid_thw,
             "position_ids": self._row_positions(placed),
         }
