@@ -2,7 +2,8 @@
 
 Images and weights have shapes and no numbers (PyTorch's meta device), as if they were on a GPU that answers at once.
 What is left is Python, tokens and positions. Operations on tensors without numbers are counted and not timed: PyTorch
-derives their shapes in Python, where a GPU's kernel is started in some microseconds.
+derives their shapes in Python, where a GPU's kernel is started in some microseconds. The shapes are derived once and
+kept, as what derives them would throw all else out of the processor's caches.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fk_reward.benchmarks.report import Column
 from fk_reward.planning.full_size_rewards import FULL_SIZE, FullSize
@@ -88,10 +89,10 @@ def _timed(
     reward: Reward, images: Tensor, prompts: Callable[[int, int], list[str]], repeats: int
 ) -> tuple[dict[str, Any], list[HostTime], list[HostTime]]:
     """Counts of a call, and the times of calls with new prompts and with known ones."""
-    networks = ReplayedNetworks()
+    networks, kept = ReplayedNetworks(), KeptOperations()
 
     def timed(call: int) -> HostTime:
-        with HostTime() as host:
+        with HostTime(kept) as host:
             networks.replay(reward.score, images, prompts(len(images), call))
         return host
 
@@ -140,6 +141,9 @@ class HostTime(TorchFunctionMode):
     operations on tensors without numbers; a function of PyTorch that turns out to have called some of these is as if it
     had taken no time. What PyTorch takes to hand a function and an operation over is measured once, and taken off.
 
+    Args:
+        kept: results of operations on tensors without numbers, of calls before this one; they are derived if missing.
+
     Example:
         >>> x = torch.ones(3, device="meta")
         >>> with HostTime() as host:
@@ -148,10 +152,10 @@ class HostTime(TorchFunctionMode):
         2
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: KeptOperations | None = None) -> None:
         super().__init__()
         self._watch = _Watch()
-        self._tensors = _CountedMetaTensors(self._watch)
+        self._tensors = _CountedMetaTensors(self._watch, kept)
         self._calls = 0
 
     @property
@@ -228,23 +232,71 @@ def _seconds_of_an_operation() -> float:
     return max(min(watched) - min(alone), 0.0) / number
 
 
+class KeptOperations:
+    """What operations returned, in their order: a later call that makes the same ones gets the same results.
+
+    Example:
+        >>> kept = KeptOperations()
+        >>> for x in (1, 2):
+        ...     kept.begin()
+        ...     print(kept.result("double", lambda: 2 * x))
+        2
+        2
+    """
+
+    def __init__(self) -> None:
+        self._results: list[tuple[Any, Any]] = []
+        self._next = 0
+
+    def begin(self) -> None:
+        """A call begins."""
+        self._next = 0
+
+    def result(self, key: Any, make: Callable[[], Any]) -> Any:
+        """That of the next operation, as it was, or made anew from where this call is another one.
+
+        Args:
+            key: what the shape of the result depends on.
+            make: does it.
+        """
+        place = self._next
+        self._next += 1
+        if place >= len(self._results) or self._results[place][0] != key:
+            self._results[place:] = [(key, make())]
+        return tree_map_only(Tensor, _shaped_alike, self._results[place][1])
+
+
+def _shaped_alike(tensor: Tensor) -> Tensor:
+    """Another one: PyTorch makes a view of what an operation returns only once."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
+
 class _CountedMetaTensors(MetaTensors):
     """Counts operations on tensors without numbers, and lets a watch run in the others alone."""
 
-    def __init__(self, watch: _Watch) -> None:
+    def __init__(self, watch: _Watch, kept: KeptOperations | None) -> None:
         super().__init__()
         self.operations = self.computed = 0
-        self._watch = watch
+        self._watch, self._kept = watch, kept
+        if kept is not None:
+            kept.begin()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         self._watch.stop()
-        without_numbers = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs)))
+        leaves = tree_leaves((args, kwargs))
+        without_numbers = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
         self.operations += without_numbers
         self.computed += not without_numbers
+        do = super().__torch_dispatch__
         try:
-            return super().__torch_dispatch__(func if without_numbers else self._watched(func), types, args, kwargs)
+            if not without_numbers:
+                return do(self._watched(func), types, args, kwargs)
+            if self._kept is None:
+                return do(func, types, args, kwargs)
+            key = (func, *(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+            return self._kept.result(key, lambda: do(func, types, args, kwargs))
         finally:
             self._watch.run()
 
