@@ -31,7 +31,7 @@ from fk_reward.planning.memory import (
     smallest_settings,
 )
 from fk_reward.planning.planned_models import PlannedModels, models_on_meta, weight_bytes
-from fk_reward.search import Forecast, SearchConfig, load_search
+from fk_reward.search import ChosenByCall, Forecast, SearchConfig, load_search
 from fk_reward.search.base import forecast
 from fk_reward.search.budget import check_typed_sizes, fit_budget, sample_steps
 from fk_reward.search.registry import search_name, settings_of
@@ -294,6 +294,8 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     with models_on_meta(model, reward, dtype=floating, preview=preview, solver=preset) as models:
         defaults = {} if preset is None else preset.arguments(models.pipe)
         num_steps = defaults.get("num_inference_steps", DEFAULT_STEPS) if steps is None else steps
+        if isinstance(config, ChosenByCall):
+            config = config.for_call(1, preset or models.pipe.scheduler)
         if budget is not None:
             config = fit_budget(config, budget, num_steps, lookahead=lookahead)
         guidance = defaults.get("guidance_scale") if guidance_scale is None else guidance_scale

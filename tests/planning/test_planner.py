@@ -19,8 +19,8 @@ from fk_reward.planning import plan, planner
 from fk_reward.planning.costs import PHASES, PROMPT
 from fk_reward.planning.memory import CUDA_CONTEXT_BYTES
 from fk_reward.planning.meta_device import LiveBytes, flop_counter
-from fk_reward.search import SEARCHES, load_search
-from fk_reward.search.registry import settings_of
+from fk_reward.search import SEARCHES, ChosenByCall, load_search
+from fk_reward.search.registry import search_name, settings_of
 from tests.command_line import run_command_line
 from tests.tiny.tiny_autoencoder import make_tiny_autoencoder
 
@@ -152,8 +152,10 @@ def test_settings_of_the_sampler():
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_every_search_can_be_planned(name):
     made = plan("shapes-sd", reward="shapes-verifier", search=name, dtype="float32", steps=10)
-    assert made.population == load_search(name).population(1).forecast(10)
-    assert json.loads(json.dumps(made.to_dict()))["config"] == json.loads(json.dumps(settings_of(load_search(name))))
+    config = load_search(name)
+    config = config.for_call(1) if isinstance(config, ChosenByCall) else config
+    assert made.population == config.population(1).forecast(10)
+    assert json.loads(json.dumps(made.to_dict()))["config"] == json.loads(json.dumps(settings_of(config)))
 
 
 def test_a_population_that_grows_is_planned_for_its_most_particles():
@@ -348,6 +350,13 @@ def test_a_look_ahead_costs_steps_of_the_denoiser():
     assert cheaper < plan("shapes-sd", budget=100, **options).num_particles
     with pytest.raises(ValueError, match="lookahead should be a whole number"):
         plan("shapes-sd", lookahead="far", **options)
+
+
+@pytest.mark.parametrize(("solver", "chosen"), [("sde-dpmsolver++-20", "tree"), (None, "pruning")])
+def test_what_is_recommended_is_planned_as_a_call_has_it(solver, chosen):
+    result = plan("shapes-sd", reward="shapes-clipscore", search="recommended", budget=80, solver=solver, steps=20)
+    assert search_name(result.search) == chosen
+    assert sum(result.population.steps) <= 80
 
 
 def test_a_budget_sets_the_sizes():
