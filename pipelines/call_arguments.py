@@ -118,8 +118,8 @@ def _searches_with(name: str) -> list[str]:
     for search in SEARCHES:
         with contextlib.suppress(SearchLoadError):  # of another package, which raises when it is asked for
             kind = search_class(search)
-            if name in search_fields(kind):
-                found.setdefault(kind, search)
+            if name in search_fields(kind) and (kind not in found or SEARCHES[search] is kind):
+                found[kind] = search
     return list(found.values())
 
 
