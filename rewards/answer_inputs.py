@@ -120,7 +120,7 @@ class PromptInputs:
     def _make(self, texts: Sequence[str], size: ImageSize, answer: Sequence[int]) -> dict[str, Tensor]:
         # Also where a model is made on the meta device, whose tensors have no values.
         with torch.device("cpu"):
-            return dict(rows_made_once(texts, lambda distinct: self._positioned(distinct, size, answer)))
+            return rows_made_once(texts, lambda distinct: self._positioned(distinct, size, answer))
 
     def _positioned(self, texts: Sequence[str], size: ImageSize, answer: Sequence[int]) -> dict[str, Tensor]:
         inputs = self._written_out(texts, size, answer) or self._processed(texts, size, answer)

@@ -104,9 +104,7 @@ def padded_rows(rows: Sequence[np.ndarray], value: int, *, on_the_left: bool) ->
     return torch.from_numpy(padded)
 
 
-def rows_made_once(
-    rows: Sequence[RowT], make: Callable[[Sequence[RowT]], Mapping[str, Tensor]]
-) -> Mapping[str, Tensor]:
+def rows_made_once(rows: Sequence[RowT], make: Callable[[Sequence[RowT]], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors of rows of which many are alike, such as those of the particles of one prompt: each is made once.
 
     Args:

@@ -89,6 +89,17 @@ class TreeRequest:
         everything = (self.num_branches,)
         return TreeSearch(num_branches=self.num_branches, branch_at=self.branch_at, keep=everything, at=(self.cut_at,))
 
+    def within(self, budget: int, num_steps: int) -> TreeSearch:
+        """The tree that a budget pays for.
+
+        Raises:
+            ValueError: it has more branches than are drawn.
+        """
+        tree = fit_budget(TreeSearch(branch_at=self.branch_at, at=(self.cut_at,)), budget, num_steps)
+        if tree.num_branches > self.num_branches:
+            raise ValueError(f"A budget of {budget} pays for {tree.num_branches} branches: draw as many.")
+        return tree
+
 
 class Sample(NamedTuple):
     """One tree of one prompt."""
@@ -204,8 +215,7 @@ def best_of_tree(cut: Floats, finished: Floats, *, branches: int, keep: int, see
 def cost_of(tree: TreeSearch, num_steps: int) -> Cost:
     """What an image of this tree costs."""
     foreseen = forecast(tree, num_steps)
-    scored = sum(foreseen.scorings) + foreseen.finished
-    steps = sum(foreseen.steps)
+    scored, steps = foreseen.num_scored, sum(foreseen.steps)
     return Cost(
         sample_steps=steps, denoiser_rows=2 * steps, decodes=scored, reward_calls=scored, seconds=0.0, previews=0
     )
@@ -231,16 +241,12 @@ class TreeTable:
         """Of one budget: one image, and best of N and a tree by each reward."""
         one = [np.full(self.request.num_plain, 1 / self.request.num_plain)] * len(self.drawn)
         rows = [self._row("one image", None, budget, self._values("plain", one), {})]
+        tree = self.request.within(budget, self.num_steps)
         for reward in self.rewards:
-            rows += self._of_reward(reward, budget)
+            rows += self._of_reward(reward, budget, tree)
         return rows
 
-    def _of_reward(self, reward: str, budget: int) -> list[dict[str, Any]]:
-        tree = fit_budget(
-            TreeSearch(branch_at=self.request.branch_at, at=(self.request.cut_at,)), budget, self.num_steps
-        )
-        if tree.num_branches > self.request.num_branches:
-            raise ValueError(f"A budget of {budget} pays for {tree.num_branches} branches: draw as many.")
+    def _of_reward(self, reward: str, budget: int, tree: TreeSearch) -> list[dict[str, Any]]:
         number = budget // self.num_steps
         shape = {"branches": tree.num_branches, "keep": tree.keep[0]}
         found = [best_of_tree(one.cut[reward], one.tree[reward], **shape) for one in self.drawn]
@@ -287,18 +293,16 @@ class TreeTable:
         values: Mapping[str, Sequence[float]],
         against: Mapping[str, Mapping[str, Sequence[float]]],
     ) -> dict[str, Any]:
+        kinds = {"own": reward or VERIFIER, "right": "right"}
         minus = {
-            name: {
-                column: self._estimate(np.subtract(values[column], other[column]))
-                for column in (reward or VERIFIER, "right")
-            }
+            name: {kind: self._estimate(np.subtract(values[column], other[column])) for kind, column in kinds.items()}
             for name, other in against.items()
         }
         gains = {name: self._estimate(values[name]) for name in self.rewards}
         return {
             **{"method": method, "reward": reward, "budget": budget},
             **{"gains": gains, "right": self._estimate(values["right"])},
-            "minus": {name: {"own": ends[reward or VERIFIER], "right": ends["right"]} for name, ends in minus.items()},
+            "minus": minus,
         }
 
     def _estimate(self, values: Iterable[float]) -> Any:
@@ -352,10 +356,13 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         out: Folder of the results; an unfinished one goes on.
     """
     from fk_reward.devices import resolve_device  # noqa: PLC0415 (slow to import)
-    from fk_reward.pipelines.schedulers import SOLVERS  # noqa: PLC0415
+    from fk_reward.pipelines.schedulers import resolve_solver  # noqa: PLC0415
 
     rewards = (*dict.fromkeys(reward or REWARDS), VERIFIER)
-    steps = SOLVERS[request.solver].num_inference_steps
+    steps = resolve_solver(request.solver).num_inference_steps
+    sizes = parse_integers("--budgets", budgets)
+    for size in sizes:
+        request.within(size, steps)  # before hours of drawing
     settings = {"model": model, "rewards": list(rewards), "num_steps": steps, **asdict(request)}
     samples, place = _samples(request), resolve_device(device)
     share = find_share(None if shard is None else parse_shard(shard), place)
@@ -368,15 +375,14 @@ def main(  # noqa: PLR0913 (one parameter for each option)
             return
         drawn = [_read(answer, rewards) for answer in store.answers()]
         found = TreeTable(drawn, request, steps)
-        rows = [row for budget in parse_integers("--budgets", budgets) for row in found.rows(budget)]
+        rows = [row for size in sizes for row in found.rows(size)]
         _write(out, rows, rewards, settings | {"distinct_prompts": len({one.text for one in drawn})})
 
 
 def _samples(request: TreeRequest) -> list[Sample]:
-    prompts = list(enumerate(benchmark_prompts(request.num_prompts)))
     return [
         Sample(prompt.text, prompt.task, place, number)
-        for place, prompt in prompts
+        for place, prompt in enumerate(benchmark_prompts(request.num_prompts))
         for number in range(request.num_samples)
     ]
 

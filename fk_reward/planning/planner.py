@@ -295,7 +295,7 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         defaults = {} if preset is None else preset.arguments(models.pipe)
         num_steps = defaults.get("num_inference_steps", DEFAULT_STEPS) if steps is None else steps
         if isinstance(config, ChosenByCall):
-            config = config.for_call(1, preset or models.pipe.scheduler)
+            config = config.for_call(1, models.pipe.scheduler)
         if budget is not None:
             config = fit_budget(config, budget, num_steps, lookahead=lookahead)
         guidance = defaults.get("guidance_scale") if guidance_scale is None else guidance_scale

@@ -155,7 +155,7 @@ class HostTime(TorchFunctionMode):
     def __init__(self, kept: KeptOperations | None = None) -> None:
         super().__init__()
         self._watch = _Watch()
-        self._tensors = _CountedMetaTensors(self._watch, kept)
+        self._tensors = _CountedMetaTensors(self._watch, kept or KeptOperations())
         self._calls = 0
 
     @property
@@ -274,12 +274,11 @@ def _shaped_alike(tensor: Tensor) -> Tensor:
 class _CountedMetaTensors(MetaTensors):
     """Counts operations on tensors without numbers, and lets a watch run in the others alone."""
 
-    def __init__(self, watch: _Watch, kept: KeptOperations | None) -> None:
+    def __init__(self, watch: _Watch, kept: KeptOperations) -> None:
         super().__init__()
         self.operations = self.computed = 0
         self._watch, self._kept = watch, kept
-        if kept is not None:
-            kept.begin()
+        kept.begin()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -293,8 +292,6 @@ class _CountedMetaTensors(MetaTensors):
         try:
             if not without_numbers:
                 return do(self._watched(func), types, args, kwargs)
-            if self._kept is None:
-                return do(func, types, args, kwargs)
             key = (func, *(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves))
             return self._kept.result(key, lambda: do(func, types, args, kwargs))
         finally:

@@ -205,24 +205,32 @@ class ScalingPoints:
             "num_ancestors": result.population.get("num_ancestors"),
             "cost": dict(vars(run.cost)),
             "prices": self._prices(run),
-            "price_difference": {
-                prices: {"own": self._at_price(run, prices, own), "judge": self._at_price(run, prices, None)}
-                for prices in PRICES
-            },
+            "price_difference": {prices: self._at_price(run, prices) for prices in PRICES},
         }
 
-    def _at_price(self, run: ScalingRun, prices: str, reward: str | None) -> Ends | None:
-        """Difference to best of N of the same price and number of steps; None where its budgets do not reach so far."""
-        price, curve = self._prices(run)[prices], self._curve(run, prices)
-        known = self.judged if reward is None else reward in self.rewards
-        if price is None or not known or run.result.method in (BEST, UNSTEERED):
+    def _at_price(self, run: ScalingRun, prices: str) -> dict[str, Ends | None]:
+        """Differences to best of N of the same price and steps; None where its budgets do not reach so far."""
+        price = self._prices(run)[prices]
+        rewards: dict[str, str | None] = {"own": _own(run), "judge": None}
+        if price is not None and run.result.method not in (BEST, UNSTEERED):
+            for (lower, before), (higher, after) in itertools.pairwise(self._curve(run, prices)):
+                if lower <= price <= higher:
+                    share = math.log(price / lower) / math.log(higher / lower)
+                    return {kind: self._between(run, (before, after), share, name) for kind, name in rewards.items()}
+        return dict.fromkeys(rewards)
+
+    def _between(
+        self, run: ScalingRun, ends: tuple[ScalingRun, ScalingRun], share: float, reward: str | None
+    ) -> Ends | None:
+        if not self._knows(reward):
             return None
-        for (lower, before), (higher, after) in itertools.pairwise(curve):
-            if lower <= price <= higher:
-                first, second = self._values(before, reward), self._values(after, reward)
-                baseline = between_prices(first, second, math.log(price / lower) / math.log(higher / lower))
-                return estimate(paired_differences(self._values(run, reward), baseline))
-        return None
+        first, second = (self._values(end, reward) for end in ends)
+        baseline = between_prices(first, second, share)
+        return estimate(paired_differences(self._values(run, reward), baseline))
+
+    def _knows(self, reward: str | None) -> bool:
+        """Whether every image has a score of the reward; a verdict where no reward is named."""
+        return self.judged if reward is None else reward in self.rewards
 
     def _curve(self, run: ScalingRun, prices: str) -> list[tuple[float, ScalingRun]]:
         """Best of N by the same reward with as many steps, by ascending price."""
@@ -266,11 +274,7 @@ class ScalingPoints:
 
     def _difference(self, run: ScalingRun, baseline: ScalingRun | None, reward: str | None) -> Ends | None:
         """Of a reward's gains; of the judge's verdicts where no reward is named."""
-        if (
-            baseline is None
-            or (reward is None and not self.judged)
-            or (reward is not None and reward not in self.rewards)
-        ):
+        if baseline is None or not self._knows(reward):
             return None
         pairs = paired_differences(self._values(run, reward), self._values(baseline, reward))
         return estimate(pairs) if pairs else None
