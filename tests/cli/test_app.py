@@ -149,7 +149,7 @@ def test_an_empty_name_is_no_folder(refused, command):
 
 def first_reward(text):
     """The reward of the first snippet that loads the embedded model."""
-    return re.search(r'from_pretrained\("shapes-sd", reward="([^"]+)"\)', text)[1]
+    return re.search(r'from_pretrained\(\s*"shapes-sd", reward="([^"]+)"', text)[1]
 
 
 def test_the_default_reward_is_a_known_one():
@@ -167,7 +167,8 @@ def test_first_snippets_show_the_default_reward(page):
 
 
 def test_another_reward_in_a_snippet_is_noticed():
-    assert first_reward('FKSteeringPipeline.from_pretrained("shapes-sd", reward="other")') != DEFAULT_EMBEDDED_REWARD
+    snippet = 'FKSteeringPipeline.from_pretrained(\n    "shapes-sd", reward="other", solver="unipc-20"\n)'
+    assert first_reward(snippet) == "other" != DEFAULT_EMBEDDED_REWARD
 
 
 MJBENCH = ("mjbench", "--suite", "shapes", "--reward", "brightness", "--num-pairs", 7)

@@ -27,7 +27,10 @@ def test_counts_and_times(run):
 
 def test_tables(run):
     output = run(*QUICK, "-r", "shapes-verifier", "--markdown").stdout
-    assert "| `shapes-verifier` | - | - | - | - | - | - | - | - | no network of PyTorch |" in output
+    counted = next(line for line in output.splitlines() if "no network of PyTorch" in line)
+    name, *numbers, note = (cell.strip() for cell in counted.strip("|").split("|"))
+    assert (name, note) == ("`shapes-verifier`", "no network of PyTorch")
+    assert set(numbers) == {"-"}
     assert "| `shapes-verifier` | trained | 64 | 2 |" in output
     assert "Timed on cpu" in run(*QUICK, "-r", "shapes-verifier").stdout
 
