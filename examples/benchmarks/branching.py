@@ -171,10 +171,9 @@ def _load(model: str, rewards: Sequence[str], device: str) -> FKSteeringPipeline
     from fk_reward.benchmarks.recording import EachReward  # noqa: PLC0415 (slow to import)
     from fk_reward.devices import resolve_device  # noqa: PLC0415
     from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415
-    from fk_reward.rewards import load_reward  # noqa: PLC0415
 
-    each = EachReward({name: load_reward(name) for name in rewards})
-    pipe = FKSteeringPipeline.from_pretrained(model, reward=each).to(resolve_device(device))
+    place = resolve_device(device)
+    pipe = FKSteeringPipeline.from_pretrained(model, reward=EachReward.load(rewards, place)).to(place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from cyclopts import Parameter
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler
 from torch import Generator, Tensor
 
-from fk_reward.benchmarks.report import Column, show_table, write_json
+from examples.benchmarks.cuts import Starts, best_uses
+from fk_reward.benchmarks.report import CHANGE, Column, interval_text, show_table, write_json
 from fk_reward.benchmarks.statistics import clustered_bootstrap
 from fk_reward.cli import run_script
 from fk_reward.cli.options import OutOption
@@ -54,6 +55,15 @@ DIFFERENCE_COLUMNS = (
     Column("accuracy_interval", "95 %"),
     Column("correlation", "rank correlation", "{:+.3f}"),
     Column("correlation_interval", "95 %"),
+)
+USE_COLUMNS = (
+    Column("reward"),
+    Column("lookahead", style="{:d}"),
+    Column("cuts", "starts, cut before step, finished"),
+    Column("gain", "own reward, sd", "{:+.2f}"),
+    Column("gain_minus", "minus best of N [95 %]"),
+    Column("right", "right", "{:.3f}"),
+    Column("right_minus", "minus best of N [95 %]"),
 )
 
 
@@ -244,6 +254,23 @@ def differences(known: Sequence[Knowledge]) -> list[dict[str, Any]]:
     return rows
 
 
+def uses(known: Sequence[Knowledge], *, budget: int, num_steps: int) -> list[dict[str, Any]]:
+    """The best cut for each reward and look-ahead, as `best_uses` has it."""
+    rows = []
+    for reward in known[0].finished:
+        starts = [
+            Starts(
+                one.text,
+                {(step, ahead): part.numpy() for (name, step, ahead), part in one.predicted.items() if name == reward},
+                one.finished[reward].double().numpy(),
+                one.correct.double().numpy(),
+            )
+            for one in known
+        ]
+        rows += [{"reward": reward, **row} for row in best_uses(starts, budget=budget, num_steps=num_steps)]
+    return rows
+
+
 def _said(key: Key) -> str:
     name, step, lookahead = key
     return f"after {step}, {lookahead} ahead{', bands' if name_without_bands(name) != name else ''}"
@@ -252,13 +279,14 @@ def _said(key: Key) -> str:
 def main(  # noqa: PLR0913 (one parameter for each option)
     *,
     model: str = "shapes-sd",
+    solver: str | None = None,
     reward: Annotated[list[str] | None, Parameter(alias="-r")] = None,
     num_prompts: int = 72,
-    num_particles: int = 12,
-    steps: int = 20,
+    num_particles: int = 13,
+    steps: int | None = None,
     after: str = "4,6,8,10",
     lookahead: str = "1,2,3",
-    eta: float | None = None,
+    budget: int = 80,
     guidance_scale: float = 3.0,
     seed: int = 0,
     device: str = "auto",
@@ -266,15 +294,18 @@ def main(  # noqa: PLR0913 (one parameter for each option)
 ) -> None:
     """Measure pair accuracy and rank correlation within prompts by step and look-ahead; writes `lookahead.json`.
 
+    It also says what a search that cuts once would have made of a budget: how many starts, where to cut, how far ahead.
+
     Args:
         model: Model of the shapes world, by name or folder.
+        solver: Solver by name; DPM-Solver++ of 20 steps, which adds no noise, if not given.
         reward: Rewards to measure, the option repeated; the three of the shapes world if not given.
         num_prompts: Held-out prompts.
         num_particles: Starts of each prompt.
-        steps: Scheduler steps.
+        steps: Scheduler steps; those of the solver if not given.
         after: Steps before which the predictions are scored, with commas.
         lookahead: Numbers of coarse steps, with commas.
-        eta: Noise of DDIM's steps; DPM-Solver++, which adds none, if not given.
+        budget: Sample steps of a prompt.
         guidance_scale: Classifier-free guidance.
         seed: Start k of a prompt has the noise of seed + 1000 * prompt + k.
         device: Device: auto, cpu or cuda.
@@ -284,11 +315,11 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     whole_number("--num-particles", num_particles, minimum=2)
     search = Watch(num_particles=num_particles, steps=parse_integers("--after", after))
     rewards, lookaheads = tuple(reward or REWARDS), parse_integers("--lookahead", lookahead)
-    arguments: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-    arguments |= {} if eta is None else {"eta": eta}
     prompts = [prompt.text for prompt in benchmark_prompts(num_prompts)]
     with hold_folder(out):
-        pipe = _load(model, rewards=rewards, device=device, stochastic=eta is not None)
+        pipe = _load(model, rewards=rewards, device=device, solver=solver)
+        steps = steps or pipe.solver.num_inference_steps
+        arguments = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
         shared = {"search": search, "lookaheads": lookaheads, "arguments": arguments}
         known = [watch(pipe, text, seed=seed + 1000 * index, **shared) for index, text in enumerate(prompts)]
         rows = summarize(known)
@@ -297,20 +328,29 @@ def main(  # noqa: PLR0913 (one parameter for each option)
         compared = differences(known)
         if compared:
             show_table("Differences at equal sample steps, paired by prompt", DIFFERENCE_COLUMNS, compared)
+        used = uses(known, budget=budget, num_steps=steps)
+        if used:
+            show_table(f"Best use of {budget} sample steps by one cut", USE_COLUMNS, [_use_cells(row) for row in used])
         settings = {"model": model, "rewards": rewards, "num_prompts": num_prompts, "num_particles": num_particles}
         settings |= {"distinct_prompts": len(set(prompts)), "scheduler": scheduler, "seed": seed, **arguments}
-        content = {"settings": settings, "rows": rows, "differences": compared}
+        settings |= {"budget": budget}
+        content = {"settings": settings, "rows": rows, "differences": compared, "uses": used}
         say(f"Results: {write_json(out / 'lookahead.json', content)}")
 
 
-def _load(model: str, *, rewards: Sequence[str], device: str, stochastic: bool) -> FKSteeringPipeline:
+def _use_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    cuts = "; ".join("{number}, {step}, {keep}".format(**cut) for cut in row["cuts"])
+    return {**row, "cuts": cuts} | {name: interval_text(row[name], CHANGE) for name in ("gain_minus", "right_minus")}
+
+
+def _load(model: str, *, rewards: Sequence[str], device: str, solver: str | None) -> FKSteeringPipeline:
     from fk_reward.devices import resolve_device  # noqa: PLC0415 (only the command has a device to name)
     from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415 (slow to import)
+    from fk_reward.pipelines.schedulers import Solver  # noqa: PLC0415
 
     composed = " + ".join((*(name for name in rewards if name != VERIFIER), VERIFIER))
-    pipe = FKSteeringPipeline.from_pretrained(model, reward=composed).to(resolve_device(device))
-    kind = DDIMScheduler if stochastic else DPMSolverMultistepScheduler
-    pipe.scheduler = kind.from_config(pipe.scheduler.config, **({"clip_sample": False} if stochastic else {}))
+    chosen = solver or Solver(scheduler=DPMSolverMultistepScheduler, num_inference_steps=20)
+    pipe = FKSteeringPipeline.from_pretrained(model, reward=composed, solver=chosen).to(resolve_device(device))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -18,6 +18,7 @@ import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
+from examples.benchmarks.cuts import best_after_cut, best_of_between
 from fk_reward.benchmarks.drawing import particle_generators
 from fk_reward.benchmarks.recording import EachReward, ScoreAll
 from fk_reward.benchmarks.report import CHANGE, RANGE, Column, Table, interval_text, show_table, write_tables
@@ -32,7 +33,6 @@ from fk_reward.planning.prices import PRICES
 from fk_reward.sampling.trace import Cost
 from fk_reward.search import TreeSearch, fit_budget
 from fk_reward.search.base import forecast
-from fk_reward.search.replay.policies import best_of_weights
 from fk_reward.shapes import benchmark_prompts
 from fk_reward.terminal import open_console, say
 from fk_reward.value_checks import parse_integers, parse_shard, whole_number
@@ -47,7 +47,6 @@ Scores = Mapping[str, Floats]
 VERIFIER = "shapes-verifier"
 """Judges finished images, which are right where it says 1; as a reward that chooses it is a perfect one."""
 REWARDS = ("shapes-llava-reward-alignment", "shapes-imagereward", "shapes-clipscore")
-_SUBSETS = 64
 _PRICED = ("sdxl", "flux.1-dev")
 
 
@@ -93,11 +92,19 @@ class TreeRequest:
         """The tree that a budget pays for.
 
         Raises:
-            ValueError: it has more branches than are drawn.
+            ValueError: it has more branches than are drawn, or best of N has more images.
         """
+        for option, number, drawn in (
+            ("--num-plain", budget // num_steps, self.num_plain),
+            ("--num-short", 2 * (budget // num_steps), self.num_short),
+        ):
+            if number > drawn:
+                raise ValueError(f"A budget of {budget} pays for best of {number}, and {drawn} are drawn: {option}.")
         tree = fit_budget(TreeSearch(branch_at=self.branch_at, at=(self.cut_at,)), budget, num_steps)
         if tree.num_branches > self.num_branches:
-            raise ValueError(f"A budget of {budget} pays for {tree.num_branches} branches: draw as many.")
+            raise ValueError(
+                f"A budget of {budget} pays for {tree.num_branches} branches: draw as many, --num-branches."
+            )
         return tree
 
 
@@ -167,51 +174,6 @@ class Drawer:
         return {"text": sample.text, "task": sample.task, **scores}
 
 
-def best_of(scores: Floats, size: int) -> Floats:
-    """`(n,)`, how often each of n images is the best of a random subset of so many, exactly.
-
-    Example:
-        >>> best_of(np.array([5.0, 1.0, 3.0]), 2).round(3).tolist()
-        [0.667, 0.0, 0.333]
-    """
-    weights = np.empty(len(scores))
-    weights[scores.argsort(kind="stable")] = best_of_weights(len(scores), size)
-    return weights
-
-
-def best_of_between(scores: Floats, size: float) -> Floats:
-    """`best_of` of a size between two whole numbers: a straight line between theirs.
-
-    Example:
-        >>> best_of_between(np.array([5.0, 1.0]), 1.5).tolist()
-        [0.75, 0.25]
-    """
-    lower = int(size)
-    share, weights = size - lower, best_of(scores, lower)
-    return weights if share == 0 else (1 - share) * weights + share * best_of(scores, lower + 1)
-
-
-def best_of_tree(cut: Floats, finished: Floats, *, branches: int, keep: int, seed: int = 0) -> Floats:
-    """`(M,)`, how often each branch is returned by a tree of some of them.
-
-    Args:
-        cut: `(M,)`, rewards at the cut.
-        finished: `(M,)`, rewards at the end.
-        branches: of the tree, at most M.
-        keep: that are finished.
-        seed: of the random subsets.
-
-    Example:
-        >>> best_of_tree(np.array([3.0, 2.0, 1.0]), np.array([0.0, 5.0, 9.0]), branches=3, keep=2).tolist()
-        [0.0, 1.0, 0.0]
-    """
-    rng = np.random.default_rng(seed)
-    subsets = rng.permuted(np.tile(np.arange(len(cut)), (_SUBSETS, 1)), axis=1)[:, :branches]
-    kept = np.take_along_axis(subsets, cut[subsets].argsort(axis=1)[:, -keep:], axis=1)
-    chosen = np.take_along_axis(kept, finished[kept].argmax(axis=1)[:, None], axis=1)[:, 0]
-    return np.bincount(chosen, minlength=len(cut)) / _SUBSETS
-
-
 def cost_of(tree: TreeSearch, num_steps: int) -> Cost:
     """What an image of this tree costs."""
     foreseen = forecast(tree, num_steps)
@@ -248,8 +210,8 @@ class TreeTable:
 
     def _of_reward(self, reward: str, budget: int, tree: TreeSearch) -> list[dict[str, Any]]:
         number = budget // self.num_steps
-        shape = {"branches": tree.num_branches, "keep": tree.keep[0]}
-        found = [best_of_tree(one.cut[reward], one.tree[reward], **shape) for one in self.drawn]
+        shape = {"number": tree.num_branches, "keep": tree.keep[0]}
+        found = [best_after_cut(one.cut[reward], one.tree[reward], **shape) for one in self.drawn]
         values = {
             f"best of {number}, {self.num_steps} steps": self._best("plain", reward, number),
             f"best of {2 * number}, {self.num_steps // 2} steps": self._best("short", reward, 2 * number),
@@ -391,10 +353,9 @@ def _bind(
     samples: Sequence[Sample], request: TreeRequest, settings: Mapping[str, Any], device: str, out: Path, writer: str
 ) -> list[Work]:
     from fk_reward.pipelines import FKSteeringPipeline  # noqa: PLC0415 (slow to import)
-    from fk_reward.rewards import load_reward  # noqa: PLC0415
 
     store = ResultStore(out, settings, writer=writer)
-    each = EachReward({name: load_reward(name).to(device) for name in settings["rewards"]})
+    each = EachReward.load(settings["rewards"], device)
     pipe = FKSteeringPipeline.from_pretrained(settings["model"], reward=each, solver=request.solver).to(device)
     pipe.set_progress_bar_config(disable=True)
     return [Work(Task("trees", samples, judge=_nothing), [Drawer(pipe, request, settings["num_steps"])], store)]

@@ -180,6 +180,16 @@ class EachReward(Reward):
         self.rewards = dict(rewards)
         self.card = next(iter(rewards.values())).card
 
+    @classmethod
+    def load(cls, names: Sequence[str], device: str) -> EachReward:
+        """Those of these names, on a device.
+
+        Raises:
+            ValueError: an unknown name.
+            OSError: a reward that cannot be found or fetched.
+        """
+        return cls({name: load_reward(name).to(device) for name in names})
+
     def at_noise(self, level: float) -> Reward:
         """Each reward's judge at this level."""
         return EachReward({name: reward.at_noise(level) for name, reward in self.rewards.items()})
@@ -305,12 +315,11 @@ def load_recorder(
     from fk_reward.pipelines.schedulers import resolve_solver
 
     # Rewards first: a name with a typing error is refused before a large model is fetched.
-    rewards = {name: load_reward(name).to(device) for name in request.rewards}
-    each = kind(rewards)
+    each = kind.load(request.rewards, device)
     pipe = FKSteeringPipeline.from_pretrained(
         request.model, reward=each, batch_sizes=request.batch_sizes, torch_dtype=dtype
     ).to(device)
-    for reward in rewards.values():
+    for reward in each.rewards.values():
         pipe.reward = reward  # refuses one that cannot choose, before anything is drawn
     pipe.reward = each
     pipe.set_progress_bar_config(disable=True)
@@ -318,7 +327,7 @@ def load_recorder(
     steps, guidance = request.num_inference_steps, request.guidance_scale
     arguments = call_arguments(pipe, request.model, steps=steps, guidance_scale=guidance)
     arguments |= {} if request.eta is None else {"eta": request.eta}
-    return Recorder(pipe, request, arguments), _settings(pipe, request, rewards, arguments)
+    return Recorder(pipe, request, arguments), _settings(pipe, request, each.rewards, arguments)
 
 
 def _settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -49,10 +50,14 @@ def test_differences_are_of_equal_sample_steps_and_paired():
 
 def test_main(tmp_path):
     small = ["--num-prompts", 2, "--num-particles", 3, "--steps", 4, "--after", "1,2", "--lookahead", "1,2"]
+    small += ["--budget", 8]
     output = invoke(shapes_lookahead.main, *small, "--reward", "shapes-clipscore", "--out", tmp_path / "out")
     assert "rank correlation" in output
     content = json.loads((tmp_path / "out" / "lookahead.json").read_text())
     assert {row["reward"].partition(",")[0] for row in content["rows"]} == {"shapes-clipscore", "shapes-verifier"}
+    assert {(row["reward"], row["lookahead"]) for row in content["uses"]} == set(
+        itertools.product(("shapes-clipscore", "shapes-verifier"), (1, 2))
+    )
     assert len(content["rows"]) == 2 * (2 * 2 + 1)
     assert [(row["judged"], row["minus"]) for row in content["differences"]] == [
         ("after 1, 2 ahead", "after 2, 1 ahead")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import numpy as np
@@ -10,7 +9,8 @@ import pytest
 import torch
 
 from examples.benchmarks import shapes_trees
-from examples.benchmarks.shapes_trees import VERIFIER, Drawn, TreeRequest, TreeTable, best_of, best_of_tree, cost_of
+from examples.benchmarks.cuts import best_after_cut
+from examples.benchmarks.shapes_trees import VERIFIER, Drawn, TreeRequest, TreeTable, cost_of
 from fk_reward import FKSteeringPipeline
 from fk_reward.search import TreeSearch
 from tests import tiny
@@ -20,15 +20,6 @@ from tests.examples.scripts import invoke
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
-
-
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_best_of_n_is_the_mean_over_all_subsets(rng, size):
-    scores, counts = rng.standard_normal(5), np.zeros(5)
-    subsets = list(itertools.combinations(range(5), size))
-    for subset in subsets:
-        counts[max(subset, key=lambda place: scores[place])] += 1
-    np.testing.assert_allclose(best_of(scores, size), counts / len(subsets))
 
 
 @pytest.mark.parametrize("keep", [1, 3, 8])
@@ -42,7 +33,7 @@ def test_the_branch_is_the_one_that_a_population_returns(rng, keep):
         left = torch.arange(8) if kept is None else kept
         population.finish(finished[left])
         returned = int(left[population.select(1)[0, 0]])
-        assert best_of_tree(cut.numpy(), finished.numpy(), branches=8, keep=keep)[returned] == 1.0
+        assert best_after_cut(cut.numpy(), finished.numpy(), number=8, keep=keep)[returned] == 1.0
 
 
 def test_a_tree_costs_what_its_call_costs():
