@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -53,6 +54,12 @@ def slow_files_first(items: list[pytest.Item]) -> list[pytest.Item]:
 def pytest_collection_finish() -> None:
     """Let garbage collections pass over the millions of objects of the imports: they took a fifth of all time."""
     gc.freeze()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """New for each test: the order of the tests changes no number."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,11 +12,6 @@ from examples.benchmarks.cuts import Cut, Starts, best_after_cut, best_of, best_
 from fk_reward.search import Pruning, sample_steps
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_best_of_n_is_the_mean_over_all_subsets(rng, size):
     scores, counts = rng.standard_normal(5), np.zeros(5)

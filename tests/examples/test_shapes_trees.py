@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,11 +14,6 @@ from fk_reward import FKSteeringPipeline
 from fk_reward.search import TreeSearch
 from tests import tiny
 from tests.examples.scripts import invoke
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("keep", [1, 3, 8])
@@ -84,3 +78,13 @@ def test_main(tmp_path):
     assert [row["reward"] for row in rows] == [None, *["shapes-clipscore"] * 3, *[VERIFIER] * 3]
     assert rows[3]["method"] == "tree, 3 branches, 1 finished"
     assert set(rows[3]["minus"]) == {"same", "short", "sdxl", "flux.1-dev"}
+
+
+@pytest.mark.parametrize(
+    ("drawn", "option"),
+    [({"num_plain": 3}, "--num-plain"), ({"num_short": 7}, "--num-short"), ({"num_branches": 11}, "--num-branches")],
+)
+def test_a_budget_for_more_than_is_drawn_is_refused(drawn, option):
+    assert TreeRequest().within(80, 20).num_branches == 12
+    with pytest.raises(ValueError, match=f"A budget of 80 pays for .*{option}"):
+        TreeRequest(**drawn).within(80, 20)

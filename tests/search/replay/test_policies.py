@@ -21,12 +21,6 @@ CONFIGS = (
 )
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """New for each test: the order of the tests changes no number."""
-    return np.random.default_rng(5)
-
-
 def searched(config, rewards):
     """What the search itself selects: `(n, T)` rewards of its starts, to the place of the best."""
     population = config.population()

@@ -14,12 +14,6 @@ from fk_reward.search.replay.records import (
 )
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """New for each test: the order of the tests changes no number."""
-    return np.random.default_rng(3)
-
-
 def test_what_was_saved_is_read_back(tmp_path, rng):
     rewards = {"a": rng.standard_normal((3, 4, 5)), "0.5*a + b": rng.standard_normal((3, 4, 5))}
     records = RewardRecords(rewards, ["x", "y", "x"], {"seed": 1})
