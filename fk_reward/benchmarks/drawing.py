@@ -122,7 +122,8 @@ class RunSettings:
         # one particle can make proposals, or be drawn in several rounds
         if (self.method == UNSTEERED) != (forecast(self.search, self.num_steps).num_scored == 1):
             raise ValueError(
-                f"{UNSTEERED} has one particle, other methods more; got {self.search.num_particles}: {self.method}."
+                f"{UNSTEERED} has one particle, other methods more; got {self.search.num_particles} of "
+                f"{self.num_steps} steps: {self.method}. Raise budget or number of particles, or take fewer steps."
             )
         if self.batch_size < self.max_particles:
             raise ValueError(

@@ -18,12 +18,12 @@ from fk_reward.value_checks import whole_number
 
 _BEGINNING = """Each of {num_prompts} prompts that no model was trained on is drawn from {num_seeds} seeds: one image;
 the best of {num_particles} by the reward; and "{search}", which spends as many sample steps on the
-starts that promise most. Rules that look at the pixels judge (✓ ✗); the reward that chooses never sees them."""
+starts that promise most. Rules that look at the pixels judge (✓ ✗); the reward learned by them, on other prompts."""
 
 _END = """What to try next:
   fk-reward generate "a photo of two stars" --search tree --solver sde-dpmsolver++-20 --out outputs/stars     your own
   fk-reward doctor {reward}     what the reward can and cannot tell
-  fk-reward scaling --suite shapes --out results/scaling     every search at several budgets, with intervals
+  fk-reward scaling --suite shapes --out results/scaling     searches at several budgets, with intervals
   docs/tutorials/first_image.md     the same in Python, then SDXL"""
 
 

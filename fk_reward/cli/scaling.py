@@ -30,7 +30,10 @@ from fk_reward.devices import resolve_device, resolve_dtype
 from fk_reward.value_checks import parse_integers, parse_shard
 
 _REQUEST = "fk_reward.benchmarks.scaling.runs:ScalingRequest"
-_BUDGETS_HELP = "Sample steps of an image; several budgets are separated by commas."
+DEFAULT_METHODS = ("fk", "recommended")
+"""What is compared with best of N where no method is named."""
+
+_BUDGETS_HELP = "Sample steps of an image, separated by commas; those of 4, 8 and 16 plain images if not given."
 _STEPS_HELP = "Further numbers of steps of best of N, separated by commas: fewer steps buy more images."
 
 
@@ -96,7 +99,7 @@ def scaling(  # noqa: PLR0913 (groups of options)
     typed = typed_settings(search, model, samples, rewards=reward, batch_size=batch_size, batch_sizes=batch_sizes)
     lists = (name for name in ("budgets", "baseline_steps") if name in typed)
     numbers: dict[str, Any] = {name: parse_integers(name, typed.pop(name)) for name in lists}
-    methods = tuple(typed.pop("method", None) or ())
+    methods = tuple(typed.pop("method", None) or DEFAULT_METHODS)
     asked = ScalingRequest(
         out=out,
         **request,

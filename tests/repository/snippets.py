@@ -43,3 +43,12 @@ def commands(text):
     blocks = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     found = (shlex.split(line.replace("\\\n", " "), comments=True) for block in blocks for line in LINE.findall(block))
     return [words[: next((i for i, word in enumerate(words) if word in ("|", ">", "&&")), None)] for words in found]
+
+
+INLINE = re.compile(r"`fk-reward ([^`]*?--[^`]*?--[^`]*)`")
+
+
+def inline_commands(text):
+    """Whole commands within sentences: those with at least two options, as figures are given with."""
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [shlex.split(line) for line in INLINE.findall(outside)]

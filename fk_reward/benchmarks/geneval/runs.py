@@ -274,8 +274,10 @@ def run_request(
     share = find_share(shard, device, ray_workers)
     console = open_console(quiet=not share.leads)
     writes = written_stages(request.stages, request.out)
+    task = find_suite(request.suite).task(request.task_options) if writes else None
+    if "generate" in request.stages:
+        _planned(request)  # before a folder is made
     with share.hold(request.out) if writes else nullcontext():
-        task = find_suite(request.suite).task(request.task_options) if writes else None
         if task is not None and "generate" in request.stages:
             watch(run_works(partial(bind_request, request, device, dtype), share=share), console=console)
         if task is not None and "judge" in request.stages:
@@ -298,12 +300,15 @@ def bind_request(request: GenEvalRequest, device: str, dtype: torch.dtype, _writ
         OSError: missing files or models.
     """
     task = find_suite(request.suite).task(request.task_options)
-    preset = None if request.preset is None else find_preset(request.preset)
-    runs = plan_runs(request.suite, methods=request.methods or METHODS, preset=preset, typed=request.typed)
-    about = dict(request.about)
-    if preset is not None:
-        about["preset"] = describe_preset(str(request.preset), preset, request.typed)
+    runs, about = _planned(request), dict(request.about)
+    if request.preset is not None:
+        about["preset"] = describe_preset(request.preset, find_preset(request.preset), request.typed)
     return [Work(task, bind_runs(runs, task, device=device, dtype=dtype), ImageStore(request.out, about=about))]
+
+
+def _planned(request: GenEvalRequest) -> list[RunSettings]:
+    preset = None if request.preset is None else find_preset(request.preset)
+    return plan_runs(request.suite, methods=request.methods or METHODS, preset=preset, typed=request.typed)
 
 
 def bind_runs(

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from fk_reward.benchmarks.report import Report
 
 OFFICIAL, PROMPTS = "official", "prompts"
+IMAGES = (4, 8, 16)
+"""Plain images whose cost is a budget where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,8 @@ class ScalingRequest:
             of --prompts, without a judge.
         stages: of `STAGES`, what to do: generate, judge, report.
         methods: names of searches; best of N is always drawn beside them.
-        budgets: sample steps of an image, each of which is a point of every method's curve.
+        budgets: sample steps of an image, each of which is a point of every method's curve; what `IMAGES` plain images
+            cost if none is named.
         baseline_steps: further numbers of steps of best of N, which fewer steps give more images.
         typed: settings of the runs from the user, see `plan_runs`.
         heldout: rewards that only score.
@@ -56,7 +59,7 @@ class ScalingRequest:
         about: written into the manifests without being compared: the command.
 
     Raises:
-        ValueError: for an unknown stage or suite, or no budget.
+        ValueError: for an unknown stage or suite, or a budget below 1.
     """
 
     out: Path
@@ -76,8 +79,6 @@ class ScalingRequest:
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown:
             raise ValueError(f"--stage should be one of {', '.join(STAGES)}, got {unknown[0]!r}.")
-        if not self.budgets and "generate" in self.stages:
-            raise ValueError("Name budgets in sample steps of an image: --budgets 80,160,320.")
         whole_number("--num-shown", self.num_shown, minimum=1)
         for name, numbers in (("--budgets", self.budgets), ("--baseline-steps", self.baseline_steps)):
             for number in numbers:
@@ -132,7 +133,7 @@ def plan_scaling(request: ScalingRequest) -> dict[str, list[RunSettings]]:
         raise ValueError(f"{UNSTEERED} images are always drawn: leave --method {UNSTEERED} out.")
     planned = {PLAIN: [plain]}
     own = plain.num_steps
-    for budget in request.budgets:
+    for budget in request.budgets or [number * own for number in IMAGES]:
         for steps in dict.fromkeys((own, *request.baseline_steps)):
             if budget < 2 * steps:
                 raise ValueError(

@@ -243,7 +243,6 @@ def request(**settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budgets": ()}, "Name budgets"),
         ({"stages": ("draw",)}, "--stage should be one of"),
         ({"budgets": (0,)}, "--budgets"),
         ({"budgets": (39,), "methods": ("pruning",)}, "39 sample steps are less than two images of 20 steps"),
@@ -258,6 +257,11 @@ def test_wrong_requests(settings, message):
         asked = request(**settings)
         asked.task()
         plan_scaling(asked)
+
+
+def test_budgets_are_those_of_some_plain_images_if_none_is_named():
+    folders = list(plan_scaling(request(budgets=())))
+    assert folders == ["plain", "budget-80-steps-20", "budget-160-steps-20", "budget-320-steps-20"]
 
 
 def test_an_unknown_heldout_reward_is_refused_before_anything_is_drawn(tmp_path):
