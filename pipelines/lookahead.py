@@ -14,7 +14,7 @@ from fk_reward.pipelines.pipeline_state import stateful_hooks
 from fk_reward.pipelines.repeated_denoiser import RepeatedDenoiser
 from fk_reward.sampling.lookahead import ConsistencyPrediction, LookAhead, require_deterministic_steps
 from fk_reward.sampling.transitions import Prediction
-from fk_reward.search.base import SearchConfig, can_move
+from fk_reward.search.base import SearchConfig, scores_predictions
 from fk_reward.search.rollover import Proposing
 from fk_reward.value_checks import whole_number
 
@@ -74,7 +74,7 @@ def chosen_lookahead(
     chosen = default if lookahead is None else checked_lookahead(lookahead)
     if isinstance(config.population(), Proposing):
         require_repeats(pipe, chosen, config)
-    scores = can_move(config.population())
+    scores = scores_predictions(config.population())
     if lookahead is not None and chosen != 1 and not scores:
         raise ValueError(
             f"lookahead={chosen!r} is about the predictions that are scored on the way, and {type(config).__name__} "

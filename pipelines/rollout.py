@@ -101,7 +101,8 @@ class PipelineRollout:
         generator = call.arguments.get("generator")
         self._randomness = Randomness(generator, pipe._execution_device)
         device = "cpu" if generator is not None else pipe._execution_device
-        self.generators = resampling_generators(generator, len(call.prompts), device=device)
+        # of their own: with those of the first pass, decisions between passes would repeat the numbers of those in it
+        self.generators = resampling_generators(generator, len(call.prompts), device=device, purpose="passes")
         self._passes: list[_Pass] = []
         self._schedulers: dict[int, Any] = {}  # steps of a pass -> the scheduler with its timesteps set
         self._notes: list[str] = []
@@ -281,14 +282,15 @@ class PipelineRollout:
         return arguments
 
     def _note_noise(self, arguments: dict[str, Any], places: Tensor) -> None:
-        """Say that a smaller batch draws other noise from a single generator, which its start alone would not."""
-        if places.shape[1] == self._call.config.num_particles or isinstance(arguments.get("generator"), list):
+        """Say that other rows draw other noise from a single generator, which their starts alone would not."""
+        own = torch.arange(self._call.config.num_particles).expand(len(places), -1)
+        if torch.equal(places, own) or isinstance(arguments.get("generator"), list):
             return
         with contextlib.suppress(ValueError):
             require_stochastic(self._pipe.scheduler, eta=arguments.get("eta", self._call.step_defaults.get("eta")))
             note = (
-                f"{type(self._pipe.scheduler).__name__} adds noise, and one generator draws other noise for fewer "
-                "particles: pass generator=[...], one for each particle, for passes that follow their starts."
+                f"{type(self._pipe.scheduler).__name__} adds noise, and one generator draws other noise for fewer or "
+                "other particles: pass generator=[...], one for each particle, for passes that follow their starts."
             )
             self._notes += [note] if note not in self._notes else []
 

@@ -407,7 +407,11 @@ def _announced_steps(pipe: Any, iterable: Any = None, total: int | None = None, 
 
 
 def resampling_generators(
-    generator: Generator | Sequence[Generator] | None, num_groups: int, *, device: torch.device | str = "cpu"
+    generator: Generator | Sequence[Generator] | None,
+    num_groups: int,
+    *,
+    device: torch.device | str = "cpu",
+    purpose: str = "",
 ) -> list[Generator]:
     """One generator on the CPU for each group, a function of the state of the caller's generators.
 
@@ -416,6 +420,7 @@ def resampling_generators(
             global one, that of the device.
         num_groups: number of prompts.
         device: where the pipeline draws its noise.
+        purpose: what the numbers are for; those of different purposes are independent.
 
     Returns:
         One generator a prompt. With a list, a prompt's generator depends only on the first one of its own images, so
@@ -428,9 +433,9 @@ def resampling_generators(
     """
     if isinstance(generator, Sequence):
         per_group = len(generator) // num_groups
-        return [_derived(generator[group * per_group].get_state(), 0) for group in range(num_groups)]
+        return [_derived(generator[group * per_group].get_state(), 0, purpose) for group in range(num_groups)]
     state = _global_state(torch.device(device)) if generator is None else generator.get_state()
-    return [_derived(state, group) for group in range(num_groups)]
+    return [_derived(state, group, purpose) for group in range(num_groups)]
 
 
 def _global_state(device: torch.device) -> torch.Tensor:
@@ -442,8 +447,9 @@ def _global_state(device: torch.device) -> torch.Tensor:
     return torch.get_device_module(device).get_rng_state(device)
 
 
-def _derived(state: torch.Tensor, group: int) -> Generator:
-    digest = hashlib.sha256(state.cpu().numpy().tobytes() + group.to_bytes(8, "little")).digest()
+def _derived(state: torch.Tensor, group: int, purpose: str) -> Generator:
+    about = state.cpu().numpy().tobytes() + group.to_bytes(8, "little") + purpose.encode()
+    digest = hashlib.sha256(about).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 

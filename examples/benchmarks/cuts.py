@@ -69,6 +69,24 @@ def best_after_cut(cut: Floats, finished: Floats, *, number: int, keep: int, see
     return np.bincount(chosen, minlength=len(cut)) / _SUBSETS
 
 
+def require_baseline(budget: int, num_steps: int, drawn: int) -> None:
+    """Refuse budgets whose best of N cannot be read off.
+
+    Args:
+        budget: sample steps of a prompt.
+        num_steps: of a whole image.
+        drawn: images that there are.
+
+    Raises:
+        ValueError: a budget that pays for no image, or for more than there are.
+    """
+    if not num_steps <= budget <= drawn * num_steps:
+        raise ValueError(
+            f"A budget of {budget} sample steps is {budget / num_steps:g} images of {num_steps} steps; best of N is "
+            f"read off {drawn} of them: take one from {num_steps} to {drawn * num_steps}."
+        )
+
+
 class Cut(NamedTuple):
     """Begin with some starts, score them before a step with a look-ahead, and finish the best."""
 
@@ -135,16 +153,21 @@ def best_uses(starts: Sequence[Starts], *, budget: int, num_steps: int) -> list[
         starts: of each prompt.
         budget: sample steps of a prompt.
         num_steps: of a whole image.
+
+    Raises:
+        ValueError: a budget that pays for no image, or for more than there are starts.
     """
+    drawn = len(starts[0].finished)
+    require_baseline(budget, num_steps, drawn)
     places = list(starts[0].predicted)
-    plain = _Values(starts, lambda one: best_of(one.finished, budget // num_steps))
+    plain = _Values(starts, lambda one: best_of_between(one.finished, budget / num_steps))
     rows = []
     for lookahead in sorted({ahead for _, ahead in places}):
         cuts = [
             cut
             for step, ahead in places
             if ahead == lookahead
-            for cut in cuts_within(budget, num_steps, step=step, lookahead=ahead, drawn=len(starts[0].finished))
+            for cut in cuts_within(budget, num_steps, step=step, lookahead=ahead, drawn=drawn)
         ]
         if cuts:
             rows.append({"lookahead": lookahead, **_against(plain, starts, cuts)})

@@ -18,7 +18,7 @@ from cyclopts import Parameter
 from diffusers import DPMSolverMultistepScheduler
 from torch import Generator, Tensor
 
-from examples.benchmarks.cuts import Starts, best_uses
+from examples.benchmarks.cuts import Starts, best_uses, require_baseline
 from fk_reward.benchmarks.report import CHANGE, Column, interval_text, show_table, write_json
 from fk_reward.benchmarks.statistics import clustered_bootstrap
 from fk_reward.cli import run_script
@@ -319,6 +319,7 @@ def main(  # noqa: PLR0913 (one parameter for each option)
     with hold_folder(out):
         pipe = _load(model, rewards=rewards, device=device, solver=solver)
         steps = steps or pipe.solver.num_inference_steps
+        require_baseline(budget, steps, num_particles)  # before hours of drawing
         arguments = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
         shared = {"search": search, "lookaheads": lookaheads, "arguments": arguments}
         known = [watch(pipe, text, seed=seed + 1000 * index, **shared) for index, text in enumerate(prompts)]

@@ -94,12 +94,16 @@ class TreeRequest:
         Raises:
             ValueError: it has more branches than are drawn, or best of N has more images.
         """
-        for option, number, drawn in (
-            ("--num-plain", budget // num_steps, self.num_plain),
-            ("--num-short", 2 * (budget // num_steps), self.num_short),
+        for option, steps, drawn in (
+            ("--num-plain", num_steps, self.num_plain),
+            ("--num-short", num_steps // 2, self.num_short),
         ):
-            if number > drawn:
-                raise ValueError(f"A budget of {budget} pays for best of {number}, and {drawn} are drawn: {option}.")
+            if budget % steps:
+                raise ValueError(f"A budget of {budget} is no whole number of images of {steps} steps.")
+            if budget // steps > drawn:
+                raise ValueError(
+                    f"A budget of {budget} pays for best of {budget // steps}, and {drawn} are drawn: {option}."
+                )
         tree = fit_budget(TreeSearch(branch_at=self.branch_at, at=(self.cut_at,)), budget, num_steps)
         if tree.num_branches > self.num_branches:
             raise ValueError(
@@ -209,12 +213,12 @@ class TreeTable:
         return rows
 
     def _of_reward(self, reward: str, budget: int, tree: TreeSearch) -> list[dict[str, Any]]:
-        number = budget // self.num_steps
+        number, half = budget // self.num_steps, self.num_steps // 2
         shape = {"number": tree.num_branches, "keep": tree.keep[0]}
         found = [best_after_cut(one.cut[reward], one.tree[reward], **shape) for one in self.drawn]
         values = {
             f"best of {number}, {self.num_steps} steps": self._best("plain", reward, number),
-            f"best of {2 * number}, {self.num_steps // 2} steps": self._best("short", reward, 2 * number),
+            f"best of {budget // half}, {half} steps": self._best("short", reward, budget // half),
             f"tree, {tree.num_branches} branches, {tree.keep[0]} finished": self._values("tree", found),
         }
         plain, short, own = values

@@ -381,6 +381,12 @@ def forecast(config: SearchConfig, num_steps: int) -> Forecast:
     return config.population(1).forecast(num_steps)
 
 
+def scores_predictions(population: Population) -> bool:
+    """Whether the reward is asked on the way: in a trajectory, or inside the passes of a search over starts."""
+    inside = getattr(population, "inside", None)
+    return can_move(population if inside is None else inside)
+
+
 def can_move(population: Population) -> bool:
     """Whether particles are scored on the way, and so may be dropped or copied.
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Protocol, runtime_checkable
 
-from fk_reward.search.base import SearchConfig
+from fk_reward.search.base import Population, SearchConfig
 from fk_reward.search.starts import Passes
 from fk_reward.value_checks import whole_number
 
@@ -66,16 +66,24 @@ def sample_steps(
     """
     population = config.population(1)
     if isinstance(population, Passes):
-        return sum(size * length(num_inference_steps) for size, num_inference_steps in population.passes(num_steps))
+        passes = [(size, length(num_inference_steps)) for size, num_inference_steps in population.passes(num_steps)]
+        inside = population.inside
+        ahead = 0 if inside is None else sum(_ahead(inside, last, lookahead) for _, last in passes)
+        return sum(size * last for size, last in passes) + ahead
     last = length(num_steps)
     expected = population.forecast(last)
-    more = expected.extra_steps
+    return sum(expected.steps) + expected.extra_steps + _ahead(population, last, lookahead)
+
+
+def _ahead(population: Population, last: int, lookahead: int | str) -> int:
+    """Sample steps of the look-ahead alone, in a trajectory of so many scheduler steps."""
+    expected = population.forecast(last)
     if expected.extra_steps:  # each draw is scored, those that are drawn again among them
-        more += sum(expected.scorings) * (1 if isinstance(lookahead, str) else lookahead - 1)
-    else:
-        for step, size in zip(population.scoring_steps(last), expected.scorings, strict=False):
-            more += size * (1 if isinstance(lookahead, str) else min(lookahead, last - step) - 1)
-    return sum(expected.steps) + more
+        return sum(expected.scorings) * (1 if isinstance(lookahead, str) else lookahead - 1)
+    return sum(
+        size * (1 if isinstance(lookahead, str) else min(lookahead, last - step) - 1)
+        for step, size in zip(population.scoring_steps(last), expected.scorings, strict=False)
+    )
 
 
 def fit_budget(

@@ -48,8 +48,9 @@ class NoiseSearch:
     which is plain noise at lambda 0, and comes to it with more rounds. Its K images are the last ones of the K chains
     (take all of them, or one at random: the best of them is biased upwards).
 
-    Any scheduler will do. Under a stochastic one a start goes with the noise of its particle in every round: with
-    `generator=[...]`, one for each particle, and with one generator.
+    Any scheduler will do. Under a stochastic one the noise of the steps decides as much of an image as its start, or
+    more (LCM and SDE solvers), so that every round draws it anew: a neighbour has the start in common with the best
+    image, not its steps, and a state of `"pcn"` is a start with its steps, of which images follow the tilted law.
 
     Attributes:
         num_particles: K, images of a prompt in a round. At least 1.
@@ -136,8 +137,9 @@ class NoiseSearch:
         draw = _draws(generators)
         state = STRATEGIES[self.strategy](self, rollout(num_particles=self.num_particles), num_groups)
         for _ in range(self.num_rounds - 1):
-            starts, particles = state.next_starts(draw)
-            state.update(rollout(starts, num_particles=self.num_particles, particles=particles), generators)
+            starts = state.next_starts(draw)
+            # the same numbers in each round would make its images nearly those of the first under a stochastic solver
+            state.update(rollout(starts, num_particles=self.num_particles, fresh_noise=True), generators)
         return state.result()
 
 
@@ -163,9 +165,9 @@ class RandomStarts:
         self.config, self.num_groups = config, num_groups
         self.best = first.take(self._best_first(first))
 
-    def next_starts(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
-        """Starts of the next round, and the particles of the call whose noise they go with (None: each its own)."""
-        return draw(self.best.noise), None
+    def next_starts(self, draw: Draw) -> Tensor:
+        """Starts of the next round."""
+        return draw(self.best.noise)
 
     def update(self, found: Scored, generators: Sequence[Generator]) -> None:  # noqa: ARG002 (of all strategies)
         """Look at a round."""
@@ -188,16 +190,10 @@ class RandomStarts:
 class ZeroOrder(RandomStarts):
     """Neighbours of the best start so far."""
 
-    def __init__(self, config: NoiseSearch, first: Scored, num_groups: int) -> None:
-        super().__init__(config, first, num_groups)
-        # the best image is that of its start and of its particle's noise, which its neighbours share
-        place = first.rewards.view(num_groups, -1).argmax(dim=1, keepdim=True)
-        self._particles = flat_indices(place.expand(-1, config.num_particles), config.num_particles)
-
-    def next_starts(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
+    def next_starts(self, draw: Draw) -> Tensor:
         """K neighbours of each prompt's best."""
         pivot = self.best.noise[:: self.config.num_particles].repeat_interleave(self.config.num_particles, dim=0)
-        return neighbour(pivot, draw(pivot), self.config.step_size), self._particles
+        return neighbour(pivot, draw(pivot), self.config.step_size)
 
 
 class CrossEntropy(RandomStarts):
@@ -217,12 +213,12 @@ class CrossEntropy(RandomStarts):
         self._mean, self._deviation = low.new_zeros(grouped), low.new_ones(grouped)
         self._fit(low, first.rewards)
 
-    def next_starts(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
+    def next_starts(self, draw: Draw) -> Tensor:
         """Starts with low frequencies of the fitted distribution, and plain noise in all others."""
         noise = draw(self.best.noise)
         low = self._low(noise)
         wanted = (self._mean + self._deviation * low.unflatten(0, (self.num_groups, -1))).flatten(0, 1)
-        return noise + self._spread_out(wanted - low).to(noise.dtype), None
+        return noise + self._spread_out(wanted - low).to(noise.dtype)
 
     def update(self, found: Scored, generators: Sequence[Generator]) -> None:
         """Fit the distribution to the best starts of a round."""
@@ -261,10 +257,10 @@ class CrankNicolson:
         self.config, self.states = config, first
         self._num_accepted = self._num_proposed = 0
 
-    def next_starts(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
+    def next_starts(self, draw: Draw) -> Tensor:
         """A proposal of each chain."""
         starts = self.states.noise
-        return neighbour(starts, draw(starts), self.config.step_size), None
+        return neighbour(starts, draw(starts), self.config.step_size)
 
     def update(self, found: Scored, generators: Sequence[Generator]) -> None:
         """Accept or reject."""

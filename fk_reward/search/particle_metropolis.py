@@ -173,7 +173,7 @@ class _Runs(Passes):
         super().__init__(
             lambda num_steps: ((size, num_steps),) * config.num_runs, num_groups, finished=size, abstain=config.abstain
         )
-        self._steered = config.steering().population()
+        self.inside = self._steered = config.steering().population()
 
     def forecast(self, num_steps: int) -> Forecast:
         """Run after run, with what each scores on the way."""

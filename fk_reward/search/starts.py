@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from fk_reward.search.base import LONG_RUN, Forecast, PlainPopulation, SearchConfig
+from fk_reward.search.base import LONG_RUN, Forecast, PlainPopulation, Population, SearchConfig
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -181,6 +181,9 @@ class Passes(PlainPopulation):
         >>> Passes(lambda num_steps: ((3, 2), (1, num_steps)), finished=1).forecast(4)
         Forecast(steps=(3, 3, 1, 1, 1, 1), scorings=(3,), finished=1)
     """
+
+    inside: Population | None = None
+    """The population of a search that goes on inside each pass, one prompt of it; None where all only finish."""
 
     def __init__(
         self,

@@ -252,9 +252,10 @@ class ParticleFilter:
             num_selected: n, between 1 and K.
 
         Returns:
-            `(G, n)` int64, indices within the group, highest reward first. `"sample"` can name a particle several
-            times; so does `"best"` where fewer than n are allowed. A forbidden particle is named only for a group that
-            has abstained.
+            `(G, n)` int64, indices within the group: of `"best"` highest reward first; of `"sample"` in a random order,
+            so that each of them follows the target, the first one, too. `"sample"` can name a particle several times;
+            so does `"best"` where fewer than n are allowed. A forbidden particle is named only for a group that has
+            abstained.
 
         Raises:
             RuntimeError: before `weigh(..., final=True)`.
@@ -278,13 +279,15 @@ class ParticleFilter:
         """`(G, n)` places in the order of the rewards, drawn with replacement by the weights.
 
         Without replacement the draws would drift towards the untilted law: all K of K are as they were proposed.
-        Systematic resampling draws each particle `floor(n W_k)` or `ceil(n W_k)` times, which repeats the least.
+        Systematic resampling draws each particle `floor(n W_k)` or `ceil(n W_k)` times, which repeats the least; it
+        goes by their order, which is shuffled afterwards, since only some of them may be used.
         """
         best_first = self._rewards_at_the_end().argsort(dim=1, descending=True, stable=True)
         ordered = self.log_weights.gather(1, best_first)
         places = torch.arange(num_selected).repeat(self.num_groups, 1)
         for group in (~self.abstained).nonzero().flatten().tolist():
-            places[group] = systematic(ordered[group], num_selected, self._generators[group])
+            drawn = systematic(ordered[group], num_selected, self._generators[group])
+            places[group] = drawn[torch.randperm(num_selected, generator=self._generators[group])]
         return places
 
     def _accumulated(self, grouped: Tensor, weight: float) -> Tensor:

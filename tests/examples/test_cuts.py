@@ -50,6 +50,21 @@ def test_more_starts_than_there_are_is_no_cut():
     assert Cut(4, 1, 13, 1) in cuts_within(80, 20, step=4, lookahead=1, drawn=13)
 
 
+@pytest.mark.parametrize("budget", [19, 261])
+def test_budgets_without_a_best_of_n_are_refused(budget, rng):
+    with pytest.raises(ValueError, match="take one from 20 to 260"):
+        best_uses(starts(rng, knows=True), budget=budget, num_steps=20)
+
+
+def test_best_of_n_spends_the_whole_budget(rng):
+    """70 sample steps are three and a half images: between best of three and best of four."""
+    gains = {
+        budget: best_uses(starts(rng, knows=True), budget=budget, num_steps=20)[0]["gain_plain"]
+        for budget in (60, 70, 80)
+    }
+    assert gains[60] < gains[70] < gains[80]
+
+
 def starts(rng, *, knows, number=60, texts=30):
     """Rewards of 13 starts of each prompt; predictions at (4, 1) and (8, 3) are the finished rewards, or noise."""
     found = []

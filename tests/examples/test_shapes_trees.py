@@ -70,14 +70,19 @@ def test_more_branches_than_were_drawn_are_refused(rng):
 
 
 def test_main(tmp_path):
-    small = ["--num-prompts", 2, "--num-samples", 1, "--num-branches", 3, "--num-plain", 3, "--num-short", 4]
-    options = [*small, "-r", "shapes-clipscore", "--budgets", "30", "--out", tmp_path, "--device", "cpu"]
+    small = ["--num-prompts", 2, "--num-samples", 1, "--num-branches", 5, "--num-plain", 3, "--num-short", 4]
+    options = [*small, "-r", "shapes-clipscore", "--budgets", "40", "--out", tmp_path, "--device", "cpu"]
     assert "the process that finishes last" in invoke(shapes_trees.main, *options, "--shard", "0/2")
     assert "Trees less best of N" in invoke(shapes_trees.main, *options, "--shard", "1/2")
     rows = json.loads((tmp_path / "trees.json").read_text())["rows"]
     assert [row["reward"] for row in rows] == [None, *["shapes-clipscore"] * 3, *[VERIFIER] * 3]
-    assert rows[3]["method"] == "tree, 3 branches, 1 finished"
+    assert rows[3]["method"] == "tree, 5 branches, 1 finished"
     assert set(rows[3]["minus"]) == {"same", "short", "sdxl", "flux.1-dev"}
+
+
+def test_a_budget_for_a_part_of_an_image_is_refused():
+    with pytest.raises(ValueError, match="A budget of 90 is no whole number of images of 20 steps"):
+        TreeRequest().within(90, 20)
 
 
 @pytest.mark.parametrize(

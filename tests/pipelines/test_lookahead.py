@@ -24,7 +24,7 @@ from fk_reward.pipelines import repeated_denoiser
 from fk_reward.pipelines.hooks import wrap_method
 from fk_reward.pipelines.lookahead import AdapterSwitch
 from fk_reward.pipelines.repeated_denoiser import Guidance, RepeatedDenoiser
-from fk_reward.search import BestOfN, Pruning
+from fk_reward.search import BestOfN, ParticleMetropolis, Pruning
 from fk_reward.search.budget import sample_steps
 from tests import tiny
 from tests.pipelines.calls import generator, steered
@@ -307,6 +307,15 @@ def test_what_else_is_refused():
     pipe.scheduler = FlowMatchHeunDiscreteScheduler()
     with pytest.raises(ValueError, match="FlowMatchHeunDiscreteScheduler has no look-ahead"):
         pipe(PROMPTS, **call)
+
+
+def test_inside_the_runs_of_a_search_over_starts():
+    """Each run of particle Metropolis-Hastings is FK steering, which scores on the way."""
+    pipe = steered(tiny.make_sd(scheduler=ddim()))
+    runs = ParticleMetropolis(num_particles=2, num_runs=2, num_resamples=2, reward_scale=1.0)
+    out = pipe(PROMPTS[0], search=runs, lookahead=2, num_inference_steps=6)
+    assert out.trace.provenance.lookahead == 2
+    assert out.trace.cost.sample_steps == sample_steps(runs, 6, lookahead=2) == 2 * (2 * 6 + 2 * 2)
 
 
 def test_a_search_that_scores_nothing_on_the_way():

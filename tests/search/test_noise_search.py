@@ -33,14 +33,14 @@ class ToyRollout:
     def __init__(self, reward, shape=SHAPE, *, mean=0.0, num_groups=1, seed=0):
         self.reward, self.shape, self.mean, self.num_groups = reward, shape, mean, num_groups
         self.generator = torch.Generator().manual_seed(seed)
-        self.starts, self.particles = [], []
+        self.starts, self.fresh = [], []
 
-    def __call__(self, start=None, *, from_step=0, num_particles, num_steps=None, particles=None):
+    def __call__(self, start=None, *, from_step=0, num_particles, num_steps=None, fresh_noise=False):
         if start is None:
             size = (self.num_groups * num_particles, *self.shape)
             start = torch.randn(size, generator=self.generator) + self.mean
         self.starts.append(start)
-        self.particles.append(particles)
+        self.fresh.append(fresh_noise)
         return Scored(noise=start, latents=start, rewards=self.reward(start))
 
 
@@ -173,12 +173,54 @@ def test_neighbours_are_noise_at_a_known_correlation():
     assert torch.equal(neighbour(pivot, start.flatten(), 1.0), start.flatten())
 
 
-def test_neighbours_go_with_the_noise_of_the_best_particle():
-    rewards = torch.tensor([[0.0, 2.0, 1.0], [5.0, 3.0, 4.0]])
-    rollout = ToyRollout(lambda starts: rewards.flatten(), num_groups=2)
-    search(rollout, num_groups=2, num_particles=3, num_rounds=3)
-    assert rollout.particles[0] is None
-    assert [rows.tolist() for rows in rollout.particles[1:]] == [[1, 1, 1, 3, 3, 3]] * 2
+class NoisyRollout(ToyRollout):
+    """An image is its start beside the noise of its steps, and the reward sees both."""
+
+    def __init__(self, reward, *, renews=True, **options):
+        super().__init__(reward, **options)
+        self.renews, self.noise = renews, None
+
+    def __call__(self, start=None, *, num_particles, fresh_noise=False, **options):
+        found = super().__call__(start, num_particles=num_particles, fresh_noise=fresh_noise, **options)
+        if self.noise is None or (fresh_noise and self.renews):
+            self.noise = torch.randn(found.noise.shape, generator=self.generator)
+        images = torch.cat([found.noise, self.noise], dim=1)
+        return Scored(noise=found.noise, latents=images, rewards=self.reward(images))
+
+
+def linear_in_both(images):
+    return linear(images[:, :1]) + linear(images[:, 1:])
+
+
+def test_pcn_comes_to_the_tilted_law_of_images_under_a_stochastic_solver():
+    """Of the noise of the steps as much as of the start: both are part of a state."""
+    found = search(NoisyRollout(linear_in_both), **PCN, num_rounds=250, step_size=0.7, reward_scale=SCALE)
+    check_law(found.latents, SCALE * torch.cat([SIDEWAYS, SIDEWAYS]))
+
+
+def test_noise_that_every_round_repeats_is_noticed():
+    rollout = NoisyRollout(linear_in_both, renews=False)
+    found = search(rollout, **PCN, num_rounds=250, step_size=0.7, reward_scale=SCALE)
+    with pytest.raises(AssertionError, match="mean off"):
+        check_law(found.latents, SCALE * torch.cat([SIDEWAYS, SIDEWAYS]))
+
+
+@pytest.mark.parametrize("method", STRATEGIES)
+def test_every_round_draws_new_noise(method):
+    rollout = ToyRollout(bowl, LARGE)
+    search(rollout, num_particles=3, num_rounds=3, strategy=method, reward_scale=10.0)
+    assert rollout.fresh == [False, True, True]
+
+
+def test_rounds_of_a_stochastic_solver_are_as_different_as_images(pipe):
+    """The same start with the numbers of the round before would be the same image."""
+    config = NoiseSearch(num_particles=3, num_rounds=2, strategy="zero-order", step_size=1e-6)
+    trace = call(pipe, search=config, eta=1.0, num_inference_steps=4).trace
+    first, second = (step.rewards for step in trace.steps[:2])
+    assert not torch.isclose(second, first.amax(dim=1, keepdim=True), rtol=0, atol=1e-4).any()
+    trace = call(pipe, search=config, eta=0.0, num_inference_steps=4).trace
+    first, second = (step.rewards for step in trace.steps[:2])
+    torch.testing.assert_close(second, first.amax(dim=1, keepdim=True).expand(2, 3), rtol=0, atol=1e-4)
 
 
 def test_frequencies_are_those_of_scipy_and_others_stay_plain_noise():

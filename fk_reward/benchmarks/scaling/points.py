@@ -215,7 +215,8 @@ class ScalingPoints:
         if price is not None and run.result.method not in (BEST, UNSTEERED):
             for (lower, before), (higher, after) in itertools.pairwise(self._curve(run, prices)):
                 if lower <= price <= higher:
-                    share = math.log(price / lower) / math.log(higher / lower)
+                    # two budgets can buy the same N
+                    share = math.log(price / lower) / math.log(higher / lower) if higher > lower else 0.0
                     return {kind: self._between(run, (before, after), share, name) for kind, name in rewards.items()}
         return dict.fromkeys(rewards)
 

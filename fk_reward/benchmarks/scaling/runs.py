@@ -140,6 +140,11 @@ def plan_scaling(request: ScalingRequest) -> dict[str, list[RunSettings]]:
                     f"--budgets: {budget} sample steps are less than two images of {steps} steps, of which one is "
                     "chosen: raise the budget, or take fewer steps."
                 )
+            if budget % steps:
+                raise ValueError(
+                    f"--budgets: {budget} sample steps are no whole number of images of {steps} steps, so that best of "
+                    f"N would have less to spend than other searches: take {budget - budget % steps}."
+                )
             settings = {**typed, "budget": budget, "num_steps": steps}
             if steps != own:  # the other methods' settings mean nothing there
                 settings = {name: value for name, value in settings.items() if name in _OF_ALL}

@@ -246,6 +246,8 @@ def request(**settings):
         ({"stages": ("draw",)}, "--stage should be one of"),
         ({"budgets": (0,)}, "--budgets"),
         ({"budgets": (39,), "methods": ("pruning",)}, "39 sample steps are less than two images of 20 steps"),
+        ({"budgets": (90,)}, "90 sample steps are no whole number of images of 20 steps, .*: take 80"),
+        ({"budgets": (80,), "baseline_steps": (15,)}, "80 .* no whole number of images of 15 steps, .*: take 75"),
         ({"typed": {"num_samples": 1}}, "--num-samples should be at least 2"),
         ({"methods": ("unsteered",)}, "always drawn"),
         ({"methods": ("annealing",)}, "method should be one of"),
