@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fk_reward.sampling.trace import SteeringTrace
 from fk_reward.search.base import ChosenByCall, SearchConfig, forecast
-from fk_reward.search.budget import fit_budget
+from fk_reward.search.budget import check_typed_sizes, fit_budget
 from fk_reward.search.registry import load_search, search_fields
 from fk_reward.value_checks import whole_number
 
@@ -88,27 +89,100 @@ def search_within_budget(
     )
 
 
-def search_for_call(
-    config: SearchConfig, arguments: dict[str, Any], num_images: int, scheduler: Any = None
-) -> SearchConfig:
-    """The search of this call, where the one that was asked for leaves that to the call (`ChosenByCall`).
+@dataclass(frozen=True)
+class SearchChoice:
+    """The search of a call, and what led to it.
+
+    Attributes:
+        asked: the search that was asked for.
+        config: of the search that runs: another one where that is a `ChosenByCall`.
+        explanation: what was chosen and why, and how to choose another; None where nothing was.
+    """
+
+    asked: SearchConfig
+    config: SearchConfig
+    explanation: str | None = None
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """A context in which errors of settings say what was chosen: who asked has not named that search.
+
+        Raises:
+            TypeError: one of the context, with the explanation.
+            ValueError: the same.
+        """
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            if self.explanation is None:
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{error} {self.explanation}") from error
+
+    def with_settings(self, settings: Mapping[str, Any]) -> SearchConfig:
+        """The config with some of its fields replaced.
+
+        Raises:
+            TypeError: for a field that the search lacks.
+            ValueError: for a value that it refuses.
+        """
+        with self.told():
+            return load_search(self.config, **settings)
+
+
+def choose_search(
+    asked: SearchConfig,
+    arguments: dict[str, Any],
+    num_images: int,
+    scheduler: Any = None,
+    *,
+    budget: int | None = None,
+) -> SearchChoice:
+    """The search of this call: what was asked for, or what that chooses for the call (`ChosenByCall`).
 
     Args:
-        config: that was asked for.
-        arguments: of the call; the fields of such a search are taken out.
+        asked: the search that was asked for.
+        arguments: of the call; the fields of a search that chooses are taken out.
         num_images: of a prompt that are returned.
         scheduler: that makes the steps, if known.
+        budget: of the call, in sample steps of a prompt.
+
+    Raises:
+        TypeError: for a number of images that is none.
+        ValueError: where two arguments set the same size, or one is out of range.
 
     Example:
         >>> arguments = {"situation": "constraint", "num_inference_steps": 4}
-        >>> type(search_for_call(load_search("recommended"), arguments, num_images=1)).__name__, arguments
+        >>> choice = choose_search(load_search("recommended"), arguments, num_images=1)
+        >>> type(choice.config).__name__, arguments
         ('FKSteeringConfig', {'num_inference_steps': 4})
     """
-    if not isinstance(config, ChosenByCall):
-        return config
-    own = {name: arguments.pop(name) for name in search_fields(config) if name in arguments}
-    chosen, number = load_search(config, **own), whole_number("num_images_per_prompt", num_images, minimum=1)
-    return chosen.for_call(number, scheduler) if isinstance(chosen, ChosenByCall) else chosen
+    if budget is not None:
+        check_typed_sizes(asked, arguments, budget=f"budget={budget}")
+    if not isinstance(asked, ChosenByCall):
+        return SearchChoice(asked, asked)
+    number = whole_number("num_images_per_prompt", num_images, minimum=1)
+    own = {name: arguments.pop(name) for name in search_fields(asked) if name in arguments}
+    choosing: Any = load_search(asked, **own)
+    config = choosing.for_call(number, scheduler)
+    explain = getattr(choosing, "explain", None)
+    default = f"{type(asked).__name__} chose {type(config).__name__} for this call."
+    choice = SearchChoice(asked, config, explain(number, scheduler) if callable(explain) else default)
+    with choice.told():
+        if budget is not None:
+            check_typed_sizes(config, arguments, budget=f"budget={budget}")
+        _refuse_two_sizes(config, own.get("num_particles"), arguments)
+    return choice
+
+
+def _refuse_two_sizes(config: SearchConfig, num_particles: int | None, arguments: Mapping[str, Any]) -> None:
+    """Of a tree `num_particles` sets the branches; neither of two numbers should be passed over in silence."""
+    for name in getattr(config, "set_by_budget", ()):
+        if num_particles is not None and name in arguments:
+            raise ValueError(
+                f"num_particles={num_particles} says how many candidates there are, and {name}={arguments[name]} of "
+                f"{type(config).__name__} says it, too: leave one of them out."
+            )
 
 
 def with_choice(trace: SteeringTrace, asked: SearchConfig, config: SearchConfig) -> SteeringTrace:

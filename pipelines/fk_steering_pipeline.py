@@ -27,7 +27,7 @@ from fk_reward.pipelines.call_arguments import (
     split_arguments,
     takes_prompt,
 )
-from fk_reward.pipelines.call_budget import search_for_call, search_within_budget, with_budget, with_choice
+from fk_reward.pipelines.call_budget import SearchChoice, choose_search, search_within_budget, with_budget, with_choice
 from fk_reward.pipelines.call_record import describe_call
 from fk_reward.pipelines.decoding import Preview, load_preview, watched_decoding
 from fk_reward.pipelines.lookahead import LookAheadSetting, PipelineLookAhead, checked_lookahead, chosen_lookahead
@@ -48,7 +48,6 @@ from fk_reward.rewards.registry import steering_reward
 from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.trace import Provenance
 from fk_reward.search.base import Population, SearchConfig
-from fk_reward.search.budget import check_typed_sizes
 from fk_reward.search.contract import config_for_spread, make_population
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.registry import load_search, search_fields, settings_of
@@ -351,11 +350,11 @@ class FKSteeringPipeline(PipelineProxy):
         """
         with call_link(spread=self.spread) as link:
             check_kind("return_dict", return_dict, bool)
-            asked = chosen_search(search, steering, self.search)
+            asked, scheduler = chosen_search(search, steering, self.search), self.pipe.scheduler
             call = self._parse(
                 prompt,
                 arguments,
-                search=search_for_call(asked, arguments, num_images_per_prompt, self.pipe.scheduler),
+                choice=choose_search(asked, arguments, num_images_per_prompt, scheduler, budget=budget),
                 limits=(budget, lookahead),
                 reward_prompts=reward_prompts,
                 num_images_per_prompt=num_images_per_prompt,
@@ -372,7 +371,7 @@ class FKSteeringPipeline(PipelineProxy):
         prompt: Any,
         arguments: dict[str, Any],
         *,
-        search: SearchConfig,
+        choice: SearchChoice,
         limits: tuple[int | None, LookAheadSetting | None],
         reward_prompts: Any,
         num_images_per_prompt: int,
@@ -380,11 +379,9 @@ class FKSteeringPipeline(PipelineProxy):
     ) -> SteeredCall:
         """Sort and check the arguments of a call, before anything is spent on it."""
         budget, lookahead = limits
-        if budget is not None:
-            check_typed_sizes(search, arguments, budget=f"budget={budget}")
-        config, sizes, arguments = split_arguments(
-            self.pipe, arguments, search=search, batch_sizes=self.batch_sizes, attributes=(*OPTIONS, "scheduler")
-        )
+        options: dict[str, Any] = {"batch_sizes": self.batch_sizes, "attributes": (*OPTIONS, "scheduler")}
+        with choice.told():
+            config, sizes, arguments = split_arguments(self.pipe, arguments, search=choice.config, **options)
         arguments = arguments if self.solver is None else self.solver.complete(self.pipe, arguments)
         config = config_for_spread(config, self.reward.card.spread)
         lookahead = chosen_lookahead(self.pipe, lookahead, self.lookahead, config)
@@ -418,7 +415,8 @@ class FKSteeringPipeline(PipelineProxy):
         """
         arguments = arguments if self.solver is None else self.solver.complete(self.pipe, arguments)
         asked, number = chosen_search(search, None, self.search), arguments.pop("num_images_per_prompt", 1)
-        config = search_for_call(asked, arguments, number, self.pipe.scheduler)
+        choice = choose_search(asked, arguments, number, self.pipe.scheduler, budget=budget)
+        config = choice.with_settings({n: arguments.pop(n) for n in search_fields(choice.config) if n in arguments})
         lookahead = chosen_lookahead(self.pipe, arguments.pop("lookahead", None), self.lookahead, config)
         return search_within_budget(self.pipe, config, budget, arguments, lookahead=lookahead)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from fk_reward.pipelines.call_budget import search_for_call
+from fk_reward.pipelines.call_budget import choose_search
 from fk_reward.rewards.base import Reward
 from fk_reward.rewards.registry import load_reward
 from fk_reward.sampling.steering import steer
@@ -169,7 +169,8 @@ def _runs_in_a_loop(name: str) -> bool:
 def _chosen(
     search: str | SearchConfig, settings: dict[str, Any], *, num_particles: int | None, num_images: int
 ) -> SearchConfig:
-    config = search_for_call(load_search(search), settings, num_images=num_images)
+    choice = choose_search(load_search(search), settings, num_images=num_images)
+    config = choice.config
     if isinstance(config, StartSearch | MovingSearch):
         why = "draws whole trajectories" if isinstance(config, StartSearch) else "moves its particles itself"
         raise ValueError(
@@ -178,4 +179,4 @@ def _chosen(
         )
     if num_particles is not None and num_particles != config.num_particles:
         config = resized(config, num_particles)
-    return load_search(config, **settings)
+    return replace(choice, config=config).with_settings(settings)

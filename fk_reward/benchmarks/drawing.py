@@ -24,7 +24,7 @@ from fk_reward.pipelines.batch_sizes import BatchSizes
 from fk_reward.rewards import CallableReward, Reward
 from fk_reward.rewards.inputs import in_order
 from fk_reward.sampling.stochasticity import noise_levels, takes_argument
-from fk_reward.search import SEARCHES, BestOfN, ChosenByCall, SearchConfig, load_search, search_fields
+from fk_reward.search import SEARCHES, BestOfN, ChosenByCall, SearchConfig, load_search, search_class, search_fields
 from fk_reward.search.base import forecast, num_finished
 from fk_reward.version import __version__
 
@@ -137,14 +137,17 @@ class RunSettings:
 
     @property
     def name(self) -> str:
-        """Name of the run's folder: method, K and reward."""
+        """Name of the run's folder: method, K (of a search that chooses its candidates) and reward."""
         if self.reward is None:
             return self.method
         slug = re.sub(r"[^\w.@-]+", "_", self.reward).strip("_")
         # Two compositions may differ in their signs alone; cut, as most file systems allow 255 bytes for a name.
         if slug != self.reward:
             slug = f"{slug[:60]}-{hashlib.sha256(self.reward.encode()).hexdigest()[:6]}"
-        return f"{self.method.removesuffix('-n')}-{self.search.num_particles}-{slug}"
+        # of a search that chooses the candidates that were asked for: a tree has them at its branching alone
+        chooses = issubclass(search_class(self.method), ChosenByCall)
+        size = self.max_particles if chooses else self.search.num_particles
+        return f"{self.method.removesuffix('-n')}-{size}-{slug}"
 
     def unsteered(self) -> RunSettings:
         """The unsteered run to compare this one with: the first particle of each of its populations."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fk_reward.pipelines import ReducedResolution
+from fk_reward.pipelines.call_budget import choose_search
 from fk_reward.pipelines.decoding import widens_to_float32
 from fk_reward.pipelines.lookahead import LookAheadSetting, checked_lookahead
 from fk_reward.pipelines.schedulers import resolve_solver
@@ -34,7 +35,7 @@ from fk_reward.planning.planned_models import PlannedModels, models_on_meta, wei
 from fk_reward.search import ChosenByCall, Forecast, SearchConfig, load_search
 from fk_reward.search.base import forecast
 from fk_reward.search.budget import check_typed_sizes, fit_budget, sample_steps
-from fk_reward.search.registry import search_name, settings_of
+from fk_reward.search.registry import search_class, search_name, settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,20 +289,18 @@ def plan(  # noqa: PLR0913 (what a call is made from)
     """
     floating = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     limit, preset = parse_memory(memory), resolve_solver(solver)
-    config, lookahead = load_search(search, **settings), checked_lookahead(lookahead)
-    if budget is not None:
-        check_typed_sizes(config, settings, budget=f"budget={budget}")
+    asked, settings = _asked_search(search, settings, budget=budget)
+    lookahead = checked_lookahead(lookahead)
     with models_on_meta(model, reward, dtype=floating, preview=preview, solver=preset) as models:
         defaults = {} if preset is None else preset.arguments(models.pipe)
         num_steps = defaults.get("num_inference_steps", DEFAULT_STEPS) if steps is None else steps
-        if isinstance(config, ChosenByCall):
-            config = config.for_call(1, models.pipe.scheduler)
+        config = choose_search(asked, settings, 1, models.pipe.scheduler, budget=budget).with_settings(settings)
         if budget is not None:
             config = fit_budget(config, budget, num_steps, lookahead=lookahead)
         guidance = defaults.get("guidance_scale") if guidance_scale is None else guidance_scale
         image = ImageRequest(height, width, guidance)
         costs = call_costs(models, image, _expected(config, num_steps, lookahead), previewed=preview is not None)
-    asked = {
+    request = {
         "model": model,
         "reward": reward,
         "search": config,
@@ -313,7 +312,19 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         "lookahead": lookahead,
         "memory": limit,
     }
-    return _planned(costs, asked, _rates(tflops, costs.flops))
+    return _planned(costs, request, _rates(tflops, costs.flops))
+
+
+def _asked_search(
+    search: str | SearchConfig, settings: dict[str, Any], *, budget: int | None
+) -> tuple[SearchConfig, dict[str, Any]]:
+    """The search, with its settings where it is the one that runs; else these wait for the choice."""
+    if issubclass(search_class(search) if isinstance(search, str) else type(search), ChosenByCall):
+        return load_search(search), settings
+    config = load_search(search, **settings)
+    if budget is not None:
+        check_typed_sizes(config, settings, budget=f"budget={budget}")
+    return config, {}
 
 
 def _expected(config: SearchConfig, num_steps: int, lookahead: LookAheadSetting) -> Forecast:

@@ -210,7 +210,11 @@ class SearchConfig(Protocol):
 
 @runtime_checkable
 class ChosenByCall(Protocol):
-    """A search that is another one for each kind of call, such as `Recommended`."""
+    """A search that is another one for each kind of call, such as `Recommended`.
+
+    Its `num_particles` may be None, for what the chosen search has. A method `explain` with the arguments of `for_call`
+    may return a sentence that says what is chosen and why: it ends the errors of settings that do not fit.
+    """
 
     def for_call(self, num_images: int, scheduler: Any = None) -> SearchConfig:
         """The search of a call that returns so many images of a prompt.

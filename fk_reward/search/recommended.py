@@ -14,6 +14,7 @@ from fk_reward.search.diversity import DIVERSE
 from fk_reward.search.feynman_kac import FKSteeringConfig
 from fk_reward.search.pruning import Pruning
 from fk_reward.search.tree import TreeSearch
+from fk_reward.value_checks import whole_number
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -59,34 +60,41 @@ class Recommended:
     A call chooses by `num_images_per_prompt` whether one image is wanted or several, and by the scheduler whether one
     image is searched for by pruning or by a tree; a hard constraint (a reward that gives -inf to images that must not
     be returned) cannot be seen before images are scored, and so has to be said. What was chosen stands in the trace.
-    Fields of the chosen search can be keywords of the call beside it.
+    Fields of the chosen search can be keywords of the call beside it, but for `num_particles`, which means the same
+    whatever is chosen.
 
     Attributes:
         situation: `"auto"`, one of the next three, by the call; `"one"`; `"branching"`, one under a scheduler whose
             early steps decide little; `"several"`, images that differ; or `"constraint"`, a population of which every
             image has to meet a hard constraint, and which abstains where none does.
+        num_particles: candidates of a prompt: starts of a pruning, branches of a tree, particles of FK steering; of
+            them as large a part is kept as is recommended. At least 1; None for the recommended number.
 
     Example:
-        >>> Recommended().for_call(1).keep
-        (7, 4)
+        >>> Recommended().for_call(1).keep, Recommended(num_particles=6).for_call(1).keep
+        ((7, 4), (4, 2))
         >>> Recommended().for_call(3).selection, Recommended(situation="constraint").for_call(1).abstain
         ('diverse', True)
     """
 
     default_eta: ClassVar[float | None] = None
-    set_by_budget: ClassVar[tuple[str, ...]] = ()
+    set_by_budget: ClassVar[tuple[str, ...]] = ("num_particles",)
 
     situation: str = AUTO
+    num_particles: int | None = None
 
     def __post_init__(self) -> None:
         if self.situation not in (AUTO, *RECOMMENDED):
             raise ValueError(f"situation should be one of {[AUTO, *RECOMMENDED]}, got {self.situation!r}.")
+        if self.num_particles is not None:
+            vars(self)["num_particles"] = whole_number("num_particles", self.num_particles, minimum=1)
 
     def for_call(self, num_images: int, scheduler: Any = None) -> SearchConfig:
         """The search of a call.
 
         Args:
-            num_images: of a prompt that are returned. Where the recommended sizes finish too few, they are multiplied.
+            num_images: of a prompt that are returned. Where the recommended sizes finish too few, they are multiplied;
+                a number of candidates that was asked for is not.
             scheduler: of the pipeline, if known.
 
         Example:
@@ -95,23 +103,44 @@ class Recommended:
             >>> Recommended().for_call(1, scheduler).branch_at
             0.45
         """
-        situation = self.situation
-        if situation == AUTO:
-            one = BRANCHING if decides_late(scheduler) else ONE
-            situation = one if num_images == 1 else SEVERAL
+        situation = self._situation(num_images, scheduler)
         config = RECOMMENDED[situation]
+        if self.num_particles is not None:
+            return _with_candidates(config, self.num_particles)
         wanted = num_images * (_SPARE if situation == SEVERAL else 1)
         factor = -(-wanted // forecast(config, 1000).finished)
         return config if factor <= 1 else resized(config, factor * config.num_particles)
 
-    @property
-    def num_particles(self) -> int:
-        """Of the search for a single image; `for_call` has the others."""
-        return self.for_call(1).num_particles
+    def explain(self, num_images: int, scheduler: Any = None) -> str:
+        """What is chosen for a call, why, and the names by which each search can be had in every call.
 
-    def to_dict(self) -> dict[str, Any]:
-        """The situation, and the number of particles of the search for a single image."""
-        return {"situation": self.situation, "num_particles": self.num_particles}
+        Args:
+            num_images: as of `for_call`.
+            scheduler: as of `for_call`.
+
+        Example:
+            >>> print(Recommended().explain(2))
+            search='recommended' chose Pruning, as 2 images are wanted. Name a search to have it in every call: \
+search='recommended-several' is this one, 'recommended-one' (Pruning), 'recommended-branching' (TreeSearch) and \
+'recommended-constraint' (FKSteeringConfig) are the others.
+        """
+        chosen, kinds = self._situation(num_images, scheduler), {n: type(c).__name__ for n, c in RECOMMENDED.items()}
+        wanted = "one image is" if num_images == 1 else f"{num_images} images are"
+        why = f"{wanted} wanted" if self.situation == AUTO else f"situation={chosen!r} says"
+        if self.situation == AUTO and num_images == 1:
+            why += f" under {_described(scheduler)}"
+        *most, last = (f"'recommended-{name}' ({kind})" for name, kind in kinds.items() if name != chosen)
+        return (
+            f"search='recommended' chose {kinds[chosen]}, as {why}. Name a search to have it in every call: "
+            f"search='recommended-{chosen}' is this one, {', '.join(most)} and {last} are the others."
+        )
+
+    def _situation(self, num_images: int, scheduler: Any) -> str:
+        if self.situation != AUTO:
+            return self.situation
+        if num_images > 1:
+            return SEVERAL
+        return BRANCHING if decides_late(scheduler) else ONE
 
     def population(
         self,
@@ -129,6 +158,19 @@ class Recommended:
         if isinstance(chosen, Budgeted):
             return chosen.within_budget(price, budget)
         return largest_within(functools.partial(resized, chosen), price, budget)
+
+
+def _with_candidates(config: SearchConfig, number: int) -> SearchConfig:
+    """A tree begins with a trunk, and its candidates are its branches; of all others they are the particles."""
+    return config.with_candidates(number) if isinstance(config, TreeSearch) else resized(config, number)
+
+
+def _described(scheduler: Any) -> str:
+    if scheduler is None:
+        return "a scheduler that is not known"
+    name = type(scheduler).__name__
+    late = "with sde-dpmsolver++ on Karras levels, whose early steps decide little"
+    return f"{name} {late}" if decides_late(scheduler) else name
 
 
 def decides_late(scheduler: Any) -> bool:

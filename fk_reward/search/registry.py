@@ -7,7 +7,7 @@ from typing import Any
 
 from fk_reward.documents import plain
 from fk_reward.registration import LoadedMapping, Registrations
-from fk_reward.search.base import SearchConfig
+from fk_reward.search.base import ChosenByCall, SearchConfig
 from fk_reward.search.contract import make_population
 from fk_reward.text import did_you_mean
 
@@ -188,7 +188,8 @@ def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:
     kind = type(made)
     if missing := [name for name in ("num_particles", "default_eta") if not hasattr(made, name)]:
         raise TypeError(f"{kind.__name__} is no search: it has no {' and no '.join(missing)}.")
-    make_population(made)  # what it makes is known before anything is spent on a call
+    # what it makes, or what it chooses for a single image, is known before anything is spent on a call
+    make_population(made.for_call(1) if isinstance(made, ChosenByCall) else made)
     return made  # type: ignore[no-any-return]
 
 

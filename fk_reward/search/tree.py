@@ -53,7 +53,7 @@ class TreeSearch:
 
     default_eta: ClassVar[float | None] = 1.0  # branches part by the noise of a step
     set_by_budget: ClassVar[tuple[str, ...]] = ("num_branches",)
-    proportional: ClassVar[tuple[str, ...]] = ("keep",)  # to the branches, or to the trunks where their number changes
+    proportional: ClassVar[tuple[str, ...]] = ("keep",)  # to the branches of all trunks
 
     num_particles: int = 1
     num_branches: int = 12
@@ -95,14 +95,33 @@ class TreeSearch:
             >>> TreeSearch(num_branches=12, keep=(2,)).with_branches(25).keep
             (4,)
         """
-        return replace(self, num_branches=number, keep=scaled(self.keep, Fraction(number, self.num_branches)))
+        return self._sized(self.num_particles, number)
+
+    def with_candidates(self, number: int) -> TreeSearch:
+        """The same tree with so many branches of all trunks together, and as large a part of them kept.
+
+        Where the trunks do not divide the number, there are fewer; where there are more trunks, fewer trunks.
+
+        Args:
+            number: at least 1.
+
+        Example:
+            >>> TreeSearch(num_particles=2).with_candidates(9).num_branches
+            4
+        """
+        branches = number // self.num_particles
+        return self._sized(self.num_particles, branches) if branches else self._sized(number, 1)
+
+    def _sized(self, trunks: int, branches: int) -> TreeSearch:
+        share = Fraction(trunks * branches, self.num_particles * self.num_branches)
+        return replace(self, num_particles=trunks, num_branches=branches, keep=scaled(self.keep, share))
 
     def within_budget(self, price: Callable[[SearchConfig], int], budget: int) -> SearchConfig | None:
         """The most branches that a budget pays for; where it is too little for one of each trunk, fewer trunks."""
         fitted = largest_within(self.with_branches, price, budget)
         if fitted is not None:
             return fitted
-        return largest_within(lambda trunks: replace(self.with_branches(1), num_particles=trunks), price, budget)
+        return largest_within(lambda trunks: self._sized(trunks, 1), price, budget)
 
 
 class TreePopulation(PlainPopulation):

@@ -13,7 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 from fk_reward.models import ALIASES, DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import available_rewards
-from fk_reward.search import SEARCHES, search_class
+from fk_reward.search import SEARCHES, ChosenByCall, load_search
 from fk_reward.ui.lineage import lineage_svg
 from fk_reward.ui.studio import Progress, Request, Studio, snippet
 
@@ -150,8 +150,8 @@ def _results(gr: Any) -> list[Any]:
 
 def _particles_of(search: str) -> int:
     """K of a search where nobody chooses another."""
-    found = SEARCHES[search]
-    return int((search_class(search)() if isinstance(found, type) else found).num_particles)
+    config = load_search(search)
+    return (config.for_call(1) if isinstance(config, ChosenByCall) else config).num_particles
 
 
 def _request(values: tuple[Any, ...]) -> Request:

@@ -55,6 +55,21 @@ def test_writes_images_traces_lineages_and_a_summary(run, options, tmp_path):
     assert "000-01.png" in result.output and "a blue square" in result.output
 
 
+@pytest.mark.parametrize(("solver", "sizes"), [((), [6, 4, 2]), (("--solver", "sde-dpmsolver++-20"), [1, 6, 1])])
+def test_the_recommended_search_has_so_many_candidates(run, options, tmp_path, solver, sizes):
+    result = run("generate", PROMPTS[0], *options, *solver, "--search", "recommended", "-k", 6)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert summary["config"] == {"situation": "auto", "num_particles": 6}
+    assert summary["results"][0]["seeds"] == list(range(sizes[0]))
+    trace = SteeringTrace.from_json(tmp_path / "out" / "trace-000.json")
+    assert [step.num_particles for step in trace.steps] == sizes
+    assert trace.notes[0].startswith(f"Recommended chose {'TreeSearch' if solver else 'Pruning'}(")
+    options[-1] = tmp_path / "both"
+    refused = run("generate", PROMPTS[0], *options, "--search", "recommended", "-k", 6, "--budget", 60)
+    assert refused.exit_code != 0 and "--budget says what num_particles Recommended has" in refused.output
+
+
 def test_a_prompt_does_not_depend_on_the_others(run, options, tmp_path):
     assert run("generate", *PROMPTS, *options).exit_code == 0
     assert run("generate", PROMPTS[1], *options[:-1], tmp_path / "alone").exit_code == 0

@@ -10,6 +10,7 @@ from fk_reward import FKSteeringConfig, FKSteeringPipeline
 from fk_reward.search import (
     SEARCHES,
     BestOfN,
+    ChosenByCall,
     Pruning,
     SearchConfig,
     SearchLoadError,
@@ -46,8 +47,9 @@ def installed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(SEARCHES))
 def test_every_search_makes_a_population(name):
-    config = load_search(name)
-    assert isinstance(config, SearchConfig)
+    asked = load_search(name)
+    assert isinstance(asked, SearchConfig)
+    config = asked.for_call(1) if isinstance(asked, ChosenByCall) else asked
     num_groups = 1 if getattr(config, "one_prompt", False) else 2
     population = config.population(num_groups)
     assert population.num_groups == num_groups
@@ -60,9 +62,9 @@ def test_every_search_makes_a_population(name):
         # a step that is drawn again is scored again
         assert len(forecast.scorings) - forecast.extra_steps == len(population.scoring_steps(20))
     assert max(forecast.steps) <= population.max_particles
-    described = "".join(base.__doc__ or "" for base in type(config).__mro__)
+    described = "".join(base.__doc__ or "" for base in type(asked).__mro__)
     assert all(field in described for field in search_fields(name)), "every field is documented"
-    assert settings_of(config)["num_particles"] == config.num_particles
+    assert settings_of(asked)["num_particles"] == asked.num_particles
 
 
 def test_a_name_a_config_and_a_preset():

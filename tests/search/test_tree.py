@@ -144,6 +144,51 @@ def test_a_small_budget_draws_fewer_trunks_and_too_small_a_one_is_refused():
         fit_budget(TreeSearch(), 19, 20)
 
 
+def test_fewer_trunks_keep_as_large_a_part_of_their_branches():
+    half = TreeSearch(num_particles=8, num_branches=2, keep=(8,))
+    three = fit_budget(half, 60, 20)
+    assert (three.num_particles, three.num_branches, three.keep) == (3, 1, (2,))
+    assert sample_steps(three, 20) == 3 * 15 + 2 * 5  # the cut is after 15 of 20 steps
+    five = fit_budget(half, 100, 20)
+    assert (five.num_particles, five.keep, sample_steps(five, 20)) == (5, (3,), 5 * 15 + 3 * 5)
+    assert sample_steps(TreeSearch(num_particles=6, num_branches=1, keep=(3,)), 20) > 100
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 6, 20])
+@pytest.mark.parametrize(
+    "config",
+    [
+        TreeSearch(),
+        TreeSearch(num_particles=8, num_branches=2, keep=(8,)),
+        TreeSearch(num_particles=3, num_branches=4, keep=(12, 5), at=(0.6, 0.8)),
+        TreeSearch(num_particles=5, num_branches=1, keep=(4, 3, 1), at=(0.5, 0.7, 0.9)),
+        TreeSearch(num_particles=4, num_branches=3, keep=(), at=()),
+        TreeSearch(num_particles=2, num_branches=2, branch_at=0.0, keep=(1,), at=(1.0,)),
+    ],
+    ids=repr,
+)
+def test_every_budget_from_a_whole_image_up_buys_something_and_more_buys_no_less(config, num_steps):
+    costs = []
+    for budget in range(num_steps, 12 * num_steps):
+        fitted = fit_budget(config, budget, num_steps)
+        costs.append(sample_steps(fitted, num_steps))
+        assert costs[-1] <= budget, fitted
+        of_all = config.num_particles * config.num_branches
+        candidates = fitted.num_particles * fitted.num_branches
+        shares = [kept * candidates / of_all for kept in config.keep]
+        assert all(one == max(1, math.floor(share + 0.5)) for one, share in zip(fitted.keep, shares, strict=True))
+    assert costs == sorted(costs)
+    assert costs[0] == num_steps, "one whole image"
+
+
+@pytest.mark.parametrize(
+    ("number", "trunks", "branches", "keep"), [(12, 4, 3, (6,)), (13, 4, 3, (6,)), (3, 3, 1, (2,)), (1, 1, 1, (1,))]
+)
+def test_candidates_are_the_branches_of_all_trunks(number, trunks, branches, keep):
+    tree = TreeSearch(num_particles=4, num_branches=2, keep=(4,)).with_candidates(number)
+    assert (tree.num_particles, tree.num_branches, tree.keep) == (trunks, branches, keep)
+
+
 def test_short_trajectories():
     assert TreeSearch().population().forecast(2).steps == (1, 12)
     assert "no room for a branching" in TreeSearch().population().begin(1)

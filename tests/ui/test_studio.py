@@ -10,6 +10,7 @@ import torch
 
 from fk_reward import FKSteeringPipeline, SteeringTrace
 from fk_reward.rewards import REWARDS
+from fk_reward.search import Pruning
 from fk_reward.ui.studio import Request, Studio, snippet
 
 SMALL = {"prompt": "a photo of a red circle", "num_particles": 3, "num_inference_steps": 4, "reward": "shapes-verifier"}
@@ -55,6 +56,14 @@ def test_the_snippet_makes_the_same_image(studio):
     names = {}
     exec(snippet(request).replace('out.images[0].save("best.png")', ""), names)  # noqa: S102 (our own text)
     assert (pixels(names["out"].images[0]) == pixels(last.best)).all()
+
+
+def test_the_recommended_search_has_the_candidates_that_were_typed():
+    request = Request(prompt="a star", search="recommended", num_particles=6)
+    assert request.config() == Pruning(num_particles=6, keep=(4, 2), at=(0.4, 0.55))
+    assert request.seeds() == list(range(6)) == list(range(request.config().num_particles))
+    assert "search='recommended',\n    num_particles=6," in snippet(request)
+    assert Request(prompt="a star", search="recommended").config().num_particles == 12
 
 
 def test_a_snippet_says_what_was_typed():

@@ -31,9 +31,10 @@ from fk_reward.benchmarks.runner import Progress, Share, Work, find_share, watch
 from fk_reward.benchmarks.task import SelfTestError, Task, TaskOptions
 from fk_reward.benchmarks.works import run_works
 from fk_reward.rewards import load_reward
-from fk_reward.search import FKSteeringConfig, SearchConfig, search_fields
+from fk_reward.search import ChosenByCall, FKSteeringConfig, SearchConfig, search_class, search_fields
 from fk_reward.search.budget import check_typed_sizes, fit_budget
 from fk_reward.search.feynman_kac import PAPER
+from fk_reward.search.registry import search_config
 from fk_reward.terminal import open_console
 from fk_reward.value_checks import whole_number
 
@@ -142,8 +143,10 @@ def plan_runs(
         size_of = {} if size is None else {"num_particles": size}
         configs = {m: make_search(m, solver=plain.solver, **settings, **size_of) for m in searches}
         if budget is not None:
-            for config in configs.values():
-                check_typed_sizes(config, typed, budget=f"budget={budget}")
+            for method, config in configs.items():
+                # one that chooses has sizes of its own, which are not those of what it chose
+                asked = search_config(method) if issubclass(search_class(method), ChosenByCall) else config
+                check_typed_sizes(asked, typed, budget=f"budget={budget}")
             steps, ahead = plain.num_steps, plain.lookahead
             configs = {name: fit_budget(one, budget, steps, lookahead=ahead) for name, one in configs.items()}
         runs += [_steered(plain, *item, reward=name) for name in rewards for item in configs.items()]
