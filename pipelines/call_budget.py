@@ -209,7 +209,8 @@ def with_budget(trace: SteeringTrace, budget: int | None, config: SearchConfig) 
     if budget is None:
         return trace
     notes, spent = [], trace.sample_steps or 0
-    if forecast(config, trace.num_steps).num_scored == 1:
+    expected = forecast(config, trace.num_steps)
+    if expected.num_scored - sum(expected.guided) == 1:  # a single guided image is scored often, and chosen from none
         notes.append(f"budget={budget} sample steps a prompt bought one image, of which nothing could be chosen.")
     if spent > budget * len(trace.prompts):
         notes.append(f"The call took {spent} sample steps, and budget={budget} a prompt: more steps ran than expected.")

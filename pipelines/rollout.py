@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 _COUNTS = (
     *("num_steps", "num_model_calls", "num_model_rows", "sample_steps"),
-    *("num_decode_calls", "num_preview_calls", "num_reward_calls"),
+    *("num_decode_calls", "num_preview_calls", "num_reward_calls", "num_gradient_calls"),
 )
 
 

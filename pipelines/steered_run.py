@@ -43,6 +43,8 @@ T = TypeVar("T")
 Submit: TypeAlias = Callable[..., Callable[[], T]]
 """Arguments of a piece of work, to a function that gives its result."""
 
+_COUNTED = ("calls", "rows", "decoded", "previews", "scored", "gradients", "sample_steps")
+
 _THUMBNAIL_SIZE = 96  # pixels; a trace keeps one of each particle and scoring step
 
 
@@ -92,9 +94,7 @@ class SteeredRun:
     finished_images: Tensor | None = None
     _steps: list[TraceStep] = field(default_factory=list)
     _measured: dict[str, Any] = field(default_factory=dict)
-    _counts: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("calls", "rows", "decoded", "previews", "scored", "sample_steps"), 0)
-    )
+    _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTED, 0))
     _log_ratio: Tensor | None = None
     _bar: Any = None
     _announced_steps: int | None = None
@@ -168,7 +168,10 @@ class SteeredRun:
         self._counts["previews"] += len(x0_pred) if self.previewed else 0
         decoded = map(self.decode, batches)
         reward = (self.reward if level is None else self.reward.at_noise(level)).for_previews()
-        return self._score_batches(decoded, reward, since=_clock(x0_pred), in_thread=len(batches) > 1)
+        scores = self._score_batches(decoded, reward, since=_clock(x0_pred), in_thread=len(batches) > 1)
+        if scores.requires_grad:  # of a transition that may take a gradient; what it does take is counted
+            scores.register_hook(lambda _: self._counts.update(gradients=self._counts["gradients"] + len(x0_pred)))
+        return scores
 
     def score_images(self, images: Tensor) -> Tensor:
         """Rewards `(G * K,)` of images `(G * K, 3, H, W)`; names prompt and particle of one that is not finite."""
@@ -295,6 +298,7 @@ class SteeredRun:
             num_decode_calls=counts["decoded"],
             num_preview_calls=counts["previews"],
             num_reward_calls=counts["scored"],
+            num_gradient_calls=counts["gradients"],
             seconds=time.perf_counter() - self._started,
             notes=(*self.population.notes, *self.notes),
             provenance=self.provenance,

@@ -223,6 +223,10 @@ class Cost:
         return Cost(*(ours + theirs for ours, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
+PRICED_BESIDES = ("sample_steps", "previews", "gradients")
+"""What price lists read of the `Cost` of a trace, and a note of a prompt has beside its `Cost`."""
+
+
 class ImageSearch:
     """A search on a pipeline, as a method of `runner.run`: it answers a prompt with images.
 
@@ -267,7 +271,7 @@ class ImageSearch:
         images: list[Image.Image] = []
         cost, populations = Cost(), []
         lines: list[dict[str, Any]] = []
-        more = {"sample_steps": 0, "previews": 0}  # what price lists know besides
+        more = dict.fromkeys(PRICED_BESIDES, 0)
         for samples in self._in_calls(range(settings.num_samples), settings.search):
             output = self._call(prompt, index, samples)
             # The first of each population: its images come together, best first.

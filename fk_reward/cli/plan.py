@@ -163,9 +163,11 @@ def _sentences(result: Plan) -> list[str]:
 def _num_images(result: Plan) -> str:
     """How many are decoded, and by what."""
     course = result.population
-    if result.preview is None or not course.scorings:
-        return f"{course.num_scored} images"
-    return f"{sum(course.scorings)} previews and {course.finished} finished images"
+    on_the_way, guided = sum(course.scorings) + sum(course.guided), sum(course.guided)
+    backward = f" ({guided} with a backward pass)" if guided else ""
+    if result.preview is None or not on_the_way:
+        return f"{course.num_scored} images{backward}"
+    return f"{on_the_way} previews{backward} and {course.finished} finished images"
 
 
 def _check_sentences(checked: Check | None) -> list[str]:

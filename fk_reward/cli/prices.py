@@ -22,7 +22,7 @@ def prices(
         count: Count anew on the meta device, which takes minutes, instead of printing the counts of the package.
         as_json: Write JSON.
     """
-    from fk_reward.planning.prices import PRICES, count_prices
+    from fk_reward.planning.prices import BACKWARD, PRICES, count_prices
 
     lists = {name: one for name, one in PRICES.items() if one.rewards is not None}
     if count:
@@ -45,3 +45,7 @@ def prices(
         rows.append(row)
     show_table("Prices of images of 1024 x 1024 pixels", columns, rows)
     say("A sample step of SDXL has guidance (two rows), one of FLUX.1-dev has not. In sample steps all else is free.")
+    say(
+        "Where a search takes the gradient of the reward (fk-gradient), decoding and scoring have a backward pass of "
+        f"{BACKWARD:g} x their price on top."
+    )

@@ -75,6 +75,11 @@ def estimated_seconds(flops: Mapping[str, int], rates: Mapping[str, float]) -> f
 
 STOP_ADVICE = "With stop_reward this is the most that a call takes: scoring ends once a prediction reaches it."
 
+GRADIENT_ADVICE = (
+    "The gradient of a guided step is taken in one graph of all particles, whose memory no batch size lowers: fewer "
+    "particles, smaller images or a preview do."
+)
+
 _WORTH_SAYING = 0.01  # share of what is saved
 
 _SMALLER_REWARD = "a smaller reward, or fewer crops where it has them (num_crops=4 of LLaVA-Reward on Phi-3.5-vision)"
@@ -85,6 +90,8 @@ _SMALLER = {
     "preview": "smaller images (height, width), or a smaller preview",
     "reward": _SMALLER_REWARD,
     "preview reward": _SMALLER_REWARD,
+    "gradient": f"fewer particles, smaller images, a preview, {_SMALLER_REWARD}; or search='fk'",
+    "preview gradient": f"fewer particles, smaller images, {_SMALLER_REWARD}; or search='fk'",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,11 @@ from fk_reward.planning.planned_models import PlannedModels, tensors_of
 from fk_reward.rewards import Reward
 from fk_reward.search.feynman_kac import FKSteeringConfig
 
-PHASES = ("text", "denoise", "preview", "preview reward", "decode", "reward")
-"""In the order of a call with a preview; without one, decoder and reward work at the scoring steps, too."""
+PHASES = ("text", "denoise", "preview", "preview reward", "preview gradient", "gradient", "decode", "reward")
+"""In the order of a call with a preview; without one, decoder and reward work at the scoring steps, too.
+
+A `gradient` is that of a guided step: all its particles are decoded and scored in one graph, and then the backward
+pass; one of the two happens, and only where the search follows gradients."""
 
 PROMPT = "a photo of a red circle and a blue square"
 
@@ -35,9 +38,11 @@ class BatchCosts:
     Attributes:
         activations: bytes above the weights, at most, in each of `PHASES`: the text encoders, a step of the denoiser,
             the decoding of n images by the preview, their reward, the decoding of n images by the autoencoder, and
-            their reward. Of `denoise` without `kept`. The two of the preview only if there is one.
+            their reward. Of `denoise` without `kept`. Those of the preview only if there is one, and those of a
+            gradient, from latents through the reward and back, only if they were asked for.
         kept: bytes that stay from step to step: embeddings, latents, what the scheduler remembers.
-        flops: floating-point operations of the same phases; of `denoise` for one step.
+        flops: floating-point operations of the same phases; of `denoise` for one step. Those of a gradient in two
+            parts, `gradient decode` and `gradient reward`, the backward pass included.
         image_bytes: of n decoded images.
         preview_bytes: of n decoded previews, 0 without a preview.
     """
@@ -69,7 +74,7 @@ class ImageRequest:
 
 
 @torch.no_grad()
-def batch_costs(models: PlannedModels, image: ImageRequest, *, batch_size: int) -> BatchCosts:
+def batch_costs(models: PlannedModels, image: ImageRequest, *, batch_size: int, guided: bool = False) -> BatchCosts:
     """Run each phase on a batch of n images of one prompt.
 
     On the meta device nothing is computed. On real tensors the same bytes are costs, and real work is done.
@@ -78,6 +83,7 @@ def batch_costs(models: PlannedModels, image: ImageRequest, *, batch_size: int) 
         models: the pipeline and the reward, on the meta device or not.
         image: what is drawn.
         batch_size: n.
+        guided: whether to run guided steps as well, of a reward that is differentiable.
     """
     generation = _Generation(models, image)
     latents = generation.run(batch_size)
@@ -90,10 +96,16 @@ def batch_costs(models: PlannedModels, image: ImageRequest, *, batch_size: int) 
         # Images of the same shape cost the reward the same.
         watches["preview reward"] = reward if previews.shape == images.shape else _scored(models, previews)
         preview_bytes = previews.nbytes
+    flops = {phase: watch.flops for phase, watch in watches.items()}
+    for name, preview in {"gradient": None, "preview gradient": models.preview}.items() if guided else ():
+        if name == "gradient" or preview is not None:
+            watches[name], flops[f"{name} decode"], flops[f"{name} reward"] = _differentiated(
+                models, image, latents, preview=preview
+            )
     return BatchCosts(
         activations={phase: watch.peak for phase, watch in watches.items()},
         kept=generation.kept + STEERED_LATENTS * latents.nbytes,
-        flops={phase: watch.flops for phase, watch in watches.items()},
+        flops=flops,
         image_bytes=images.nbytes,
         preview_bytes=preview_bytes,
     )
@@ -123,6 +135,33 @@ def _scored(models: PlannedModels, images: Tensor) -> _Watch:
     return _Watch(peak, flops)
 
 
+def _differentiated(
+    models: PlannedModels, image: ImageRequest, latents: Tensor, *, preview: Preview | None
+) -> tuple[_Watch, int, int]:
+    """Costs of the gradient of the reward at the latents; operations of the decoder, and of the reward, there and back.
+
+    The peak is that of one graph: whatever the batches of decoder and reward are, all of them wait for the backward
+    pass.
+    """
+    decoder = preview_decoder(preview, models.pipe, height=image.height, width=image.width)
+    vae = getattr(models.pipe, "vae", None)
+    held = [*([] if vae is None else tensors_of(vae)), *models.preview_weights(), *models.reward_weights()]
+    with watched(held) as watch, torch.enable_grad():
+        x0_pred = latents.detach().clone().requires_grad_()
+        images = decoder(x0_pred)
+        decoded = watch.so_far()
+        scores = torch.stack([_total_score(reward, images) for reward in models.rewards]).sum()
+        (of_images,) = torch.autograd.grad(scores, images)
+        scored = watch.so_far()
+        torch.autograd.grad(images, x0_pred, of_images)
+    return watch, decoded + watch.flops - scored, scored - decoded
+
+
+def _total_score(reward: Reward, images: Tensor) -> Tensor:
+    reward.batch_size = len(images)
+    return reward.score(images, [PROMPT] * len(images)).sum()
+
+
 def _readable(images: Tensor, reward: Reward) -> Tensor:
     """Replace meta images by grey ones for a reward without weights, which is a rule that reads numbers."""
     return torch.full(images.shape, 0.5) if reward.device is None and images.is_meta else images
@@ -132,6 +171,8 @@ def _readable(images: Tensor, reward: Reward) -> Tensor:
 class _Watch:
     peak: int = 0
     flops: int = 0
+    so_far: Callable[[], int] = lambda: 0
+    """Operations up to now, while it watches."""
 
 
 @contextmanager
@@ -140,6 +181,7 @@ def watched(held: list[Tensor]) -> Iterator[_Watch]:
     watch = _Watch()
     # The last mode is asked first: MetaTensors moves the operands, then bytes and operations are counted.
     with Operations() as operations, LiveBytes(held) as tracker, MetaTensors(), FusedAttention():
+        watch.so_far = lambda: operations.total
         yield watch
     watch.peak, watch.flops = tracker.peak, operations.total
 

@@ -63,6 +63,9 @@ LIMITED_PHASES = {
 }
 """Setting -> phases whose batch it limits."""
 
+GRADIENTS = ("preview gradient", "gradient")
+"""Phases in which all particles are in one graph, whatever the batches."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -140,6 +143,7 @@ class MemoryModel:
         all: costs of as many images as there are particles at most.
         previewed: whether the scoring steps decode by the preview, and the autoencoder the finished images only.
         num_finished: particles at the end; None for `num_particles`. It counts where a phase happens at the end only.
+        num_guided: the most particles of a guided step, whose gradient is taken; 0 without guided steps.
     """
 
     num_particles: int
@@ -148,11 +152,18 @@ class MemoryModel:
     all: BatchCosts
     previewed: bool = False
     num_finished: int | None = None
+    num_guided: int = 0
 
     @property
     def phases(self) -> tuple[str, ...]:
         """Those of `PHASES` that happen."""
-        return tuple(phase for phase in PHASES if self.previewed or not phase.startswith("preview"))
+        return tuple(phase for phase in PHASES if self._happens(phase))
+
+    def _happens(self, phase: str) -> bool:
+        by_preview = phase.startswith("preview")
+        if phase in GRADIENTS:
+            return self.num_guided > 0 and by_preview is self.previewed
+        return self.previewed or not by_preview
 
     @property
     def keeps_denoiser(self) -> bool:
@@ -185,6 +196,8 @@ class MemoryModel:
         return between(self.one.flops[phase], self.all.flops[phase], at=num_images, end=self.num_particles)
 
     def _num_images(self, phase: str) -> int:
+        if phase in GRADIENTS:
+            return self.num_guided
         at_the_end = self.previewed and phase in ("decode", "reward")
         return self.num_finished if at_the_end and self.num_finished is not None else self.num_particles
 
@@ -195,6 +208,8 @@ class MemoryModel:
         num_images = self._num_images(phase)
         size = (self.all.preview_bytes if phase.startswith("preview") else self.all.image_bytes) // self.num_particles
         images = size * num_images
+        if phase in GRADIENTS:
+            return self.all.kept  # the images are in the graph; the reward's copy of them is gone at its peak
         if phase.endswith("reward"):
             # At the end: the returned and the scored images, and no state of the loop any more.
             at_steps = 0 if self.previewed and phase == "reward" else self.all.kept + images
@@ -207,7 +222,8 @@ class MemoryModel:
         """Weights on the GPU."""
         here = self._offloaded(phase) if settings.model_offload else ("text", "denoiser", "decoder", "other")
         names = {*here, "preview"} if self.previewed and (phase != "text" or not settings.model_offload) else here
-        reward = 0 if settings.reward_offload and not phase.endswith("reward") else self.weights["reward"]
+        scores = phase.endswith("reward") or phase in GRADIENTS
+        reward = 0 if settings.reward_offload and not scores else self.weights["reward"]
         return reward + sum(self.weights[name] for name in names)
 
     def _offloaded(self, phase: str) -> tuple[str, ...]:
@@ -284,7 +300,8 @@ def _moved_bytes(model: MemoryModel, mode: dict[str, bool], num_scorings: int) -
 
 def _largest_batches(model: MemoryModel, memory: int, settings: Settings) -> Settings | None:
     """Find the largest batch of each phase by itself: phases do not overlap."""
-    if model.need("text", settings).needed > memory:
+    undivided = [phase for phase in ("text", *GRADIENTS) if phase in model.phases]
+    if any(model.need(phase, settings).needed > memory for phase in undivided):
         return None
     for name, limited in LIMITED_PHASES.items():
         phases = [phase for phase in limited if phase in model.phases]

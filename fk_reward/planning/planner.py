@@ -13,8 +13,10 @@ from fk_reward.pipelines import ReducedResolution
 from fk_reward.pipelines.call_budget import choose_search
 from fk_reward.pipelines.decoding import widens_to_float32
 from fk_reward.pipelines.lookahead import LookAheadSetting, checked_lookahead
+from fk_reward.pipelines.reward_checks import require_gradients
 from fk_reward.pipelines.schedulers import resolve_solver
 from fk_reward.planning.advice import (
+    GRADIENT_ADVICE,
     STOP_ADVICE,
     advice_for,
     estimated_seconds,
@@ -35,6 +37,7 @@ from fk_reward.planning.planned_models import PlannedModels, models_on_meta, wei
 from fk_reward.search import ChosenByCall, Forecast, SearchConfig, load_search
 from fk_reward.search.base import forecast
 from fk_reward.search.budget import check_typed_sizes, fit_budget, sample_steps
+from fk_reward.search.moves import MovingSearch
 from fk_reward.search.registry import search_class, search_name, settings_of
 
 
@@ -100,8 +103,8 @@ class Plan:
 
     @property
     def num_scorings(self) -> int:
-        """How often images are scored: at the scoring steps, and at the end."""
-        return len(self.population.scorings) + 1
+        """How often images are scored: at the scoring steps, in guided steps, and at the end."""
+        return num_scorings(self.population)
 
     @property
     def peak(self) -> int:
@@ -137,9 +140,14 @@ def flops_by_dtype(models: PlannedModels, model: MemoryModel, expected: Forecast
     flops[pipe_dtype] += expected.extra_steps * model.flops("denoise", 1)
     flops[vae_dtype if by_own_decoder else pipe_dtype] += sum(model.flops(decode, n) for n in expected.scorings)
     flops[vae_dtype] += model.flops("decode", expected.finished)
+    gradient = "preview gradient" if model.previewed else "gradient"
+    flops[vae_dtype if by_own_decoder else pipe_dtype] += sum(
+        model.flops(f"{gradient} decode", n) for n in expected.guided
+    )
     reward_dtype = _reward_dtype(models)
     if reward_dtype is not None:
         scored = [model.flops(score, n) for n in expected.scorings]
+        scored += [model.flops(f"{gradient} reward", n) for n in expected.guided]
         flops[reward_dtype] += sum(scored) + model.flops("reward", expected.finished)
     return {dtype.removeprefix("torch."): count for dtype, count in flops.items()}
 
@@ -190,25 +198,28 @@ def call_costs(models: PlannedModels, image: ImageRequest, expected: Forecast, *
         expected: the particles of the call.
         previewed: whether the preview is used.
     """
-    num_particles = most_particles(expected)
-    one = batch_costs(models, image, batch_size=1)
+    num_particles, guided = most_particles(expected), bool(expected.guided)
+    one = batch_costs(models, image, batch_size=1, guided=guided)
+    on_the_way = bool(expected.scorings or expected.guided)
     model = MemoryModel(
         num_particles=num_particles,
         weights=_weights(models),
         one=one,
-        all=one if num_particles == 1 else batch_costs(models, image, batch_size=num_particles),
-        previewed=previewed and bool(expected.scorings),  # the finished images have no preview
+        all=one if num_particles == 1 else batch_costs(models, image, batch_size=num_particles, guided=guided),
+        previewed=previewed and on_the_way,  # the finished images have no preview
         num_finished=expected.finished,
+        num_guided=max(expected.guided, default=0),
     )
     other = None
-    if models.preview is not None and expected.scorings and not previewed:
+    if models.preview is not None and on_the_way and not previewed:
         other = flops_by_dtype(models, replace(model, previewed=True), expected)
     return CallCosts(
         model=model,
         flops=flops_by_dtype(models, model, expected),
         flops_with_preview=other,
-        num_scorings=len(expected.scorings) + 1,
-        can_offload_reward=models.can_offload_reward,
+        num_scorings=num_scorings(expected),
+        # its weights would be on the CPU again when the backward pass comes: such rewards refuse it
+        can_offload_reward=models.can_offload_reward and not guided,
     )
 
 
@@ -226,6 +237,16 @@ def most_particles(expected: Forecast) -> int:
         6
     """
     return max(*expected.steps, *expected.scorings, expected.finished)
+
+
+def num_scorings(expected: Forecast) -> int:
+    """How often the particles are scored, the finished ones and those of guided steps included.
+
+    Example:
+        >>> num_scorings(Forecast(steps=(2, 2, 2), scorings=(2,), finished=2, guided=(2, 2)))
+        4
+    """
+    return len(expected.scorings) + len(expected.guided) + 1
 
 
 DEFAULT_STEPS = 50
@@ -279,8 +300,8 @@ def plan(  # noqa: PLR0913 (what a call is made from)
 
     Raises:
         TypeError: a setting that the search does not have.
-        ValueError: a reward of unknown size, an unknown solver, a preview of other latents than the pipeline's, an
-            amount of memory that cannot be parsed, ...
+        ValueError: a reward of unknown size or without the gradient that the search follows, an unknown solver, a
+            preview of other latents than the pipeline's, an amount of memory that cannot be parsed, ...
 
     Example:
         >>> result = plan("shapes-sd", reward="shapes-clipscore", memory="1GB", dtype="float32")
@@ -297,6 +318,9 @@ def plan(  # noqa: PLR0913 (what a call is made from)
         config = choose_search(asked, settings, 1, models.pipe.scheduler, budget=budget).with_settings(settings)
         if budget is not None:
             config = fit_budget(config, budget, num_steps, lookahead=lookahead)
+        if isinstance(config, MovingSearch):
+            for part in models.rewards:
+                require_gradients(config, part)
         guidance = defaults.get("guidance_scale") if guidance_scale is None else guidance_scale
         image = ImageRequest(height, width, guidance)
         costs = call_costs(models, image, _expected(config, num_steps, lookahead), previewed=preview is not None)
@@ -345,6 +369,7 @@ def _planned(costs: CallCosts, asked: dict[str, Any], rates: dict[str, float]) -
     advice = (
         *advice_for(chosen, needs, None if settings else memory, request=request),
         *_preview_advice(costs, chosen, rates),
+        *((GRADIENT_ADVICE,) if model.num_guided else ()),
         *(() if getattr(search, "stop_reward", None) is None else (STOP_ADVICE,)),
     )
     return Plan(

@@ -32,6 +32,14 @@ TERA = 1e12
 _SIDE = 1024
 _DTYPE = torch.float16
 
+BACKWARD = 1.0
+"""A backward pass in forward passes of the same model, where the gradient is asked for at its input alone.
+
+Of every matrix product of the forward pass the backward pass of a training makes two: for the gradient at the input of
+a layer and for that of its weights, hence twice the operations (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). A
+guided step needs the first one only, and `torch.autograd.grad` makes no other. Counted on the meta device it is 0.87 to
+0.98 of the forward pass, of SDXL's decoder with CLIPScore, ImageReward, LLaVA-Reward or VQAScore: rounded up to 1."""
+
 RULES = ("none", "shapes-verifier", "shapes-verifier-graded")
 """Rewards without a model, which cost nothing here."""
 
@@ -48,13 +56,18 @@ class PriceList:
         preview: one image by its tiny decoder.
         rewards: name of a reward -> one image scored; None where rewards cost nothing. That of a model in the package
             (`shapes-clipscore`) is the price of the full-sized one (`clipscore`).
+        backward: the backward pass of a decoding or scoring, as a share of its price; it is paid on top of that.
 
     Example:
+        >>> from dataclasses import replace
         >>> cost = Cost(sample_steps=80, denoiser_rows=160, decodes=4, reward_calls=4, seconds=1.0, previews=0)
         >>> PRICES["sample-steps"].price(cost)
         80.0
         >>> round(PRICES["sdxl"].price(cost, reward="imagereward"), -1)
         1120.0
+        >>> guided = replace(cost, decodes=16, reward_calls=16, gradients=12)
+        >>> round(PRICES["sdxl"].price(guided, reward="imagereward"), -1)
+        1380.0
     """
 
     name: str
@@ -63,6 +76,7 @@ class PriceList:
     decode: float = 0.0
     preview: float = 0.0
     rewards: Mapping[str, float] | None = None
+    backward: float = BACKWARD
 
     def price(self, cost: Cost, *, reward: str | None = None) -> float:
         """What a cost is worth, in `unit`, over all its prompts.
@@ -74,13 +88,24 @@ class PriceList:
             reward: name of the reward, or a composition of names; not needed where rewards cost nothing.
 
         Raises:
-            ValueError: for a reward without a price, or a cost of before sample steps and previews were counted.
+            ValueError: for a reward without a price, or a cost of before sample steps, previews and backward passes
+                were counted.
         """
-        if cost.sample_steps is None or (cost.previews is None and self.decode):
-            raise ValueError("This cost is of a trace that does not say how many sample steps and previews there were.")
-        previews = cost.previews or 0
-        decoded = (cost.decodes - previews) * self.decode + previews * self.preview
-        return float(cost.sample_steps * self.sample_step + decoded + cost.reward_calls * self.reward_price(reward))
+        if cost.sample_steps is None or (self.decode and None in (cost.previews, cost.gradients)):
+            raise ValueError(
+                "This cost is of a trace that does not say how many sample steps, previews and backward passes there "
+                "were: draw the images again."
+            )
+        previews, gradients = cost.previews or 0, cost.gradients or 0
+        forward = self._scored(cost.decodes, previews, cost.reward_calls, reward)
+        # a call with a preview decodes by it in all of its steps, in the guided ones, too
+        backward = self._scored(gradients, min(gradients, previews), gradients, reward)
+        return float(cost.sample_steps * self.sample_step + forward + self.backward * backward)
+
+    def _scored(self, decodes: float, previews: float, reward_calls: float, reward: str | None) -> float:
+        """Forward passes of decoder and reward; `previews` are among `decodes`."""
+        decoded = (decodes - previews) * self.decode + previews * self.preview
+        return decoded + reward_calls * self.reward_price(reward)
 
     def of(self, trace: SteeringTrace, *, reward: str | None = None) -> float:
         """What a run is worth, in `unit`, over all its prompts.

@@ -166,6 +166,8 @@ class Cost:
         reward_calls: images scored.
         seconds: wall clock of the call.
         previews: those of the decoded images that a preview decoded; None where it was not recorded.
+        gradients: those of the decoded and scored images that had a backward pass, through reward and decoder; None
+            where it was not recorded, of a search that follows gradients.
 
     Example:
         >>> Cost(sample_steps=200, denoiser_rows=400, decodes=20, reward_calls=20, seconds=3.5).decodes
@@ -178,6 +180,7 @@ class Cost:
     reward_calls: int
     seconds: float
     previews: int | None = None
+    gradients: int | None = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +211,8 @@ class SteeringTrace:
         num_preview_calls: images decoded by a preview, among `num_decode_calls`; None in files of before it was
             recorded.
         budget: sample steps of a prompt that the call was given; None without a limit.
+        num_gradient_calls: images that had a backward pass through reward and decoder, among `num_decode_calls` and
+            `num_reward_calls`; None in files of before it was recorded, of a search that follows gradients.
 
     Raises:
         TypeError: a tensor of another dtype.
@@ -248,6 +253,7 @@ class SteeringTrace:
     sample_steps: int | None = None
     num_preview_calls: int | None = None
     budget: int | None = None
+    num_gradient_calls: int | None = 0
 
     def __post_init__(self) -> None:
         """Validate that the records fit together."""
@@ -289,6 +295,7 @@ class SteeringTrace:
             reward_calls=self.num_reward_calls,
             seconds=self.seconds,
             previews=self.num_preview_calls,
+            gradients=self.num_gradient_calls,
         )
 
     @property
@@ -352,7 +359,8 @@ class SteeringTrace:
             + (f"; {forbidden} of {final.numel()} are forbidden (-inf)" if forbidden else "")
             + f". {self.num_model_calls} model calls "
             f"({self.num_model_rows} rows), {self.num_decode_calls} images decoded, {self.num_reward_calls} "
-            f"scored, {self.seconds:.1f} s."
+            + (f"scored ({self.num_gradient_calls} with a backward pass)" if self.num_gradient_calls else "scored")
+            + f", {self.seconds:.1f} s."
         )
 
     def to_json(self, path: str | Path | None = None, *, thumbnails: bool = False) -> str:

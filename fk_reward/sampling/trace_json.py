@@ -83,7 +83,9 @@ def loads(text_or_path: str | Path, records: Mapping[str, type]) -> dict[str, An
         got = record.get("version")
         raise ValueError(f"Expected version {VERSION} of the trace format, got {got!r}; update fk-reward.")
     del record["format"], record["version"]
-    record = {**_LATER_FIELDS, **record}
+    # no other search that is listed takes gradients, so that nothing is unknown in their files
+    gradients = None if record.get("search") == "fk-gradient" else 0
+    record = {**_LATER_FIELDS, "num_gradient_calls": gradients, **record}
     _check_names(record, records["trace"])
     return {
         **record,

@@ -36,12 +36,15 @@ class Forecast:
         scorings: at each scoring step, before any is dropped or copied.
         finished: at the end.
         extra_steps: sample steps beside those of the loop: of steps that are drawn again.
+        guided: at each step whose move follows the gradient of the reward. There the predictions are decoded and scored
+            once more, beside the scoring steps, and each of them has a backward pass through decoder and reward.
     """
 
     steps: tuple[int, ...]
     scorings: tuple[int, ...]
     finished: int
     extra_steps: int = field(default=0, repr=False)
+    guided: tuple[int, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, num_steps: int, first: int, sizes: Mapping[int, int]) -> Forecast:
@@ -64,8 +67,8 @@ class Forecast:
 
     @property
     def num_scored(self) -> int:
-        """Images that are decoded and scored, the finished ones among them."""
-        return sum(self.scorings) + self.finished
+        """Images that are decoded and scored, those of guided steps and the finished ones among them."""
+        return sum(self.scorings) + sum(self.guided) + self.finished
 
     @property
     def resizes(self) -> bool:
@@ -116,7 +119,7 @@ class Population(Protocol):
         """Ascending 0-based indices of the scheduler steps before which the particles are scored."""
 
     def forecast(self, num_steps: int) -> Forecast:
-        """Sizes and scorings of a complete run, for planning and batching."""
+        """Sizes, scorings and guided steps of a complete run, for planning and batching."""
 
     def advance(self, rewards: Tensor, *, step: int, log_ratio: Tensor | None = None) -> Tensor | None:
         """Decide who goes on.

@@ -131,7 +131,7 @@ def _check_forecast(population: Population, num_steps: int) -> None:
         raise TypeError(f"{name} should be a Forecast, got {type(forecast).__name__}.")
     if len(forecast.steps) != num_steps and not isinstance(population, Passes):
         raise ValueError(f"{name} should say the size at each of {num_steps} steps, got {len(forecast.steps)} sizes.")
-    largest = max((*forecast.steps, *forecast.scorings, forecast.finished))
+    largest = max((*forecast.steps, *forecast.scorings, *forecast.guided, forecast.finished))
     if largest > population.max_particles:
         raise ValueError(f"{name} grows to {largest} particles, and max_particles is {population.max_particles}.")
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fk_reward.search.base import step_at
+from fk_reward.search.base import Forecast, step_at
 from fk_reward.search.feynman_kac import FKPopulation, FKSteeringConfig
 from fk_reward.search.moves import BeforeStep, Move, Moved, Score
+from fk_reward.smc.reward_scale import AUTO
 from fk_reward.value_checks import ordered_fractions, real_number
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Sequence
+
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,8 @@ class GradientFKConfig(FKSteeringConfig):
     step is TDS' weighting.
 
     The reward must be differentiable (its card says so) and the transition stochastic. A guided step costs a decode, a
-    reward call and their backward pass for each particle; all particles are in one graph, which takes memory.
+    reward call and their backward pass for each particle, beside those of the scoring steps (`Forecast.guided`); all
+    particles are in one graph, which takes memory that no batch size lowers (`fk_reward.planning.plan` counts it).
 
     The other settings are those of `FKSteeringConfig`; `reward_scale` scales the shift, too (with `"auto"` nothing is
     shifted before the first scoring step has chosen it).
@@ -77,9 +81,48 @@ class GradientFKConfig(FKSteeringConfig):
         start, stop = (step_at(f, num_steps) for f in (self.gradient_start, self.gradient_stop))
         return range(start, min(stop, num_steps - 1))
 
+    def population(
+        self,
+        num_groups: int = 1,
+        generators: Generator | Sequence[Generator] | None = None,
+        *,
+        spread: float | None = None,
+    ) -> GradientFKPopulation:
+        """The particles of one call; the arguments are those of `FKSteeringConfig.population`."""
+        return GradientFKPopulation(self, num_groups, generators, spread=spread)
+
     def transition(self, population: FKPopulation) -> GradientTransition:
         """The moves of one call."""
         return GradientTransition(self, population)
+
+
+class GradientFKPopulation(FKPopulation):
+    """An `FKPopulation` whose forecast knows the guided steps.
+
+    Example:
+        >>> forecast = GradientFKConfig(num_particles=2).population().forecast(10)
+        >>> forecast.scorings, forecast.guided, forecast.num_scored
+        ((2, 2, 2, 2), (2, 2, 2, 2, 2, 2), 22)
+    """
+
+    config: GradientFKConfig  # type: ignore[assignment]
+
+    def forecast(self, num_steps: int) -> Forecast:
+        """Sizes and guided steps of a complete run, at most: where no particle's rewards differ, nothing is shifted."""
+        plain = super().forecast(num_steps)
+        # a move comes after the scoring of its step, and so has the particles of the next one
+        guided = tuple(plain.steps[step + 1] for step in self._guided_steps(num_steps))
+        return replace(plain, guided=guided)
+
+    def _guided_steps(self, num_steps: int) -> Sequence[int]:
+        config = self.config
+        if 0.0 in (config.gradient_strength, config.reward_scale):
+            return ()
+        steps = config.guided_steps(num_steps)
+        if config.reward_scale != AUTO:
+            return steps
+        chosen = min(self.scoring_steps(num_steps), default=num_steps)  # lambda is 0 until rewards have chosen it
+        return range(max(steps.start, chosen), steps.stop)
 
 
 class GradientTransition:

@@ -24,7 +24,9 @@ WEIGHTS = {"text": 2 * GB, "denoiser": 5 * GB, "decoder": GB, "other": 0, "previ
 
 def costs(text, denoise, decode, reward, *, kept=0, image_bytes=0):
     """A preview takes a sixth of the decoder's memory, and makes images of a quarter of the size."""
-    activations = dict(zip(PHASES, (text, denoise, decode // 6, reward // 2, decode, reward), strict=True))
+    graphs = (decode // 6 + reward, 4 * decode + 2 * reward)  # all that a backward pass needs
+    each = (text, denoise, decode // 6, reward // 2, *graphs, decode, reward)
+    activations = dict(zip(PHASES, each, strict=True))
     sizes = {"image_bytes": image_bytes, "preview_bytes": image_bytes // 4}
     return BatchCosts(activations=activations, kept=kept, flops=activations, **sizes)
 
@@ -71,9 +73,9 @@ def test_offload_leaves_what_a_phase_needs(model):
 
 def test_with_a_preview_the_autoencoder_decodes_what_is_finished(previewed):
     needs = {need.phase: need for need in previewed.needs(Settings(4, 4, 4))}
-    assert tuple(needs) == PHASES
+    assert tuple(needs) == ("text", "denoise", "preview", "preview reward", "decode", "reward")
     assert {phase: need.batch_size for phase, need in needs.items()} == dict(
-        zip(PHASES, (4, 4, 4, 4, 2, 2), strict=True)
+        zip(previewed.phases, (4, 4, 4, 4, 2, 2), strict=True)
     )
     assert needs["preview"].activations == 2 * GB
     assert needs["decode"].activations == 6 * GB, "of two images, between 3 for one and 12 for four"
@@ -88,7 +90,7 @@ def test_without_a_preview_a_shrinking_population_is_decoded_at_its_largest(mode
 
 def test_a_tiny_autoencoder_sends_no_denoiser_away(previewed):
     both = Settings(4, 4, 4, model_offload=True, reward_offload=True)
-    resident = {phase: previewed.need(phase, both).weights / GB for phase in PHASES}
+    resident = {phase: previewed.need(phase, both).weights / GB for phase in previewed.phases}
     expected = {"text": 2, "denoise": 5.25, "preview": 5.25, "preview reward": 13.25, "decode": 1.25, "reward": 8.25}
     assert resident == expected
 
@@ -96,7 +98,7 @@ def test_a_tiny_autoencoder_sends_no_denoiser_away(previewed):
 def test_the_pipelines_own_autoencoder_does_so_at_any_resolution(previewed):
     reduced = replace(previewed, weights=WEIGHTS | {"preview": 0})
     both = Settings(4, 4, 4, model_offload=True, reward_offload=True)
-    resident = {phase: reduced.need(phase, both).weights / GB for phase in PHASES}
+    resident = {phase: reduced.need(phase, both).weights / GB for phase in previewed.phases}
     assert resident == {"text": 2, "denoise": 6, "preview": 1, "preview reward": 9, "decode": 1, "reward": 8}
 
 
@@ -108,8 +110,28 @@ def fits(model, settings, memory):
     return all(need.needed <= memory for need in model.needs(settings))
 
 
-@pytest.mark.parametrize("memory", range(6, 36))
-@pytest.mark.parametrize("kind", ["model", "previewed"])
+@pytest.fixture
+def guided(model):
+    """Three particles in the graph of a guided step."""
+    return replace(model, num_guided=3)
+
+
+def test_a_gradient_is_one_graph_of_all_its_particles(guided):
+    assert "gradient" not in replace(guided, num_guided=0).phases
+    assert replace(guided, previewed=True).phases[4] == "preview gradient"
+    # 4 * 3 + 2 * 2 = 16 for one and 4 * 12 + 2 * 8 = 64 for four: 48 for three
+    for batch_size in (1, 4):
+        need = guided.need("gradient", Settings(*(batch_size,) * 3, model_offload=True, reward_offload=True))
+        assert (need.batch_size, need.activations, need.weights) == (3, 48 * GB, 9 * GB)
+        assert need.kept == GB // 10
+    assert fitting_settings(guided, 60 * GB, can_offload_reward=True, num_scorings=5) is None, (
+        "it needs 61.8 GB at least"
+    )
+    assert fitting_settings(replace(guided, num_guided=0), 60 * GB, can_offload_reward=True, num_scorings=5)
+
+
+@pytest.mark.parametrize("memory", (*range(6, 36), 60, 65, 70))
+@pytest.mark.parametrize("kind", ["model", "previewed", "guided"])
 def test_the_search_finds_what_trying_everything_finds(kind, memory, request):
     model = request.getfixturevalue(kind)
     found = fitting_settings(model, memory * GB, can_offload_reward=True, num_scorings=5)

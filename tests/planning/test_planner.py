@@ -17,7 +17,7 @@ from fk_reward.models import ASSETS
 from fk_reward.pipelines import LatentDecoder, steered_run
 from fk_reward.planning import plan, planner
 from fk_reward.planning.costs import PHASES, PROMPT
-from fk_reward.planning.memory import CUDA_CONTEXT_BYTES
+from fk_reward.planning.memory import CUDA_CONTEXT_BYTES, GRADIENTS
 from fk_reward.planning.meta_device import LiveBytes, flop_counter
 from fk_reward.search import SEARCHES, ChosenByCall, load_search
 from fk_reward.search.registry import search_name, settings_of
@@ -151,7 +151,8 @@ def test_settings_of_the_sampler():
 
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_every_search_can_be_planned(name):
-    made = plan("shapes-sd", reward="shapes-verifier", search=name, dtype="float32", steps=10)
+    reward = "shapes-clipscore" if name == "fk-gradient" else "shapes-verifier"  # the verifier has no gradient
+    made = plan("shapes-sd", reward=reward, search=name, dtype="float32", steps=10)
     config = load_search(name)
     config = config.for_call(1) if isinstance(config, ChosenByCall) else config
     assert made.population == config.population(1).forecast(10)
@@ -222,8 +223,9 @@ def test_the_command_takes_preview_solver_and_a_shrinking_population():
     content = json.loads(run("--json", *options))
     assert (content["preview"], content["solver"], content["steps"]) == ("vae/2", "lcm-8", 8)
     assert content["image"]["guidance_scale"] == 1.0
-    assert content["population"] == {"steps": [8, 8, 8, 8, *[2] * 4], "scorings": [8], "finished": 2, "extra_steps": 0}
-    assert [phase["phase"] for phase in content["phases"]] == list(PHASES)
+    course = {"steps": [8, 8, 8, 8, *[2] * 4], "scorings": [8], "finished": 2, "extra_steps": 0, "guided": []}
+    assert content["population"] == course
+    assert [phase["phase"] for phase in content["phases"]] == [one for one in PHASES if one not in GRADIENTS]
     text = " ".join(run(*options).split())
     assert "K = 8 to 2, 8 steps of lcm-8, preview vae/2" in text
     assert "8 previews and 2 finished images decoded and scored" in text
@@ -250,6 +252,7 @@ def test_rates_are_measured_on_a_gpu(monkeypatch):
 
 MODEL, REWARD = "shapes-sd", "shapes-clipscore"
 FUNNEL = {"num_particles": 8, "final_particles": 2, "num_resamples": 2}
+GUIDED = {"search": "fk-gradient", "num_particles": 4, "num_resamples": 2, "gradient_stop": 0.6}
 CALLS = {
     "plain": {"num_particles": 8, "num_resamples": 2, "steps": 5},
     "tiny preview": {"num_particles": 8, "num_resamples": 2, "steps": 5, "preview": "shapes-preview"},
@@ -257,6 +260,8 @@ CALLS = {
     "funnel": {**FUNNEL, "steps": 5},
     "funnel with preview": {**FUNNEL, "steps": 5, "preview": "auto"},
     "more scoring steps": {"num_particles": 8, "num_resamples": 4, "resample_start": 0.0, "steps": 5},
+    "guided": {**GUIDED, "steps": 5},
+    "guided with preview": {**GUIDED, "steps": 5, "preview": "shapes-preview"},
     "solver": {"num_particles": 2, "solver": "sde-dpmsolver++-20", "steps": 6},
     "solver without guidance": {"num_particles": 8, "solver": "lcm-4", "num_resamples": 2},
 }
@@ -269,7 +274,7 @@ class Taken:
     peak: int
     first_decoding: int
     flops: int
-    counts: tuple[int, int, int]
+    counts: tuple[int, int, int, int]
 
 
 def guidance(name):
@@ -299,14 +304,15 @@ def real_call(name):
             before = tracker.peak
             tracker.restart()
             images = decode(decoder, latents)
-            decodings.append(tracker.peak)
+            if not latents.requires_grad:  # those of guided steps wait for their backward pass
+                decodings.append(tracker.peak)
             tracker.peak = max(before, tracker.peak)
             return images
 
         patch.setattr(LatentDecoder, "__call__", watched)
         patch.setattr(steered_run, "_THUMBNAIL_SIZE", 1)
         trace = pipe(PROMPT, **guidance(name), **arguments).trace
-    counts = (trace.num_model_rows, trace.num_decode_calls, trace.num_reward_calls)
+    counts = (trace.num_model_rows, trace.num_decode_calls, trace.num_reward_calls, trace.num_gradient_calls)
     return Taken(tracker.peak, decodings[0], counter.get_total_flops(), counts)
 
 
@@ -314,7 +320,8 @@ def check(made, call):
     """That the plan is of this call."""
     rows = 1 if made.solver == "lcm-4" else 2
     forecast = made.population
-    assert call.counts == (rows * sum(forecast.steps), forecast.num_scored, forecast.num_scored)
+    scored = forecast.num_scored
+    assert call.counts == (rows * sum(forecast.steps), scored, scored, sum(forecast.guided))
     assert sum(made.flops.values()) == pytest.approx(call.flops, rel=1e-3)
     assert made.peak - sum(made.weights.values()) == pytest.approx(call.peak, rel=0.03)
     phases = {phase.phase: phase for phase in made.phases}
@@ -338,6 +345,32 @@ def test_the_command_plans_another_search():
     assert "pruning, K = 6 to 2" in " ".join(run(*options).split())
     said = " ".join(run(*options, "--potential", "sum", code=2).split())
     assert "Search 'pruning' has no setting --potential; fk, fk-gradient, fk-paper, " in said
+
+
+def test_a_search_along_the_gradient_is_planned_for():
+    options = {"reward": "shapes-clipscore", "num_particles": 2, "steps": 10, "dtype": "float32"}
+    plain, guided = (plan("shapes-sd", search=name, **options) for name in ("fk", "fk-gradient"))
+    assert (plain.num_scorings, guided.num_scorings) == (5, 11)
+    assert guided.to_dict()["population"]["guided"] == (2,) * 6
+    assert sum(guided.flops.values()) > 1.5 * sum(plain.flops.values())
+    assert guided.peak > 1.5 * plain.peak and "one graph of all particles" in guided.advice[-1]
+    least = plan("shapes-sd", search="fk-gradient", memory=2**20, **options).needed
+    small = plan("shapes-sd", search="fk-gradient", memory=least - 1, **options)
+    assert plan("shapes-sd", search="fk", memory=least - 1, **options).fits and not small.fits
+    assert any("gradient needs" in sentence for sentence in small.advice)
+
+
+def test_a_reward_without_the_gradient_that_is_followed_is_refused_by_the_plan():
+    with pytest.raises(ValueError, match="'shapes-verifier' is not differentiable, as its card says"):
+        plan("shapes-sd", reward="shapes-clipscore + shapes-verifier", search="fk-gradient", steps=10)
+
+
+def test_weights_are_not_taken_away_before_the_backward_pass():
+    plain, guided = (
+        plan("sdxl", reward="llava-reward-alignment", search=name, num_particles=1, memory="1GB", height=64, width=64)
+        for name in ("fk", "fk-gradient")
+    )
+    assert plain.settings.reward_offload and not guided.settings.reward_offload
 
 
 def test_a_look_ahead_costs_steps_of_the_denoiser():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,17 @@ from diffusers import AutoencoderKL
 
 from fk_reward import FKSteeringPipeline
 from fk_reward.planning import published_models
+from fk_reward.planning.costs import ImageRequest, batch_costs
 from fk_reward.planning.full_size_rewards import FULL_SIZE
-from fk_reward.planning.prices import FULL_SIZE_PARTS, PRICES, REWARD_TERAFLOP, count_prices, reward_operations
+from fk_reward.planning.planned_models import models_on_meta
+from fk_reward.planning.prices import (
+    BACKWARD,
+    FULL_SIZE_PARTS,
+    PRICES,
+    REWARD_TERAFLOP,
+    count_prices,
+    reward_operations,
+)
 from fk_reward.rewards import REWARDS, load_reward
 from fk_reward.sampling.trace import Cost
 from tests import tiny
@@ -71,6 +81,32 @@ def test_a_cost_in_each_price():
     both = sdxl.price(COST, reward="0.5*imagereward + clipscore - 0.1*imagereward")
     assert both == pytest.approx(by_hand + 12 * 0.1641)
     assert sdxl.image(20, reward="clipscore") == pytest.approx(20 * 13.52 + 10.47 + 0.1641)
+
+
+def test_a_backward_pass_costs_a_forward_pass_more():
+    """By hand: of twelve decoded and scored images three had a gradient, by the preview where there was one."""
+    sdxl, guided = PRICES["sdxl"], replace(COST, gradients=3)
+    more = sdxl.price(guided, reward="imagereward") - sdxl.price(COST, reward="imagereward")
+    assert more == pytest.approx(3 * (0.5654 + 0.1378))
+    unseen = replace(guided, previews=0)
+    more = sdxl.price(unseen, reward="imagereward") - sdxl.price(replace(unseen, gradients=0), reward="imagereward")
+    assert more == pytest.approx(3 * (10.47 + 0.1378))
+    dearer = replace(sdxl, backward=2.0)
+    assert dearer.price(unseen, reward="none") - sdxl.price(unseen, reward="none") == pytest.approx(3 * 10.47)
+    assert PRICES["sample-steps"].price(guided) == 80
+    unknown = replace(COST, gradients=None)
+    assert PRICES["sample-steps"].price(unknown) == 80
+    with pytest.raises(ValueError, match="backward passes there were: draw the images again"):
+        sdxl.price(unknown, reward="imagereward")
+
+
+@pytest.mark.parametrize("reward", ["clipscore", "imagereward"])
+def test_the_backward_pass_is_what_is_counted(reward):
+    """Twice the forward pass is that of a training, with gradients of the weights."""
+    with models_on_meta("sdxl", reward, dtype=torch.float16) as models:
+        costs = batch_costs(models, ImageRequest(), batch_size=1, guided=True)
+    for part in ("decode", "reward"):
+        assert costs.flops[f"gradient {part}"] / costs.flops[part] - 1 == pytest.approx(BACKWARD, abs=0.15)
 
 
 def test_best_of_n_costs_n_images():

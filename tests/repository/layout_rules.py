@@ -26,7 +26,6 @@ LONG_FILES: dict[str, str] = {
 }
 """Files over 500 lines, and why they are one concept."""
 SHORT_FILES: dict[str, str] = {
-    "pipelines/reward_checks.py": "what searches ask of a reward, whoever runs them",
     "rewards/vlm_judge/stopping.py": "a class of transformers, which its importer imports only when it answers",
     "fk_reward/benchmarks/ray_workers.py": "Ray, an extra, of which nothing else of the engine knows",
     "fk_reward/benchmarks/timing.py": "the clock of the scripts in examples/benchmarks, too",

@@ -79,6 +79,13 @@ def test_a_forbidden_finished_image_survives():
     assert_same(SteeringTrace.from_json(trace.to_json()), trace)
 
 
+@pytest.mark.parametrize(("search", "gradients"), [("fk", 0), ("fk-gradient", None)])
+def test_a_file_of_before_backward_passes_were_counted_is_read(search, gradients):
+    record = json.loads(make_trace().to_json()) | {"search": search}
+    del record["num_gradient_calls"]
+    assert SteeringTrace.from_json(json.dumps(record)).cost.gradients == gradients
+
+
 def test_a_file_of_before_notes_and_provenance_is_read():
     record = json.loads(make_trace().to_json())
     del record["notes"], record["provenance"]

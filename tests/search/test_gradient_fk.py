@@ -9,8 +9,10 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from fk_reward import FKSteeringConfig, FKSteeringPipeline, steer
 from fk_reward.rewards import Reward, RewardCard
+from fk_reward.sampling.trace import SteeringTrace
 from fk_reward.sampling.transitions import RepeatableStep, StepState
 from fk_reward.search import GradientFKConfig, Moved
+from fk_reward.search.base import forecast
 from tests import tiny
 from tests.sampling.scheduler_cases import CASES, initial_sample, make_scheduler, scaled_input, toy_model
 
@@ -260,6 +262,46 @@ def test_in_a_pipeline_it_finds_redder_images(inference_mode):
     assert means[1] > means[0] + 0.003
     # the finished images, and those of the guided steps, of which the last one, without noise, is none
     assert out.trace.cost.decodes == out.trace.cost.reward_calls == 2 + 7 * 2
+    assert out.trace.cost.gradients == 7 * 2
+    assert "16 images decoded, 16 scored (14 with a backward pass)" in out.trace.summary()
+
+
+FORECASTS = {
+    "defaults": ({}, (2,) * 6),
+    "everywhere": ({"gradient_start": 0.0, "gradient_stop": 1.0}, (2,) * 9),
+    # scored before the moves of steps 4, 6, 7 and 8, after which 3, 2, 1 and 1 of 4 are left
+    "shrinking": ({"num_particles": 4, "final_particles": 1, "gradient_stop": 1.0}, (4, 4, 3, 3, 2, 1, 1)),
+    "lambda of the first rewards": ({"reward_scale": "auto"}, (2,) * 4),
+    "never scored": ({"reward_scale": "auto", "num_resamples": 0}, ()),
+    "best of K": ({"num_resamples": 0}, (2,) * 6),
+    "a single one": ({"num_particles": 1}, (1,) * 6),
+    "no strength": ({"gradient_strength": 0.0}, ()),
+    "no lambda": ({"reward_scale": 0.0}, ()),
+}
+
+
+@pytest.mark.parametrize("preview", [None, lambda latents: latents[:, :3].sigmoid()])
+@pytest.mark.parametrize("case", FORECASTS)
+def test_the_forecast_is_what_a_call_takes(case, preview):
+    settings, guided = FORECASTS[case]
+    config = GradientFKConfig(**{"num_particles": 2, "reward_scale": 50.0, **settings})
+    expected = forecast(config, 10)
+    assert expected.guided == guided
+    pipe = wrapped(Redness())
+    pipe.preview = preview
+    seeds = torch.Generator().manual_seed(0)
+    out = pipe(["a star", "a moon"], search=config, num_inference_steps=10, generator=seeds)
+    cost = out.trace.cost
+    assert cost.decodes == cost.reward_calls == 2 * expected.num_scored
+    assert cost.gradients == 2 * sum(guided)
+    assert cost.previews == (0 if preview is None else 2 * (expected.num_scored - expected.finished))
+    assert cost.sample_steps == 2 * sum(expected.steps)
+    assert SteeringTrace.from_json(out.trace.to_json()).cost == cost
+
+
+def test_other_searches_take_no_gradient_also_of_a_reward_that_has_one():
+    out = wrapped(Redness())("a star", num_particles=2, num_inference_steps=10)
+    assert (out.trace.cost.decodes, out.trace.cost.gradients) == (10, 0)
 
 
 def test_rewards_without_a_usable_gradient_are_refused():
@@ -301,3 +343,10 @@ def test_settings_survive_a_dictionary():
     assert GradientFKConfig.from_json(CONFIG.to_json()) == CONFIG
     with pytest.raises(TypeError, match="the fields of FKSteeringConfig are"):
         FKSteeringConfig.from_dict(CONFIG.to_dict())
+
+
+def test_a_budget_for_a_single_image_says_that_nothing_could_be_chosen():
+    search = GradientFKConfig(reward_scale=10.0)
+    trace = wrapped(Redness())("a star", search=search, budget=10, num_inference_steps=10).trace
+    assert trace.cost.reward_calls == 1 + 6
+    assert any("bought one image, of which nothing could be chosen" in note for note in trace.notes)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from fk_reward.benchmarks.drawing import LINEAGE, Cost, ImageSearch, RunSettings, lineage_of
+from fk_reward.benchmarks.drawing import LINEAGE, PRICED_BESIDES, Cost, ImageSearch, RunSettings, lineage_of
 from fk_reward.benchmarks.image_results import ABSTAINED, ATTEMPTS
 from fk_reward.benchmarks.safety.judges import part_digests
 from fk_reward.rewards import CompositeReward, Reward, load_reward
@@ -182,7 +182,7 @@ class GuardedSearch(ImageSearch):
         attempts = [0] * self.settings.num_samples
         abstained = [True] * self.settings.num_samples
         spent, offset = Cost(), 0
-        more = {"sample_steps": 0, "previews": 0}
+        more = dict.fromkeys(PRICED_BESIDES, 0)
         for search in self.searches:
             waiting = [sample for sample, nothing in enumerate(abstained) if nothing]
             for samples in self._in_calls(waiting, search):

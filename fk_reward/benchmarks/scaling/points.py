@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fk_reward.benchmarks.drawing import BEST, UNSTEERED
+from fk_reward.benchmarks.drawing import BEST, PRICED_BESIDES, UNSTEERED
 from fk_reward.benchmarks.image_results import Place, RunResult, read_runs
 from fk_reward.benchmarks.image_store import MADE, MANIFEST, has_images, prompt_folders
 from fk_reward.benchmarks.statistics import Ends, Outcome, estimate, paired_differences
@@ -26,6 +26,8 @@ PLAIN = "plain"
 
 _COUNTS = {"model_rows": "denoiser_rows", **{name: name for name in ("decodes", "reward_calls", "seconds")}}
 """What the note of a prompt calls the parts of a `Cost`."""
+
+_FOLLOWS_GRADIENTS = "fk-gradient"
 
 Outcomes = Mapping[Place, Outcome]
 
@@ -141,8 +143,10 @@ def _read(result: RunResult, folder: str) -> ScalingRun:
         return sum(note.get(name, 0) for note in notes) / len(result.images)
 
     counts: dict[str, Any] = {ours: total(theirs) for theirs, ours in _COUNTS.items()}
-    cost = Cost(sample_steps=total("sample_steps"), previews=total("previews"), **counts)  # type: ignore[arg-type]
-    return ScalingRun(result, budget, cost)
+    counts |= {name: total(name) for name in PRICED_BESIDES}
+    if result.method == _FOLLOWS_GRADIENTS and not all("gradients" in note for note in notes):
+        counts["gradients"] = None  # drawn before they were counted: of no known price
+    return ScalingRun(result, budget, Cost(**counts))
 
 
 class ScalingPoints:
@@ -288,7 +292,7 @@ class ScalingPoints:
             try:
                 unit = prices_of.image(self.plain.num_steps, reward=reward)
                 prices[name] = prices_of.price(run.cost, reward=reward) / unit
-            except ValueError:  # a reward of the user's own
+            except ValueError:  # a reward of the user's own, or what was not counted
                 prices[name] = None
         return prices
 

@@ -64,6 +64,7 @@ def scaling_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     cost = (
         *(Column("sample_steps", style="{:.1f}"), Column("denoiser_rows", style="{:.1f}")),
         *(Column("decodes", style="{:.1f}"), Column("reward_calls", "images scored", "{:.1f}")),
+        *((Column("gradients", "with a backward pass", "{:.1f}"),) if _any_gradients(rows) else ()),
         Column("seconds", style="{:.2f}"),
         *(Column(f"price {name}", f"{name}, plain images", "{:.2f}") for name in PRICES),
     )
@@ -77,6 +78,10 @@ def scaling_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         Table("Diversity of a population", _NAMES + population, cells),
     ]
     return [table for table in tables if table.rows]
+
+
+def _any_gradients(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row["cost"].get("gradients") for row in rows)
 
 
 def _table_at_equal_price(cells: Sequence[dict[str, Any]]) -> Table:

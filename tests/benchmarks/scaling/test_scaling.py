@@ -18,6 +18,7 @@ from fk_reward.benchmarks.scaling.runs import ScalingRequest, plan_scaling
 from fk_reward.benchmarks.statistics import Outcome
 from fk_reward.rewards import NoiseBand, load_reward
 from fk_reward.rewards.noise_bands import write_band
+from fk_reward.search import GradientFKConfig
 from tests.command_line import run_command_line
 
 REWARDS = ("shapes-clipscore", "0.5*shapes-clipscore + 0.5*shapes-verifier")
@@ -147,6 +148,29 @@ def test_best_of_n_of_the_same_price_lies_between_its_budgets(finished, kind):
     assert same["estimate"] == pytest.approx(row[f"{kind}_difference"]["estimate"]), "as many steps cost the same"
     (dear,) = [row for row in rows if (row["budget"], row["method"]) == (16, "fk")]
     assert dear["price_difference"]["sdxl"][kind] is None, "no budget of best of N is above it"
+
+
+def test_backward_passes_are_paid(model, tmp_path):
+    """Of two particles and four steps one is guided by default: by hand from the counts of an image."""
+    sizes = ["--budgets", "8", "--num-prompts", "2", "--num-samples", "2", "--steps", "4", "--method", "fk-gradient"]
+    options = ["--suite", "shapes", "--model", model, "--device", "cpu", "--reward", REWARDS[0], *sizes]
+    result = run("--out", tmp_path, *options, "--reward-scale", "20")
+    assert result.exit_code == 0, result.output
+    (row,) = [row for row in rows_of(tmp_path) if row["method"] == "fk-gradient"]
+    cost, search = row["cost"], GradientFKConfig(num_particles=2, reward_scale=20.0)
+    guided = 2 * len(search.guided_steps(4))
+    assert (cost["sample_steps"], cost["gradients"]) == (8, guided) and guided > 0
+    assert cost["decodes"] == cost["reward_calls"] == 2 * len(search.scoring_steps(4)) + guided + 2
+    image = 10.47 + 0.1641
+    paid = 8 * 13.52 + (cost["decodes"] + guided) * image
+    assert row["prices"]["sdxl"] == pytest.approx(paid / (4 * 13.52 + image))
+    assert "with a backward pass" in (tmp_path / "scaling.md").read_text()
+    for note in tmp_path.glob("*/fk-gradient*/**/made.json"):
+        told = json.loads(note.read_text())
+        del told["gradients"]
+        note.write_text(json.dumps(told))
+    (row,) = [row for row in ScalingPoints(read_scaling_runs(tmp_path)).rows() if row["method"] == "fk-gradient"]
+    assert row["prices"]["sdxl"] is None and row["prices"]["sample-steps"] == 2, "drawn before they were counted"
 
 
 def test_noise_bands_are_held_against_the_same_search_without(model, tmp_path, monkeypatch):
