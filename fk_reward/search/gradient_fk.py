@@ -178,7 +178,8 @@ def reward_gradient(state: BeforeStep, score: Score) -> Tensor:
     # a pipeline's call records no gradients, and may stand in inference mode, whose tensors never carry any
     with torch.inference_mode(False), torch.enable_grad():
         x0_pred = state.x0_pred().detach().clone().requires_grad_()
-        rewards = score(x0_pred)
+        with torch.autograd.graph.saved_tensors_hooks(_held, _given):
+            rewards = score(x0_pred)
         if not rewards.requires_grad:
             raise ValueError(
                 "No gradient reaches the predicted clean sample: the reward or the decoder works outside of autograd "
@@ -193,6 +194,19 @@ def reward_gradient(state: BeforeStep, score: Score) -> Tensor:
             f"{float(rewards[bad[0]].detach()):.4g}: run decoder and reward in float32, or use search='fk'."
         )
     return gradient
+
+
+def _held(saved: Tensor) -> Tensor:
+    """What the backward pass is given of a saved tensor: its numbers as they are now.
+
+    SDXL's pipeline makes its float16 autoencoder float32 to decode, and float16 again at once; a graph that held the
+    parameters themselves would find other numbers in them than those that it was made with.
+    """
+    return saved.detach() if saved.is_leaf else saved
+
+
+def _given(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _per_row(values: Tensor, like: Tensor) -> Tensor:

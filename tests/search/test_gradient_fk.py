@@ -1,5 +1,6 @@
 """Gradient-guided proposals: the target stays exact whatever the gradient is, as long as the ratio is kept."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -264,6 +265,28 @@ def test_in_a_pipeline_it_finds_redder_images(inference_mode):
     assert out.trace.cost.decodes == out.trace.cost.reward_calls == 2 + 7 * 2
     assert out.trace.cost.gradients == 7 * 2
     assert "16 images decoded, 16 scored (14 with a backward pass)" in out.trace.summary()
+
+
+def half_sdxl(*, wide):
+    """An SDXL in float16, whose pipeline widens its autoencoder to decode; or whose autoencoder needs no widening."""
+    pipe = tiny.make_sdxl().to(torch.float16)
+    pipe.vae.register_to_config(force_upcast=wide)
+    return pipe
+
+
+def test_a_decoder_that_is_put_back_into_half_precision_has_its_gradient():
+    """Its graph holds the float32 weights that it was computed with; hardly another gradient than in float16."""
+    ends = []
+    for wide in (True, False):
+        pipe = wrapped(Redness(), functools.partial(half_sdxl, wide=wide))
+        config = GradientFKConfig(num_particles=2, reward_scale=1000.0, gradient_start=0.0, max_shift=8.0)
+        out = pipe(
+            "a star", search=config, num_inference_steps=5, output_type="pt", generator=torch.Generator().manual_seed(0)
+        )
+        assert pipe.pipe.vae.dtype == torch.float16
+        assert out.trace.cost.gradients > 0
+        ends.append(out.trace.steps[-1].rewards)
+    torch.testing.assert_close(*ends, rtol=0, atol=5e-3)
 
 
 FORECASTS = {
