@@ -33,9 +33,10 @@ from fk_reward.pipelines.decoding import Preview, load_preview, watched_decoding
 from fk_reward.pipelines.lookahead import LookAheadSetting, PipelineLookAhead, checked_lookahead, chosen_lookahead
 from fk_reward.pipelines.output import FKSteeringOutput
 from fk_reward.pipelines.particle_share import call_identity, call_link, find_exchange, own_arguments
+from fk_reward.pipelines.resampling_generators import resampling_generators
 from fk_reward.pipelines.rollout import run_call
 from fk_reward.pipelines.schedulers import InstalledSolver, Solver, resolve_solver, steerable_if_known
-from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
+from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.pipelines.wrapped_pipeline import (
     PipelineProxy,
     check_pipeline,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fk_reward.pipelines.own_loop import SteeredLoop
 from fk_reward.pipelines.pipeline_state import CacheStates, GuiderStates
-from fk_reward.pipelines.steered_run import resampling_generators
+from fk_reward.pipelines.resampling_generators import resampling_generators
 from fk_reward.rewards.registry import load_reward
 from fk_reward.sampling.row_state import map_tensors
 from fk_reward.search.base import SearchConfig, can_resize

@@ -18,7 +18,8 @@ from fk_reward.pipelines.call_arguments import SteeredCall
 from fk_reward.pipelines.call_budget import num_inference_steps
 from fk_reward.pipelines.call_record import seeds_of
 from fk_reward.pipelines.output import FKSteeringOutput, finish, scored_images, selected_output
-from fk_reward.pipelines.steered_run import SteeredRun, resampling_generators
+from fk_reward.pipelines.resampling_generators import resampling_generators
+from fk_reward.pipelines.steered_run import SteeredRun
 from fk_reward.pipelines.trajectory import Randomness, Trajectory, level_of, require_cut
 from fk_reward.sampling.process_link import ProcessLink
 from fk_reward.sampling.records import recorded_weights

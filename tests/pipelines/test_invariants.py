@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, LCMScheduler
 
-from fk_reward.pipelines.steered_run import resampling_generators
+from fk_reward.pipelines.resampling_generators import resampling_generators
 from tests import tiny
 from tests.pipelines.calls import STEPS, BrightnessReward, constant, generator, steered
 
