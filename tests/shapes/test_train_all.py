@@ -260,7 +260,7 @@ def test_the_real_settings_run_from_words_to_rewards(runs):
     assert all((runs / name).exists() for stage in stages for name in stage.makes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_that_ships_can_be_installed_and_loaded(runs, tmp_path, monkeypatch):
     import train_all
     from diffusers import DiffusionPipeline
