@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fk_reward.benchmarks.statistics import clustered_bootstrap
 from fk_reward.search import Pruning
-from fk_reward.search.budget import sample_steps
+from fk_reward.search.budget import largest_within, sample_steps
 from fk_reward.search.replay.policies import best_of_weights
 
 Floats = NDArray[np.floating[Any]]
@@ -112,17 +112,15 @@ def cuts_within(budget: int, num_steps: int, *, step: int, lookahead: int, drawn
         >>> [(cut.number, cut.keep) for cut in cuts_within(80, 20, step=8, lookahead=3, drawn=12)]
         [(6, 1), (5, 2), (4, 3)]
     """
+    price = partial(sample_steps, num_steps=num_steps, lookahead=lookahead)
     for keep in _KEPT:
-        sizes = range(keep + 1, drawn + 2)
-        costs = [_cost(size, keep, step, num_steps, lookahead) for size in sizes]
-        paid = [size for size, cost in zip(sizes, costs, strict=True) if cost <= budget]
-        if paid and paid[-1] <= drawn:
-            yield Cut(step, lookahead, paid[-1], keep)
+        fitted = largest_within(partial(_pruning, keep, step / num_steps), price, budget)
+        if fitted is not None and keep < fitted.num_particles <= drawn:
+            yield Cut(step, lookahead, fitted.num_particles, keep)
 
 
-def _cost(number: int, keep: int, step: int, num_steps: int, lookahead: int) -> int:
-    pruning = Pruning(num_particles=number, keep=(keep,), at=(step / num_steps,))
-    return sample_steps(pruning, num_steps, lookahead=lookahead)
+def _pruning(keep: int, place: float, number: int) -> Pruning:
+    return Pruning(num_particles=number, keep=(keep,), at=(place,))
 
 
 @dataclass(frozen=True, eq=False)

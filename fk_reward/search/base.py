@@ -228,6 +228,17 @@ class ChosenByCall(Protocol):
         """
 
 
+def for_one_image(config: SearchConfig) -> SearchConfig:
+    """The search itself, or what it chooses for a call that returns one image by a scheduler that is not known.
+
+    Example:
+        >>> from fk_reward.search import BestOfN, Recommended
+        >>> type(for_one_image(BestOfN())).__name__, type(for_one_image(Recommended())).__name__
+        ('BestOfN', 'Pruning')
+    """
+    return config.for_call(1) if isinstance(config, ChosenByCall) else config
+
+
 class PlainPopulation:
     """Particles without weights: none is scored on the way, none moves, the best finished ones are selected.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fk_reward.documents import plain
 from fk_reward.registration import LoadedMapping, Registrations
-from fk_reward.search.base import ChosenByCall, SearchConfig
+from fk_reward.search.base import SearchConfig, for_one_image
 from fk_reward.search.contract import make_population
 from fk_reward.text import did_you_mean
 
@@ -189,7 +189,7 @@ def load_search(search: str | SearchConfig, **settings: Any) -> SearchConfig:
     if missing := [name for name in ("num_particles", "default_eta") if not hasattr(made, name)]:
         raise TypeError(f"{kind.__name__} is no search: it has no {' and no '.join(missing)}.")
     # what it makes, or what it chooses for a single image, is known before anything is spent on a call
-    make_population(made.for_call(1) if isinstance(made, ChosenByCall) else made)
+    make_population(for_one_image(made))
     return made  # type: ignore[no-any-return]
 
 

@@ -13,7 +13,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 from fk_reward.models import ALIASES, DEFAULT_EMBEDDED_REWARD
 from fk_reward.rewards import available_rewards
-from fk_reward.search import SEARCHES, ChosenByCall, load_search
+from fk_reward.search import SEARCHES, load_search
+from fk_reward.search.base import for_one_image
 from fk_reward.ui.lineage import lineage_svg
 from fk_reward.ui.studio import Progress, Request, Studio, snippet
 
@@ -150,8 +151,7 @@ def _results(gr: Any) -> list[Any]:
 
 def _particles_of(search: str) -> int:
     """K of a search where nobody chooses another."""
-    config = load_search(search)
-    return (config.for_call(1) if isinstance(config, ChosenByCall) else config).num_particles
+    return for_one_image(load_search(search)).num_particles
 
 
 def _request(values: tuple[Any, ...]) -> Request:

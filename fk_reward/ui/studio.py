@@ -21,7 +21,7 @@ from fk_reward.pipelines.loading import default_guidance, load_pipeline
 from fk_reward.rewards.registry import check_reward_name
 from fk_reward.sampling.trace import TraceStep
 from fk_reward.search import SearchConfig
-from fk_reward.search.base import ChosenByCall, num_finished
+from fk_reward.search.base import for_one_image, num_finished
 from fk_reward.search.registry import load_search
 from fk_reward.text import require_text
 from fk_reward.value_checks import whole_number
@@ -79,7 +79,7 @@ class Request:
             config = load_search(self.search, **{name: value for name, value in typed.items() if value is not None})
         except TypeError as error:
             raise ValueError(str(error)) from error
-        return config.for_call(1) if isinstance(config, ChosenByCall) else config
+        return for_one_image(config)
 
     def seeds(self) -> list[int]:
         """Of the K particles."""
