@@ -1,6 +1,6 @@
 """Skill experts in the shapes world: each alone, merged, chosen by a reward or not, and on each other's skills.
 
-    python examples/shapes/skills.py              # four skills; hours on two cores, goes on where it was stopped
+    python examples/shapes/skills.py              # four skills; an hour on two cores, goes on where it was stopped
     python examples/shapes/skills.py --smoke      # the same in a minute: only that it runs
 
 Two processes share it: `--shard 0/2` and `--shard 1/2` draw, train and judge the experts of two skills each; then the
@@ -9,9 +9,10 @@ command without a shard merges them, judges the rest and reports.
 For each skill: training prompts of its task, images of `shapes-sd` itself, and LoRA experts on them: one on the best of
 n images of each prompt by the reward ("chosen"), one on the first image of each ("unchosen", as many), and, with
 `--variants chosen unchosen all`, one on all. The experts of a variant are merged with equal weights. Judged by the
-rule-based verifier on held-out prompts, with seeds that all models share.
+rule-based verifier with seeds that all models share, on the prompts of the training with other noise, and on held-out
+ones, of which neither the experts nor the base have seen an image.
 
-The table has a row a model and a column a skill; an expert in another skill's column is the control. Below it are
+Each table has a row a model and a column a skill; an expert in another skill's column is the control. Below it are
 paired differences with intervals, clustered by prompt: each expert, and those of other skills, and the base on the
 expert's own skill; the merged model and the mean of the experts; the merged model and the base over all skills; chosen
 and unchosen, of each expert and merged.
@@ -36,7 +37,7 @@ from fk_reward.durable_files import append_lines, read_json_lines
 from fk_reward.models import DEFAULT_EMBEDDED_REWARD, resolve_model
 from fk_reward.pipelines.loading import SHAPES_GUIDANCE
 from fk_reward.rewards import load_reward
-from fk_reward.shapes import ShapesPrompt, heldout_prompts, verify
+from fk_reward.shapes import ShapesPrompt, heldout_prompts, parse_prompt, verify
 from fk_reward.training.skills import (
     Drawing,
     ExpertConfig,
@@ -52,6 +53,15 @@ SKILLS = ("counting", "colors", "position", "color_attr")
 KEEP = {"chosen": "best", "unchosen": "first", "all": "all"}
 """Name of the variant -> images of each prompt."""
 
+SIDES = ("trained", "held-out")
+"""Which prompts are judged: those of the experts' training, with other noise, or others."""
+
+ADAPTED = (
+    *("to_k", "to_q", "to_v", "to_out.0", "proj_in", "proj_out"),
+    *("ff.net.0.proj", "ff.net.2", "conv1", "conv2"),
+)
+"""Layers of an expert, and the text encoder's attention. With the denoiser's attention alone nothing is learnt here."""
+
 Verdicts = dict[tuple[str, int], float]
 """(Skill, number of the image) -> 1 where the image shows its prompt, else 0."""
 
@@ -66,27 +76,27 @@ class Settings:
         num_prompts: training prompts of a skill, at most; repeated where a skill has fewer.
         num_candidates: images of each, of which one is kept.
         num_steps: scheduler steps of all images.
-        num_images: judged images of a model, over all skills; at least 450 for results.
+        num_images: judged images of a model on each side, over all skills; at least 450 for results.
         batch_size: images at once.
         rank: of the experts.
         max_steps: of each training.
         train_batch_size: images of a training step.
-        learning_rate: of the experts.
+        learning_rate: of the experts at first; by a cosine it falls to 0.
         seed: of everything.
         variants: which images are trained on: chosen, unchosen, all.
     """
 
     model: str = "shapes-sd"
     reward: str = DEFAULT_EMBEDDED_REWARD
-    num_prompts: int = 192
-    num_candidates: int = 6
-    num_steps: int = 50
-    num_images: int = 960
+    num_prompts: int = 240
+    num_candidates: int = 4
+    num_steps: int = 20
+    num_images: int = 480
     batch_size: int = 32
-    rank: int = 16
-    max_steps: int = 600
-    train_batch_size: int = 16
-    learning_rate: float = 5e-4
+    rank: int = 32
+    max_steps: int = 400
+    train_batch_size: int = 32
+    learning_rate: float = 1e-3
     seed: int = 0
     variants: tuple[str, ...] = ("chosen", "unchosen")
 
@@ -145,6 +155,9 @@ def train_one(pipe: Any, settings: Settings, images: Path, folder: Path, keep: s
         max_steps=settings.max_steps,
         batch_size=settings.train_batch_size,
         learning_rate=settings.learning_rate,
+        lr_scheduler="cosine",
+        target_modules=ADAPTED,
+        train_text_encoders=True,
         save_steps=100,
         seed=settings.seed,
     )
@@ -156,25 +169,33 @@ def train_one(pipe: Any, settings: Settings, images: Path, folder: Path, keep: s
     return folder
 
 
-def judged_prompts(settings: Settings) -> list[tuple[str, int, ShapesPrompt]]:
-    """Skill, number of the image and prompt of all judged images: held-out prompts of a skill in turn."""
+def judged_prompts(settings: Settings, side: str) -> list[tuple[str, int, ShapesPrompt]]:
+    """Skill, number of the image and prompt of all judged images of a side: prompts of a skill in turn."""
     each = -(-settings.num_images // len(SKILLS))
-    return [
-        (skill, i, heldout_prompts(skill)[i % len(heldout_prompts(skill))]) for skill in SKILLS for i in range(each)
-    ]
+    prompts = {skill: _prompts_of(skill, settings, side) for skill in SKILLS}
+    return [(skill, i, prompts[skill][i % len(prompts[skill])]) for skill in SKILLS for i in range(each)]
+
+
+def _prompts_of(skill: str, settings: Settings, side: str) -> Sequence[ShapesPrompt]:
+    if side == "held-out":
+        return heldout_prompts(skill)
+    return [parse_prompt(text) for text in training_prompts(skill, settings.num_prompts, settings.seed)]
+
+
+def judge(pipe: Any, settings: Settings, folder: Path, name: str) -> dict[str, Verdicts]:
+    """Draw and judge the images of a model, on each side; those that stand in its files are not drawn again."""
+    return {side: _judged(pipe, settings, folder / side / f"{name}.jsonl", side) for side in SIDES}
 
 
 @torch.no_grad()
-def judge(pipe: Any, settings: Settings, file: Path) -> Verdicts:
-    """Draw and judge the images of a model; those that stand in the file are not drawn again."""
+def _judged(pipe: Any, settings: Settings, file: Path, side: str) -> Verdicts:
     known = {(row["skill"], row["image"]): row["correct"] for _, row in read_json_lines(file)} if file.exists() else {}
-    left = [item for item in judged_prompts(settings) if item[:2] not in known]
+    left = [item for item in judged_prompts(settings, side) if item[:2] not in known]
     file.parent.mkdir(parents=True, exist_ok=True)
     for batch in _batches(left, settings.batch_size):
-        generators = [_generator(settings.seed, skill, image) for skill, image, _ in batch]
         images = pipe(
             prompt=[prompt.text for _, _, prompt in batch],
-            generator=generators,
+            generator=[_generator(settings.seed, skill, image) for skill, image, _ in batch],
             num_inference_steps=settings.num_steps,
             guidance_scale=SHAPES_GUIDANCE,
             output_type="pt",
@@ -202,9 +223,9 @@ def _generator(seed: int, skill: str, image: int) -> torch.Generator:
     return torch.Generator().manual_seed(1_000_003 * (seed + 7) + 10_007 * SKILLS.index(skill) + image)
 
 
-def report(verdicts: dict[str, Verdicts], settings: Settings) -> str:
-    """The table of accuracies, and the differences that the method claims."""
-    prompts = {(skill, image): prompt.text for skill, image, prompt in judged_prompts(settings)}
+def report(verdicts: dict[str, Verdicts], settings: Settings, side: str) -> str:
+    """The table of accuracies on one side, and the differences that the method claims."""
+    prompts = {(skill, image): prompt.text for skill, image, prompt in judged_prompts(settings, side)}
     lines = ["| model | " + " | ".join(SKILLS) + " | all |", "| --- |" + " ---: |" * (len(SKILLS) + 1)]
     for name, found in verdicts.items():
         cells = [_mean([v for (skill, _), v in found.items() if skill == column]) for column in SKILLS]
@@ -217,7 +238,7 @@ def report(verdicts: dict[str, Verdicts], settings: Settings) -> str:
         lines.append(
             f"| {label} | {', '.join(skills)} | {found.estimate:+.3f} | [{found.low:+.3f}, {found.high:+.3f}] |"
         )
-    lines += ["", f"{len(prompts)} images of {len(set(prompts.values()))} held-out prompts a model."]
+    lines += ["", f"{len(prompts)} images of {len(set(prompts.values()))} {side} prompts a model."]
     return "\n".join(lines) + "\n"
 
 
@@ -269,15 +290,15 @@ def main(
     pipe.set_progress_bar_config(disable=True)
     adapters = train_experts(pipe, settings, out, skills=SKILLS[index::count])
     adapters |= merge_experts(adapters, settings, out) if shard is None else {}
-    verdicts = {} if index else {"base": judge(pipe, settings, out / "verdicts" / "base.jsonl")}
+    verdicts = {} if index else {"base": judge(pipe, settings, out / "verdicts", "base")}
     for name, folder in adapters.items():
         pipe.load_lora_weights(str(folder))
-        verdicts[name] = judge(pipe, settings, out / "verdicts" / f"{name}.jsonl")
+        verdicts[name] = judge(pipe, settings, out / "verdicts", name)
         pipe.unload_lora_weights()
         print(f"{name}: judged", flush=True)
     if shard is not None:
         return
-    text = report(verdicts, settings)
+    text = "\n".join(report({name: found[side] for name, found in verdicts.items()}, settings, side) for side in SIDES)
     (out / "report.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from fk_reward.shapes import is_heldout, parse_prompt
+from fk_reward.training.skills.images import _image_seed
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def skills():
 
 def made_up(skills, settings, accuracies):
     """Verdicts of models by (model, skill): the first images of each skill are right."""
-    keys = [(skill, i) for skill, i, _ in skills.judged_prompts(settings)]
+    keys = [(skill, i) for skill, i, _ in skills.judged_prompts(settings, "held-out")]
     return {
         name: {key: float(key[1] < 2 * accuracies.get((name, key[0]), default)) for key in keys}
         for name, default in accuracies["models"].items()
@@ -27,14 +28,24 @@ def made_up(skills, settings, accuracies):
 
 def test_training_and_judged_prompts_are_apart(skills):
     settings = skills.Settings()
-    judged = skills.judged_prompts(settings)
-    assert len(judged) >= 450
-    assert len({item[:2] for item in judged}) == len(judged)
+    judged = {side: skills.judged_prompts(settings, side) for side in skills.SIDES}
+    for found in judged.values():
+        assert len({item[:2] for item in found}) == len(found) >= 450
     for skill in skills.SKILLS:
         texts = skills.training_prompts(skill, settings.num_prompts, 0)
         assert len(texts) == settings.num_prompts
         assert not any(is_heldout(parse_prompt(text)) for text in texts)
-        assert all(is_heldout(prompt) for own, _, prompt in judged if own == skill)
+        assert all(is_heldout(prompt) for own, _, prompt in judged["held-out"] if own == skill)
+        assert {prompt.text for own, _, prompt in judged["trained"] if own == skill} <= set(texts)
+
+
+def test_judged_images_have_noise_of_their_own(skills):
+    """Those of trained prompts would else be training images."""
+    settings = skills.Settings()
+    drawn = {_image_seed(settings.drawing().seed, i, n) for i in range(settings.num_prompts) for n in range(9)}
+    judged = {skills._generator(settings.seed, skill, i).initial_seed() for skill in skills.SKILLS for i in range(200)}
+    assert len(judged) == 200 * len(skills.SKILLS)
+    assert not drawn & judged
 
 
 def test_the_report_subtracts_what_it_says(skills):
@@ -42,7 +53,7 @@ def test_the_report_subtracts_what_it_says(skills):
     models = {"base": 0.0, **dict.fromkeys(experts, 0.5), "merged (chosen)": 0.5}
     accuracies = {"models": models} | {(f"{skill} (chosen)", skill): 1.0 for skill in skills.SKILLS}
     settings = skills.Settings(num_images=8, variants=("chosen",))
-    text = skills.report(made_up(skills, settings, accuracies), settings)
+    text = skills.report(made_up(skills, settings, accuracies), settings, "held-out")
     rows = {
         line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
         for line in text.splitlines()
@@ -68,7 +79,8 @@ def test_it_runs_and_goes_on(skills, tmp_path, capsys):
     for shard in ("1/2", "0/2"):  # two processes, and the rest
         skills.main(out=tmp_path, smoke=True, shard=shard)
         assert not (tmp_path / "report.md").exists()
-    assert len(list((tmp_path / "verdicts").glob("*.jsonl"))) == 1 + 2 * len(skills.SKILLS)
+    for side in skills.SIDES:
+        assert len(list((tmp_path / "verdicts" / side).glob("*.jsonl"))) == 1 + 2 * len(skills.SKILLS)
     skills.main(out=tmp_path, smoke=True)
     first = (tmp_path / "report.md").read_text()
     capsys.readouterr()

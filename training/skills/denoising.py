@@ -167,15 +167,18 @@ def find_denoising(pipe: Any) -> type[Denoising]:
     raise ValueError(f"Experts are trained of {', '.join(_KINDS)}; got a {type(pipe).__name__}.")
 
 
-def latent_moments(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents of images, scaled as the denoiser sees them.
+def encode_latents(pipe: Any, pixels: Tensor) -> Tensor:
+    """The latents of images, scaled as the denoiser sees them: means of the encoder's posterior.
+
+    Means and not draws: the posterior of a Stable Diffusion VAE is so narrow that both are the same, but that of a
+    small one is wide, and a denoiser that has learnt from means would learn from draws to paint noise.
 
     Args:
         pipe: the pipeline.
         pixels: (B, 3, H, W) in [0, 1].
 
     Returns:
-        Two (B, C, h, w) float32, on the CPU.
+        (B, C, h, w) float32, on the CPU.
     """
     vae = pipe.vae
     dtype = vae.dtype
@@ -183,16 +186,16 @@ def latent_moments(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         vae.to(torch.float32)  # half precision overflows in SDXL's encoder
     try:
         with torch.no_grad():
-            posterior = vae.encode(pixels.to(vae.device) * 2 - 1).latent_dist
+            latents = vae.encode(pixels.to(vae.device) * 2 - 1).latent_dist.mean
     finally:
         if dtype != torch.float32:
             vae.to(dtype)
     scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-    mean, std = posterior.mean - shift, posterior.std
+    latents = latents - shift
     if getattr(vae.config, "latents_mean", None) is not None and vae.config.latents_std is not None:
         center, spread = (
-            torch.tensor(values, device=mean.device).view(1, -1, 1, 1)
+            torch.tensor(values, device=latents.device).view(1, -1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        mean, std = (mean - center) / spread, std / spread
-    return (mean * scale).float().cpu(), (std * scale).float().cpu()
+        latents = (latents - center) / spread
+    return (latents * scale).float().cpu()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fk_reward.durable_files import naming_path, read_json, write_whole
 from fk_reward.output_folder import hold_folder_together
-from fk_reward.training.skills.denoising import Denoising, find_denoising, latent_moments
+from fk_reward.training.skills.denoising import Denoising, encode_latents, find_denoising
 from fk_reward.training.skills.images import DrawnImage
 from fk_reward.value_checks import real_number, whole_number
 
@@ -31,6 +31,8 @@ EXPERT_FILE = "expert.json"
 _NAME = "default"  # of the adapter while it is trained
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _REMEDY = "Name another folder."
+_LR_SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+"""Ours -> Diffusers' own, all of them with a warm-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,9 @@ class ExpertConfig:
         max_steps: steps of the optimiser.
         batch_size: images of a step on each process.
         gradient_accumulation_steps: batches of each step.
-        learning_rate: of AdamW, constant after the warm-up.
+        learning_rate: of AdamW, the highest.
         warmup_steps: steps in which it rises from 0.
+        lr_scheduler: what it does then: constant, or linear or cosine to 0 at the last step.
         weight_decay: of AdamW.
         max_grad_norm: to which longer gradients are cut.
         caption_dropout: share of captions that are replaced by an empty one, so that guidance goes on to work.
@@ -70,6 +73,7 @@ class ExpertConfig:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
     warmup_steps: int = 0
+    lr_scheduler: str = "constant"
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     caption_dropout: float = 0.1
@@ -93,6 +97,8 @@ class ExpertConfig:
             real_number("snr_gamma", self.snr_gamma, low=0.0)
         if not self.target_modules:
             raise ValueError("target_modules must name at least one layer.")
+        if self.lr_scheduler not in _LR_SCHEDULERS:
+            raise ValueError(f"lr_scheduler must be {', '.join(_LR_SCHEDULERS)}, got {self.lr_scheduler!r}.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.")
 
@@ -114,8 +120,7 @@ class TrainedStep:
 class _Data:
     """Latents and captions, the same on every process."""
 
-    mean: Tensor
-    std: Tensor
+    latents: Tensor
     captions: list[str]
 
 
@@ -183,7 +188,10 @@ class _Run:
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         optimizer = torch.optim.AdamW(self.weights.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
         scheduler = get_scheduler(
-            "constant_with_warmup", optimizer, num_warmup_steps=config.warmup_steps * accelerator.num_processes
+            _LR_SCHEDULERS[config.lr_scheduler],
+            optimizer,
+            num_warmup_steps=config.warmup_steps * accelerator.num_processes,  # accelerate steps once for each
+            num_training_steps=config.max_steps * accelerator.num_processes,
         )
         self.known = {} if config.train_text_encoders else _embeddings(model, data.captions)
         self.prepared, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
@@ -225,8 +233,7 @@ class _Run:
         start = (number * processes + rank) * config.batch_size
         rows = batch_rows(len(self.data.captions), start, config.batch_size, seed=config.seed)
         generator = torch.Generator().manual_seed(_seed(config.seed, number, rank))
-        noise = torch.randn(self.data.mean[rows].shape, generator=generator)
-        latents = (self.data.mean[rows] + self.data.std[rows] * noise).to(self.model.device)
+        latents = self.data.latents[rows].to(self.model.device)
         dropped = (torch.rand(len(rows), generator=generator) < config.caption_dropout).tolist()
         captions = ["" if drop else self.data.captions[row] for drop, row in zip(dropped, rows, strict=True)]
         return self.prepared(latents, self._conditions(captions), generator)
@@ -305,7 +312,8 @@ def _check_folder(folder: Path, config: ExpertConfig, *, resume: bool) -> None:
         if not resume:
             raise FileExistsError(f"{folder} holds an expert already: add resume to go on with it. {_REMEDY}")
         known = read_json(folder / EXPERT_FILE, remedy=_REMEDY)
-        free = ("max_steps", "save_steps")  # a training may be made longer
+        constant = config.lr_scheduler == "constant"  # such a training may be made longer
+        free = ("max_steps", "save_steps") if constant else ("save_steps",)
         if other := sorted(n for n, value in settings.items() if n not in free and known.get(n) != value):
             raise ValueError(f"The expert in {folder} was begun with other {', '.join(other)}. {_REMEDY}")
     elif (folder / LORA_WEIGHT_NAME_SAFE).exists():
@@ -316,16 +324,15 @@ def _check_folder(folder: Path, config: ExpertConfig, *, resume: bool) -> None:
 def _encoded(pipe: Any, images: Sequence[DrawnImage], batch_size: int) -> _Data:
     if not images:
         raise ValueError("There is no image to train on.")
-    moments, shape = [], None
+    encoded, shape = [], None
     for start in range(0, len(images), batch_size):
         arrays = [np.asarray(image.load(), dtype=np.float32) / 255 for image in images[start : start + batch_size]]
         for array, image in zip(arrays, images[start : start + batch_size], strict=True):
             shape = shape or array.shape
             if array.shape != shape:
                 raise ValueError(f"{image.path} is {array.shape[:2]}, others are {shape[:2]}: all must be of one size.")
-        moments.append(latent_moments(pipe, torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)))
-    mean, std = (torch.cat(parts) for parts in zip(*moments, strict=True))
-    return _Data(mean, std, [image.prompt for image in images])
+        encoded.append(encode_latents(pipe, torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)))
+    return _Data(torch.cat(encoded), [image.prompt for image in images])
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fk_reward.training.skills.adapter_files import read_adapter
-from fk_reward.training.skills.denoising import find_denoising, latent_moments
+from fk_reward.training.skills.denoising import encode_latents, find_denoising
 from fk_reward.training.skills.experts import ExpertConfig, batch_rows, train_expert
 from fk_reward.training.skills.images import DrawnImage
 from tests.tiny.latent_diffusion import make_sd, make_sdxl
@@ -86,8 +86,8 @@ def test_it_learns(tmp_path, images):
     """On one image with one caption, the loss on fixed noise falls."""
     pipe = make_sd()
     model = find_denoising(pipe)(pipe)
-    mean, _ = latent_moments(pipe, torch.ones(1, 3, 64, 64) * torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
-    latents = mean.repeat(32, 1, 1, 1)
+    latents = encode_latents(pipe, torch.ones(1, 3, 64, 64) * torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
+    latents = latents.repeat(32, 1, 1, 1)
 
     @torch.no_grad()
     def loss():
@@ -117,12 +117,33 @@ def test_the_loss_of_a_perfect_denoiser_is_zero(prediction):
 def test_latents_are_those_that_the_decoder_undoes():
     pipe = make_sd3()
     pixels = torch.rand(2, 3, 64, 64)
-    mean, std = latent_moments(pipe, pixels)
     expected = (
         pipe.vae.encode(pixels * 2 - 1).latent_dist.mean - pipe.vae.config.shift_factor
     ) * pipe.vae.config.scaling_factor
-    torch.testing.assert_close(mean, expected.detach())
-    assert std.shape == mean.shape
+    torch.testing.assert_close(encode_latents(pipe, pixels), expected.detach())
+
+
+def test_a_wide_posterior_adds_no_noise_to_the_latents(tmp_path, images):
+    """A denoiser that has learnt from the means of a small VAE forgets to draw clean images where draws are taken."""
+    losses = []
+    for log_variance in (-10.0, 5.0):
+        pipe = make_sd()
+        with torch.no_grad():
+            pipe.vae.quant_conv.weight[4:].zero_()
+            pipe.vae.quant_conv.bias[4:] = log_variance
+        losses.append([step.loss for step in train(pipe, images, tmp_path / str(log_variance))])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("scheduler", "last"), [("constant", 1.0), ("linear", 0.0), ("cosine", 0.0)])
+def test_the_learning_rate_ends_where_it_should(tmp_path, images, scheduler, last):
+    train(make_sd(), images, tmp_path, max_steps=3, gradient_accumulation_steps=2, lr_scheduler=scheduler)
+    state = torch.load(tmp_path / "checkpoint" / "optimizer.pt", weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(1e-2 * last)
+    if scheduler != "constant":  # its end is part of the training
+        with pytest.raises(ValueError, match="begun with other max_steps"):
+            train(make_sd(), images, tmp_path, max_steps=4, lr_scheduler=scheduler, resume=True,
+                  gradient_accumulation_steps=2)  # fmt: skip
 
 
 def test_every_epoch_has_every_row_once():
