@@ -27,9 +27,12 @@ def methods(num_steps: int, budget: int) -> dict[str, SearchConfig]:
     Example:
         >>> list(methods(1, 50)), methods(2, 50)["best of N"].num_particles
         (['plain', 'best of N', 'noise search'], 25)
+        >>> methods(4, 50)["noise search"].num_rounds  # of 4 particles: 12 images, as best of N
+        3
     """
     number = budget // num_steps
-    particles = max(1, min(5, number // 2))
+    sizes = range(1, max(2, min(5, number // 2) + 1))
+    particles = max(sizes, key=lambda size: (number // size * size, size))  # rounds that leave nothing over
     found: dict[str, SearchConfig] = {
         "plain": BestOfN(num_particles=1),
         "best of N": BestOfN(num_particles=number),
