@@ -1,6 +1,6 @@
 """Skill experts in the shapes world: each alone, merged, chosen by a reward or not, and on each other's skills.
 
-    python examples/shapes/skills.py              # four skills; an hour on two cores, goes on where it was stopped
+    python examples/shapes/skills.py              # four skills; hours on two cores, goes on where it was stopped
     python examples/shapes/skills.py --smoke      # the same in a minute: only that it runs
 
 Two processes share it: `--shard 0/2` and `--shard 1/2` draw, train and judge the experts of two skills each; then the
