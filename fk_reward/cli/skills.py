@@ -171,6 +171,7 @@ def skills_train(  # noqa: PLR0913 (one parameter for each option)
     out: OutOption,
     model: ModelOption = "shapes-sd",
     keep: str = "best",
+    num_kept: int = 1,
     min_reward: float | None = None,
     config: ExpertOptions,
     dtype: DTYPE = "auto",
@@ -185,7 +186,8 @@ def skills_train(  # noqa: PLR0913 (one parameter for each option)
         images: Folder that fk-reward skills draw has filled, or one with a metadata.jsonl of file_name and text.
         out: Folder of the adapter.
         model: Text-to-image model: an embedded one, an alias, a hub id or a folder.
-        keep: Images of each prompt: best (by the reward), all, or first (one that nothing has chosen).
+        keep: Images of each prompt: best (by the reward), all, or first (those that nothing has chosen).
+        num_kept: How many of each prompt best and first keep.
         min_reward: Leave out images with a lower reward.
         config: How it is trained.
         dtype: Floating type of the frozen weights: auto (float16 on a GPU), float32, float16 or bfloat16.
@@ -198,7 +200,7 @@ def skills_train(  # noqa: PLR0913 (one parameter for each option)
 
     state = PartialState()
     with hold_folder_together(out, state):  # raises now rather than after everything is loaded
-        chosen = read_images(images, keep=keep, min_reward=min_reward)
+        chosen = read_images(images, keep=keep, num_kept=num_kept, min_reward=min_reward)
     pipe = _load(model, str(state.device), dtype)
     if state.is_main_process:
         say(f"{len(chosen)} images of {len({image.prompt for image in chosen})} prompts.")

@@ -138,14 +138,16 @@ def draw_images(
 
 
 def read_images(
-    folder: str | os.PathLike[str], *, keep: str = "best", min_reward: float | None = None
+    folder: str | os.PathLike[str], *, keep: str = "best", num_kept: int = 1, min_reward: float | None = None
 ) -> list[DrawnImage]:
     """Choose the images that are trained on.
 
     Args:
         folder: that `draw_images` has filled, or any folder with a `metadata.jsonl` of `file_name` and `text`.
-        keep: "best": of each prompt the image with the highest reward; "all", as SELMA does; "first": the first image
-            of each prompt, which no reward has chosen, as many as "best" keeps.
+        keep: "best": of each prompt the images with the highest rewards; "all", as SELMA does; "first": the first
+            images of each prompt, which no reward has chosen, as many as "best" keeps.
+        num_kept: images of each prompt that "best" and "first" keep, if there are so many. One alone is soon learnt by
+            heart where there are few prompts.
         min_reward: leave out images below it, too.
 
     Raises:
@@ -154,6 +156,8 @@ def read_images(
     """
     if keep not in KEEP:
         raise ValueError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}.")
+    if whole_number("num_kept", num_kept, minimum=1) > 1 and keep == "all":
+        raise ValueError(f"num_kept={num_kept} goes with keep='best' or 'first': 'all' keeps all.")
     path = Path(folder) / METADATA_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: draw the images, or go on with a drawing that has not ended.")
@@ -164,17 +168,18 @@ def read_images(
     groups: dict[Any, list[DrawnImage]] = {}
     for row, image in zip(rows, images, strict=True):
         groups.setdefault(row.get("index", row["text"]), []).append(image)
-    kept = [image for group in groups.values() for image in _kept(group, keep)]
+    kept = [image for group in groups.values() for image in _kept(group, keep, num_kept)]
     kept = [image for image in kept if min_reward is None or float(image.reward or 0.0) >= min_reward]
     if not kept:
         raise ValueError(f"No image of {folder} is left (keep={keep!r}, min_reward={min_reward}).")
     return kept
 
 
-def _kept(group: list[DrawnImage], keep: str) -> list[DrawnImage]:
+def _kept(group: list[DrawnImage], keep: str, number: int) -> list[DrawnImage]:
     if keep == "best":
-        return [max(group, key=lambda image: float(image.reward or 0.0))]
-    return group if keep == "all" else group[:1]
+        ranked = sorted(range(len(group)), key=lambda place: -float(group[place].reward or 0.0))
+        return [group[place] for place in sorted(ranked[:number])]
+    return group if keep == "all" else group[:number]
 
 
 def _draw(pipe: Any, reward: Scores | None, batch: Sequence[tuple[int, str]], folder: Path, drawing: Drawing) -> None:

@@ -59,6 +59,19 @@ def test_all_candidates_are_kept_and_the_best_is_chosen_later(tmp_path):
     assert all(image.reward > 0.5 for image in read_images(tmp_path, keep="all", min_reward=0.5))
 
 
+def test_several_images_of_a_prompt_are_kept(tmp_path):
+    draw(tmp_path)
+    best, first = (read_images(tmp_path, keep=keep, num_kept=2) for keep in ("best", "first"))
+    assert len(best) == len(first) == 2 * len(PROMPTS)
+    for index in range(len(PROMPTS)):
+        rewards = sorted((row["reward"] for row in rows(tmp_path) if row["index"] == index), reverse=True)
+        assert sorted((i.reward for i in best[2 * index : 2 * index + 2]), reverse=True) == rewards[:2]
+        names = [image.path.name for image in first[2 * index : 2 * index + 2]]
+        assert names == [f"{index:05d}-00.png", f"{index:05d}-01.png"]
+    every = [image.path for image in read_images(tmp_path, keep="first", num_kept=9)]
+    assert every == [image.path for image in read_images(tmp_path, keep="all")]
+
+
 def test_neither_batches_nor_restarts_change_an_image(tmp_path):
     draw(tmp_path / "one")
     draw(tmp_path / "other", batch_size=1)
@@ -103,6 +116,10 @@ def test_refusals(tmp_path):
     draw(tmp_path)
     with pytest.raises(ValueError, match="keep must be one of best, all, first"):
         read_images(tmp_path, keep="some")
+    with pytest.raises(ValueError, match="num_kept=2 goes with keep='best' or 'first'"):
+        read_images(tmp_path, keep="all", num_kept=2)
+    with pytest.raises(ValueError, match="num_kept should be at least 1"):
+        read_images(tmp_path, num_kept=0)
     with pytest.raises(ValueError, match="No image .* is left"):
         read_images(tmp_path, min_reward=2.0)
     with pytest.raises(ValueError, match="no prompt"):
