@@ -6,11 +6,12 @@
 Two processes share it: `--shard 0/2` and `--shard 1/2` draw, train and judge the experts of two skills each; then the
 command without a shard merges them, judges the rest and reports.
 
-For each skill: training prompts of its task, images of `shapes-sd` itself, and LoRA experts on them: one on the best of
-n images of each prompt by the reward ("chosen"), one on the first image of each ("unchosen", as many), and, with
-`--variants chosen unchosen all`, one on all. The experts of a variant are merged with equal weights. Judged by the
-rule-based verifier with seeds that all models share, on the prompts of the training with other noise, and on held-out
-ones, of which neither the experts nor the base have seen an image.
+A skill is what the base lacks: half of its training prompts are combinations of which `shapes-sd` has never seen an
+image, and half are known to it, so that they are not forgotten. Of each prompt `shapes-sd` draws images itself, and LoRA
+experts learn from them: one from the best of n by the reward ("chosen"), one from the first of them ("unchosen", as
+many), and, with `--variants chosen unchosen all`, one from all. The experts of a variant are merged with equal weights.
+Judged by the rule-based verifier with seeds that all models share, on the prompts of the training with other noise
+("taught"), and on combinations of which neither the experts nor the base have seen an image ("untaught").
 
 Each table has a row a model and a column a skill; an expert in another skill's column is the control. Below it are
 paired differences with intervals, clustered by prompt: each expert, and those of other skills, and the base on the
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from diffusers import DiffusionPipeline
 
 from fk_reward.benchmarks.statistics import clustered_bootstrap
 from fk_reward.durable_files import append_lines, read_json_lines
-from fk_reward.models import DEFAULT_EMBEDDED_REWARD, resolve_model
+from fk_reward.models import resolve_model
 from fk_reward.pipelines.loading import SHAPES_GUIDANCE
 from fk_reward.rewards import load_reward
 from fk_reward.shapes import ShapesPrompt, heldout_prompts, parse_prompt, verify
@@ -53,7 +55,7 @@ SKILLS = ("counting", "colors", "position", "color_attr")
 KEEP = {"chosen": "best", "unchosen": "first", "all": "all"}
 """Name of the variant -> images of each prompt."""
 
-SIDES = ("trained", "held-out")
+SIDES = ("taught", "untaught")
 """Which prompts are judged: those of the experts' training, with other noise, or others."""
 
 ADAPTED = (
@@ -73,8 +75,9 @@ class Settings:
     Attributes:
         model: text-to-image model of the shapes world.
         reward: chooses the training images.
-        num_prompts: training prompts of a skill, at most; repeated where a skill has fewer.
-        num_candidates: images of each, of which one is kept.
+        num_prompts: training prompts of a skill; repeated, with other noise, where it has fewer.
+        num_candidates: images of each.
+        num_kept: images of each that are trained on; of one alone the experts learn the image, not the skill.
         num_steps: scheduler steps of all images.
         num_images: judged images of a model on each side, over all skills; at least 450 for results.
         batch_size: images at once.
@@ -87,14 +90,15 @@ class Settings:
     """
 
     model: str = "shapes-sd"
-    reward: str = DEFAULT_EMBEDDED_REWARD
-    num_prompts: int = 240
-    num_candidates: int = 4
+    reward: str = "0.5*shapes-llava-reward-alignment + 0.5*shapes-llava-reward-fidelity"
+    num_prompts: int = 112
+    num_candidates: int = 16
+    num_kept: int = 4
     num_steps: int = 20
     num_images: int = 480
     batch_size: int = 32
     rank: int = 32
-    max_steps: int = 400
+    max_steps: int = 300
     train_batch_size: int = 32
     learning_rate: float = 1e-3
     seed: int = 0
@@ -103,8 +107,8 @@ class Settings:
     def smoke(self) -> Settings:
         """So small that it only shows that everything runs."""
         return Settings(
-            model=self.model, num_prompts=2, num_candidates=2, num_steps=2, num_images=8, rank=2, max_steps=2,
-            train_batch_size=2,
+            model=self.model, num_prompts=2, num_candidates=2, num_kept=1, num_steps=2, num_images=8, rank=2,
+            max_steps=2, train_batch_size=2,
         )  # fmt: skip
 
     def drawing(self) -> Drawing:
@@ -118,10 +122,17 @@ class Settings:
         )
 
 
+def taught_and_not(skill: str) -> tuple[list[str], list[str]]:
+    """Every second one of the skill's combinations that `shapes-sd` has never seen, and the others."""
+    texts = [prompt.text for prompt in heldout_prompts(skill)]
+    return texts[::2], texts[1::2]
+
+
 def training_prompts(skill: str, number: int, seed: int) -> list[str]:
-    """Prompts of a skill, in turn until there are so many: the smaller skills have few."""
-    texts = prompts_of_shapes(skill, seed=seed).prompts
-    return [texts[i % len(texts)] for i in range(number)]
+    """Prompts of a skill, one that the base has never seen and one that it knows, in turn until there are so many."""
+    new, known = taught_and_not(skill)[0], prompts_of_shapes(skill, seed=seed).prompts
+    random.Random(seed).shuffle(new)
+    return [(known if i % 2 else new)[i // 2 % len(known if i % 2 else new)] for i in range(number)]
 
 
 def train_experts(pipe: Any, settings: Settings, out: Path, *, skills: Sequence[str] = SKILLS) -> dict[str, Path]:
@@ -162,7 +173,8 @@ def train_one(pipe: Any, settings: Settings, images: Path, folder: Path, keep: s
         seed=settings.seed,
     )
     start = time.perf_counter()
-    for step in train_expert(pipe, read_images(images, keep=keep), folder, config=config, resume=True):
+    kept = read_images(images, keep=keep, num_kept=1 if keep == "all" else settings.num_kept)
+    for step in train_expert(pipe, kept, folder, config=config, resume=True):
         if step.step % 50 == 0:
             print(f"{folder}: step {step.step}, loss {step.loss:.4f}", flush=True)
     print(f"{folder}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
@@ -177,9 +189,8 @@ def judged_prompts(settings: Settings, side: str) -> list[tuple[str, int, Shapes
 
 
 def _prompts_of(skill: str, settings: Settings, side: str) -> Sequence[ShapesPrompt]:
-    if side == "held-out":
-        return heldout_prompts(skill)
-    return [parse_prompt(text) for text in training_prompts(skill, settings.num_prompts, settings.seed)]
+    training = training_prompts(skill, settings.num_prompts, settings.seed)
+    return [parse_prompt(text) for text in (training if side == "taught" else taught_and_not(skill)[1])]
 
 
 def judge(pipe: Any, settings: Settings, folder: Path, name: str) -> dict[str, Verdicts]:

@@ -19,7 +19,7 @@ def skills():
 
 def made_up(skills, settings, accuracies):
     """Verdicts of models by (model, skill): the first images of each skill are right."""
-    keys = [(skill, i) for skill, i, _ in skills.judged_prompts(settings, "held-out")]
+    keys = [(skill, i) for skill, i, _ in skills.judged_prompts(settings, "untaught")]
     return {
         name: {key: float(key[1] < 2 * accuracies.get((name, key[0]), default)) for key in keys}
         for name, default in accuracies["models"].items()
@@ -34,13 +34,15 @@ def test_training_and_judged_prompts_are_apart(skills):
     for skill in skills.SKILLS:
         texts = skills.training_prompts(skill, settings.num_prompts, 0)
         assert len(texts) == settings.num_prompts
-        assert not any(is_heldout(parse_prompt(text)) for text in texts)
-        assert all(is_heldout(prompt) for own, _, prompt in judged["held-out"] if own == skill)
-        assert {prompt.text for own, _, prompt in judged["trained"] if own == skill} <= set(texts)
+        assert [is_heldout(parse_prompt(text)) for text in texts] == [True, False] * (len(texts) // 2)
+        untaught = [prompt for own, _, prompt in judged["untaught"] if own == skill]
+        assert all(is_heldout(prompt) for prompt in untaught)
+        assert not {prompt.text for prompt in untaught} & set(texts)
+        assert {prompt.text for own, _, prompt in judged["taught"] if own == skill} == set(texts)
 
 
 def test_judged_images_have_noise_of_their_own(skills):
-    """Those of trained prompts would else be training images."""
+    """Those of taught prompts would else be training images."""
     settings = skills.Settings()
     drawn = {_image_seed(settings.drawing().seed, i, n) for i in range(settings.num_prompts) for n in range(9)}
     judged = {skills._generator(settings.seed, skill, i).initial_seed() for skill in skills.SKILLS for i in range(200)}
@@ -53,7 +55,7 @@ def test_the_report_subtracts_what_it_says(skills):
     models = {"base": 0.0, **dict.fromkeys(experts, 0.5), "merged (chosen)": 0.5}
     accuracies = {"models": models} | {(f"{skill} (chosen)", skill): 1.0 for skill in skills.SKILLS}
     settings = skills.Settings(num_images=8, variants=("chosen",))
-    text = skills.report(made_up(skills, settings, accuracies), settings, "held-out")
+    text = skills.report(made_up(skills, settings, accuracies), settings, "untaught")
     rows = {
         line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
         for line in text.splitlines()
