@@ -7,10 +7,10 @@ Two processes share it: `--shard 0/2` and `--shard 1/2` draw, train and judge th
 command without a shard merges them, judges the rest and reports.
 
 A skill is what the base lacks: half of its training prompts are combinations of which `shapes-sd` has never seen an
-image, and half are known to it, so that they are not forgotten. Of each prompt `shapes-sd` draws images itself, and LoRA
-experts learn from them: one from the best of n by the reward ("chosen"), one from the first of them ("unchosen", as
-many), and, with `--variants chosen unchosen all`, one from all. The experts of a variant are merged with equal weights.
-Judged by the rule-based verifier with seeds that all models share, on the prompts of the training with other noise
+image, and half are known to it, so that they are not forgotten. Of each prompt `shapes-sd` draws images itself, and
+LoRA experts learn from them: one from the best of n by the reward ("chosen"), one from the first of them ("unchosen",
+as many), and, with `--variants chosen unchosen all`, one from all. The experts of a variant are merged with equal
+weights. Judged by the rule-based verifier with seeds that all models share, on the prompts of the training with other noise
 ("taught"), and on combinations of which neither the experts nor the base have seen an image ("untaught").
 
 Each table has a row a model and a column a skill; an expert in another skill's column is the control. Below it are
@@ -40,6 +40,7 @@ from fk_reward.models import resolve_model
 from fk_reward.pipelines.loading import SHAPES_GUIDANCE
 from fk_reward.rewards import load_reward
 from fk_reward.shapes import ShapesPrompt, heldout_prompts, parse_prompt, verify
+from fk_reward.shapes.prompts import take_turns
 from fk_reward.training.skills import (
     Drawing,
     ExpertConfig,
@@ -122,17 +123,18 @@ class Settings:
         )
 
 
-def taught_and_not(skill: str) -> tuple[list[str], list[str]]:
+def taught_and_not(skill: str) -> tuple[Sequence[ShapesPrompt], Sequence[ShapesPrompt]]:
     """Every second one of the skill's combinations that `shapes-sd` has never seen, and the others."""
-    texts = [prompt.text for prompt in heldout_prompts(skill)]
-    return texts[::2], texts[1::2]
+    prompts = heldout_prompts(skill)
+    return prompts[::2], prompts[1::2]
 
 
 def training_prompts(skill: str, number: int, seed: int) -> list[str]:
     """Prompts of a skill, one that the base has never seen and one that it knows, in turn until there are so many."""
-    new, known = taught_and_not(skill)[0], prompts_of_shapes(skill, seed=seed).prompts
-    random.Random(seed).shuffle(new)
-    return [(known if i % 2 else new)[i // 2 % len(known if i % 2 else new)] for i in range(number)]
+    new = list(taught_and_not(skill)[0])
+    random.Random(seed).shuffle(new)  # noqa: S311 (no secret)
+    known = [parse_prompt(text) for text in prompts_of_shapes(skill, seed=seed).prompts]
+    return [prompt.text for prompt in take_turns([new, known], number)]
 
 
 def train_experts(pipe: Any, settings: Settings, out: Path, *, skills: Sequence[str] = SKILLS) -> dict[str, Path]:
@@ -189,8 +191,9 @@ def judged_prompts(settings: Settings, side: str) -> list[tuple[str, int, Shapes
 
 
 def _prompts_of(skill: str, settings: Settings, side: str) -> Sequence[ShapesPrompt]:
-    training = training_prompts(skill, settings.num_prompts, settings.seed)
-    return [parse_prompt(text) for text in (training if side == "taught" else taught_and_not(skill)[1])]
+    if side == "untaught":
+        return taught_and_not(skill)[1]
+    return [parse_prompt(text) for text in training_prompts(skill, settings.num_prompts, settings.seed)]
 
 
 def judge(pipe: Any, settings: Settings, folder: Path, name: str) -> dict[str, Verdicts]:

@@ -44,7 +44,8 @@ def test_training_and_judged_prompts_are_apart(skills):
 def test_judged_images_have_noise_of_their_own(skills):
     """Those of taught prompts would else be training images."""
     settings = skills.Settings()
-    drawn = {_image_seed(settings.drawing().seed, i, n) for i in range(settings.num_prompts) for n in range(9)}
+    numbers = itertools.product(range(settings.num_prompts), range(settings.num_candidates))
+    drawn = {_image_seed(settings.drawing().seed, *number) for number in numbers}
     judged = {skills._generator(settings.seed, skill, i).initial_seed() for skill in skills.SKILLS for i in range(200)}
     assert len(judged) == 200 * len(skills.SKILLS)
     assert not drawn & judged
