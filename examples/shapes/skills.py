@@ -10,8 +10,8 @@ A skill is what the base lacks: half of its training prompts are combinations of
 image, and half are known to it, so that they are not forgotten. Of each prompt `shapes-sd` draws images itself, and
 LoRA experts learn from them: one from the best of n by the reward ("chosen"), one from the first of them ("unchosen",
 as many), and, with `--variants chosen unchosen all`, one from all. The experts of a variant are merged with equal
-weights. Judged by the rule-based verifier with seeds that all models share, on the prompts of the training with other noise
-("taught"), and on combinations of which neither the experts nor the base have seen an image ("untaught").
+weights. Judged by the rule-based verifier with seeds that all models share, on the prompts of the training with other
+noise ("taught"), and on combinations of which neither the experts nor the base have seen an image ("untaught").
 
 Each table has a row a model and a column a skill; an expert in another skill's column is the control. Below it are
 paired differences with intervals, clustered by prompt: each expert, and those of other skills, and the base on the
