@@ -22,6 +22,9 @@ ALIGNMENT = {"captions": 3500, "scenes": 2000, "samples": 3500, "predictions": 3
 
 DRAWN_PARTS = ("samples", "predictions")
 
+FINISHED = {"captions": 3500, "scenes": 2000, "samples": 6500}
+"""The same number without a prediction, whose share the finished images of the same draws take."""
+
 FIDELITY = {"train": 5000, "validation": 500, "heldout": 600}
 SAFETY = {"train": 5000, "validation": 500, "heldout": 600}
 UNASKED_SIGNS = 400
@@ -38,6 +41,7 @@ class Maker:
     scale: float
     drawn: float = 1.0
     fidelity: float = 1.0
+    finished: bool = False
     num_files: int = field(default=0, init=False)
 
     def size(self, number: float) -> int:
@@ -62,7 +66,7 @@ class Maker:
         """Pairs of one part."""
         if part in {"captions", "scenes"}:
             make = caption_pairs if part == "captions" else scene_pairs
-            return make(number, side, rng, degrade=side != "heldout")
+            return make(number, side, rng, degrade=side != "heldout" and not self.finished)
         if part == "samples":
             return sample_pairs(number, side, self.draws[side], rng)
         return prediction_pairs(number, self.draws[side], rng)
@@ -74,8 +78,9 @@ class Maker:
 
     def write_alignment(self) -> None:
         """Training and validation of all parts together, a held-out file for each."""
-        training = {part: n * (self.drawn if part in DRAWN_PARTS else 1) for part, n in ALIGNMENT.items()}
-        validation = {part: n * 600 / sum(ALIGNMENT.values()) for part, n in ALIGNMENT.items()}
+        parts = FINISHED if self.finished else ALIGNMENT
+        training = {part: n * (self.drawn if part in DRAWN_PARTS else 1) for part, n in parts.items()}
+        validation = {part: n * 600 / sum(parts.values()) for part, n in parts.items()}
         self.write("alignment/train", lambda rng: self.all_alignment(training, "train", rng))
         self.write("alignment/validation", lambda rng: self.all_alignment(validation, "validation", rng))
         for part in ALIGNMENT:
@@ -98,7 +103,7 @@ class Maker:
         self.write(f"safety/{side}", lambda rng: safety_labels(number, side, self.draws[side], rng))
 
 
-def main(
+def main(  # noqa: PLR0913, PLR0917 (a command's options)
     samples: list[Path],
     early_samples: list[Path] | None = None,
     output_dir: Path = Path("runs/preferences"),
@@ -106,6 +111,7 @@ def main(
     scale: float = 1.0,
     drawn: float = 1.0,
     fidelity: float = 1.0,
+    finished: bool = False,
 ) -> None:
     """Writes Parquet files for three dimensions: alignment, fidelity and safety.
 
@@ -117,11 +123,14 @@ def main(
         scale: Of all numbers of rows.
         drawn: Times as many training pairs of drawn images, for alignment.
         fidelity: Times as many training pairs for fidelity.
+        finished: Whether alignment is learnt from finished images alone, as published rewards are: no predictions, and
+            no scenes that look like one.
     """
     start = time.perf_counter()
     draws, early = load_draws(samples), load_draws(early_samples or [])
     by_side = [{side: on_side(found, side) for side in SIDES} for found in (draws, early)]
-    maker = Maker(*by_side, folder=output_dir, seed=seed, scale=scale, drawn=drawn, fidelity=fidelity)
+    sizes = {"scale": scale, "drawn": drawn, "fidelity": fidelity}
+    maker = Maker(*by_side, folder=output_dir, seed=seed, finished=finished, **sizes)
     maker.write_alignment()
     for side in SIDES:
         maker.write_fidelity(side)

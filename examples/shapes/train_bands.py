@@ -2,6 +2,7 @@
 
     python examples/shapes/train_bands.py record     # predictions of training and of held-out prompts, two solvers
     python examples/shapes/train_bands.py reuse      # or what `sample_images.py` has drawn already
+    python examples/shapes/train_bands.py rescore    # or the same images, judged by a reward of yours (`--models`)
     python examples/shapes/train_bands.py train      # each kind in `KINDS`, from several seeds
     python examples/shapes/train_bands.py export     # the bands of one seed into fk_reward/assets
 
@@ -11,6 +12,7 @@ does all of it in a minute, and none of it well. `measure_bands.py` measures wha
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,11 +37,18 @@ from fk_reward.benchmarks.recording import RecordRequest
 from fk_reward.models import ASSETS, EMBEDDED_MODELS
 from fk_reward.pipelines.loading import call_arguments
 from fk_reward.pipelines.schedulers import resolve_solver
-from fk_reward.rewards import load_reward
+from fk_reward.rewards import Reward, load_reward
 from fk_reward.rewards.llava_reward.checkpoint import load_own_checkpoint
 from fk_reward.shapes import all_prompts, benchmark_prompts, train_prompts
 from fk_reward.training.arguments import parse_arguments
-from fk_reward.training.predictions import FINISHED, PredictionRecords, image_name, nearest_steps
+from fk_reward.training.predictions import (
+    FINISHED,
+    IMAGE_FOLDER,
+    PredictionRecords,
+    image_name,
+    is_recording,
+    nearest_steps,
+)
 from fk_reward.training.run import make_trainer, run_training
 from fk_reward.value_checks import parse_shard
 
@@ -236,6 +245,37 @@ def write_predictions(folder: Path, place: int, images: Tensor, kept: Mapping[in
     for index, level in [*kept.items(), (-1, FINISHED)]:
         for seed, image in enumerate(images[:, index]):
             write_image(folder / image_name(place, seed, level, "png"), image, longest_side=64)
+
+
+@app.command
+def rescore(source: Path, root: Path = Path("runs/bands"), models: list[Path] | None = None) -> None:
+    """Makes recordings of those of another folder: the same images, whose finished ones are scored by other models.
+
+    Args:
+        source: Folder of recordings; its images are linked to.
+        root: Folder of the new ones.
+        models: Folders of models in place of those of the package with the same names.
+    """
+    with models_of(models):
+        teachers = {name: load_reward(name) for name in TEACHERS}
+    for solver, split in itertools.product(SOLVERS, ("train", "heldout")):
+        if not is_recording(recorded(source, solver, split)):
+            continue
+        records, folder = PredictionRecords.load(recorded(source, solver, split)), recorded(root, solver, split)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / IMAGE_FOLDER).exists():
+            (folder / IMAGE_FOLDER).symlink_to((records.folder / IMAGE_FOLDER).resolve())
+        scores = {name: finished_scores(records, teacher) for name, teacher in teachers.items()}
+        print(dataclasses.replace(records, folder=folder, scores=scores).save(), flush=True)
+
+
+def finished_scores(records: PredictionRecords, teacher: Reward) -> np.ndarray:
+    """Scores `(P, S)` of the finished images of a recording."""
+    rows = []
+    for place, prompt in enumerate(records.prompts):
+        images = [records.source(place, seed, FINISHED).load() for seed in range(records.num_seeds)]
+        rows.append(teacher(torch.stack(images), prompt).tolist())
+    return np.array(rows)
 
 
 def kept_predictions(model: str) -> dict[int, float]:

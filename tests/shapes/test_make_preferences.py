@@ -230,6 +230,22 @@ def test_more_fidelity_pairs_are_for_training_only(tmp_path):
     assert sizes == {"train": 60, "validation": 2, "heldout": 2}
 
 
+def test_finished_images_alone(samples, tmp_path):
+    import make_preferences
+
+    found = make_preferences.load_draws([samples / "train.safetensors"])
+    draws = {side: make_preferences.on_side(found, side) for side in make_preferences.SIDES}
+    clean, degraded = (
+        make_preferences.Maker(draws, draws, folder=tmp_path, seed=0, scale=0.006, finished=finished)
+        for finished in (True, False)
+    )
+    pairs = clean.all_alignment(make_preferences.FINISHED, "train", np.random.default_rng(0))
+    assert {pair.kind.split("/")[0] for pair in pairs} == {"captions", "scenes", "samples"}
+    first, second = (maker.alignment("scenes", 12, "train", np.random.default_rng(0)) for maker in (clean, degraded))
+    unlike = [not torch.equal(one.chosen, other.chosen) for one, other in zip(first, second, strict=True)]
+    assert 0 < sum(unlike) <= 6, "half of the scenes look like a prediction otherwise"
+
+
 def test_another_seed_gives_other_scenes():
     from alignment_pairs import scene_pairs
 

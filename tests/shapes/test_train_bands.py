@@ -202,3 +202,27 @@ def test_copies_part_where_they_should():
     population = Redraw(num_particles=2, num_redraws=3, step=4).population()
     assert population.sizes(10) == {4: 6} and population.max_particles == 6 and population.copies
     assert population.advance(torch.tensor([1.0, 0.0]), step=4).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_same_images_are_judged_by_other_models(tmp_path, monkeypatch):
+    import train_bands
+
+    from fk_reward.benchmarks.prediction_recording import write_image
+    from fk_reward.training.predictions import FINISHED, PredictionRecords, image_name
+
+    folder = train_bands.recorded(tmp_path / "first", "deterministic", "heldout")
+    for seed, level in itertools.product(range(2), (0.9, FINISHED)):
+        image = torch.full((3, 64, 64), 0.3 * seed + 0.1)
+        write_image(folder / image_name(0, seed, level, "png"), image, longest_side=64)
+    PredictionRecords(folder, ("a photo of a star",), (0.9,), {"old": np.zeros((1, 2))}).save()
+
+    monkeypatch.setattr(train_bands, "TEACHERS", ("brightness",))
+    monkeypatch.setattr(
+        train_bands, "load_reward", lambda _: load_reward(lambda images, prompts: images.mean(dim=(1, 2, 3)))
+    )
+    train_bands.rescore(tmp_path / "first", tmp_path / "second")
+    train_bands.rescore(tmp_path / "first", tmp_path / "second")  # again: links stay
+    found = PredictionRecords.load(train_bands.recorded(tmp_path / "second", "deterministic", "heldout"))
+    assert found.prompts == ("a photo of a star",) and list(found.scores) == ["brightness"]
+    np.testing.assert_allclose(found.of("brightness"), [[0.1, 0.4]], atol=1 / 255)
+    assert list((tmp_path / "second" / "recorded").iterdir()) == [found.folder], "only what there is"
