@@ -248,16 +248,16 @@ def write_predictions(folder: Path, place: int, images: Tensor, kept: Mapping[in
 
 
 @app.command
-def rescore(source: Path, root: Path = Path("runs/bands"), models: list[Path] | None = None) -> None:
+def rescore(source: Path, models: list[Path], root: Path = Path("runs/bands")) -> None:
     """Makes recordings of those of another folder: the same images, whose finished ones are scored by other models.
 
     Args:
         source: Folder of recordings; its images are linked to.
         root: Folder of the new ones.
-        models: Folders of models in place of those of the package with the same names.
+        models: Folders of rewards in place of those of the package with the same names; scores of others are kept.
     """
     with models_of(models):
-        teachers = {name: load_reward(name) for name in TEACHERS}
+        teachers = {folder.name: load_reward(folder.name) for folder in models}
     for solver, split in itertools.product(SOLVERS, ("train", "heldout")):
         if not is_recording(recorded(source, solver, split)):
             continue
@@ -266,7 +266,7 @@ def rescore(source: Path, root: Path = Path("runs/bands"), models: list[Path] | 
         if not (folder / IMAGE_FOLDER).exists():
             (folder / IMAGE_FOLDER).symlink_to((records.folder / IMAGE_FOLDER).resolve())
         scores = {name: finished_scores(records, teacher) for name, teacher in teachers.items()}
-        print(dataclasses.replace(records, folder=folder, scores=scores).save(), flush=True)
+        print(dataclasses.replace(records, folder=folder, scores={**records.scores, **scores}).save(), flush=True)
 
 
 def finished_scores(records: PredictionRecords, teacher: Reward) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fk_reward.models import EMBEDDED_MODELS
 from fk_reward.rewards import load_reward
 from fk_reward.rewards.noise_bands import NoiseBand
 
@@ -214,15 +215,28 @@ def test_the_same_images_are_judged_by_other_models(tmp_path, monkeypatch):
     for seed, level in itertools.product(range(2), (0.9, FINISHED)):
         image = torch.full((3, 64, 64), 0.3 * seed + 0.1)
         write_image(folder / image_name(0, seed, level, "png"), image, longest_side=64)
-    PredictionRecords(folder, ("a photo of a star",), (0.9,), {"old": np.zeros((1, 2))}).save()
+    PredictionRecords(folder, ("a photo of a star",), (0.9,), {"other": np.zeros((1, 2))}).save()
 
-    monkeypatch.setattr(train_bands, "TEACHERS", ("brightness",))
+    monkeypatch.setitem(EMBEDDED_MODELS, "brightness", folder)
     monkeypatch.setattr(
         train_bands, "load_reward", lambda _: load_reward(lambda images, prompts: images.mean(dim=(1, 2, 3)))
     )
-    train_bands.rescore(tmp_path / "first", tmp_path / "second")
-    train_bands.rescore(tmp_path / "first", tmp_path / "second")  # again: links stay
+    for _ in range(2):  # again: links stay
+        train_bands.rescore(tmp_path / "first", [tmp_path / "brightness"], tmp_path / "second")
     found = PredictionRecords.load(train_bands.recorded(tmp_path / "second", "deterministic", "heldout"))
-    assert found.prompts == ("a photo of a star",) and list(found.scores) == ["brightness"]
+    assert found.prompts == ("a photo of a star",)
     np.testing.assert_allclose(found.of("brightness"), [[0.1, 0.4]], atol=1 / 255)
+    np.testing.assert_array_equal(found.of("other"), np.zeros((1, 2)))
     assert list((tmp_path / "second" / "recorded").iterdir()) == [found.folder], "only what there is"
+
+
+def test_a_command_runs_with_other_models(tmp_path):
+    import with_models
+
+    folders, command = with_models.split_tokens(
+        ["--models", "a/shapes-sd", "b/shapes-clip", "--", "scaling", "--out", "x"]
+    )
+    assert [folder.name for folder in folders] == ["shapes-sd", "shapes-clip"] and command == ["scaling", "--out", "x"]
+    for wrong in ([], ["--models", "--", "scaling"], ["--models", "a", "--"], ["--model", "a", "--", "scaling"]):
+        with pytest.raises(SystemExit, match="Expected --models FOLDER"):
+            with_models.split_tokens(wrong)
