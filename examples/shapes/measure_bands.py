@@ -84,7 +84,7 @@ def _trained_rewards(root: Path, size: Size) -> dict[str, Reward]:
     rewards = {REWARD: load_reward(REWARD)}
     for seed, (name, kinds) in itertools.product(size.seeds, groups.items()):
         folders = [trained(root, kind, seed) for kind in kinds]
-        if folders and all(map(is_finished, folders)):
+        if folders := list(filter(is_finished, folders)):
             rewards[f"{name}, seed {seed}"] = load_reward(REWARD, bands=folders)
     if len(rewards) == 1:
         raise FileNotFoundError(f"{root / 'adapters'} holds no trained judge of {', '.join(groups)}: train them first.")
