@@ -66,7 +66,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
 KINDS: dict[str, dict[str, Any]] = {
     "0.6": {"noise_band": (0.45, 0.8)},
     "0.9": {"noise_band": (0.8, 0.96)},
-    "0.98": {"noise_band": (0.96, 1.0)},
+    "0.98": {"noise_band": (0.96, 0.99)},  # above it nothing is to be read
     "all": {"noise_band": (0.45, 1.0), "level_in_prompt": True},
     "0.9-clean": {"noise_band": (0.8, 0.96), "clean_fraction": 1.0},
 }
@@ -96,7 +96,7 @@ class Size:
 
     num_train: int = 0
     num_heldout: int = 96
-    num_seeds: int = 4
+    num_seeds: int = 6
     num_heldout_seeds: int = 8
     seeds: Annotated[tuple[int, ...], cyclopts.Parameter(parse=False)] = (0, 1, 2)
     num_redraws: int = 8
