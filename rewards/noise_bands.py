@@ -137,7 +137,7 @@ class Calibration:
         return self.scale * scores + self.offset
 
 
-def fit_calibration(scores: Tensor, finished: Tensor) -> Calibration:
+def fit_calibration(scores: Sequence[Tensor] | Tensor, finished: Sequence[Tensor] | Tensor) -> Calibration:
     """The affine map that foretells finished scores best, by least squares.
 
     The scale is that of the deviations from the mean of each prompt, which are what a search compares: prompts differ
@@ -145,8 +145,9 @@ def fit_calibration(scores: Tensor, finished: Tensor) -> Calibration:
     small scale, as a regression should: it then moves the particles little.
 
     Args:
-        scores: (P, S), the band's scores of predictions, finite; S at least 2.
-        finished: (P, S), scores of the finished images of the same trajectories.
+        scores: of each of P prompts (S,), the band's scores of predictions, finite; S at least 2, and of each prompt
+            its own where recordings have different numbers of seeds.
+        finished: likewise, scores of the finished images of the same trajectories.
 
     Raises:
         ValueError: for other shapes, fewer than two images of a prompt, scores without spread, or scores that fall
@@ -157,23 +158,33 @@ def fit_calibration(scores: Tensor, finished: Tensor) -> Calibration:
         >>> fit_calibration(4 * finished + torch.tensor([[3.0], [-9.0]]), finished).scale
         0.25
     """
-    if scores.shape != finished.shape or scores.ndim != 2 or min(scores.shape, default=0) < 1 or scores.shape[1] < 2:
+    if [row.shape for row in scores] != [row.shape for row in finished] or not _several_each(scores):
         raise ValueError(
-            "A calibration needs scores and finished scores (P, S) with S of at least 2, got "
-            f"{tuple(scores.shape)} and {tuple(finished.shape)}."
+            "A calibration needs scores and finished scores of the same prompts, (S,) of each with S of at least 2, "
+            f"got {[tuple(row.shape) for row in scores][:4]} and {[tuple(row.shape) for row in finished][:4]}."
         )
-    given, wanted = scores.double(), finished.double()
-    deviations = given - given.mean(dim=1, keepdim=True)
+    given, deviations = _pooled(scores)
+    wanted, wanted_deviations = _pooled(finished)
     variance = deviations.square().sum()
     if not (variance > 0 and wanted.isfinite().all() and given.isfinite().all()):
         raise ValueError("A calibration needs finite scores that differ within a prompt.")
-    scale = float((deviations * (wanted - wanted.mean(dim=1, keepdim=True))).sum() / variance)
+    scale = float((deviations * wanted_deviations).sum() / variance)
     if not scale > 0:
         raise ValueError(
             f"The scores fall where those of the finished images rise (slope {scale:.3g}): this band has learnt "
             "nothing that helps. Train it on more prompts, at a lower rate, or leave the level to the plain judge."
         )
     return Calibration(scale, float(wanted.mean() - scale * given.mean()))
+
+
+def _several_each(rows: Sequence[Tensor] | Tensor) -> bool:
+    return len(rows) > 0 and all(row.ndim == 1 and len(row) >= 2 for row in rows)
+
+
+def _pooled(rows: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
+    """All values of all prompts, and their deviations from the mean of their prompt."""
+    doubled = [row.double() for row in rows]
+    return torch.cat(doubled), torch.cat([row - row.mean() for row in doubled])
 
 
 class BandedReward(Reward):

@@ -143,10 +143,7 @@ def calibrate_band(
     rows = list(data.calibration_rows())
     targets = [torch.as_tensor(records.of(data.calibrate_to)[place]) for records, place, _ in rows]
     scores = [_scored(model, *row, batch_size=batch_size) for row in rows]
-    if len({len(row) for row in scores}) > 1:  # recordings of different numbers of seeds
-        fewest = min(map(len, scores))
-        scores, targets = ([row[:fewest] for row in table] for table in (scores, targets))
-    found = fit_calibration(torch.stack(scores), torch.stack(targets))
+    found = fit_calibration(scores, targets)
     calibrated = dataclasses.replace(config, calibration=dataclasses.asdict(found))
     write_whole(Path(folder) / CONFIG_FILE, calibrated.to_json())
     logger.info("Calibrated to %s: scale %.4g, offset %.4g.", data.calibrate_to, found.scale, found.offset)

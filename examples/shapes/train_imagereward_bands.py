@@ -61,8 +61,7 @@ def calibrated(
                 if prompt not in without:
                     images = torch.stack([records.source(place, s, level).load() for s in range(records.num_seeds)])
                     tables.append((reward(images, prompt), torch.as_tensor(records.of(curriculum.teacher)[place])))
-    scores, finished = (torch.stack(tensors) for tensors in zip(*tables, strict=True))
-    found = fit_calibration(scores, finished)
+    found = fit_calibration(*zip(*tables, strict=True))
     std = reward.config.std / found.scale
     config = dataclasses.replace(reward.config, std=std, mean=reward.config.mean - found.offset * std)
     return ImageReward(reward.model, reward.prompts.tokenizer, config=config, card=reward.card)

@@ -108,20 +108,25 @@ def test_rewards_that_compare_images_have_no_bands():
         BandedReward(comparing, {NoiseBand(0.5, 1.0): constant(0.0, "x")})
 
 
-def test_the_calibration_is_the_regression_within_prompts():
+@pytest.mark.parametrize("seeds", [(6, 6), (8, 2)], ids=["as many seeds", "recordings of different numbers of seeds"])
+def test_the_calibration_is_the_regression_within_prompts(seeds):
     """Least squares with an intercept for each prompt, by NumPy, gives the slope."""
-    rng = np.random.default_rng(0)
-    scores, offsets = rng.normal(size=(30, 6)), 10 * rng.normal(size=(30, 1))
-    finished = 0.4 * scores + offsets + 0.1 * rng.normal(size=(30, 6))
-    design = np.concatenate([scores.reshape(-1, 1), np.kron(np.eye(30), np.ones((6, 1)))], axis=1)
-    slope = np.linalg.lstsq(design, finished.reshape(-1), rcond=None)[0][0]
-    found = fit_calibration(torch.tensor(scores), torch.tensor(finished))
+    rng, prompts = np.random.default_rng(0), np.repeat(np.arange(30), [seeds[place % 2] for place in range(30)])
+    scores, offsets = rng.normal(size=len(prompts)), 10 * rng.normal(size=30)[prompts]
+    finished = 0.4 * scores + offsets + 0.1 * rng.normal(size=len(prompts))
+    design = np.column_stack([scores, prompts[:, None] == np.arange(30)])
+    slope = np.linalg.lstsq(design, finished, rcond=None)[0][0]
+
+    def by_prompt(values):
+        return [torch.tensor(values[prompts == place]) for place in range(30)]
+
+    found = fit_calibration(by_prompt(scores), by_prompt(finished))
     assert found.scale == pytest.approx(slope, rel=1e-9)
     assert float(found(torch.tensor(scores)).mean()) == pytest.approx(finished.mean())
     # a saboteur: offsets of prompts, which no pair teaches, would decide a pooled regression
     shifted = scores - offsets
-    assert fit_calibration(torch.tensor(shifted), torch.tensor(finished)).scale == pytest.approx(slope, rel=1e-9)
-    assert np.polyfit(shifted.reshape(-1), finished.reshape(-1), 1)[0] < 0
+    assert fit_calibration(by_prompt(shifted), by_prompt(finished)).scale == pytest.approx(slope, rel=1e-9)
+    assert np.polyfit(shifted, finished, 1)[0] < 0
 
 
 def test_a_band_that_knows_nothing_moves_little_and_one_that_errs_is_refused():
@@ -143,6 +148,8 @@ def test_a_band_that_knows_nothing_moves_little_and_one_that_errs_is_refused():
         (torch.ones(3, 2), torch.rand(3, 2)),
         (torch.tensor([[0.0, torch.nan]]), torch.rand(1, 2)),
         (torch.zeros(0, 2), torch.zeros(0, 2)),
+        ([torch.rand(2), torch.rand(1)], [torch.rand(2), torch.rand(1)]),
+        ([torch.rand(2), torch.rand(3)], [torch.rand(3), torch.rand(2)]),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(scores, finished):
