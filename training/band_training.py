@@ -156,7 +156,7 @@ def _scored(model: TrainableReward, records: PredictionRecords, place: int, leve
     model.eval()
     prompt = records.prompts[place]
     text = prompt_at_level(prompt, level) if model.reward_config.level_in_prompt else prompt
-    images = [records.source(place, seed, level).load() for seed in range(records.num_seeds)]
+    images = records.images(place, level)
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     vectors = torch.cat([model(batch, [text] * len(batch)) for batch in batches])
     scores = model.objective.score(vectors, [text] * len(images), temperature=model.reward_config.temperature)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fk_reward.documents import parse_json
 from fk_reward.durable_files import write_whole
@@ -108,6 +109,10 @@ class PredictionRecords:
     def source(self, place: int, seed: int, level: float) -> ImageSource:
         """The same, to be read when it is needed."""
         return ImageSource(self.image(place, seed, level))
+
+    def images(self, place: int, level: float) -> list[Tensor]:
+        """S images (3, H, W) in [0, 1]: the predictions of a prompt; at level 0 its finished images."""
+        return [self.source(place, seed, level).load() for seed in range(self.num_seeds)]
 
     def spread(self, name: str) -> float:
         """Standard deviation of a reward's finished scores within a prompt, pooled over prompts.

@@ -271,11 +271,8 @@ def rescore(source: Path, models: list[Path], root: Path = Path("runs/bands")) -
 
 def finished_scores(records: PredictionRecords, teacher: Reward) -> np.ndarray:
     """Scores `(P, S)` of the finished images of a recording."""
-    rows = []
-    for place, prompt in enumerate(records.prompts):
-        images = [records.source(place, seed, FINISHED).load() for seed in range(records.num_seeds)]
-        rows.append(teacher(torch.stack(images), prompt).tolist())
-    return np.array(rows)
+    prompts = enumerate(records.prompts)
+    return np.stack([teacher(torch.stack(records.images(place, FINISHED)), text).numpy() for place, text in prompts])
 
 
 def kept_predictions(model: str) -> dict[int, float]:

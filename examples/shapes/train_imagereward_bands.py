@@ -59,7 +59,7 @@ def calibrated(
         for level in curriculum.levels(records):
             for place, prompt in enumerate(records.prompts):
                 if prompt not in without:
-                    images = torch.stack([records.source(place, s, level).load() for s in range(records.num_seeds)])
+                    images = torch.stack(records.images(place, level))
                     tables.append((reward(images, prompt), torch.as_tensor(records.of(curriculum.teacher)[place])))
     found = fit_calibration(*zip(*tables, strict=True))
     std = reward.config.std / found.scale

@@ -97,7 +97,7 @@ def scored_predictions(
             for judge, asked in judges(name, reward, level).items():
                 rows = []
                 for place, prompt in enumerate(records.prompts):
-                    images = [records.source(place, seed, level).load() for seed in range(records.num_seeds)]
+                    images = records.images(place, level)
                     rows.append(asked(torch.stack(images), prompt).double().cpu().numpy())
                     yield Progress(f"{judge} at {level:.3f}", place + 1, len(records.prompts))
                 found.append(LevelScores(level, name, judge, np.stack(rows)))
